@@ -1,0 +1,93 @@
+// What one sweep over a row yields: plain structs shared by every device, and how parts of a row are joined.
+//
+// Notation, for student logits a, teacher logits b, temperature T:
+//   x = a / T,  y = b / T,  D = y - x,  t_beta = (1 - beta) x + beta y,  mu_beta(i) = exp(t_beta(i)) / sum exp(t_beta)
+//   S = {i : a_i > -inf},  C = {i : a_i > -inf and b_i > -inf} the common support; mu_beta lives on C for beta > 0, on
+//   S at 0.
+//
+// A row is cut into blocks at multiples of kBlock, whatever the batch or the number of threads, and the blocks are
+// merged in token order: results are bitwise independent of batch size, row order and threads.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define TRB_HD __host__ __device__
+#else
+#define TRB_HD
+#endif
+
+namespace trb {
+
+constexpr int64_t kBlock = 1024;  // tokens; also the unit that sampling reads again
+
+TRB_HD inline int64_t block_count(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
+
+// sum of exp(v_i) as mass * exp(peak): never overflows, and 0 is (peak -inf, mass 0).
+struct LogSum {
+  double peak = -INFINITY;
+  double mass = 0.0;
+
+  TRB_HD bool empty() const { return mass == 0.0; }
+  TRB_HD double log() const { return peak + ::log(mass); }
+  // The mass of a part of this sum, in units of this sum's exp(peak).
+  TRB_HD double share(const LogSum& part) const { return part.empty() ? 0.0 : part.mass * ::exp(part.peak - peak); }
+
+  TRB_HD void merge(const LogSum& next) {
+    if (next.empty()) return;
+    if (empty()) {
+      *this = next;
+    } else if (next.peak <= peak) {
+      mass += next.mass * ::exp(next.peak - peak);
+    } else {
+      mass = mass * ::exp(peak - next.peak) + next.mass;
+      peak = next.peak;
+    }
+  }
+};
+
+// The distribution mu_beta over (part of) C: its mass and the central moments of D under it. Central, not raw: D may
+// carry any constant offset (logits are defined up to one), and raw moments would cancel.
+struct Tilt {
+  LogSum weight;      // of exp(t_beta)
+  double mean = 0.0;  // E[D]
+  double m2 = 0.0;    // E[(D - mean)^2]
+  double m3 = 0.0;    // E[(D - mean)^3]
+
+  // Joins the distribution of the next tokens (the mixture formulas for central moments).
+  TRB_HD void merge(const Tilt& next) {
+    if (next.weight.empty()) return;
+    if (weight.empty()) {
+      *this = next;
+      return;
+    }
+    LogSum both = weight;
+    both.merge(next.weight);
+    const double q = both.share(next.weight) / both.mass, p = 1.0 - q, gap = next.mean - mean;
+    const double third = p * m3 + q * next.m3 + 3.0 * p * q * gap * (next.m2 - m2) + p * q * (p - q) * gap * gap * gap;
+    m2 = p * m2 + q * next.m2 + p * q * gap * gap;
+    m3 = third;
+    mean += q * gap;
+    weight = both;
+  }
+};
+
+// The first sweep settles beta = 0 and beta = 1, and yields the normalisers of both models.
+struct Ends {
+  LogSum student;      // over S
+  LogSum teacher;      // over {b > -inf}
+  Tilt zero;           // mu_0 restricted to C
+  Tilt one;            // mu_1
+  bool fault = false;  // NaN or +inf seen
+
+  TRB_HD void merge(const Ends& next) {
+    student.merge(next.student);
+    teacher.merge(next.teacher);
+    zero.merge(next.zero);
+    one.merge(next.one);
+    fault = fault || next.fault;
+  }
+};
+
+}  // namespace trb

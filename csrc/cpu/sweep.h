@@ -1,0 +1,18 @@
+// Sums over one block (at most kBlock tokens) of a row pair. Everything a block needs stays in the first-level cache.
+#pragma once
+
+#include "../blend/row.h"
+#include "logits.h"
+
+namespace trb::cpu {
+
+// The first sweep: both normalisers, and the moments of D at beta = 0 and beta = 1. Two exponentials per token.
+Ends sweep_ends(const RowPair& row, int64_t block);
+
+// The moments of D under mu_beta. One exponential per token.
+Tilt sweep_tilt(const RowPair& row, int64_t block, double beta);
+
+// log of the unnormalised mu_beta(i): t_beta(i) on the support of mu_beta, -inf off it.
+void block_log_weights(const RowPair& row, int64_t block, double beta, double* out);
+
+}  // namespace trb::cpu

@@ -1,0 +1,28 @@
+// The contract: every schema of torch.ops.trb. Kernels are registered per device (cpu/ops_cpu.cpp), fake kernels and
+// the absence of autograd in trbext/_register.py, documentation in trbext/ops.py.
+//
+// uniform: float64 [N] in [0, 1), drawn by the caller, so the ops are pure functions of their arguments.
+// epsilon: nats; a float for all rows, or float32 [N].
+#include "torch_compat.h"
+
+STABLE_TORCH_LIBRARY(trb, m) {
+  m.def(
+      "blend(Tensor student_logits, Tensor teacher_logits, float epsilon, *, float temperature=1.0)"
+      " -> (Tensor log_probs, Tensor beta, Tensor kl)");
+  m.def(
+      "blend.per_row(Tensor student_logits, Tensor teacher_logits, Tensor epsilon, *, float temperature=1.0)"
+      " -> (Tensor log_probs, Tensor beta, Tensor kl)");
+  m.def(
+      "solve(Tensor student_logits, Tensor teacher_logits, float epsilon, *, float temperature=1.0)"
+      " -> (Tensor beta, Tensor kl, Tensor sweeps)");
+  m.def(
+      "solve.per_row(Tensor student_logits, Tensor teacher_logits, Tensor epsilon, *, float temperature=1.0)"
+      " -> (Tensor beta, Tensor kl, Tensor sweeps)");
+  m.def(
+      "sample(Tensor student_logits, Tensor teacher_logits, float epsilon, Tensor uniform, *, float temperature=1.0)"
+      " -> (Tensor token, Tensor log_prob, Tensor student_log_prob, Tensor teacher_log_prob, Tensor beta, Tensor kl)");
+  m.def(
+      "sample.per_row(Tensor student_logits, Tensor teacher_logits, Tensor epsilon, Tensor uniform, *,"
+      " float temperature=1.0)"
+      " -> (Tensor token, Tensor log_prob, Tensor student_log_prob, Tensor teacher_log_prob, Tensor beta, Tensor kl)");
+}

@@ -1,0 +1,83 @@
+"""Loads `libtrb_ops.so` and gives `torch.ops.trb` its fake kernels, its missing autograd and its CUDA error."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+# Beside _C and not beside this file: in an editable install this file is in the source tree, the library is not.
+LIBRARY_PATH = Path(_C.__file__).parent / "libtrb_ops.so"
+OPERATORS = tuple(name + overload for name in ("blend", "solve", "sample") for overload in ("", ".per_row"))
+
+torch.ops.load_library(LIBRARY_PATH)
+
+
+def _check_pair(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, temperature: float) -> None:
+    """What csrc/checks.h asks of shapes, for tracing."""
+    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
+        torch._check(logits.dim() == 2, lambda name=name: f"trb: {name} must have shape [N, V]")  # type: ignore[misc]
+    torch._check(student_logits.shape[0] == teacher_logits.shape[0], lambda: "trb: both logits must have the same N")
+    torch._check(student_logits.shape[1] == teacher_logits.shape[1], lambda: "trb: both logits must have the same V")
+    if isinstance(epsilon, Tensor):
+        torch._check(epsilon.shape[0] == student_logits.shape[0], lambda: "trb: epsilon must have shape [N]")
+    elif math.isnan(epsilon) or epsilon < 0:
+        raise ValueError(f"trb: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"trb: temperature must be positive and finite, got {temperature}")
+
+
+def _per_row(logits: Tensor, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(logits.new_empty(logits.shape[0], dtype=dtype) for dtype in dtypes)
+
+
+def _fake_blend(
+    student_logits: Tensor, teacher_logits: Tensor, epsilon: Any, *, temperature: float = 1.0
+) -> tuple[Tensor, ...]:
+    _check_pair(student_logits, teacher_logits, epsilon, temperature)
+    log_probs = student_logits.new_empty(student_logits.shape, dtype=torch.float32)
+    return (log_probs, *_per_row(student_logits, torch.float32, torch.float32))
+
+
+def _fake_solve(
+    student_logits: Tensor, teacher_logits: Tensor, epsilon: Any, *, temperature: float = 1.0
+) -> tuple[Tensor, ...]:
+    _check_pair(student_logits, teacher_logits, epsilon, temperature)
+    return _per_row(student_logits, torch.float32, torch.float32, torch.int32)
+
+
+def _fake_sample(
+    student_logits: Tensor, teacher_logits: Tensor, epsilon: Any, uniform: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, ...]:
+    _check_pair(student_logits, teacher_logits, epsilon, temperature)
+    torch._check(uniform.shape[0] == student_logits.shape[0], lambda: "trb: uniform must have shape [N]")
+    return _per_row(student_logits, torch.int64, *[torch.float32] * 5)
+
+
+def _no_cuda_kernels(*args: Any, **kwargs: Any) -> NoReturn:
+    raise RuntimeError(
+        "trbext was built without CUDA kernels, so torch.ops.trb takes CPU tensors only, got CUDA tensors. Move them to "
+        "the CPU, or install the CUDA toolkit (nvcc >= 12.4) and a trbext version with CUDA kernels: "
+        "TRB_CUDA=ON pip install --force-reinstall --no-deps ."
+    )
+
+
+for _name, _fake in (("blend", _fake_blend), ("solve", _fake_solve), ("sample", _fake_sample)):
+    torch.library.register_fake(f"trb::{_name}", _fake)
+    torch.library.register_fake(f"trb::{_name}.per_row", _fake)
+
+# The loss never differentiates through the behavior policy: with no autograd kernel at all, PyTorch's fallback would
+# mark the outputs of trainable logits as part of a graph that cannot be run backward.
+_autograd = torch.library.Library("trb", "IMPL", "Autograd")
+for _name in OPERATORS:
+    _autograd.impl(_name, torch.library.fallthrough_kernel)
+
+if not _C.cuda_compiled:
+    _cuda = torch.library.Library("trb", "IMPL", "CUDA")
+    for _name in OPERATORS:
+        _cuda.impl(_name, _no_cuda_kernels)

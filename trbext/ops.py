@@ -1,0 +1,115 @@
+"""Typed functions over `torch.ops.trb`: the trust-region blend of a student and a teacher (arXiv 2605.31159).
+
+For each prefix, with student distribution pi_S and teacher distribution pi_T at the given temperature,
+
+    mu(i) = pi_S(i)^(1-beta) pi_T(i)^beta / Z,    beta = max { beta in [0, 1] : KL(mu || pi_S) <= epsilon }.
+
+Shared by all functions here:
+  student_logits, teacher_logits: [..., V], float32, float16 or bfloat16 (the two may differ), any strides, same device.
+      Raw logits: no log_softmax is needed. -inf masks a token.
+  epsilon: KL budget in nats, 0 (the student) to inf (the teacher on the student's support). A float for every row, or a
+      float32 tensor that broadcasts to [...]; a negative or NaN element makes its row a faulty one.
+  temperature: > 0, divides both logits.
+  Outputs are float32 (token int64, sweeps int32) and never require grad. A row with NaN, +inf or no finite logit gives NaN
+      and token -1, and leaves other rows alone. Rows are bitwise independent of batch, order, strides and threads.
+  Guarantee: KL(mu || pi_S) <= epsilon (1 + 1e-4) + 1e-7 at the returned beta.
+  ValueError: epsilon negative or NaN as a float; temperature not positive and finite; shapes that do not match.
+  RuntimeError: a dtype or device the operator does not take.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .reference import Blend, Sample, Solution
+
+_Rows = tuple[Tensor, Tensor, "float | Tensor"]
+
+
+def blend(
+    student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
+) -> Blend:
+    """The behavior policy over the whole vocabulary: `Blend(log_probs [..., V], beta [...], kl [...])`.
+
+    `log_probs` is log mu, -inf where mu is 0; `kl` is KL(mu || pi_S) in nats. To draw tokens use `sample`, which
+    never writes mu. Arguments, guarantee and errors: see the module.
+
+    >>> behavior = trbext.blend(student_logits, teacher_logits, epsilon=0.02)
+    >>> behavior.log_probs.exp().sum(-1)  # 1 in every row
+    """
+    student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
+    log_probs, beta, kl = torch.ops.trb.blend(student, teacher, budget, temperature=temperature)
+    shape = student_logits.shape
+    return Blend(log_probs.reshape(shape), beta.reshape(shape[:-1]), kl.reshape(shape[:-1]))
+
+
+def solve(
+    student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
+) -> Solution:
+    """The coefficient alone: `Solution(beta [...], kl [...], sweeps [...] int32)`.
+
+    `sweeps` is how often the row was read. Arguments, guarantee and errors: see the module.
+    """
+    student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
+    outputs = torch.ops.trb.solve(student, teacher, budget, temperature=temperature)
+    return Solution(*(output.reshape(student_logits.shape[:-1]) for output in outputs))
+
+
+def sample(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    epsilon: float | Tensor,
+    *,
+    uniform: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+) -> Sample:
+    """One token per row from mu, by the exact inverse of its cumulative distribution, without materialising mu.
+
+    Returns `Sample(token, log_prob, student_log_prob, teacher_log_prob, beta, kl)`, each [...]; log-probabilities in
+    nats under mu, pi_S and pi_T at `temperature` (teacher -inf where it masks the token).
+
+    uniform: float64 [...] in [0, 1), which makes the draw a pure function; outside that range its row is faulty. When
+        None, drawn with torch.rand from `generator` (None: the device's default one). Give one or the other.
+    Other arguments, guarantee and errors: see the module.
+
+    >>> token = trbext.sample(student_logits, teacher_logits, 0.02, generator=generator).token
+    """
+    student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
+    shape = student_logits.shape[:-1]
+    if uniform is None:
+        uniform = torch.rand(shape, dtype=torch.float64, device=student_logits.device, generator=generator)
+    elif generator is not None:
+        raise ValueError("trbext.sample: give uniform or generator, not both")
+    elif uniform.shape != shape:
+        raise ValueError(f"trbext.sample: uniform must have shape {list(shape)}, got {list(uniform.shape)}")
+    outputs = torch.ops.trb.sample(student, teacher, budget, uniform.reshape(-1), temperature=temperature)
+    return Sample(*(output.reshape(shape) for output in outputs))
+
+
+def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, temperature: float) -> _Rows:
+    """[..., V] as the [N, V] of the operators; a view wherever the strides allow one."""
+    if student_logits.dim() < 1 or student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            "trbext: student_logits and teacher_logits must have the same shape [..., V], got "
+            f"{list(student_logits.shape)} and {list(teacher_logits.shape)} "
+            "(trbext.vocab aligns vocabularies of different width)"
+        )
+    shape = student_logits.shape
+    if shape[-1] == 0:
+        raise ValueError(f"trbext: the vocabulary must have at least one token, got shape {list(shape)}")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"trbext: temperature must be positive and finite, got {temperature}")
+    if isinstance(epsilon, Tensor):
+        try:
+            epsilon = epsilon.expand(shape[:-1]).reshape(-1)
+        except RuntimeError:
+            raise ValueError(
+                f"trbext: epsilon must broadcast to {list(shape[:-1])}, got shape {list(epsilon.shape)}"
+            ) from None
+    elif math.isnan(epsilon) or epsilon < 0:
+        raise ValueError(f"trbext: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+    return student_logits.reshape(-1, shape[-1]), teacher_logits.reshape(-1, shape[-1]), epsilon

@@ -1,0 +1,144 @@
+"""The mathematics of `torch.ops.trb` in plain float64 PyTorch: the oracle of every test.
+
+Slow on purpose: it materialises everything and bisects to machine precision, so that each line can be checked
+against the paper (arXiv 2605.31159). With D = (b - a) / T over the common support C of both softmaxes,
+
+    mu_beta(i) = pi_S(i)^(1-beta) pi_T(i)^beta / Z_beta,      beta* = max { beta in [0,1] : KL(mu_beta || pi_S) <= epsilon }.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Halving [0, 1] this often ends at adjacent float64 numbers for every beta above 2^-20, and within 2^-72 of the
+# root below that.
+BISECTION_STEPS = 72
+
+
+class Blend(NamedTuple):
+    """The behavior policy over the whole vocabulary."""
+
+    log_probs: Tensor  # [..., V] log mu
+    beta: Tensor  # [...] the paper's coefficient, in [0, 1]
+    kl: Tensor  # [...] KL(mu_beta || pi_S), nats
+
+
+class Solution(NamedTuple):
+    """The coefficient of the behavior policy alone."""
+
+    beta: Tensor  # [...] the paper's coefficient, in [0, 1]
+    kl: Tensor  # [...] KL(mu_beta || pi_S), nats
+    sweeps: Tensor  # [...] int32, how often the row was read to find it
+
+
+class Sample(NamedTuple):
+    """One token per row from the behavior policy, with the log-probabilities a trainer needs."""
+
+    token: Tensor  # [...] int64; -1 where the row holds a fault
+    log_prob: Tensor  # [...] log mu(token), nats
+    student_log_prob: Tensor  # [...] log pi_S(token), nats
+    teacher_log_prob: Tensor  # [...] log pi_T(token), nats; -inf where the teacher rules the token out
+    beta: Tensor  # [...]
+    kl: Tensor  # [...]
+
+
+def rows_at_fault(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """[...] bool: the row holds NaN or +inf, or has no finite logit at all."""
+
+    def fault(logits: Tensor) -> Tensor:
+        return (logits.isnan() | (logits == torch.inf)).any(-1) | (logits == -torch.inf).all(-1)
+
+    return fault(student_logits) | fault(teacher_logits)
+
+
+def behavior_log_probs(student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, temperature: float = 1.0) -> Tensor:
+    """log mu_beta, [..., V] float64, for given `beta` [...]. beta = 0 is the student with its own whole support."""
+    a, b = student_logits.double() / temperature, teacher_logits.double() / temperature
+    weight = beta.double()[..., None]
+    # 0 * -inf is NaN, so each end is taken as it is; -inf anywhere else wins, which is the common support.
+    mixed = torch.where(weight == 0, a, torch.where(weight == 1, torch.where(a == -torch.inf, a, b), (1 - weight) * a + weight * b))
+    return mixed.log_softmax(-1)
+
+
+def behavior_kl(student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(mu_beta || pi_S) in nats, [...] float64. Summed as p (log p - log q) - p + q, all of whose terms are
+    non-negative, so that budgets of 1e-6 keep their digits."""
+    log_mu = behavior_log_probs(student_logits, teacher_logits, beta, temperature)
+    log_student = (student_logits.double() / temperature).log_softmax(-1)
+    ratio = torch.where(log_mu == -torch.inf, 0.0, log_mu - log_student)  # log mu / pi_S where mu > 0
+    mu, student = log_mu.exp(), log_student.exp()
+    # mu (ratio - 1) + pi_S = pi_S (e^r (r - 1) + 1); a short series where the difference would cancel.
+    series = student * ratio**2 * (1 / 2 + ratio * (1 / 3 + ratio * (1 / 8 + ratio * (1 / 30 + ratio / 144))))
+    return torch.where((ratio.abs() < 1e-3) & (log_mu > -torch.inf), series, mu * (ratio - 1) + student).sum(-1)
+
+
+def solve(
+    student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
+) -> Solution:
+    """beta* by bisection, float64. Same shapes and edge semantics as `trbext.solve`; `sweeps` counts the bisections."""
+    shape = student_logits.shape[:-1]
+    budget = torch.as_tensor(epsilon, dtype=torch.float64, device=student_logits.device).expand(shape)
+    common = ((student_logits > -torch.inf) & (teacher_logits > -torch.inf)).any(-1)
+
+    def feasible(beta: Tensor) -> Tensor:
+        return behavior_kl(student_logits, teacher_logits, beta, temperature) <= budget
+
+    zero, one = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+    at_teacher = common & (budget > 0) & feasible(one)
+    low, high = zero, one
+    for _ in range(BISECTION_STEPS):
+        middle = (low + high) / 2
+        ok = feasible(middle)
+        low, high = torch.where(ok, middle, low), torch.where(ok, high, middle)
+    beta = torch.where(at_teacher, one, torch.where(common & (budget > 0), low, zero))
+    # A beta that never left the bisection's floor met no feasible point: KL(0+) > epsilon, the student is returned.
+    beta = torch.where(beta < 2.0 ** (1 - BISECTION_STEPS), zero, beta)
+    kl = torch.where(beta == 0, zero, behavior_kl(student_logits, teacher_logits, beta, temperature))
+    fault = rows_at_fault(student_logits, teacher_logits) | ~(budget >= 0)
+    return Solution(
+        beta.masked_fill(fault, torch.nan),
+        kl.masked_fill(fault, torch.nan),
+        torch.full(shape, BISECTION_STEPS, dtype=torch.int32),
+    )
+
+
+def blend(
+    student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
+) -> Blend:
+    """log mu at beta*, float64. Same shapes and edge semantics as `trbext.blend`."""
+    beta, kl, _ = solve(student_logits, teacher_logits, epsilon, temperature=temperature)
+    log_probs = behavior_log_probs(student_logits, teacher_logits, beta, temperature)
+    return Blend(log_probs.masked_fill(beta.isnan()[..., None], torch.nan), beta, kl)
+
+
+def sample(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    epsilon: float | Tensor,
+    *,
+    uniform: Tensor,
+    temperature: float = 1.0,
+) -> Sample:
+    """The token whose cell of the cumulative distribution of mu holds `uniform`. Same semantics as `trbext.sample`."""
+    log_probs, beta, kl = blend(student_logits, teacher_logits, epsilon, temperature=temperature)
+    fault = beta.isnan() | ~((uniform >= 0) & (uniform < 1))
+    mu = log_probs.exp().nan_to_num(0.0)
+    cumulative = mu.cumsum(-1)
+    token = (cumulative <= (uniform * cumulative[..., -1])[..., None]).sum(-1)
+    last = mu.shape[-1] - 1 - (mu.flip(-1) > 0).int().argmax(-1)  # rounding at u -> 1 must not leave the support
+    token = torch.minimum(token, last)
+
+    def at_token(values: Tensor) -> Tensor:
+        return values.gather(-1, token[..., None])[..., 0].masked_fill(fault, torch.nan)
+
+    return Sample(
+        token.masked_fill(fault, -1),
+        at_token(log_probs),
+        at_token((student_logits.double() / temperature).log_softmax(-1)),
+        at_token((teacher_logits.double() / temperature).log_softmax(-1)),
+        beta.masked_fill(fault, torch.nan),
+        kl.masked_fill(fault, torch.nan),
+    )

@@ -1,8 +1,8 @@
 """Print the directory of the PyTorch whose headers trbext is built against, and its version on a second line.
 
 Looked for in the running environment first (an isolated build environment, if torch was put there), then in the
-environment trbext is being installed into: pip's isolation is the same interpreter with PYTHONPATH set, so a child process
-without that variable sees the target's site-packages. TRB_TORCH_DIR overrides both. torch itself is never imported.
+environment trbext is being installed into: pip's isolation is the same interpreter with PYTHONPATH set, so a child
+process without that variable sees the target's site-packages. TRB_TORCH_DIR overrides both. torch is never imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pairs of logit rows that stress the solver in different ways, one name each, float32 unless the name says otherwise."""
+"""Pairs of logit rows that stress the solver in different ways, one name each; float32 unless the name says not."""
 
 from __future__ import annotations
 

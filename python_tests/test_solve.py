@@ -57,7 +57,9 @@ def test_small_budgets_follow_the_expansion() -> None:
     variance = (weight * ratio**2).sum() - (weight * ratio).sum() ** 2
     for epsilon in (1e-4, 1e-6, 1e-8):
         expected = math.sqrt(2 * epsilon / variance)
-        assert trbext.solve(student, teacher, epsilon).beta.item() == pytest.approx(expected, rel=5 * math.sqrt(epsilon))
+        assert trbext.solve(student, teacher, epsilon).beta.item() == pytest.approx(
+            expected, rel=5 * math.sqrt(epsilon)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -20,15 +20,15 @@ torch.ops.load_library(LIBRARY_PATH)
 
 def _check_pair(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, temperature: float) -> None:
     """What csrc/checks.h asks of shapes, for tracing."""
-    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
-        torch._check(logits.dim() == 2, lambda name=name: f"trb: {name} must have shape [N, V]")  # type: ignore[misc]
+    torch._check(student_logits.dim() == 2, lambda: "trb: student_logits must have shape [N, V]")
+    torch._check(teacher_logits.dim() == 2, lambda: "trb: teacher_logits must have shape [N, V]")
     torch._check(student_logits.shape[0] == teacher_logits.shape[0], lambda: "trb: both logits must have the same N")
     torch._check(student_logits.shape[1] == teacher_logits.shape[1], lambda: "trb: both logits must have the same V")
     if isinstance(epsilon, Tensor):
         torch._check(epsilon.shape[0] == student_logits.shape[0], lambda: "trb: epsilon must have shape [N]")
-    elif math.isnan(epsilon) or epsilon < 0:
+    elif not epsilon >= 0:  # NaN too
         raise ValueError(f"trb: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not 0 < temperature < math.inf:
         raise ValueError(f"trb: temperature must be positive and finite, got {temperature}")
 
 
@@ -61,8 +61,8 @@ def _fake_sample(
 
 def _no_cuda_kernels(*args: Any, **kwargs: Any) -> NoReturn:
     raise RuntimeError(
-        "trbext was built without CUDA kernels, so torch.ops.trb takes CPU tensors only, got CUDA tensors. Move them to "
-        "the CPU, or install the CUDA toolkit (nvcc >= 12.4) and a trbext version with CUDA kernels: "
+        "trbext was built without CUDA kernels, so torch.ops.trb takes CPU tensors only, got CUDA tensors. Move them "
+        "to the CPU, or install the CUDA toolkit (nvcc >= 12.4) and a trbext version with CUDA kernels: "
         "TRB_CUDA=ON pip install --force-reinstall --no-deps ."
     )
 

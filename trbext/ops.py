@@ -10,8 +10,8 @@ Shared by all functions here:
   epsilon: KL budget in nats, 0 (the student) to inf (the teacher on the student's support). A float for every row, or a
       float32 tensor that broadcasts to [...]; a negative or NaN element makes its row a faulty one.
   temperature: > 0, divides both logits.
-  Outputs are float32 (token int64, sweeps int32) and never require grad. A row with NaN, +inf or no finite logit gives NaN
-      and token -1, and leaves other rows alone. Rows are bitwise independent of batch, order, strides and threads.
+  Outputs are float32 (token int64, sweeps int32) and never require grad. A row with NaN, +inf or no finite logit gives
+      NaN and token -1, and leaves other rows alone. Rows are bitwise independent of batch, order, strides and threads.
   Guarantee: KL(mu || pi_S) <= epsilon (1 + 1e-4) + 1e-7 at the returned beta.
   ValueError: epsilon negative or NaN as a float; temperature not positive and finite; shapes that do not match.
   RuntimeError: a dtype or device the operator does not take.
@@ -101,7 +101,7 @@ def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Te
     shape = student_logits.shape
     if shape[-1] == 0:
         raise ValueError(f"trbext: the vocabulary must have at least one token, got shape {list(shape)}")
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not 0 < temperature < math.inf:
         raise ValueError(f"trbext: temperature must be positive and finite, got {temperature}")
     if isinstance(epsilon, Tensor):
         try:
@@ -110,6 +110,6 @@ def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Te
             raise ValueError(
                 f"trbext: epsilon must broadcast to {list(shape[:-1])}, got shape {list(epsilon.shape)}"
             ) from None
-    elif math.isnan(epsilon) or epsilon < 0:
+    elif not epsilon >= 0:  # NaN too
         raise ValueError(f"trbext: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
     return student_logits.reshape(-1, shape[-1]), teacher_logits.reshape(-1, shape[-1]), epsilon

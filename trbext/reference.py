@@ -3,7 +3,7 @@
 Slow on purpose: it materialises everything and bisects to machine precision, so that each line can be checked
 against the paper (arXiv 2605.31159). With D = (b - a) / T over the common support C of both softmaxes,
 
-    mu_beta(i) = pi_S(i)^(1-beta) pi_T(i)^beta / Z_beta,      beta* = max { beta in [0,1] : KL(mu_beta || pi_S) <= epsilon }.
+    mu_beta(i) = pi_S(i)^(1-beta) pi_T(i)^beta / Z_beta, beta* = max { beta in [0, 1] : KL(mu || pi_S) <= epsilon }.
 """
 
 from __future__ import annotations
@@ -54,12 +54,16 @@ def rows_at_fault(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return fault(student_logits) | fault(teacher_logits)
 
 
-def behavior_log_probs(student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, temperature: float = 1.0) -> Tensor:
+def behavior_log_probs(
+    student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, temperature: float = 1.0
+) -> Tensor:
     """log mu_beta, [..., V] float64, for given `beta` [...]. beta = 0 is the student with its own whole support."""
     a, b = student_logits.double() / temperature, teacher_logits.double() / temperature
     weight = beta.double()[..., None]
     # 0 * -inf is NaN, so each end is taken as it is; -inf anywhere else wins, which is the common support.
-    mixed = torch.where(weight == 0, a, torch.where(weight == 1, torch.where(a == -torch.inf, a, b), (1 - weight) * a + weight * b))
+    mixed = torch.where(
+        weight == 0, a, torch.where(weight == 1, torch.where(a == -torch.inf, a, b), (1 - weight) * a + weight * b)
+    )
     return mixed.log_softmax(-1)
 
 

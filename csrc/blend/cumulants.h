@@ -14,7 +14,8 @@ struct Node {  // f and its derivatives at one beta
 
 TRB_HD inline Node node_at(double beta, const Tilt& tilt, const Tilt& zero) {
   const double f = beta * tilt.mean - (tilt.weight.log() - zero.weight.log());
-  return {beta, f > 0.0 ? f : 0.0, beta * tilt.m2, tilt.m2 + beta * tilt.m3};
+  // Rounding may leave a tiny negative; a NaN must stay one, and counts as infeasible.
+  return {beta, f < 0.0 ? 0.0 : f, beta * tilt.m2, tilt.m2 + beta * tilt.m3};
 }
 
 // phi = -log pi_S(C) >= 0; exactly 0 when the teacher masks nothing, because both sums are then the same additions.

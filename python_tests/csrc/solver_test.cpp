@@ -1,0 +1,153 @@
+// csrc/blend/ alone: no torch, no rows, only sums. Prints one line per failed check; the exit status is their number.
+#include "solver.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+using namespace trb;
+
+static int failures = 0;
+
+#define EXPECT(condition, ...)                    \
+  if (!(condition)) {                             \
+    ++failures;                                   \
+    std::printf("%s:%d: ", #condition, __LINE__); \
+    std::printf(__VA_ARGS__);                     \
+    std::printf("\n");                            \
+  }
+
+// Two atoms: D = 0 with probability 1 - p under the student, D = range with probability p. Everything is known in
+// closed form, and for a large range f is the step that plain Newton cannot climb.
+struct TwoAtoms {
+  double p, range;
+
+  Tilt tilt(double beta) const {
+    const double q = std::log(p) + beta * range, rest = std::log1p(-p), peak = std::max(q, rest);
+    const double w = std::exp(q - peak), v = std::exp(rest - peak), s = w / (w + v);
+    Tilt tilt;
+    tilt.weight = {peak, w + v};
+    tilt.mean = s * range;
+    tilt.m2 = s * (1 - s) * range * range;
+    tilt.m3 = tilt.m2 * range * (1 - 2 * s);
+    return tilt;
+  }
+
+  Ends ends() const {
+    Ends ends;
+    ends.zero = tilt(0);
+    ends.one = tilt(1);
+    ends.student = ends.zero.weight;
+    ends.teacher = ends.one.weight;
+    return ends;
+  }
+
+  double kl(double beta) const { return node_at(beta, tilt(beta), tilt(0)).f; }
+};
+
+static void finds_the_largest_feasible_float() {
+  for (double range : {1e-3, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e30}) {
+    for (double p : {0.5, 0.1, 1e-3, 1e-6, 1e-12, 1e-100}) {
+      for (double epsilon : {1e-6, 1e-4, 1e-2, 0.1, 1.0, 5.0}) {
+        const TwoAtoms atoms{p, range};
+        Solver solver(epsilon);
+        solver.begin(atoms.ends());
+        while (solver.wants_sweep()) solver.update(atoms.tilt(solver.beta()));
+        const float beta = solver.beta();
+        const double kl = atoms.kl(beta);
+        EXPECT(kl <= epsilon, "range %g p %g epsilon %g: beta %.9g KL %.9g", range, p, epsilon, beta, kl);
+        EXPECT(std::fabs(solver.kl() - kl) <= 1e-15 + 1e-12 * kl, "reported %.17g, is %.17g", solver.kl(), kl);
+        const bool tight =
+            beta == 1.0f || kl >= epsilon * (1 - kTolerance) || atoms.kl(nextafterf(beta, 1.0f)) > epsilon;
+        EXPECT(tight, "range %g p %g epsilon %g: beta %.9g KL %.9g", range, p, epsilon, beta, kl);
+        EXPECT(solver.sweeps() < kMaxSweeps, "range %g p %g epsilon %g: %d sweeps", range, p, epsilon, solver.sweeps());
+        EXPECT(range > 100 || solver.sweeps() <= 8, "range %g p %g epsilon %g: %d sweeps", range, p, epsilon,
+               solver.sweeps());
+      }
+    }
+  }
+}
+
+static void merging_parts_gives_the_whole() {
+  std::mt19937_64 random(0);
+  std::normal_distribution<double> normal;
+  std::vector<double> t(500), d(500);
+  for (size_t i = 0; i < t.size(); ++i) {
+    t[i] = 2 * normal(random);
+    d[i] = 1e6 + normal(random);  // an offset that raw moments would drown in
+  }
+  const auto direct = [&](size_t begin, size_t end) {
+    Tilt part;
+    for (size_t i = begin; i < end; ++i) part.weight.peak = std::max(part.weight.peak, t[i]);
+    for (size_t i = begin; i < end; ++i) part.weight.mass += std::exp(t[i] - part.weight.peak);
+    for (size_t i = begin; i < end; ++i) part.mean += std::exp(t[i] - part.weight.peak) * d[i] / part.weight.mass;
+    for (size_t i = begin; i < end; ++i) {
+      const double w = std::exp(t[i] - part.weight.peak) / part.weight.mass, c = d[i] - part.mean;
+      part.m2 += w * c * c;
+      part.m3 += w * c * c * c;
+    }
+    return part;
+  };
+  const Tilt whole = direct(0, t.size());
+  for (size_t size : {1, 7, 100, 499}) {
+    Tilt merged;
+    merged.merge(Tilt{});  // an empty part changes nothing
+    for (size_t begin = 0; begin < t.size(); begin += size)
+      merged.merge(direct(begin, std::min(begin + size, t.size())));
+    EXPECT(std::fabs(merged.weight.log() - whole.weight.log()) < 1e-13, "size %zu", size);
+    EXPECT(std::fabs(merged.mean - whole.mean) < 1e-8, "size %zu", size);
+    EXPECT(std::fabs(merged.m2 - whole.m2) < 1e-8 * whole.m2, "size %zu: %.12g %.12g", size, merged.m2, whole.m2);
+    EXPECT(std::fabs(merged.m3 - whole.m3) < 1e-7 * std::pow(whole.m2, 1.5), "size %zu", size);
+  }
+}
+
+static void ends_settle_without_another_sweep() {
+  const TwoAtoms atoms{0.3, 2.0};
+  struct Case {
+    double epsilon;
+    Status status;
+  };
+  for (const Case& c : {Case{0.0, Status::kStudent}, Case{INFINITY, Status::kTeacher}, Case{10.0, Status::kTeacher},
+                        Case{-1.0, Status::kFault}, Case{NAN, Status::kFault}}) {
+    Solver solver(c.epsilon);
+    solver.begin(atoms.ends());
+    EXPECT(!solver.wants_sweep() && solver.status() == c.status && solver.sweeps() == 1, "epsilon %g", c.epsilon);
+  }
+  Ends disjoint = atoms.ends();
+  disjoint.zero = disjoint.one = Tilt{};
+  for (double epsilon : {0.1, (double)INFINITY}) {
+    Solver solver(epsilon);
+    solver.begin(disjoint);
+    EXPECT(!solver.wants_sweep() && solver.status() == Status::kStudent && solver.kl() == 0, "epsilon %g", epsilon);
+  }
+  Ends masked = atoms.ends();
+  masked.student.mass *= 2;  // phi = log 2
+  for (double epsilon : {0.69, 0.70}) {
+    Solver solver(epsilon);
+    solver.begin(masked);
+    while (solver.wants_sweep()) solver.update(atoms.tilt(solver.beta()));
+    EXPECT((solver.beta() > 0) == (epsilon > 0.6932), "epsilon %g beta %g", epsilon, solver.beta());
+    EXPECT(solver.kl() <= epsilon, "epsilon %g KL %g", epsilon, solver.kl());
+  }
+}
+
+static void nonsense_sums_end_at_the_student() {
+  const TwoAtoms atoms{0.1, 10.0};
+  Tilt nonsense;
+  nonsense.weight = {NAN, NAN};
+  nonsense.mean = nonsense.m2 = nonsense.m3 = NAN;
+  Solver solver(0.01);
+  solver.begin(atoms.ends());
+  while (solver.wants_sweep()) solver.update(nonsense);
+  EXPECT(solver.beta() == 0 && solver.sweeps() <= kMaxSweeps, "beta %g after %d sweeps", solver.beta(),
+         solver.sweeps());
+}
+
+int main() {
+  finds_the_largest_feasible_float();
+  merging_parts_gives_the_whole();
+  ends_settle_without_another_sweep();
+  nonsense_sums_end_at_the_student();
+  return std::min(failures, 100);
+}

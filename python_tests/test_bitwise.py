@@ -1,0 +1,61 @@
+"""A row's result is bitwise the same alone, in any batch, in any order, strided or not, for any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from row_families import families
+from torch import Tensor
+
+import trbext
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("vocab", [17, 5000])
+def test_rows_do_not_know_their_batch(vocab: int, threads: None) -> None:
+    pairs = [pair for name, pair in families(vocab).items() if "bfloat16" not in name]
+    student, teacher = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))
+    rows = len(pairs)
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(rows, dtype=torch.float64, generator=generator)
+    epsilon = torch.rand(rows, generator=generator) * 0.2
+
+    def outcome(student: Tensor, teacher: Tensor, epsilon: Tensor, uniform: Tensor) -> list[Tensor]:
+        return [
+            *trbext.blend(student, teacher, epsilon),
+            *trbext.sample(student, teacher, epsilon, uniform=uniform),
+            trbext.solve(student, teacher, epsilon).sweeps,
+        ]
+
+    def equal(got: list[Tensor], expected: list[Tensor]) -> bool:
+        return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(got, expected, strict=True))
+
+    torch.set_num_threads(2)
+    expected = outcome(student, teacher, epsilon, uniform)
+
+    order = torch.randperm(rows, generator=generator)
+    permuted = outcome(student[order], teacher[order], epsilon[order], uniform[order])
+    assert equal([values[order.argsort()] for values in permuted], expected)
+
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        assert equal(outcome(student, teacher, epsilon, uniform), expected), count
+        # One row: with two threads its blocks are spread over them, with one they are not.
+        for row in range(rows):
+            one = slice(row, row + 1)
+            alone = outcome(student[one], teacher[one], epsilon[one], uniform[one])
+            assert equal(alone, [values[one] for values in expected]), (count, row)
+
+    wide = torch.full((rows, 2 * vocab + 3), torch.nan)
+    wide[:, 1 : 2 * vocab : 2] = student
+    strided = wide[:, 1 : 2 * vocab : 2]
+    assert strided.stride(1) == 2
+    assert equal(outcome(strided, teacher.t().contiguous().t(), epsilon, uniform), expected)

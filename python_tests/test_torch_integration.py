@@ -1,0 +1,91 @@
+"""torch.ops.trb as a well-behaved PyTorch operator: opcheck, torch.compile, torch.export, no autograd graph, CUDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import trbext
+
+
+def arguments(
+    op: str, overload: str, requires_grad: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 50, generator=generator).to(dtype).requires_grad_(requires_grad) for _ in "ab")
+    epsilon = 0.05 if overload == "default" else torch.full((4,), 0.05)
+    uniform = (torch.rand(4, dtype=torch.float64, generator=generator),) if op == "sample" else ()
+    return student, teacher, epsilon, *uniform
+
+
+def operator(op: str, overload: str) -> Any:
+    return getattr(getattr(torch.ops.trb, op), overload)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("overload", ["default", "per_row"])
+@pytest.mark.parametrize("op", ["blend", "solve", "sample"])
+def test_opcheck(op: str, overload: str, requires_grad: bool) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.library.opcheck(
+            operator(op, overload), arguments(op, overload, requires_grad, dtype), {"temperature": 0.9}
+        )
+
+
+@pytest.mark.parametrize("overload", ["default", "per_row"])
+@pytest.mark.parametrize("op", ["blend", "solve", "sample"])
+def test_no_autograd_graph(op: str, overload: str) -> None:
+    outputs = operator(op, overload)(*arguments(op, overload, requires_grad=True))
+    assert not any(output.requires_grad for output in outputs)
+    assert all(output.grad_fn is None for output in outputs)
+
+
+def sampling_step(student: Tensor, teacher: Tensor, epsilon: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a trainer would compile: the blend between its own tensor code."""
+    drawn = trbext.sample(student * 1.0, teacher * 1.0, epsilon, uniform=uniform)
+    log_probs = trbext.blend(student, teacher, 0.02).log_probs
+    beta = trbext.solve(student, teacher, 0.02, temperature=0.5).beta
+    return drawn.token + 1, drawn.log_prob + log_probs.gather(1, drawn.token[:, None])[:, 0], beta
+
+
+def test_compile_fullgraph_static_and_dynamic() -> None:
+    student, teacher, epsilon, uniform = arguments("sample", "per_row")
+    for dynamic in (False, True):
+        compiled = torch.compile(sampling_step, fullgraph=True, dynamic=dynamic)
+        for rows in (4, 3):
+            inputs = student[:rows], teacher[:rows], epsilon[:rows], uniform[:rows]
+            for got, expected in zip(compiled(*inputs), sampling_step(*inputs), strict=True):
+                assert torch.equal(got, expected)
+
+
+def test_export_with_a_dynamic_batch() -> None:
+    class Step(torch.nn.Module):
+        def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return sampling_step(*inputs)  # type: ignore[arg-type]
+
+    inputs = arguments("sample", "per_row")
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(Step(), inputs, dynamic_shapes={"inputs": ({0: batch},) * 4})
+    for rows in (4, 2):
+        part = tuple(t[:rows] for t in inputs)
+        assert all(torch.equal(a, b) for a, b in zip(exported.module()(*part), sampling_step(*part), strict=True))
+
+
+def test_fake_tensors_reject_what_the_kernels_reject() -> None:
+    with torch.device("meta"):
+        student, teacher = torch.zeros(2, 3), torch.zeros(2, 4)
+    with pytest.raises(RuntimeError, match="same V"):
+        torch.ops.trb.solve(student, teacher, 0.1)
+
+
+@pytest.mark.skipif(trbext._C.cuda_compiled, reason="this build has CUDA kernels")
+@pytest.mark.parametrize("op", ["blend", "solve", "sample"])
+def test_a_cpu_build_called_with_cuda_tensors_says_so(op: str) -> None:
+    """Without a GPU, the CUDA kernel is reached by redispatching to its key."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    for overload in ("default", "per_row"):
+        with pytest.raises(RuntimeError, match=r"built without CUDA kernels.*got CUDA tensors"):
+            operator(op, overload).redispatch(keys, *arguments(op, overload))

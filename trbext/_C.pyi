@@ -1,4 +1,3 @@
-__file__: str
 version: str
 torch_built_against: str
 compiler: str

@@ -1,0 +1,298 @@
+"""Lockstep decoding: at every step both models see the same prefix, and one `trbext.sample` draws from their blend.
+
+    token_t ~ mu( . | prompt, token_<t),   mu = pi_S^(1-beta) pi_T^beta / Z,   KL(mu || pi_S) <= epsilon
+
+(arXiv 2605.31159). Each model keeps its own KV cache; the rows of a left-padded batch share one clock. Rows that have
+ended leave the batch at the next host read, so a long row does not pay for short ones.
+
+Randomness: one uniform per step and row of the original batch, all drawn before the first step. A row's draws do not
+depend on when other rows end, and the generator moves on by max_new_tokens * B numbers however long completions get.
+
+Host reads: reading a GPU tensor from Python drains the GPU's queue, so the loop reads one status per row, and only
+where `next_host_read` says: 4 times in 16 tokens, 15 in 64, 51 in 1024, 275 in 8192. With SDPA attention transformers
+itself reads nothing either while decoding (its mask code would; see `CachedModel.advance`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import sample
+from ..vocab import Alignment
+from .output import Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What is known of a row, from its first event on. A fault is FAULT + 1 (student's logits) + 2 (teacher's logits).
+RUNNING, ENDED, FAULT = 0, 1, 2
+CULPRITS = ("the student and the teacher together", "the student", "the teacher", "the student and the teacher each")
+
+
+def lockstep(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    epsilon: float | Tensor,
+    max_new_tokens: int,
+    alignment: Alignment,
+    pad_token_id: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """Completions of a batch of prompts, drawn from the behavior policy.
+
+    student, teacher: causal LMs with a KV cache, on one device. Both run in eval mode without gradients and get their
+        training flags back afterwards, so neither dropout nor gradient checkpointing reaches the rollout. Parameters
+        sharded over processes (FSDP, ZeRO-3) must be gathered first: each process decodes as long as its own rows need.
+    input_ids, attention_mask: [B, P], left padded.
+    epsilon: KL budget per token in nats, 0 to inf, or one per row, [B]. The float 0 is pure student sampling: the
+        teacher is never called and may be None. It uses the same uniforms, so it is the limit of small budgets.
+    max_new_tokens: length limit of a completion. A row ends earlier when it draws `alignment.stop`.
+    alignment: the vocabulary both models share (`trbext.vocab.align`).
+    temperature: > 0, divides both models' logits.
+    generator: on any device; None is the default generator of the prompts' device. The same seed gives a bitwise equal
+        rollout. A row's rollout depends on its prompt, its index in the batch and the seed alone, up to the rounding of
+        the models' own kernels, which may change with the batch size.
+
+    ValueError: shapes; a mask that is not left padding; a negative or NaN budget; a budget without a teacher; models on
+        different devices; completions that would outgrow `max_position_embeddings`.
+    RuntimeError: a model without a KV cache; logits with NaN, +inf or nothing finite, naming row, step and model.
+    """
+    _check_epsilon(epsilon, input_ids)
+    pure_student = not isinstance(epsilon, Tensor) and epsilon == 0
+    if teacher is None and not pure_student:
+        raise ValueError(f"teacher must be a model unless epsilon is 0, got None with epsilon {epsilon}")
+    models = [student] if pure_student or teacher is None else [student, teacher]
+    input_ids, prompt_mask, lengths = _check_prompts(input_ids, attention_mask)
+    _check_models(models, input_ids.shape[1], max_new_tokens)
+
+    (batch, width), device = input_ids.shape, input_ids.device
+    tokens = torch.zeros((batch, max_new_tokens), dtype=torch.int64, device=device)
+    values = torch.zeros((5, batch, max_new_tokens), dtype=torch.float32, device=device)  # in trbext.Sample's order
+    source = device if generator is None else generator.device
+    uniforms = torch.rand((max_new_tokens, batch), dtype=torch.float64, generator=generator, device=source).to(device)
+
+    # Of the rows still in the batch: index in the original batch, status, budget, prompt length, mask of all columns.
+    rows = torch.arange(batch, device=device)
+    status = torch.full_like(rows, RUNNING)
+    budget = epsilon.to(device, torch.float32) if isinstance(epsilon, Tensor) else float(epsilon)
+    position = lengths.to(device)[:, None]
+    mask = F.pad(prompt_mask, (0, max_new_tokens), value=1)
+    padded = bool((lengths < width).any())
+    read_at = next_host_read(0)
+    with torch.no_grad(), _evaluating(models):
+        caches = [CachedModel(model) for model in models]
+        logits = [cached.prefill(input_ids, prompt_mask) for cached in caches]
+        for step in range(max_new_tokens):
+            aligned = [alignment.student(logits[0]), *(alignment.teacher(raw) for raw in logits[1:])]
+            # Without a teacher the student takes both places: at epsilon = 0 the operator draws from it.
+            drawn = sample(aligned[0], aligned[-1], budget, uniform=uniforms[step, rows], temperature=temperature)
+            tokens[rows, step] = drawn.token
+            values[:, rows, step] = torch.stack(drawn[1:])
+            fault = FAULT + sum(_at_fault(common) << model for model, common in enumerate(aligned))
+            event = torch.where(drawn.token < 0, fault, (drawn.token == alignment.stop) * ENDED)
+            status = torch.where(status == RUNNING, event, status)
+            token = drawn.token.clamp(min=0)  # a row at fault goes on with a harmless id until the next host read
+
+            generated = step + 1
+            if generated in (read_at, max_new_tokens):
+                state = host_read(status)
+                _raise_fault(state, rows, tokens)
+                running = (state == RUNNING).nonzero()[:, 0]
+                if len(running) == 0 or generated == max_new_tokens:
+                    break
+                if len(running) < len(state) and all(cached.can_drop_rows for cached in caches):
+                    lengths, keep = lengths[running], running.to(device)
+                    padded = bool((lengths < width).any())
+                    rows, status, position, mask, token = (x[keep] for x in (rows, status, position, mask, token))
+                    budget = budget[keep] if isinstance(budget, Tensor) else budget
+                    for cached in caches:
+                        cached.keep_rows(keep)
+                read_at = next_host_read(generated)
+            seen = mask[:, : width + generated] if padded else None
+            logits = [cached.advance(token, position + step, seen) for cached in caches]
+
+    stopped = tokens[:, :generated] == alignment.stop
+    finished = stopped.any(1)
+    completed = torch.where(finished, stopped.int().argmax(1) + 1, generated)
+    return Rollout.trim(tokens, values, completed, finished, pad_token_id=pad_token_id, teacher=not pure_student)
+
+
+class CachedModel:
+    """A causal LM and its KV cache over a batch: `prefill` the prompts, `advance` by a token per row, `keep_rows`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        inner = _unwrap(model)
+        accepted = inspect.signature(type(inner).forward).parameters
+        self.model = model
+        self.cache: Any = None
+        self.can_drop_rows = False
+        self._takes_positions = "position_ids" in accepted
+        self._options: dict[str, int] = {"use_cache": True, "return_dict": True}
+        if "logits_to_keep" in accepted:  # without it the prefill pays for [B, P, V] logits
+            self._options["logits_to_keep"] = 1
+        self._prepares_mask = inner.config._attn_implementation == "sdpa" and inner._supports_attention_backend
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The logits [B, V] after the prompts [B, P], left padded."""
+        from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+        logits = self._forward(input_ids, (attention_mask.cumsum(1) - 1).clamp(min=0), attention_mask)
+        layers = getattr(self.cache, "layers", None)
+        if layers is None:
+            raise RuntimeError(
+                "lockstep needs a model that returns its KV cache as past_key_values, got "
+                f"{type(self.cache).__name__} from {type(_unwrap(self.model)).__name__} with use_cache=True"
+            )
+        # A linear-attention layer also holds recurrent states, which batch_select_indices does not select.
+        self.can_drop_rows = all(
+            hasattr(layer, "batch_select_indices") and not isinstance(layer, LinearAttentionCacheLayerMixin)
+            for layer in layers
+        )
+        self._prepares_mask &= all(type(layer) is DynamicLayer for layer in layers)
+        return logits
+
+    def advance(self, token: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The logits [n, V] after one more token [n] per row, at `position` [n, 1].
+
+        attention_mask: [n, tokens so far, this one included], or None where no row has padding.
+        """
+        if attention_mask is not None and self._prepares_mask:
+            # Given [n, S], transformers asks whether any padding is left: a host read per model and token. Given the
+            # attention's own shape it asks nothing. Sliding windows need a mask per layer, which stays its business.
+            attention_mask = attention_mask[:, None, None, :].bool()
+        return self._forward(token[:, None], position, attention_mask)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but `rows` [m] from the cache."""
+        self.cache.batch_select_indices(rows)
+
+    def _forward(self, input_ids: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
+        inputs = {"position_ids": position} if self._takes_positions else {}
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=self.cache,
+            **inputs,
+            **self._options,
+        )
+        self.cache = getattr(output, "past_key_values", None)
+        logits: Tensor = output.logits[:, -1]
+        return logits.float() if logits.dtype == torch.float64 else logits  # the operators take no float64
+
+
+def next_host_read(generated: int) -> int:
+    """How many tokens to have generated when the host next asks which rows ended: an eighth more, by steps of 4 to 32.
+    A row is then decoded at most that far beyond its end."""
+    return generated + min(32, max(4, generated // 8))
+
+
+def host_read(status: Tensor) -> Tensor:
+    """`status` on the CPU: the only place where decoding waits for the GPU."""
+    return status.cpu()
+
+
+def _at_fault(logits: Tensor) -> Tensor:
+    """[n] int64: 1 where a row holds NaN or +inf, or nothing finite. The maximum shows each of these."""
+    return (~logits.amax(-1).isfinite()).long()
+
+
+def _raise_fault(state: Tensor, rows: Tensor, tokens: Tensor) -> None:
+    faulty = (state >= FAULT).nonzero()[:, 0]
+    if len(faulty) == 0:
+        return
+    row = int(rows[faulty[0]])
+    step = int((tokens[row] < 0).int().argmax())
+    culprit = CULPRITS[int(state[faulty[0]]) - FAULT]
+    raise RuntimeError(
+        f"row {row}, step {step}: no token can be drawn, the logits of {culprit} hold NaN, +inf or no finite value "
+        f"({len(faulty)} of {len(state)} rows at fault)"
+    )
+
+
+@contextmanager
+def _evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Eval mode inside, every submodule's own flag back outside (a trainer may have frozen some)."""
+    modules = [module for model in models for module in model.modules()]
+    flags = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, training in zip(modules, flags, strict=True):
+            module.training = training
+
+
+def _unwrap(model: Any) -> Any:
+    """The transformers model inside DDP, DeepSpeed or PEFT, which hide its config and its forward's signature."""
+    inner = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def _check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
+    if not isinstance(epsilon, Tensor):
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+        return
+    if epsilon.shape != input_ids.shape[:1]:
+        raise ValueError(
+            f"epsilon must be a float or one budget per prompt, [{len(input_ids)}], got shape {list(epsilon.shape)}"
+        )
+    wrong = (~(epsilon >= 0)).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ValueError(
+            "epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got "
+            f"{float(epsilon[wrong[0]])} in row {wrong[0]}"
+        )
+
+
+def _check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The prompts without the columns that are padding in every row, their mask (int64), their lengths [B] (on CPU)."""
+    if input_ids.dim() != 2 or 0 in input_ids.shape or attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            "input_ids and attention_mask must have one shape [B, P] with B, P >= 1, got "
+            f"{list(input_ids.shape)} and {list(attention_mask.shape)}"
+        )
+    mask = attention_mask.to(input_ids.device, torch.int64)
+    host = mask.cpu()
+    lengths = host.sum(1)
+    left_padded = (host == (torch.arange(host.shape[1]) >= host.shape[1] - lengths[:, None])).all(1) & (lengths > 0)
+    if not left_padded.all():
+        row = int(left_padded.int().argmin())
+        raise ValueError(
+            f"attention_mask must be left padded, zeros and then at least one 1 in every row; row {row} is not"
+        )
+    longest = int(lengths.max())
+    return input_ids[:, -longest:], mask[:, -longest:], lengths
+
+
+def _check_models(models: list[PreTrainedModel], prompt: int, max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    devices = {}
+    for name, model in zip(("student", "teacher"), models, strict=False):
+        inner = _unwrap(model)
+        limit = getattr(inner.config.get_text_config(), "max_position_embeddings", math.inf)
+        if prompt + max_new_tokens > limit:
+            raise ValueError(
+                f"the {name} has max_position_embeddings = {limit}, but the longest prompt ({prompt} tokens) and "
+                f"max_new_tokens ({max_new_tokens}) need {prompt + max_new_tokens}"
+            )
+        parameter = next(inner.parameters())
+        # Not where the model is spread by a device map or sharded (FSDP2's DTensor, ZeRO-3): that moves inputs itself.
+        if not hasattr(inner, "hf_device_map") and type(parameter) is nn.Parameter and not hasattr(parameter, "ds_id"):
+            devices[name] = parameter.device
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"student and teacher must be on one device, got {devices}")

@@ -1,0 +1,55 @@
+"""What a rollout returns: the completions and what the behavior policy, the student and the teacher thought of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions of B prompts, T tokens in the longest. All on one device, none requires grad.
+
+    Log-probabilities are natural logs at the sampling temperature, over the aligned vocabulary; float32, and 0 where
+    `mask` is False. On pure-student rollouts (epsilon = 0) the teacher was never asked: `teacher_log_prob` is None,
+    beta and kl are 0, and `log_prob` equals `student_log_prob`.
+    """
+
+    tokens: Tensor  # [B, T] int64; the pad token after a row's end
+    mask: Tensor  # [B, T] bool; True on generated tokens, the EOS included
+    log_prob: Tensor  # [B, T] log mu(token), the behavior policy that drew it
+    student_log_prob: Tensor  # [B, T] log pi_S(token)
+    teacher_log_prob: Tensor | None  # [B, T] log pi_T(token)
+    beta: Tensor  # [B, T] the paper's coefficient, in [0, 1]
+    kl: Tensor  # [B, T] KL(mu || pi_S) spent at this token, nats
+    finished: Tensor  # [B] bool; True where the row ended by itself, False where the length limit cut it
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64: generated tokens of each row, the EOS included."""
+        return self.mask.sum(1)
+
+    @classmethod
+    def trim(
+        cls, tokens: Tensor, values: Tensor, lengths: Tensor, finished: Tensor, *, pad_token_id: int, teacher: bool
+    ) -> Rollout:
+        """A rollout from buffers of any width, whose content past each row's `lengths` [B] is dropped.
+
+        tokens [B, N] int64; values [5, B, N] float32: log_prob, student_log_prob, teacher_log_prob, beta, kl, where
+        `teacher` says whether the third means anything. Waits once for the device, to learn the longest row.
+        """
+        longest = int(lengths.max())
+        mask = torch.arange(longest, device=tokens.device) < lengths[:, None]
+        log_prob, student_log_prob, teacher_log_prob, beta, kl = values[:, :, :longest].masked_fill(~mask, 0.0).unbind()
+        return cls(
+            tokens=tokens[:, :longest].masked_fill(~mask, pad_token_id),
+            mask=mask,
+            log_prob=log_prob,
+            student_log_prob=student_log_prob,
+            teacher_log_prob=teacher_log_prob if teacher else None,
+            beta=beta,
+            kl=kl,
+            finished=finished,
+        )

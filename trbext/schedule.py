@@ -1,0 +1,101 @@
+"""KL budgets: how much the behavior policy may leave the student at each optimizer step (arXiv 2605.31159).
+
+A schedule is a pure function of the step and keeps no state, so a resumed run continues with exactly the same budgets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+KINDS = ("linear", "cosine", "constant", "piecewise")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """epsilon as a function of the optimizer step k = 0, 1, ..: `schedule(k)`, nats per token.
+
+    kind, with eps_0 = `epsilon` and K = `warmup_steps`:
+      "linear"     eps_0 (1 - k/K) for k < K, then 0: pure student rollouts. The paper's; K = 0 is 0 from the start.
+      "cosine"     eps_0 (1 + cos(pi k/K)) / 2 for k < K, then 0.
+      "constant"   eps_0 at every step, whatever K (the paper's fixed-epsilon baseline).
+      "piecewise"  straight lines between `points`, pairs (step, epsilon); constant before the first and after the last.
+                   `epsilon` and `warmup_steps` play no part.
+    The defaults are figures of the paper's sweep: eps_0 = 0.02, K = 50. epsilon = inf is the teacher itself.
+
+    ValueError: an unknown kind; epsilon negative or NaN; warmup_steps negative; points missing, out of order, with a
+    negative or infinite epsilon, or given to another kind. TypeError: a warmup_steps or step that is not an int.
+    """
+
+    kind: str = "linear"
+    epsilon: float = 0.02
+    warmup_steps: int = 50
+    points: tuple[tuple[int, float], ...] | None = None
+
+    @classmethod
+    def make(
+        cls, kind: str, epsilon: float, warmup_steps: int, points: Iterable[Iterable[float]] | None = None
+    ) -> Schedule:
+        """A schedule from plain configuration values: `points` may be lists, as a YAML file gives them."""
+        if points is None:
+            return cls(kind, float(epsilon), warmup_steps)
+        pairs = []
+        for point in points:
+            pair = tuple(point)
+            if len(pair) != 2 or int(pair[0]) != pair[0]:
+                raise ValueError(f"each schedule point must be a pair (whole step, epsilon), got {pair}")
+            pairs.append((int(pair[0]), float(pair[1])))
+        return cls(kind, float(epsilon), warmup_steps, tuple(pairs))
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"the schedule must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if not self.epsilon >= 0:
+            raise ValueError(f"epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {self.epsilon}")
+        _check_step("warmup_steps", self.warmup_steps)
+        if self.kind == "piecewise":
+            _check_points(self.points or ())
+        elif self.points is not None:
+            raise ValueError(f'points belong to the schedule "piecewise" alone, got {self.points} with "{self.kind}"')
+
+    def __call__(self, step: int) -> float:
+        """The budget at optimizer step `step`, 0-based: step 0 runs with eps_0, step K with 0."""
+        _check_step("step", step)
+        if self.points is not None:
+            return _interpolate(self.points, step)
+        if self.kind == "constant":
+            return self.epsilon
+        if step >= self.warmup_steps:
+            return 0.0
+        progress = step / self.warmup_steps
+        return self.epsilon * (1 - progress if self.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2)
+
+
+def _check_step(name: str, step: int) -> None:
+    if isinstance(step, bool) or not isinstance(step, int):
+        raise TypeError(f"{name} must be an int, a number of optimizer steps, got {step!r}")
+    if step < 0:
+        raise ValueError(f"{name} must be >= 0, got {step}")
+
+
+def _check_points(points: tuple[tuple[int, float], ...]) -> None:
+    if not points:
+        raise ValueError('the schedule "piecewise" needs at least one point (step, epsilon), got none')
+    for step, epsilon in points:
+        _check_step("the step of a schedule point", step)
+        if not 0 <= epsilon < math.inf:
+            raise ValueError(f"the epsilon of a schedule point must be >= 0 and finite, got {epsilon} at step {step}")
+    for (before, _), (after, _) in pairwise(points):
+        if after <= before:
+            raise ValueError(f"the steps of schedule points must increase, got {before} before {after}")
+
+
+def _interpolate(points: tuple[tuple[int, float], ...], step: int) -> float:
+    if step <= points[0][0]:
+        return points[0][1]
+    for (start, first), (end, last) in pairwise(points):
+        if step < end:
+            return first + (last - first) * (step - start) / (end - start)
+    return points[-1][1]

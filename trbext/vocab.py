@@ -1,0 +1,165 @@
+"""Aligning the vocabularies of a student and a teacher before their logits are blended or compared.
+
+Two models of one family often differ where their tokenizers do not: Qwen2.5 0.5B has 151,936 logits and 7B has 152,064
+(the surplus is padding), base models and chat models stop with different ids. The paper (arXiv 2605.31159) maps every
+way of stopping to one event e* before blending and before any KL: with phi_M the map of model M's ids,
+
+    p~_M(v) = sum over u with phi_M(u) = v of p_M(u).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class VocabularyMismatch(ValueError):
+    """Student and teacher do not mean the same tokens by the same ids."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One vocabulary for two models: the first `width` logits of each, with one stop event at id `stop`.
+
+    The stop event e* sits at the student's first EOS id. The student's other EOS ids are moved onto it; of the teacher,
+    its own EOS ids and the student's, so that the teacher's mass at e_S counts as stop mass too. The canonical models
+    are what `temperature` then divides.
+
+    VocabularyMismatch: no EOS id for the student, or an EOS id of either model outside [0, width).
+    """
+
+    width: int  # how many logits the two models share
+    student_eos: tuple[int, ...]  # every id that ends a sequence for the student; the first one is e*
+    teacher_eos: tuple[int, ...]  # every id that ends a sequence for the teacher; may be empty
+
+    def __post_init__(self) -> None:
+        if not self.student_eos:
+            raise VocabularyMismatch(
+                "the student has no EOS id, so no rollout could end: set generation_config.eos_token_id"
+            )
+        for name, ids in (("student", self.student_eos), ("teacher", self.teacher_eos)):
+            for token in ids:
+                if not 0 <= token < self.width:
+                    raise VocabularyMismatch(
+                        f"the {name}'s EOS id {token} must lie in the vocabulary both models share, [0, {self.width})"
+                    )
+
+    @property
+    def stop(self) -> int:
+        """e*, the id that stands for every EOS id: the one rollouts end with."""
+        return self.student_eos[0]
+
+    @property
+    def student_is_slice(self) -> bool:
+        """True where `student` returns a view of the logits, False where it has to merge EOS ids into a copy."""
+        return not self._duplicates(self.student_eos)
+
+    @property
+    def teacher_is_slice(self) -> bool:
+        """True where `teacher` returns a view of the logits, False where it has to merge EOS ids into a copy."""
+        return not self._duplicates(self.student_eos + self.teacher_eos)
+
+    def student(self, logits: Tensor) -> Tensor:
+        """The student's logits [..., V >= width] over the common vocabulary, [..., width], same dtype.
+
+        A view where there is nothing to merge; else a new tensor with logsumexp of the EOS logits at `stop` and -inf at
+        the other EOS ids. Differentiable. ValueError: fewer than `width` logits.
+        """
+        return self._canonical("student", logits, self.student_eos)
+
+    def teacher(self, logits: Tensor) -> Tensor:
+        """The teacher's logits [..., V >= width] over the common vocabulary, [..., width]: as `student`, but the EOS
+        ids of both models are merged."""
+        return self._canonical("teacher", logits, self.student_eos + self.teacher_eos)
+
+    def _duplicates(self, eos: tuple[int, ...]) -> tuple[int, ...]:
+        """The ids that are merged into `stop`, each once."""
+        return tuple(token for token in dict.fromkeys(eos) if token != self.stop)
+
+    def _canonical(self, name: str, logits: Tensor, eos: tuple[int, ...]) -> Tensor:
+        if logits.shape[-1] < self.width:
+            raise ValueError(f"{name} logits must have at least {self.width} entries, got shape {tuple(logits.shape)}")
+        duplicates = self._duplicates(eos)
+        sliced = logits[..., : self.width]
+        if not duplicates:
+            return sliced
+        # Integer indices, one EOS id at a time: an index tensor would be a copy to the GPU, and a wait, at every token.
+        columns = torch.stack([sliced[..., token] for token in (self.stop, *duplicates)], -1)
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        merged = sliced.clone()
+        merged[..., self.stop] = columns.to(precise).logsumexp(-1).to(logits.dtype)
+        for token in duplicates:
+            merged[..., token] = -torch.inf
+        return merged
+
+
+def align(
+    student_model: PreTrainedModel,
+    teacher_model: PreTrainedModel,
+    student_tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Alignment:
+    """The `Alignment` of two causal LMs, from their configurations and, where given, their tokenizers.
+
+    Width: the smaller `vocab_size`. EOS ids: those `generate` stops at (`generation_config.eos_token_id`, an int or a
+    list, else the config's), joined by the tokenizer's. Two tokenizers also go through `check_tokenizers`.
+
+    VocabularyMismatch: as `check_tokenizers` and `Alignment`; also for a token whose logit only the wider model has.
+    """
+    widths = [_vocabulary_size(model) for model in (student_model, teacher_model)]
+    width = min(widths)
+    if student_tokenizer is not None and teacher_tokenizer is not None:
+        check_tokenizers(student_tokenizer, teacher_tokenizer)
+    for tokenizer in (student_tokenizer, teacher_tokenizer):
+        for token, index in tokenizer.get_vocab().items() if tokenizer is not None else ():
+            if width <= index < max(widths):
+                raise VocabularyMismatch(
+                    f"every token of the tokenizer must have a logit in both models: {token!r} has id {index}, but the "
+                    f"student has {widths[0]} logits and the teacher {widths[1]}"
+                )
+    return Alignment(width, _eos_ids(student_model, student_tokenizer), _eos_ids(teacher_model, teacher_tokenizer))
+
+
+def check_tokenizers(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Nothing if both tokenizers give every token, added tokens included, the same id.
+
+    VocabularyMismatch otherwise, naming the differing token of lowest id and both its ids.
+    """
+    student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if student == teacher:
+        return
+    differing = student.items() ^ teacher.items()
+    _, token = min((index, token) for token, index in differing)
+    count = len({token for token, _ in differing})
+    raise VocabularyMismatch(
+        f"student and teacher tokenizers must give every token the same id: {token!r} has "
+        f"{_id_text(student, token)} in the student's and {_id_text(teacher, token)} in the teacher's "
+        f"({count} tokens differ, of {len(student)} and {len(teacher)})"
+    )
+
+
+def _id_text(vocabulary: dict[str, int], token: str) -> str:
+    return f"id {vocabulary[token]}" if token in vocabulary else "no id"
+
+
+def _vocabulary_size(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    # generation_config alone where it speaks, as in `generate`: a config keeps its class's default EOS id when nobody
+    # set one (Llama's is 2), which would turn an ordinary token into a stop.
+    generation = getattr(model, "generation_config", None)
+    ids = getattr(generation, "eos_token_id", None)
+    if ids is None:
+        ids = getattr(model.config.get_text_config(), "eos_token_id", None)
+    found = list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    if tokenizer is not None:
+        found.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(int(token) for token in found if token is not None))

@@ -82,6 +82,15 @@ def test_the_ends_of_the_uniform_stay_inside_the_support(vocab: int, epsilon: fl
             assert torch.equal(drawn.token, (log_mu > -torch.inf).int().argmax(-1))
 
 
+def test_a_uniform_on_the_boundary_takes_the_token_above_it() -> None:
+    """Cells are half open: token k is drawn for CDF(k-1) <= u < CDF(k)."""
+    logits = torch.zeros(4)
+    for quarter in range(4):
+        for offset, expected in ((0.0, quarter), (0.25 - 2.0**-50, quarter)):
+            u = torch.tensor(quarter / 4 + offset, dtype=torch.float64)
+            assert trbext.sample(logits, logits, 0.0, uniform=u).token == expected
+
+
 def test_log_probs_are_those_of_the_drawn_token() -> None:
     for name, (student, teacher) in families(1000).items():
         for epsilon in (0.0, 1e-3, 0.1, float("inf")):

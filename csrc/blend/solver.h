@@ -83,12 +83,6 @@ class Solver {
     kl_ = phi_ + node.f;
   }
 
-  // The float32 number at or below x: rounding up could leave the trust region.
-  TRB_HD static float round_down(double x) {
-    const float nearest = static_cast<float>(x);
-    return static_cast<double>(nearest) > x ? nextafterf(nearest, 0.0f) : nearest;
-  }
-
   TRB_HD void propose() {
     const float low = static_cast<float>(low_.beta), high = static_cast<float>(high_.beta);
     if (nextafterf(low, 1.0f) >= high || sweeps_ >= kMaxSweeps) {
@@ -108,7 +102,7 @@ class Solver {
       if (high_.beta - low_.beta > 0.25 * width_) next = NAN;
       width_ = high_.beta - low_.beta;
     }
-    float candidate = std::isnan(next) ? halfway() : round_down(next);
+    float candidate = std::isnan(next) ? halfway() : static_cast<float>(next);
     if (!(candidate > low && candidate < high)) candidate = halfway();
     if (!(candidate > low)) candidate = nextafterf(low, 1.0f);
     beta_ = candidate;
@@ -118,7 +112,7 @@ class Solver {
   TRB_HD float halfway() const {
     const double low = low_.beta, high = high_.beta;
     if (low == 0.0) return static_cast<float>(high > 1e-30 ? high * 0.0625 : high * 0.5);
-    return round_down(high > 4.0 * low ? ::sqrt(low) * ::sqrt(high) : 0.5 * (low + high));
+    return static_cast<float>(high > 4.0 * low ? ::sqrt(low) * ::sqrt(high) : 0.5 * (low + high));
   }
 
   double epsilon_;

@@ -1,0 +1,148 @@
+"""TRBConfig: what it accepts, from Python, the command line and YAML, and what it refuses with which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import HfArgumentParser
+from trl import DistillationConfig, TrlParser
+
+from trbext.config import TRBConfig
+
+
+def config(**fields: Any) -> TRBConfig:
+    return TRBConfig(output_dir="unused", use_cpu=True, bf16=False, **fields)
+
+
+def test_defaults_are_the_papers_and_trls() -> None:
+    plain, ours = DistillationConfig(output_dir="unused", use_cpu=True, bf16=False), config()
+    assert (ours.rollout_policy, ours.trb_schedule) == ("trb", "linear")
+    assert (ours.trb_epsilon, ours.trb_warmup_steps) == (0.02, 50)
+    assert ours.loss_top_k is None
+    assert ours.beta == plain.beta == 1.0  # the reverse KL
+    assert {name for name, value in plain.to_dict().items() if ours.to_dict()[name] != value} == {"logging_steps"}
+    assert ours.logging_steps == 1
+    assert ours.report_to == []
+
+
+def test_parses_from_the_command_line(tmp_path: Path) -> None:
+    words = f"--output_dir {tmp_path} --use_cpu --trb_epsilon 0.05 --trb_warmup_steps 0.25 --trb_schedule piecewise"
+    words += " --loss_top_k 16 --eval_samples 4 --eval_verifier numeric --rollout_policy trb --trb_schedule_points"
+    (parsed,) = HfArgumentParser(TRBConfig).parse_args_into_dataclasses([*words.split(), '{"20": 0.01, "0": 0.05}'])
+    assert parsed.trb_schedule_points == {0: 0.05, 20: 0.01}
+    assert (parsed.trb_epsilon, parsed.trb_warmup_steps, parsed.loss_top_k, parsed.eval_samples) == (0.05, 0.25, 16, 4)
+
+
+def test_parses_from_yaml_and_the_command_line_overrides_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"output_dir: {tmp_path}\nuse_cpu: true\ntrb_epsilon: 1e-2\ntrb_warmup_steps: 25\ntrb_schedule: piecewise\n"
+        "trb_schedule_points: {0: 0.02, 25: 0.0}\nloss_top_k: 16\n"
+    )
+    (parsed,) = TrlParser(TRBConfig).parse_args_and_config(["--config", str(recipe), "--loss_top_k", "8"])
+    assert (parsed.trb_epsilon, parsed.trb_warmup_steps, parsed.loss_top_k) == (0.01, 25, 8)
+    assert parsed.trb_schedule_points == {0: 0.02, 25: 0.0}
+
+
+def test_help_of_every_field_renders() -> None:
+    text = io.StringIO()
+    HfArgumentParser(TRBConfig).print_help(text)  # a bare percent sign would raise
+    own = {field.name for field in dataclasses.fields(TRBConfig)}
+    own -= {field.name for field in dataclasses.fields(DistillationConfig)}
+    assert len(own) == 8
+    for name in own:
+        assert f"--{name}" in text.getvalue()
+        assert TRBConfig.__dataclass_fields__[name].metadata["help"].endswith(".")
+
+
+def test_a_warmup_below_one_is_a_share_of_the_run() -> None:
+    share = config(trb_warmup_steps=0.1, trb_epsilon=0.5)
+    assert share.schedule(total_steps=400)(0) == 0.5
+    assert share.schedule(total_steps=400)(39) > 0
+    assert share.schedule(total_steps=400)(40) == 0
+    assert share.schedule(total_steps=401)(40) > 0  # 40.1 steps round up, as transformers rounds its shares
+    assert config(trb_warmup_steps=1).schedule(total_steps=400)(1) == 0  # 1 is one step, not the whole run
+
+
+def test_schedules_reach_their_values() -> None:
+    assert config(trb_epsilon=0.04, trb_warmup_steps=4).schedule(9)(1) == pytest.approx(0.03)
+    assert config(trb_epsilon=0.04, trb_warmup_steps=4, trb_schedule="constant").schedule(9)(8) == 0.04
+    cosine = config(trb_epsilon=0.04, trb_warmup_steps=4, trb_schedule="cosine").schedule(9)
+    assert cosine(1) == pytest.approx(0.02 * (1 + math.cos(math.pi / 4)))
+    assert config(trb_schedule="piecewise", trb_schedule_points={0: 0.1, 4: 0.0}).schedule(9)(1) == pytest.approx(0.075)
+
+
+@pytest.mark.parametrize(
+    ("fields", "active"),
+    [
+        ({}, True),
+        ({"rollout_policy": "student"}, False),
+        ({"trb_epsilon": 0.0}, False),
+        ({"trb_warmup_steps": 0}, False),
+        ({"trb_warmup_steps": 0, "trb_schedule": "constant"}, True),
+        ({"trb_schedule": "piecewise", "trb_schedule_points": {0: 0.0, 9: 0.0}}, False),
+        ({"trb_schedule": "piecewise", "trb_schedule_points": {0: 0.0, 9: 0.1}}, True),
+    ],
+)
+def test_budget_active(fields: dict[str, Any], active: bool) -> None:
+    assert config(**fields).budget_active is active
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"rollout_policy": "teacher"}, "rollout_policy must be one of trb, student, got 'teacher'"),
+        ({"trb_epsilon": -0.01}, "trb_epsilon is a KL budget in nats and must be >= 0, got -0.01"),
+        ({"trb_epsilon": math.nan}, "trb_epsilon .* got nan"),
+        ({"trb_schedule": "square"}, "trb_schedule must be one of linear, cosine, constant, piecewise, got 'square'"),
+        ({"trb_warmup_steps": -1}, "trb_warmup_steps must be a whole number"),
+        ({"trb_warmup_steps": 2.5}, "trb_warmup_steps must be a whole number .* got 2.5"),
+        ({"trb_warmup_steps": math.inf}, "trb_warmup_steps must be a whole number"),
+        ({"trb_schedule": "piecewise"}, "needs at least one point"),
+        ({"trb_schedule_points": {0: 0.1}}, "points belong to the schedule"),
+        ({"trb_schedule": "piecewise", "trb_schedule_points": "0.1,0.2"}, "trb_schedule_points must be a mapping"),
+        ({"trb_schedule": "piecewise", "trb_schedule_points": {"soon": 0.1}}, "must map optimizer steps to budgets"),
+        ({"trb_schedule": "piecewise", "trb_schedule_points": {0: -0.1}}, "must be >= 0"),
+        ({"loss_top_k": 0}, "loss_top_k must be at least 1, or unset"),
+        ({"loss_top_k": 16, "beta": 0.5}, "loss_top_k estimates the reverse KL, .* got beta = 0.5"),
+        ({"eval_samples": 0}, "eval_samples must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        ({"max_completion_length": None}, "max_completion_length must be at least 1 token, got None"),
+    ],
+)
+def test_refuses_out_of_range(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config(**fields)
+
+
+ALTERED = [
+    {"top_p": 0.9},
+    {"top_k": 20},
+    {"min_p": 0.1},
+    {"repetition_penalty": 1.1},
+    {"generation_kwargs": {"top_p": 0.9}},
+    {"generation_kwargs": {"top_k": 20}},
+    {"generation_kwargs": {"min_p": 0.1}},
+    {"generation_kwargs": {"repetition_penalty": 1.1}},
+    {"generation_kwargs": {"suppress_tokens": [3]}},
+    {"generation_kwargs": {"do_sample": False}},
+    {"generation_kwargs": {"temperature": 0.7}},
+]
+
+
+@pytest.mark.parametrize("fields", ALTERED)
+def test_refuses_altered_sampling_while_the_budget_is_active(fields: dict[str, Any]) -> None:
+    name = next(iter(fields["generation_kwargs"])) if "generation_kwargs" in fields else next(iter(fields))
+    with pytest.raises(ValueError, match=rf"{name}.*cannot be combined.*KL budget would be enforced on another one"):
+        config(**fields)
+    config(**fields, rollout_policy="student")
+    config(**fields, trb_epsilon=0.0)
+
+
+def test_accepts_generation_options_that_change_nothing() -> None:
+    config(generation_kwargs={"top_p": 1.0, "top_k": 0, "do_sample": True, "repetition_penalty": 1.0})

@@ -1,0 +1,69 @@
+"""The README's examples do what they say, and its recipes parse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_llama
+
+from trbext import reference
+from trbext.run import parse_run
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_sampling_loop_blends_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    student, teacher = tiny_llama(1), tiny_llama(2)
+    prompt = torch.tensor([[5, 6], [7, 8]])
+    kept: list[torch.Tensor] = []
+    multinomial = torch.multinomial
+
+    def watched(probabilities: torch.Tensor, count: int) -> torch.Tensor:
+        kept.append(probabilities)
+        return multinomial(probabilities, count)
+
+    monkeypatch.setattr(torch, "multinomial", watched)
+    ids = scope["generate"](student, teacher, prompt, 5)  # type: ignore[operator]
+    assert ids.shape == (2, 7)
+    for step, mu in enumerate(kept):
+        with torch.no_grad():
+            logits = [model(ids[:, : 2 + step]).logits[:, -1] for model in (student, teacher)]
+        expected = reference.blend(*logits, 0.02)
+        assert torch.allclose(mu.double(), expected.log_probs.exp(), atol=1e-4)
+        assert (expected.beta < 1).all()
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
+def test_recipes_parse(recipe: str) -> None:
+    # use_cpu: transformers refuses bf16 where there is neither a GPU nor this field.
+    arguments, config, settings = parse_run(ROOT / "recipes" / recipe, ["--use_cpu", "true"])
+    assert arguments.model_name_or_path
+    assert config.output_dir.startswith("runs/")
+    assert settings["trb_epsilon"] > 0
+
+
+def test_every_trb_command_line_of_the_readme_parses() -> None:
+    from trbext.cli import _parser
+
+    lines = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("trb ")]
+    assert len(lines) >= 6
+    for words in lines:
+        options, fields = _parser().parse_known_args(words[1:])
+        if options.command == "train":
+            parse_run(ROOT / options.config, [*fields, "--use_cpu", "true"])
+        else:
+            assert not fields
+
+
+def test_files_the_readme_points_to_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(
+        r"`(docs/[^`]+|recipes/[^`]+\.yaml)`", README
+    ):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,179 @@
+"""The `trb` command: train, eval, plot, demo and info.
+
+Exit codes: 0 done, 1 a fault of the program or the machine, 2 a usage error (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one `trb` command; `arguments` default to the process's."""
+    # transformers' notices to library authors; a user of the command can do nothing about them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options, fields = _parser().parse_known_args(words)
+    if fields and options.command != "train":
+        _parser().error(f"unrecognized arguments: {' '.join(fields)}")
+    # The commands import what they need when they run: `trb --help` must not wait for TRL.
+    try:
+        return int(COMMANDS[options.command](options, fields))
+    except KeyboardInterrupt:
+        print("trb: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trb", description="Trust-Region Behavior Blending: on-policy distillation with KL-budgeted rollouts."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="distil a student",
+        description="Distil a student as CONFIG.yaml says. Every field of the file can be given as --field value.",
+        epilog="`trb train --fields` lists all fields with units and defaults. On several processes: "
+        "torchrun --nproc_per_node 2 -m trbext train CONFIG.yaml",
+    )
+    train.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="fields and their values")
+    train.add_argument("--resume", action="store_true", help="continue the run in output_dir from its last checkpoint")
+    train.add_argument("--fields", action="store_true", help="list every field and exit")
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="pass@1 of a model by sampling",
+        description="Sample completions of a model at temperature 1 and report pass@1.",
+    )
+    evaluate.add_argument("model", help="a folder, a model of the Hub, demo:student or demo:teacher")
+    evaluate.add_argument("--prompts", required=True, help="demo:eval, a file, or a dataset of the Hub")
+    evaluate.add_argument("--verifier", required=True, help="numeric, demo, or module:function")
+    evaluate.add_argument("--split", default="test", help="split of a Hub dataset (default: %(default)s)")
+    evaluate.add_argument("--limit", type=_positive, help="use the first so many prompts (default: all)")
+    evaluate.add_argument("--samples", type=_positive, default=1, help="completions per prompt (default: %(default)s)")
+    evaluate.add_argument(
+        "--max-completion-length", type=_positive, default=512, help="tokens per completion (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--batch-size", type=_positive, default=32, help="completions decoded at a time (default: %(default)s)"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
+    evaluate.add_argument(
+        "--output", type=Path, help="write completions and verdicts to this .jsonl; an interrupted evaluation resumes"
+    )
+
+    plot = commands.add_parser("plot", help="draw the curves of runs", description="Draw the curves of finished runs.")
+    plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder of `trb train`")
+    plot.add_argument("--output", type=Path, default=Path("plot.png"), help=".png or .svg (default: %(default)s)")
+
+    demo = commands.add_parser(
+        "demo",
+        help="see TRB at work on a small task, in about two minutes",
+        description="Distil a small student on a built-in counting-sort task, once with vanilla on-policy distillation "
+        "and once with TRB, and compare them in a table and a plot.",
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), help="folder for runs and plot (default: %(default)s)"
+    )
+    demo.add_argument("--steps", type=_positive, default=120, help="optimizer steps of each run (default: %(default)s)")
+    demo.add_argument("--epsilon", type=float, default=0.5, help="KL budget at step 0, nats (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of prompts and sampling (default: %(default)s)")
+
+    commands.add_parser("info", help="versions, build, and where things were found")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _train(options: argparse.Namespace, fields: list[str]) -> int:
+    from accelerate import PartialState
+
+    from .run import Interrupted, UsageError, parse_run, print_fields, print_summary, train_run
+
+    if options.fields:
+        print_fields()
+        return 0
+    try:
+        folder = train_run(*parse_run(options.config, fields), resume=options.resume)
+    except UsageError as error:
+        return _usage_error(error)
+    except Interrupted as error:
+        print(f"trb: {error}", file=sys.stderr)
+        return INTERRUPTED
+    if PartialState().is_main_process:
+        print_summary(folder)
+    return 0
+
+
+def _eval(options: argparse.Namespace, fields: list[str]) -> int:
+    from .evaluation_run import evaluate_model
+
+    try:
+        evaluate_model(options)
+    except (ValueError, OSError) as error:
+        return _usage_error(error)
+    return 0
+
+
+def _plot(options: argparse.Namespace, fields: list[str]) -> int:
+    from .report import plot_runs
+    from .run_folder import RunFolder
+
+    if options.output.suffix not in (".png", ".svg"):
+        return _usage_error(f"--output must end in .png or .svg, got {options.output}")
+    runs = []
+    for path in options.runs:
+        lines = RunFolder(path).read_metrics()
+        if not lines:
+            return _usage_error(
+                f"{path} is not a run folder with metrics: {RunFolder(path).metrics} is missing or empty"
+            )
+        runs.append((path.name, lines))
+    try:
+        plot_runs(runs, options.output)
+    except ValueError as error:
+        return _usage_error(error)
+    print(options.output)
+    return 0
+
+
+def _demo(options: argparse.Namespace, fields: list[str]) -> int:
+    from .demo.walkthrough import walk_through
+    from .run import Interrupted, UsageError
+
+    try:
+        walk_through(options.output, steps=options.steps, epsilon=options.epsilon, seed=options.seed)
+    except (UsageError, ValueError) as error:
+        return _usage_error(error)
+    except Interrupted as error:
+        print(f"trb: {error}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _info(options: argparse.Namespace, fields: list[str]) -> int:
+    from .build_info import build_info
+
+    for name, value in build_info().items():
+        print(f"{name:20} {value}")
+    return 0
+
+
+def _usage_error(error: object) -> int:
+    print(f"trb: {' '.join(str(error).split())}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+COMMANDS = {"train": _train, "eval": _eval, "plot": _plot, "demo": _demo, "info": _info}

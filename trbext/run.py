@@ -1,0 +1,252 @@
+"""`trb train`: a YAML file and command-line fields become a `TRBTrainer` that runs in a folder and can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import transformers
+import yaml
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer, HfArgumentParser, PrinterCallback, ProgressCallback
+
+from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
+from .config import TRBConfig
+from .demo.shipped import model_path
+from .prompts import PromptsNotFound, load_prompts
+from .run_folder import Metrics, RunFolder
+from .trainer import TRBTrainer
+
+# Fields that may change between a run and its continuation without changing what is computed.
+FREE_ON_RESUME = {"output_dir", "save_steps", "save_total_limit", "save_strategy", "report_to"}
+
+
+class UsageError(Exception):
+    """Something the user can mend: shown as one line, exit code 2."""
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal and can be resumed."""
+
+
+@dataclass
+class RunArguments:
+    """The models and the prompts of a run; every field of `TRBConfig` may stand beside these."""
+
+    model_name_or_path: str = field(
+        default="", metadata={"help": "The student: a folder, a model of the Hub, or demo:student."}
+    )
+    prompts: str = field(
+        default="",
+        metadata={"help": "Training prompts: demo, a .jsonl, .json, .parquet or .csv file, or a dataset of the Hub."},
+    )
+    eval_prompts: str | None = field(
+        default=None, metadata={"help": "Held-out prompts for evaluation, as prompts; demo:eval for the built-in task."}
+    )
+    prompts_split: str = field(default="train", metadata={"help": "Split of a Hub dataset of training prompts."})
+    eval_prompts_split: str = field(default="test", metadata={"help": "Split of a Hub dataset of held-out prompts."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Column that holds the prompt, text or messages."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message that turns plain-text prompts into conversations."}
+    )
+    prompts_limit: int | None = field(default=None, metadata={"help": "Use the first so many training prompts."})
+    eval_prompts_limit: int | None = field(default=None, metadata={"help": "Use the first so many held-out prompts."})
+
+
+def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:
+    """The run of a YAML file with `--field value` overrides, and its explicit settings by name.
+
+    Raises UsageError: no such file, a field that does not exist, a value that does not fit.
+    """
+    settings = _read_yaml(config) if config else {}
+    kinds: Any = (RunArguments, TRBConfig)  # transformers' annotation does not admit two different dataclasses
+    parser = HfArgumentParser(kinds, prog="trb train", add_help=False)
+    known = {action.dest for action in parser._actions}
+    named = [word.removeprefix("--").split("=")[0] for word in overrides if word.startswith("--")]
+    for name in [*settings, *named]:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise UsageError(f"unknown field {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    if "output_dir" not in settings and "output_dir" not in named:
+        settings["output_dir"] = f"runs/{config.stem if config else 'trb'}"
+
+    def fail(message: str) -> NoReturn:
+        raise UsageError(message)
+
+    parser.error = fail  # type: ignore[method-assign]  # argparse would print three hundred options first
+    try:
+        # The file's values go through the same conversions as the command line's, which come later and win.
+        arguments, trb_config = parser.parse_args_into_dataclasses([*_as_words(settings), *overrides])
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(str(error)) from error
+    if not arguments.model_name_or_path:
+        raise UsageError("model_name_or_path (the student) is not set")
+    if not trb_config.teacher_model_name_or_path:
+        raise UsageError("teacher_model_name_or_path is not set")
+    if not arguments.prompts:
+        raise UsageError("prompts is not set")
+    resolved = {**dataclasses.asdict(arguments), **trb_config.to_dict()}
+    return arguments, trb_config, {name: resolved[name] for name in sorted({*settings, *named})}
+
+
+def print_fields() -> None:
+    """Every field of `trb train` with its default and help, the project's own first."""
+    own = {f.name for f in dataclasses.fields(RunArguments)} | set(TRBConfig.__annotations__)
+    shown = [f for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind)]
+    for field_ in sorted(shown, key=lambda f: f.name not in own):  # stable: otherwise the order of definition
+        default = "" if field_.default is dataclasses.MISSING else field_.default
+        print(f"--{field_.name} (default: {default!r})\n    {' '.join(str(field_.metadata.get('help', '')).split())}")
+
+
+def train_run(
+    arguments: RunArguments, config: TRBConfig, settings: dict[str, Any], *, resume: bool = False
+) -> RunFolder:
+    """Train in `config.output_dir`, from its last checkpoint if `resume`, and return the folder.
+
+    Raises UsageError: the folder is not empty or not of these settings, a model or prompts cannot be loaded, the
+    tokenizers differ. Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step.
+    """
+    folder = RunFolder(Path(config.output_dir))
+    check_folder(folder, settings, resume)
+    checkpoint = folder.last_checkpoint() if resume else None
+    stop = StopOnSignal()
+    label = folder.path.name
+    try:
+        trainer = _trainer(arguments, config, [MetricsFile(folder), ProgressDisplay(label), stop])
+    except (PromptsNotFound, ValueError, OSError) as error:  # an OSError is transformers' "no such model"
+        raise UsageError(_first_line(error)) from error
+    if trainer.is_world_process_zero():
+        folder.write_settings(settings)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt:
+        stop.stopped = True
+    if trainer.is_world_process_zero() and folder.metrics.exists():
+        _plot(folder)
+    if stop.stopped:
+        saved = folder.last_checkpoint()
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; the run goes on from "
+            + (f"{saved.name}" if saved else "the start")
+            + " with --resume"
+        )
+    trainer.save_model(str(folder.model))
+    return folder
+
+
+def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -> TRBTrainer:
+    student = _known_model("model_name_or_path", arguments.model_name_or_path)
+    teacher = _known_model("teacher_model_name_or_path", config.teacher_model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(student, padding_side="left", trust_remote_code=config.trust_remote_code)
+    shared: dict[str, Any] = {"column": arguments.prompt_column, "system_prompt": arguments.system_prompt}
+    held_out = None
+    if arguments.eval_prompts is not None:
+        split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
+        held_out = load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
+    prompts = load_prompts(
+        arguments.prompts, split=arguments.prompts_split, limit=arguments.prompts_limit, demo_seed=config.seed, **shared
+    )
+    transformers.utils.logging.set_verbosity_error()
+    config.disable_tqdm = True  # ProgressDisplay takes its place
+    if config.eval_verifier is not None:
+        config.remove_unused_columns = False
+    transformers.utils.logging.disable_progress_bar()
+    trainer = TRBTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=config,
+        train_dataset=prompts,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    for unwanted in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(unwanted)
+    return trainer
+
+
+def _known_model(name: str, value: str) -> str:
+    path = model_path(value)
+    # What cannot be a Hub id "owner/name" is a folder, of which transformers would complain as a malformed id.
+    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
+        raise UsageError(f"{name}: there is no folder {path}")
+    return path
+
+
+def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool) -> None:
+    """UsageError unless a new run may start in the folder or, with `resume`, its run has these settings."""
+    if not resume:
+        if not folder.is_empty():
+            raise UsageError(f"output_dir {folder.path} is not empty: resume its run with --resume, or name another")
+        return
+    before = folder.settings()
+    if before is None:
+        raise UsageError(f"nothing to resume: {folder.config} does not exist")
+    changed = sorted(
+        name
+        for name in {*before, *settings} - FREE_ON_RESUME
+        if before.get(name, "unset") != settings.get(name, "unset")
+    )
+    if changed:
+        details = ", ".join(f"{n}: {before.get(n, 'unset')} -> {settings.get(n, 'unset')}" for n in changed)
+        raise UsageError(f"{folder.path} was started with other settings ({details}); a resumed run repeats its own")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path} must hold fields and values, got {type(settings).__name__}")
+    return settings
+
+
+def _as_words(settings: dict[str, Any]) -> list[str]:
+    words = []
+    for name, value in settings.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    return words
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _plot(folder: RunFolder) -> None:
+    from .report import plot_runs
+
+    lines = folder.read_metrics()
+    if any("trb/reverse_kl" in line for line in lines):
+        plot_runs([(folder.path.name, lines)], folder.plot)
+
+
+def print_summary(folder: RunFolder) -> None:
+    """The first and the last value of what a run is judged by."""
+    lines = folder.read_metrics()
+    table = Table(title=f"{folder.path}")
+    for heading in ("", "first", "last"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for title, name, form in (
+        ("reverse KL on rollouts, nats/token", "trb/reverse_kl", "{:.4f}"),
+        ("reverse KL on held-out prompts, nats/token", "eval_loss", "{:.4f}"),
+        ("pass@1", "eval_pass@1", "{:.1%}"),
+        ("teacher log-prob of rollouts, nats/token", "trb/teacher_log_prob", "{:.3f}"),
+        ("completion length, tokens", "completions/mean_length", "{:.1f}"),
+    ):
+        found: list[Metrics] = [line for line in lines if line.get(name) is not None]
+        if found:
+            ends = (found[0], found[-1])
+            table.add_row(title, *(f"{form.format(line[name])} (step {line['step']})" for line in ends))
+    Console().print(table)

@@ -125,7 +125,9 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     path = write(tmp_path, config)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "trbext", "train", path]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
     run = RunFolder(tmp_path / "run")
     deadline = time.monotonic() + 180
     while run.last_checkpoint() is None and time.monotonic() < deadline and process.poll() is None:

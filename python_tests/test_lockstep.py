@@ -177,7 +177,7 @@ def sequence_law(
         prefixes = torch.tensor([[*prompt, *completion] for completion in alive])
         with torch.no_grad():
             a, b = (model(prefixes, use_cache=False).logits[:, -1] for model in (student, teacher))
-        law = reference.blend(alignment.student(a), alignment.teacher(b), epsilon).log_probs.exp()
+        law = reference.blend(alignment.canonical(a), alignment.canonical(b), epsilon).log_probs.exp()
         children = {
             (*completion, token): probability * float(mu[token])
             for (completion, probability), mu in zip(alive.items(), law, strict=True)
@@ -365,7 +365,7 @@ def test_widths_and_eos_ids_may_differ() -> None:
     prompts = tuple(part.repeat(200, 1) for part in PROMPTS)
     rollout = roll(student, teacher, prompts, epsilon=math.inf, alignment=alignment, max_new_tokens=4)
     assert rollout.tokens.max() < 151
-    assert not torch.isin(rollout.tokens, torch.tensor([3, 7])).any()
+    assert not torch.isin(rollout.tokens, torch.tensor([3, 7])).any()  # the student's too end the row, as id 2
     checked = 0
     for row in rollout.finished.nonzero()[:, 0].tolist():
         last = int(rollout.lengths[row]) - 1
@@ -433,7 +433,7 @@ def poison(model: PreTrainedModel, rows: Callable[[dict[str, Tensor]], Tensor], 
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("culprit", ["the student", "the teacher", "the student and the teacher each"])
+@pytest.mark.parametrize("culprit", ["the student", "the teacher", "the student and the teacher"])
 def test_logits_at_fault_name_row_step_and_model(culprit: str, value: float) -> None:
     models = {"the student": tiny(seed=1), "the teacher": tiny(seed=2)}
     clean = roll(*models.values(), max_new_tokens=40)
@@ -447,8 +447,11 @@ def test_logits_at_fault_name_row_step_and_model(culprit: str, value: float) -> 
             calls = iter(range(100))
             poison(
                 model,
+                # At that step of the rollout, and when the prefix is looked at again.
                 lambda inputs, calls=calls: (
-                    (next(calls) == step) & (inputs["position_ids"][:, -1] == prompt + step - 1)
+                    (inputs["position_ids"][:, -1] == prompt + step - 1) & (next(calls) == step)
+                    if "position_ids" in inputs
+                    else inputs["input_ids"][:, 0] >= 0
                 ),
                 value,
             )
@@ -484,7 +487,7 @@ def test_what_the_models_say_after_a_rows_end_does_not_matter() -> None:
         ({"prompts": (torch.zeros(2, 0).long(), torch.zeros(2, 0).long())}, r"got \[2, 0\]"),
         ({"prompts": (torch.ones(2, 3).long(), torch.tensor([[1, 1, 1], [1, 1, 0]]))}, "left padded.* row 1 is not"),
         ({"prompts": (torch.ones(2, 3).long(), torch.tensor([[0, 0, 0], [1, 1, 1]]))}, "left padded.* row 0 is not"),
-        ({"alignment": Alignment(12, (2,), (2,))}, "student logits must have at least 12 entries"),
+        ({"alignment": Alignment(12, (2,), (2,))}, "logits must have at least 12 entries"),
     ],
 )
 def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,6 +198,16 @@ def test_word_problems_are_distinct_reproducible_and_held_out(tmp_path: Path) ->
         assert row.keys() == {"prompt", "answer"}
         assert [message.keys() for message in row["prompt"]] == [{"role", "content"}]
         float(row["answer"])
+
+
+def test_repeated_word_problems_are_drawn_once_and_too_few_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [{"question": f"{n % 3}?", "answer": str(n % 3)} for n in range(9)]
+    monkeypatch.setitem(sys.modules, "reasoning_gym", SimpleNamespace(create_dataset=lambda *_, **__: items))
+    script = load_script()
+    assert [row["answer"] for row in script.gsm_symbolic(3, 0, set())] == ["0", "1", "2"]
+    assert [row["answer"] for row in script.gsm_symbolic(2, 0, {"0?"})] == ["1", "2"]
+    with pytest.raises(script.RecipeError, match="only 2 different prompts for seed 0, 3 were asked for"):
+        script.gsm_symbolic(3, 0, {"0?"})
 
 
 @pytest.fixture

@@ -67,56 +67,60 @@ def test_the_first_differing_token_is_named_with_both_ids(
 
 def test_slices_are_views_of_the_logits_where_nothing_is_merged() -> None:
     alignment = Alignment(151, (2,), (2,))
-    assert alignment.student_is_slice
-    assert alignment.teacher_is_slice
+    assert alignment.is_slice
     logits = torch.randn(3, 160)
-    for common in (alignment.student(logits), alignment.teacher(logits)):
-        assert common.shape == (3, 151)
-        assert common.data_ptr() == logits.data_ptr()
-        assert torch.equal(common, logits[:, :151])
+    common = alignment.canonical(logits)
+    assert common.shape == (3, 151)
+    assert common.data_ptr() == logits.data_ptr()
+    assert torch.equal(common, logits[:, :151])
 
 
-def canonical_probabilities(logits: Tensor, width: int, stop: int, eos: set[int]) -> Tensor:
+def canonical_probabilities(logits: Tensor, width: int, stop: int, eos: set[int], temperature: float) -> Tensor:
     """method: p~(v) = sum over u with phi(u) = v of p(u), term by term in float64."""
-    probabilities = logits[..., :width].double().softmax(-1)
+    probabilities = (logits[..., :width].double() / temperature).softmax(-1)
     result = torch.zeros_like(probabilities)
     for token in range(width):
         result[..., stop if token in eos else token] += probabilities[..., token]
     return result
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 2.5])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_merged_logits_are_the_papers_stop_event(dtype: torch.dtype) -> None:
-    alignment = Alignment(11, (2, 5), (3, 7))
+def test_merged_logits_are_the_papers_stop_event(dtype: torch.dtype, temperature: float) -> None:
+    alignment = Alignment(11, (2, 5), (3, 7, 2))
     assert alignment.stop == 2
-    assert not alignment.student_is_slice
-    assert not alignment.teacher_is_slice
+    assert alignment.duplicates == (5, 3, 7)
+    assert not alignment.is_slice
     logits = (4 * torch.randn(6, 4, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).to(dtype)
     before = logits.clone()
-    for common, eos in ((alignment.student(logits), {2, 5}), (alignment.teacher(logits), {2, 3, 5, 7})):
-        assert common.dtype == dtype
-        assert common.shape == (6, 4, 11)
-        others = [token for token in range(11) if token not in eos]
-        assert torch.equal(common[..., others], logits[..., others])
-        assert (common[..., sorted(eos - {2})] == -torch.inf).all()
-        tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
-        expected = canonical_probabilities(logits, 11, 2, eos)
-        assert (common.double().softmax(-1) - expected).abs().max() < tolerance
+    common = alignment.canonical(logits, temperature)
     assert torch.equal(logits, before)
+    assert common.dtype == dtype
+    assert common.shape == (6, 4, 11)
+    others = [0, 1, 4, 6, 8, 9, 10]
+    assert torch.equal(common[..., others], logits[..., others])
+    assert (common[..., [3, 5, 7]] == -torch.inf).all()
+    tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 5e-2}[dtype]
+    expected = canonical_probabilities(logits, 11, 2, {2, 3, 5, 7}, temperature)
+    assert ((common.double() / temperature).softmax(-1) - expected).abs().max() < tolerance
+    in_place = alignment.canonical(logits, temperature, in_place=True)
+    assert torch.equal(in_place, common)
+    assert in_place.data_ptr() == logits.data_ptr()
+    assert torch.equal(logits[..., 11:], before[..., 11:])
 
 
-def test_the_teachers_mass_at_the_students_eos_counts_as_stop_mass() -> None:
+def test_stop_mass_is_the_mass_of_both_models_eos_ids() -> None:
     logits = torch.tensor([0.1, 0.2, 0.15, 0.3, 0.25], dtype=torch.float64).log()
-    probabilities = Alignment(5, (1,), (3,)).teacher(logits).exp()
+    probabilities = Alignment(5, (1,), (3,)).canonical(logits).exp()
     torch.testing.assert_close(probabilities, torch.tensor([0.1, 0.5, 0.15, 0.0, 0.25], dtype=torch.float64))
 
 
-def test_gradients_flow_through_the_merge_of_the_students_eos_ids() -> None:
-    alignment = Alignment(5, (1, 4), ())
+def test_gradients_flow_through_the_merge() -> None:
+    alignment = Alignment(5, (1,), (4,))
     logits = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     def stop_log_prob(raw: Tensor) -> Tensor:
-        return alignment.student(raw).log_softmax(-1)[..., [0, 1]]
+        return alignment.canonical(raw, 0.7).log_softmax(-1)[..., [0, 1]]
 
     assert torch.autograd.gradcheck(stop_log_prob, (logits,))
     stop_log_prob(logits)[..., 1].sum().backward()
@@ -166,5 +170,5 @@ def test_eos_ids_outside_the_common_vocabulary_are_named(arguments: tuple, messa
 
 
 def test_logits_narrower_than_the_alignment_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"teacher logits must have at least 5 entries, got shape \(2, 4\)"):
-        Alignment(5, (1,), ()).teacher(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"logits must have at least 5 entries, got shape \(2, 4\)"):
+        Alignment(5, (1,), ()).canonical(torch.zeros(2, 4))

@@ -202,12 +202,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--train-prompts", type=positive, default=256, metavar="N", help="default 256")
     parser.add_argument("--eval-prompts", type=positive, default=32, metavar="N", help="default 32")
+    # Measured on one core: with AMX bfloat16 is 4 times faster in a forward pass, 2 times in decoding and training; the
+    # same core held to AVX2 is 7 times slower in a forward pass and 40 times in training. float32 is never far off.
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the files, default float32"
     )
     parser.add_argument("--force", action="store_true", help="build again where a finished build lies")
     chosen = vars(parser.parse_args(arguments))
-    output, force = chosen.pop("output"), chosen.pop("force")
+    output, force = chosen.pop("output").resolve(), chosen.pop("force")
     try:
         if is_reusable(output, chosen, force):
             print(f"{output} is complete: nothing to do")

@@ -152,7 +152,7 @@ def teacher_terms(
     """Teacher log-probability and entropy at N prefixes, from its hidden states [N, H] and the sampled `tokens` [N]."""
 
     def terms(hidden: Tensor, token: Tensor) -> tuple[Tensor, ...]:
-        return _teacher_terms(alignment.teacher(head(hidden)), token, temperature)
+        return _teacher_terms(alignment.canonical(head(hidden), temperature), token, temperature)
 
     with torch.no_grad():
         tokens = _emitted_as_stop(tokens, alignment)
@@ -180,9 +180,9 @@ def chunked_reverse_kl(
     """
 
     def terms(student_part: Tensor, teacher_part: Tensor, token: Tensor) -> tuple[Tensor, ...]:
-        student_logits = alignment.student(student_head(student_part))
+        student_logits = alignment.canonical(student_head(student_part), temperature)
         with torch.no_grad():
-            teacher_logits = alignment.teacher(teacher_head(teacher_part))
+            teacher_logits = alignment.canonical(teacher_head(teacher_part), temperature)
             student_entropy = entropy(student_logits, temperature)
             log_prob, teacher_entropy = _teacher_terms(teacher_logits, token, temperature)
         kl = reverse_kl(student_logits, teacher_logits, top_k=top_k, temperature=temperature)
@@ -202,10 +202,10 @@ def _teacher_terms(logits: Tensor, token: Tensor, temperature: float) -> tuple[T
 
 
 def _emitted_as_stop(tokens: Tensor, alignment: Alignment) -> Tensor:
-    """A rollout of another engine may end with any of the student's EOS ids; their merged mass lies at `stop`."""
-    if len(alignment.student_eos) < 2:
+    """A rollout of another engine may end with any EOS id; their merged mass lies at `stop`."""
+    if alignment.is_slice:
         return tokens
-    return torch.where(torch.isin(tokens, tokens.new_tensor(alignment.student_eos)), alignment.stop, tokens)
+    return torch.where(torch.isin(tokens, tokens.new_tensor(alignment.duplicates)), alignment.stop, tokens)
 
 
 def _in_chunks(

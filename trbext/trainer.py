@@ -137,9 +137,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
                 raise ValueError("teacher_model_init_kwargs is set, but teacher_model is already instantiated")
         self.alignment = align(self.model, teacher_model, self._tokenizer, teacher_tokenizer)
         # TRL's fused loss reads lm_head weights, which can be sliced; merged EOS columns exist only as logits.
-        self._fused_loss = (
-            args.loss_top_k is None and self.alignment.student_is_slice and self.alignment.teacher_is_slice
-        )
+        self._fused_loss = args.loss_top_k is None and self.alignment.is_slice
         self._check_loss(teacher_model)
         check_can_unshard(self._dist, args, tools=bool(tools))
         self.teacher_model = prepare_teacher(teacher_model, self.accelerator)

@@ -27,9 +27,10 @@ class VocabularyMismatch(ValueError):
 class Alignment:
     """One vocabulary for two models: the first `width` logits of each, with one stop event at id `stop`.
 
-    The stop event e* sits at the student's first EOS id. The student's other EOS ids are moved onto it; of the teacher,
-    its own EOS ids and the student's, so that the teacher's mass at e_S counts as stop mass too. The canonical models
-    are what `temperature` then divides.
+    The stop event e* sits at the student's first EOS id, and every EOS id of either model is moved onto it, in both
+    models. A base student gives some mass to its chat teacher's EOS id: were that id an ordinary token for the student
+    alone, the teacher would exclude it, which makes the reverse KL infinite and leaves TRB no budget wherever that mass
+    exceeds epsilon. A student that draws it has stopped.
 
     VocabularyMismatch: no EOS id for the student, or an EOS id of either model outside [0, width).
     """
@@ -56,45 +57,33 @@ class Alignment:
         return self.student_eos[0]
 
     @property
-    def student_is_slice(self) -> bool:
-        """True where `student` returns a view of the logits, False where it has to merge EOS ids into a copy."""
-        return not self._duplicates(self.student_eos)
+    def duplicates(self) -> tuple[int, ...]:
+        """The EOS ids that are merged into `stop`, each once."""
+        return tuple(token for token in dict.fromkeys(self.student_eos + self.teacher_eos) if token != self.stop)
 
     @property
-    def teacher_is_slice(self) -> bool:
-        """True where `teacher` returns a view of the logits, False where it has to merge EOS ids into a copy."""
-        return not self._duplicates(self.student_eos + self.teacher_eos)
+    def is_slice(self) -> bool:
+        """True where `canonical` returns a view of the logits, False where it has to merge EOS ids."""
+        return not self.duplicates
 
-    def student(self, logits: Tensor) -> Tensor:
-        """The student's logits [..., V >= width] over the common vocabulary, [..., width], same dtype.
+    def canonical(self, logits: Tensor, temperature: float = 1.0, *, in_place: bool = False) -> Tensor:
+        """Logits [..., V >= width] of either model over the common vocabulary, [..., width], same dtype.
 
-        A view where there is nothing to merge; else a new tensor with logsumexp of the EOS logits at `stop` and -inf at
-        the other EOS ids. Differentiable. ValueError: fewer than `width` logits.
+        A view where there is nothing to merge; else a new tensor with -inf at the merged EOS ids and, at `stop`, the
+        logit whose softmax at `temperature` is the sum of theirs: T log sum exp(logit / T). Differentiable.
+        in_place: write the merge into `logits`, which nobody else may hold. ValueError: fewer than `width` logits.
         """
-        return self._canonical("student", logits, self.student_eos)
-
-    def teacher(self, logits: Tensor) -> Tensor:
-        """The teacher's logits [..., V >= width] over the common vocabulary, [..., width]: as `student`, but the EOS
-        ids of both models are merged."""
-        return self._canonical("teacher", logits, self.student_eos + self.teacher_eos)
-
-    def _duplicates(self, eos: tuple[int, ...]) -> tuple[int, ...]:
-        """The ids that are merged into `stop`, each once."""
-        return tuple(token for token in dict.fromkeys(eos) if token != self.stop)
-
-    def _canonical(self, name: str, logits: Tensor, eos: tuple[int, ...]) -> Tensor:
         if logits.shape[-1] < self.width:
-            raise ValueError(f"{name} logits must have at least {self.width} entries, got shape {tuple(logits.shape)}")
-        duplicates = self._duplicates(eos)
+            raise ValueError(f"logits must have at least {self.width} entries, got shape {tuple(logits.shape)}")
         sliced = logits[..., : self.width]
-        if not duplicates:
+        if self.is_slice:
             return sliced
         # Integer indices, one EOS id at a time: an index tensor would be a copy to the GPU, and a wait, at every token.
-        columns = torch.stack([sliced[..., token] for token in (self.stop, *duplicates)], -1)
-        precise = torch.promote_types(logits.dtype, torch.float32)
-        merged = sliced.clone()
-        merged[..., self.stop] = columns.to(precise).logsumexp(-1).to(logits.dtype)
-        for token in duplicates:
+        columns = torch.stack([sliced[..., token] for token in (self.stop, *self.duplicates)], -1)
+        precise = columns.to(torch.promote_types(logits.dtype, torch.float32))
+        merged = sliced if in_place else sliced.clone()
+        merged[..., self.stop] = (temperature * (precise / temperature).logsumexp(-1)).to(logits.dtype)
+        for token in self.duplicates:
             merged[..., token] = -torch.inf
         return merged
 

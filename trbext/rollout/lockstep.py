@@ -15,11 +15,10 @@ itself reads nothing either while decoding (its mask code would; see `CachedMode
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +26,13 @@ from torch import Tensor, nn
 
 from ..ops import sample
 from ..vocab import Alignment
+from .cached_model import CachedModel, next_token_exists, unwrap
 from .output import Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What is known of a row, from its first event on. A fault is FAULT + 1 (student's logits) + 2 (teacher's logits).
-RUNNING, ENDED, FAULT = 0, 1, 2
-CULPRITS = ("the student and the teacher together", "the student", "the teacher", "the student and the teacher each")
+RUNNING, ENDED, FAULT = 0, 1, 2  # what is known of a row, from its first event on
 
 
 def lockstep(
@@ -95,20 +93,19 @@ def lockstep(
         caches = [CachedModel(model) for model in models]
         logits = [cached.prefill(input_ids, prompt_mask) for cached in caches]
         for step in range(max_new_tokens):
-            aligned = [alignment.student(logits[0]), *(alignment.teacher(raw) for raw in logits[1:])]
+            aligned = [alignment.canonical(raw, temperature, in_place=True) for raw in logits]
             # Without a teacher the student takes both places: at epsilon = 0 the operator draws from it.
             drawn = sample(aligned[0], aligned[-1], budget, uniform=uniforms[step, rows], temperature=temperature)
             tokens[rows, step] = drawn.token
             values[:, rows, step] = torch.stack(drawn[1:])
-            fault = FAULT + sum(_at_fault(common) << model for model, common in enumerate(aligned))
-            event = torch.where(drawn.token < 0, fault, (drawn.token == alignment.stop) * ENDED)
+            event = torch.where(drawn.token < 0, FAULT, (drawn.token == alignment.stop) * ENDED)
             status = torch.where(status == RUNNING, event, status)
             token = drawn.token.clamp(min=0)  # a row at fault goes on with a harmless id until the next host read
 
             generated = step + 1
             if generated in (read_at, max_new_tokens):
                 state = host_read(status)
-                _raise_fault(state, rows, tokens)
+                _raise_fault(state, rows, (input_ids, prompt_mask), tokens, models)
                 running = (state == RUNNING).nonzero()[:, 0]
                 if len(running) == 0 or generated == max_new_tokens:
                     break
@@ -129,69 +126,6 @@ def lockstep(
     return Rollout.trim(tokens, values, completed, finished, pad_token_id=pad_token_id, teacher=not pure_student)
 
 
-class CachedModel:
-    """A causal LM and its KV cache over a batch: `prefill` the prompts, `advance` by a token per row, `keep_rows`."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        inner = _unwrap(model)
-        accepted = inspect.signature(type(inner).forward).parameters
-        self.model = model
-        self.cache: Any = None
-        self.can_drop_rows = False
-        self._takes_positions = "position_ids" in accepted
-        self._options: dict[str, int] = {"use_cache": True, "return_dict": True}
-        if "logits_to_keep" in accepted:  # without it the prefill pays for [B, P, V] logits
-            self._options["logits_to_keep"] = 1
-        self._prepares_mask = inner.config._attn_implementation == "sdpa" and inner._supports_attention_backend
-
-    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The logits [B, V] after the prompts [B, P], left padded."""
-        from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
-
-        logits = self._forward(input_ids, (attention_mask.cumsum(1) - 1).clamp(min=0), attention_mask)
-        layers = getattr(self.cache, "layers", None)
-        if layers is None:
-            raise RuntimeError(
-                "lockstep needs a model that returns its KV cache as past_key_values, got "
-                f"{type(self.cache).__name__} from {type(_unwrap(self.model)).__name__} with use_cache=True"
-            )
-        # A linear-attention layer also holds recurrent states, which batch_select_indices does not select.
-        self.can_drop_rows = all(
-            hasattr(layer, "batch_select_indices") and not isinstance(layer, LinearAttentionCacheLayerMixin)
-            for layer in layers
-        )
-        self._prepares_mask &= all(type(layer) is DynamicLayer for layer in layers)
-        return logits
-
-    def advance(self, token: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The logits [n, V] after one more token [n] per row, at `position` [n, 1].
-
-        attention_mask: [n, tokens so far, this one included], or None where no row has padding.
-        """
-        if attention_mask is not None and self._prepares_mask:
-            # Given [n, S], transformers asks whether any padding is left: a host read per model and token. Given the
-            # attention's own shape it asks nothing. Sliding windows need a mask per layer, which stays its business.
-            attention_mask = attention_mask[:, None, None, :].bool()
-        return self._forward(token[:, None], position, attention_mask)
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drop all rows but `rows` [m] from the cache."""
-        self.cache.batch_select_indices(rows)
-
-    def _forward(self, input_ids: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
-        inputs = {"position_ids": position} if self._takes_positions else {}
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=self.cache,
-            **inputs,
-            **self._options,
-        )
-        self.cache = getattr(output, "past_key_values", None)
-        logits: Tensor = output.logits[:, -1]
-        return logits.float() if logits.dtype == torch.float64 else logits  # the operators take no float64
-
-
 def next_host_read(generated: int) -> int:
     """How many tokens to have generated when the host next asks which rows ended: an eighth more, by steps of 4 to 32.
     A row is then decoded at most that far beyond its end."""
@@ -203,20 +137,29 @@ def host_read(status: Tensor) -> Tensor:
     return status.cpu()
 
 
-def _at_fault(logits: Tensor) -> Tensor:
-    """[n] int64: 1 where a row holds NaN or +inf, or nothing finite. The maximum shows each of these."""
-    return (~logits.amax(-1).isfinite()).long()
+def _raise_fault(
+    state: Tensor, rows: Tensor, prompts: tuple[Tensor, Tensor], tokens: Tensor, models: list[PreTrainedModel]
+) -> None:
+    """Name the first row at fault, if there is one, and the model to blame.
 
-
-def _raise_fault(state: Tensor, rows: Tensor, tokens: Tensor) -> None:
-    faulty = (state >= FAULT).nonzero()[:, 0]
+    The operator has told that a row is at fault; whose logits they were is found out by one more forward of the prefix,
+    which costs nothing while all is well.
+    """
+    faulty = (state == FAULT).nonzero()[:, 0]
     if len(faulty) == 0:
         return
     row = int(rows[faulty[0]])
     step = int((tokens[row] < 0).int().argmax())
-    culprit = CULPRITS[int(state[faulty[0]]) - FAULT]
+    input_ids, mask = prompts
+    prefix = torch.cat([input_ids[row][mask[row] != 0], tokens[row, :step]])[None]
+    culprits = [
+        name
+        for name, model in zip(("student", "teacher"), models, strict=False)
+        if not next_token_exists(model, prefix)
+    ]
+    whose = " and ".join(f"the {name}" for name in culprits) or "both models together"
     raise RuntimeError(
-        f"row {row}, step {step}: no token can be drawn, the logits of {culprit} hold NaN, +inf or no finite value "
+        f"row {row}, step {step}: no token can be drawn, the logits of {whose} hold NaN, +inf or no finite value "
         f"({len(faulty)} of {len(state)} rows at fault)"
     )
 
@@ -233,12 +176,6 @@ def _evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module, training in zip(modules, flags, strict=True):
             module.training = training
-
-
-def _unwrap(model: Any) -> Any:
-    """The transformers model inside DDP, DeepSpeed or PEFT, which hide its config and its forward's signature."""
-    inner = getattr(model, "module", model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
@@ -283,7 +220,7 @@ def _check_models(models: list[PreTrainedModel], prompt: int, max_new_tokens: in
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     devices = {}
     for name, model in zip(("student", "teacher"), models, strict=False):
-        inner = _unwrap(model)
+        inner = unwrap(model)
         limit = getattr(inner.config.get_text_config(), "max_position_embeddings", math.inf)
         if prompt + max_new_tokens > limit:
             raise ValueError(

@@ -1,0 +1,87 @@
+"""A Hugging Face causal LM with its KV cache, one token at a time."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class CachedModel:
+    """A causal LM and its KV cache over a batch: `prefill` the prompts, `advance` by a token per row, `keep_rows`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        inner = unwrap(model)
+        accepted = inspect.signature(type(inner).forward).parameters
+        self.model = model
+        self.cache: Any = None
+        self.can_drop_rows = False
+        self._takes_positions = "position_ids" in accepted
+        self._options: dict[str, int] = {"use_cache": True, "return_dict": True}
+        if "logits_to_keep" in accepted:  # without it the prefill pays for [B, P, V] logits
+            self._options["logits_to_keep"] = 1
+        self._prepares_mask = inner.config._attn_implementation == "sdpa" and inner._supports_attention_backend
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The logits [B, V] after the prompts [B, P], left padded."""
+        from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+        logits = self._forward(input_ids, (attention_mask.cumsum(1) - 1).clamp(min=0), attention_mask)
+        layers = getattr(self.cache, "layers", None)
+        if layers is None:
+            raise RuntimeError(
+                "lockstep needs a model that returns its KV cache as past_key_values, got "
+                f"{type(self.cache).__name__} from {type(unwrap(self.model)).__name__} with use_cache=True"
+            )
+        # A linear-attention layer also holds recurrent states, which batch_select_indices does not select.
+        self.can_drop_rows = all(
+            hasattr(layer, "batch_select_indices") and not isinstance(layer, LinearAttentionCacheLayerMixin)
+            for layer in layers
+        )
+        self._prepares_mask &= all(type(layer) is DynamicLayer for layer in layers)
+        return logits
+
+    def advance(self, token: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The logits [n, V] after one more token [n] per row, at `position` [n, 1].
+
+        attention_mask: [n, tokens so far, this one included], or None where no row has padding.
+        """
+        if attention_mask is not None and self._prepares_mask:
+            # Given [n, S], transformers asks whether any padding is left: a host read per model and token. Given the
+            # attention's own shape it asks nothing. Sliding windows need a mask per layer, which stays its business.
+            attention_mask = attention_mask[:, None, None, :].bool()
+        return self._forward(token[:, None], position, attention_mask)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but `rows` [m] from the cache."""
+        self.cache.batch_select_indices(rows)
+
+    def _forward(self, input_ids: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
+        inputs = {"position_ids": position} if self._takes_positions else {}
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=self.cache,
+            **inputs,
+            **self._options,
+        )
+        self.cache = getattr(output, "past_key_values", None)
+        logits: Tensor = output.logits[:, -1]
+        return logits.float() if logits.dtype == torch.float64 else logits  # the operators take no float64
+
+
+def next_token_exists(model: PreTrainedModel, prefix: Tensor) -> bool:
+    """Whether a token can be drawn after `prefix` [1, P]: no NaN or +inf among the logits, and something finite. The
+    maximum shows each of these."""
+    return bool(model(input_ids=prefix).logits[0, -1].amax().isfinite())
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside DDP, DeepSpeed or PEFT, which hide its config and its forward's signature."""
+    inner = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

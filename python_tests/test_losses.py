@@ -200,18 +200,24 @@ def test_no_logits_are_kept_for_the_backward_pass() -> None:
 def test_merged_eos_ids_are_one_outcome_for_the_loss() -> None:
     student_hidden, teacher_hidden, student, teacher, tokens = heads(narrow=True)
     alignment = Alignment(VOCABULARY, (1, 4), (6,))  # e* = 1; the student also stops with 4, the teacher with 6
-    terms = chunked_reverse_kl(student_hidden, teacher_hidden, student, teacher, tokens, alignment)
-    p, q = student(student_hidden).softmax(-1), teacher(teacher_hidden)[:, :VOCABULARY].softmax(-1)
-    p = torch.cat([(p[:, 1] + p[:, 4])[:, None], p[:, [v for v in range(VOCABULARY) if v not in (1, 4)]]], -1)
+    temperature = 0.6
+    terms = chunked_reverse_kl(
+        student_hidden, teacher_hidden, student, teacher, tokens, alignment, temperature=temperature
+    )
     others = [v for v in range(VOCABULARY) if v not in (1, 4, 6)]
-    q_merged = torch.cat([q[:, [1, 4, 6]].sum(-1, keepdim=True), q[:, others]], -1)
-    mass_at_6 = p[:, 5]  # columns of p: stop, 0, 2, 3, 5, 6, ...: with 6 the teacher stops, the student does not
-    inside = torch.cat([p[:, :5], p[:, 6:]], -1) / (1 - mass_at_6)[:, None]
-    expected = (inside * (inside / q_merged).log()).sum(-1) - (1 - mass_at_6).log()
+
+    def merged(logits: Tensor) -> Tensor:
+        p = (logits[:, :VOCABULARY] / temperature).softmax(-1)
+        return torch.cat([p[:, [1, 4, 6]].sum(-1, keepdim=True), p[:, others]], -1)
+
+    p, q = merged(student(student_hidden)), merged(teacher(teacher_hidden))
+    expected = (p * (p / q).log()).sum(-1)
     torch.testing.assert_close(terms.reverse_kl, expected, rtol=1e-10, atol=1e-12)
     other_eos = torch.full_like(tokens, 4)  # where another engine ended a rollout with it, it counts as e*
-    stops = chunked_reverse_kl(student_hidden, teacher_hidden, student, teacher, other_eos, alignment)
-    torch.testing.assert_close(stops.teacher.log_prob, q_merged[:, 0].log(), rtol=1e-10, atol=1e-12)
+    stops = chunked_reverse_kl(
+        student_hidden, teacher_hidden, student, teacher, other_eos, alignment, temperature=temperature
+    )
+    torch.testing.assert_close(stops.teacher.log_prob, q[:, 0].log(), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("narrow", [False, True])

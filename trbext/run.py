@@ -133,9 +133,8 @@ def train_run(
     if stop.stopped:
         saved = folder.last_checkpoint()
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; the run goes on from "
-            + (f"{saved.name}" if saved else "the start")
-            + " with --resume"
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; it goes on from "
+            + (saved.name if saved else "the start")
         )
     trainer.save_model(str(folder.model))
     return folder

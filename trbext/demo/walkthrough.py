@@ -19,7 +19,7 @@ HELD_OUT_PROMPTS = 128
 RUNS = {"OPD": "student", "TRB": "trb"}  # name -> rollout_policy
 
 
-def walk_through(output: Path, *, steps: int = 120, epsilon: float = 0.5, seed: int = 0) -> None:
+def walk_through(output: Path, *, steps: int = 240, epsilon: float = 0.5, seed: int = 0) -> None:
     """Train both runs in `output`/opd and `output`/trb, print the comparison and write `output`/plot.png.
 
     steps: optimizer steps of each run, 32 prompts each; `epsilon` (nats) falls to 0 over the first third of them.
@@ -78,7 +78,7 @@ def _settings(folder: RunFolder, policy: str, steps: int, epsilon: float, seed: 
         "warmup_steps": min(10, steps // 4),
         "eval_on_start": True,
         "eval_strategy": "steps",
-        "eval_steps": max(1, steps // 4),
+        "eval_steps": max(1, steps // 8),
         "save_steps": max(1, steps // 4),
         "save_total_limit": 1,
         "seed": seed,

@@ -122,6 +122,7 @@ def train_run(
         trainer = _trainer(arguments, config, [MetricsFile(folder), ProgressDisplay(label), stop])
     except (PromptsNotFound, ValueError, OSError) as error:  # an OSError is transformers' "no such model"
         raise UsageError(_first_line(error)) from error
+    trainer.accelerator.wait_for_everyone()  # a slower process must still find the folder as it was
     if trainer.is_world_process_zero():
         folder.write_settings(settings)
     try:

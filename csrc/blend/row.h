@@ -79,6 +79,7 @@ struct Ends {
   LogSum teacher;      // over {b > -inf}
   Tilt zero;           // mu_0 restricted to C
   Tilt one;            // mu_1
+  double min_d = INFINITY, max_d = -INFINITY;  // of D over C
   bool fault = false;  // NaN or +inf seen
 
   TRB_HD void merge(const Ends& next) {
@@ -86,6 +87,8 @@ struct Ends {
     teacher.merge(next.teacher);
     zero.merge(next.zero);
     one.merge(next.one);
+    min_d = next.min_d < min_d ? next.min_d : min_d;
+    max_d = next.max_d > max_d ? next.max_d : max_d;
     fault = fault || next.fault;
   }
 };

@@ -3,7 +3,7 @@
 //
 // Reduction order: tokens of a block one after another, in token order. Sampling repeats the same additions, so a
 // block's running sum ends exactly at the mass that was stored for it.
-#include "sweep.h"
+#include "double_sweep.h"
 
 #include <algorithm>
 #include <cmath>
@@ -78,6 +78,8 @@ Ends sweep_ends(const RowPair& row, int64_t block) {
       x[common] = a;
       y[common] = b;
       d[common] = b - a;
+      ends.min_d = std::min(ends.min_d, b - a);
+      ends.max_d = std::max(ends.max_d, b - a);
       ++common;
     }
   }
@@ -102,15 +104,6 @@ Tilt sweep_tilt(const RowPair& row, int64_t block, double beta) {
     ++common;
   }
   return moments(t, d, common);
-}
-
-void block_log_weights(const RowPair& row, int64_t block, double beta, double* out) {
-  const Tokens tokens(row, block);
-  for (int64_t i = 0; i < tokens.count; ++i) {
-    const double x = tokens.x[i], y = tokens.y[i];
-    const bool supported = x > -INFINITY && (beta == 0.0 || y > -INFINITY);
-    out[i] = !supported ? -INFINITY : beta == 0.0 ? x : mix(x, y, beta);
-  }
 }
 
 }  // namespace trb::cpu

@@ -41,10 +41,10 @@ FloatRow::FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps)
 // memory that way, through a copy of this one segment. Equal logits always arrive in the same form, so that a row's result
 // does not depend on its strides.
 template <typename Body>
-void FloatRow::for_each_segment(const RowPair& row, bool as_float, const Body& body) const {
+void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
   using torch::headeronly::ScalarType;
   const bool alike = row.student.dtype == row.teacher.dtype && row.student.dtype != ScalarType::Half;
-  const bool bfloat16 = alike && row.student.dtype == ScalarType::BFloat16 && !as_float;
+  const bool bfloat16 = alike && row.student.dtype == ScalarType::BFloat16;
   const bool in_place = alike && row.student.contiguous() && row.teacher.contiguous() &&
                         (bfloat16 || row.student.dtype == ScalarType::Float);
   for_each_part(spread_, segments_, [&](int64_t index) {
@@ -82,37 +82,37 @@ void FloatRow::for_each_segment(const RowPair& row, bool as_float, const Body& b
 bool FloatRow::first_sweep(const RowPair& row, Start* start) {
   inverse_temperature_ = static_cast<float>(row.inverse_temperature);
   const double scale = inverse_temperature_;
-  // Any centre near the mean of D will do, but every segment must use the same one: the difference of the first tokens.
-  float a = 0.0f, b = 0.0f;
-  row.student.load(0, 1, &a);
-  row.teacher.load(0, 1, &b);
-  const float gap = (b - a) * inverse_temperature_;
-  centre_ = std::fabs(gap) < 1e4f ? gap : 0.0;
+  // Any centre near the mean of D will do, but every segment must use the same one: the gap of the first tokens.
+  double a = 0.0, b = 0.0;
+  row.student.load(0, 1, 1.0, &a);
+  row.teacher.load(0, 1, 1.0, &b);
+  const double gap = (b - a) * scale;
+  centre_ = std::fabs(gap) < 1e6 ? gap : 0.0;
 
-  for_each_segment(row, false, [&](int64_t index, Segment& segment, int64_t) {
+  for_each_segment(row, [&](int64_t index, Segment& segment, int64_t) {
     SegmentScan& scan = scans_[index];
     sweeps_.scan(segment, &scan);
-    if (scan.fault) return;
     segment.masked = scan.masked;
     SweepFrame frame{};
     frame.max_student = finite_or_zero(scan.max_student);
     frame.max_teacher = finite_or_zero(scan.max_teacher);
     frame.inverse_temperature = inverse_temperature_;
-    frame.centre = static_cast<float>(centre_);
+    frame.centre = static_cast<float>(
+        centre_ - (static_cast<double>(frame.max_teacher) - static_cast<double>(frame.max_student)) * scale);
     sweeps_.ends(segment, frame, &ends_[index]);
   });
 
   float max_student = -INFINITY, max_teacher = -INFINITY;
-  for (const SegmentScan& scan : scans_) {
-    start->fault = start->fault || scan.fault;
-    max_student = std::max(max_student, scan.max_student);
-    max_teacher = std::max(max_teacher, scan.max_teacher);
+  for (int64_t index = 0; index < segments_; ++index) {
+    start->fault = start->fault || ends_[index].fault;
+    max_student = std::max(max_student, scans_[index].max_student);
+    max_teacher = std::max(max_teacher, scans_[index].max_teacher);
   }
-  start->fault = start->fault || !(max_student > -INFINITY) || !(max_teacher > -INFINITY);
+  const bool none = !(max_student > -INFINITY && max_teacher > -INFINITY);
+  start->fault = start->fault || none || max_student == INFINITY || max_teacher == INFINITY;
   if (start->fault) return true;
   max_student_ = max_student;
   max_teacher_ = max_teacher;
-  centre_ = static_cast<float>(centre_);
   offset_ = (static_cast<double>(max_teacher) - max_student) * scale - centre_;
 
   double sum[5][4] = {}, fourth = 0.0, lost_student = 0.0, lost_teacher = 0.0;
@@ -175,7 +175,7 @@ bool FloatRow::plan(const Solver& solver, SweepFrame* frame, Form* form) const {
   frame->max_student = max_student_;
   frame->max_teacher = max_teacher_;
   frame->inverse_temperature = inverse_temperature_;
-  frame->centre = static_cast<float>(centre_ + centre);
+  frame->centre = static_cast<float>(centre - offset_);
   frame->beta = solver.swept_beta();
   frame->step = solver.step();
   frame->shift = static_cast<float>((std::log(zero_mass_) + tangent - beta * centre) * kLog2e);
@@ -184,14 +184,14 @@ bool FloatRow::plan(const Solver& solver, SweepFrame* frame, Form* form) const {
 
 int FloatRow::exact_sweep(const RowPair& row, const SweepFrame& frame, Form form, Node* nodes) {
   const auto sweep = form == Form::kStable ? sweeps_.stable : form == Form::kFan ? sweeps_.fan : sweeps_.direct;
-  for_each_segment(row, false, [&](int64_t index, const Segment& segment, int64_t) {
+  for_each_segment(row, [&](int64_t index, const Segment& segment, int64_t) {
     sweep(segment, frame, &sums_[index * kSegmentBlocks]);
   });
   const int count = form == Form::kFan ? 5 : 1, numbers = form == Form::kFan ? 20 : form == Form::kStable ? 6 : 4;
   double sum[20] = {};
   for (int64_t block = 0; block < blocks_; ++block)
     for (int k = 0; k < numbers; ++k) sum[k] += sums_[block].s[k];
-  const double moved = static_cast<double>(frame.centre) - centre_;
+  const double moved = static_cast<double>(frame.centre) + offset_;
   for (int i = 0; i < count; ++i) {
     const double beta = frame.beta + i * static_cast<double>(frame.step);
     nodes[i] = form == Form::kStable ? node_of_stable_sums(beta, sum)
@@ -253,7 +253,7 @@ void FloatRow::write_log_probs(const RowPair& row, const RowAnswer& answer, floa
   frame.inverse_temperature = inverse_temperature_;
   frame.beta = answer.beta;
   frame.shift = static_cast<float>(answer.log_norm);
-  for_each_segment(row, true, [&](int64_t index, const Segment& segment, int64_t count) {
+  for_each_segment(row, [&](int64_t index, const Segment& segment, int64_t count) {
     sweeps_.log_probs(segment, frame, count, out + index * kSegmentTokens);
   });
 }

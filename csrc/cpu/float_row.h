@@ -23,7 +23,7 @@ class FloatRow {
   enum class Form { kDirect, kFan, kStable };
 
   template <typename Body>
-  void for_each_segment(const RowPair& row, bool as_float, const Body& body) const;
+  void for_each_segment(const RowPair& row, const Body& body) const;
   bool first_sweep(const RowPair& row, Start* start);
   bool plan(const Solver& solver, SweepFrame* frame, Form* form) const;
   int exact_sweep(const RowPair& row, const SweepFrame& frame, Form form, Node* nodes);

@@ -2,7 +2,8 @@
 //
 // Plain data only: this header is compiled with different -m flags, so nothing in it may become a weak symbol.
 //
-// With x = (a - max a) / T and D = (b - a) / T - centre, each sweep sums, over the common support C of the segment,
+// With x = (a - max a) / T, y = (b - max b) / T and D = y - x - centre (from the maxima, so that a constant offset between the
+// models costs no digits), each sweep sums, over the common support C of the segment,
 //   ends     w D^k, k = 0..3, for w = e^x e^{beta (y - x)} at beta = 0, 1/4, .., 1 from two exponentials per token: p^4,
 //            p^3 q, .., q^4 with p = e^{x/4}, q = e^{y/4}; steers only
 //   direct   w D^k for w = e^{x + beta D - kappa}: one exponential
@@ -30,7 +31,6 @@ struct Segment {
 struct SegmentScan {
   float max_student, max_teacher;  // -inf where the segment has no finite logit
   bool masked;                     // some entry is -inf
-  bool fault;                      // NaN or +inf
 };
 
 struct EndsSums {
@@ -38,7 +38,8 @@ struct EndsSums {
   double fourth;                   // sum w D^4 at beta = 0
   double lost_student;          // e^x of tokens the teacher masks
   double lost_teacher;          // e^y of tokens the student masks
-  float min_d, max_d;           // over C; +inf, -inf where C is empty
+  float min_d, max_d;              // over C; +inf, -inf where C is empty
+  bool fault;                      // NaN or +inf among the logits
   double student[kSegmentBlocks];  // e^x of each block over S
   double one[kSegmentBlocks];      // e^y of each block over C
 };
@@ -63,7 +64,7 @@ struct SweepTable {
   void (*direct)(const Segment&, const SweepFrame&, BlockSums*);
   void (*fan)(const Segment&, const SweepFrame&, BlockSums*);
   void (*stable)(const Segment&, const SweepFrame&, BlockSums*);
-  // float32 segments only: out[i] = (1 - beta) x + beta y - log_norm for the `count` tokens of the segment, -inf off the support of mu_beta
+  // out[i] = (1 - beta) x + beta y - log_norm for the `count` tokens of the segment, -inf off the support of mu_beta
   void (*log_probs)(const Segment&, const SweepFrame&, int64_t count, float* out);
 };
 

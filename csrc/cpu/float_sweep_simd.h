@@ -1,7 +1,7 @@
 // The float32 sweeps of float_sweep.h in the compilers' portable vector types. Included once per instruction set by a file
 // that defines TRB_LANES (floats per vector) and TRB_TABLE (name of the table); everything here is local to that file.
 //
-// Instructions per vector of token pairs, roughly: scan 10, ends 64, direct 26, fan 53, stable 50.
+// Instructions per vector of token pairs, roughly: scan 6, ends 64, direct 26, fan 53, stable 50.
 #include <cstdint>
 #include <cstring>
 
@@ -34,6 +34,16 @@ struct Float32 {
     std::memcpy(first, source, sizeof(Float));
     std::memcpy(second, source + kLanes, sizeof(Float));
   }
+  static TRB_INLINE Float load_in_order(const void* row, int64_t token) {
+    Float value;
+    std::memcpy(&value, static_cast<const float*>(row) + token, sizeof value);
+    return value;
+  }
+  static TRB_INLINE void prefetch(const void* row, int64_t token) {
+    const float* next = static_cast<const float*>(row) + token;
+    __builtin_prefetch(next, 0, 2);
+    if (kLanes == 16) __builtin_prefetch(next + kLanes, 0, 2);
+  }
 };
 
 struct BFloat16 {
@@ -43,12 +53,24 @@ struct BFloat16 {
     *first = reinterpret_cast<Float>(both << 16);
     *second = reinterpret_cast<Float>(both & 0xffff0000u);
   }
+  static TRB_INLINE Float load_in_order(const void* row, int64_t token) {
+    uint16_t raw __attribute__((vector_size(2 * TRB_LANES)));
+    std::memcpy(&raw, static_cast<const uint16_t*>(row) + token, sizeof raw);
+    return reinterpret_cast<Float>(__builtin_convertvector(raw, Uint) << 16);
+  }
+  static TRB_INLINE void prefetch(const void* row, int64_t token) {
+    __builtin_prefetch(static_cast<const uint16_t*>(row) + token, 0, 2);
+  }
 };
 
+// The next segment is fetched into the second-level cache while this one is computed on: its scan would wait for memory.
 template <typename Row, typename Body>
 TRB_INLINE void each_pair(const trb::cpu::Segment& segment, int64_t begin, int64_t end, const Body& body) {
+  constexpr int64_t ahead = trb::cpu::kSegmentBlocks * kTokens;
   for (int64_t i = begin; i < end; i += 2 * kLanes) {
     Float a0, a1, b0, b1;
+    Row::prefetch(segment.student, i + ahead);
+    Row::prefetch(segment.teacher, i + ahead);
     Row::load(segment.student, i, &a0, &a1);
     Row::load(segment.teacher, i, &b0, &b1);
     body(a0, b0);
@@ -96,26 +118,17 @@ TRB_INLINE Float keep(Int mask, Float value) { return reinterpret_cast<Float>(ma
 template <typename Row>
 void scan_segment(const trb::cpu::Segment& segment, trb::cpu::SegmentScan* out) {
   Float max_a = splat(-__builtin_inff()), max_b = max_a, low = splat(__builtin_inff());
-  Uint odd = Uint{};
   each_pair<Row>(segment, 0, segment.blocks * kTokens, [&](Float a, Float b) __attribute__((always_inline)) {
     max_a = larger(max_a, a);
     max_b = larger(max_b, b);
     low = smaller(low, smaller(a, b));
-    // Without its sign, NaN is the only pattern above that of infinity: no comparison of floats can hide it.
-    const Uint ua = reinterpret_cast<Uint>(a) << 1, ub = reinterpret_cast<Uint>(b) << 1;
-    odd = odd > ua ? odd : ua;
-    odd = odd > ub ? odd : ub;
   });
-  float ma = -__builtin_inff(), mb = ma, mn = __builtin_inff();
-  uint32_t worst = 0;
+  *out = {-__builtin_inff(), -__builtin_inff(), false};
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    ma = max_a[lane] > ma ? max_a[lane] : ma;
-    mb = max_b[lane] > mb ? max_b[lane] : mb;
-    mn = low[lane] < mn ? low[lane] : mn;
-    worst = odd[lane] > worst ? odd[lane] : worst;
+    out->max_student = max_a[lane] > out->max_student ? max_a[lane] : out->max_student;
+    out->max_teacher = max_b[lane] > out->max_teacher ? max_b[lane] : out->max_teacher;
+    out->masked = out->masked || low[lane] == -__builtin_inff();
   }
-  const float inf = __builtin_inff();
-  *out = {ma, mb, mn == -inf, worst > 0xff000000u || ma == inf || mb == inf};
 }
 
 template <typename Row, bool kMasked>
@@ -124,17 +137,20 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
   const Float lowest = splat(-__builtin_inff());
   Double sum[5][4] = {}, fourth = {}, lost_a = {}, lost_b = {};
   Float min_d = splat(__builtin_inff()), max_d = lowest;
+  Int unordered = {};
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double zero_before = sum[0][0], one_before = sum[4][0], lost_before = lost_a;
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
       const int64_t end = begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s[5][4] = {}, s04 = {}, la = {}, lb = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
-        Float d = (b - a) * frame.inverse_temperature - frame.centre;
-        Float p = exp2_of((a - frame.max_student) * quarter), q = exp2_of((b - frame.max_teacher) * quarter);
+        const Float x = a - frame.max_student, y = b - frame.max_teacher;
+        Float d = (y - x) * frame.inverse_temperature - frame.centre;
+        Float p = exp2_of(x * quarter), q = exp2_of(y * quarter);
         if (kMasked) {
           const Int common = (a > lowest) & (b > lowest);
           const Float p2 = p * p, q2 = q * q;
+          unordered |= (a != a) | (b != b);  // or the mask below would hide a NaN; without a mask it reaches every sum
           la += keep(~common & (a > lowest), p2 * p2);
           lb += keep(~common & (b > lowest), q2 * q2);
           p = keep(common, p);
@@ -169,6 +185,10 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
   for (int node = 0; node < 5; ++node)
     for (int k = 0; k < 4; ++k) out->node[node][k] = total(sum[node][k]);
   out->fourth = total(fourth);
+  // The sums of weights are finite whatever D is, unless a logit was NaN (or +inf: inf - inf).
+  const double weights = out->node[0][0] + out->node[4][0];
+  out->fault = !(weights - weights == 0.0);
+  for (int64_t lane = 0; lane < kLanes; ++lane) out->fault = out->fault || unordered[lane] != 0;
   out->lost_student = total(lost_a);
   out->lost_teacher = total(lost_b);
   out->min_d = __builtin_inff();
@@ -189,8 +209,9 @@ void sweep_direct(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
       const int64_t end = begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s0 = {}, s1 = {}, s2 = {}, s3 = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
-        Float d = (b - a) * frame.inverse_temperature - frame.centre;
-        Float w = exp2_of(((a - frame.max_student) * scale - shift) + d * slope);
+        const Float x = a - frame.max_student;
+        Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
+        Float w = exp2_of((x * scale - shift) + d * slope);
         if (kMasked) {
           const Int common = (a > lowest) & (b > lowest);
           w = keep(common, w);
@@ -219,8 +240,9 @@ void sweep_fan(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fra
       const int64_t end = begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s[20] = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
-        Float d = (b - a) * frame.inverse_temperature - frame.centre;
-        Float w = exp2_of(((a - frame.max_student) * scale - shift) + d * slope);
+        const Float x = a - frame.max_student;
+        Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
+        Float w = exp2_of((x * scale - shift) + d * slope);
         if (kMasked) {
           const Int common = (a > lowest) & (b > lowest);
           w = keep(common, w);
@@ -251,8 +273,8 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
       const int64_t end = begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
-        Float v = ((b - a) * frame.inverse_temperature - frame.centre) * frame.beta;
-        const Float t = (a - frame.max_student) * scale;
+        const Float x = a - frame.max_student, t = x * scale;
+        Float v = (((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre) * frame.beta;
         Float p = exp2_of(t);
         if (kMasked) {
           const Int common = (a > lowest) & (b > lowest);
@@ -284,19 +306,29 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
   }
 }
 
+template <typename Row, bool kMasked>
 void write_log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, int64_t count, float* out) {
   const Float lowest = splat(-__builtin_inff());
   const bool student_alone = frame.beta == 0.0f, teacher_alone = frame.beta == 1.0f;
-  for (int64_t i = 0; i < count; i += kLanes) {
-    Float a, b;
-    std::memcpy(&a, static_cast<const float*>(segment.student) + i, sizeof a);
-    std::memcpy(&b, static_cast<const float*>(segment.teacher) + i, sizeof b);
-    const Float x = (a - frame.max_student) * frame.inverse_temperature;
-    const Float y = (b - frame.max_teacher) * frame.inverse_temperature;
-    Float t = student_alone ? x : teacher_alone ? y : x * (1.0f - frame.beta) + y * frame.beta;
-    t -= frame.shift;
-    t = (student_alone ? a > lowest : (a > lowest) & (b > lowest)) ? t : lowest;
-    std::memcpy(out + i, &t, (count - i < kLanes ? count - i : kLanes) * sizeof(float));
+  const float for_student = (1.0f - frame.beta) * frame.inverse_temperature, for_teacher = frame.beta * frame.inverse_temperature;
+  const auto log_probs = [&](int64_t i) __attribute__((always_inline)) {
+    const Float a = Row::load_in_order(segment.student, i), b = Row::load_in_order(segment.teacher, i);
+    const Float x = a - frame.max_student, y = b - frame.max_teacher;
+    if (!kMasked) return x * for_student + (y * for_teacher - frame.shift);
+    // At the ends the other model's -inf must not meet a factor of 0.
+    const Float t = student_alone   ? x * for_student - frame.shift
+                    : teacher_alone ? y * for_teacher - frame.shift
+                                    : x * for_student + (y * for_teacher - frame.shift);
+    return (student_alone ? a > lowest : (a > lowest) & (b > lowest)) ? t : lowest;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Float t = log_probs(i);
+    std::memcpy(out + i, &t, sizeof t);
+  }
+  if (i < count) {
+    const Float t = log_probs(i);
+    std::memcpy(out + i, &t, (count - i) * sizeof(float));
   }
 }
 
@@ -322,7 +354,7 @@ void stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame,
   TRB_BY_ROW_AND_MASK(sweep_stable, frame, out);
 }
 void log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, int64_t count, float* out) {
-  write_log_probs(segment, frame, count, out);
+  TRB_BY_ROW_AND_MASK(write_log_probs, frame, count, out);
 }
 
 }  // namespace

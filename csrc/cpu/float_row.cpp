@@ -91,7 +91,7 @@ bool FloatRow::first_sweep(const RowPair& row, Start* start) {
 
   for_each_segment(row, [&](int64_t index, Segment& segment, int64_t) {
     SegmentScan& scan = scans_[index];
-    sweeps_.scan(segment, &scan);
+    sweeps_.scan(segment, inverse_temperature_, &scan);
     segment.masked = scan.masked;
     SweepFrame frame{};
     frame.max_student = finite_or_zero(scan.max_student);

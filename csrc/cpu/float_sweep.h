@@ -25,12 +25,12 @@ struct Segment {
   const void* teacher;
   bool bfloat16;   // else float32; both rows alike
   int64_t blocks;  // of 1024 tokens
-  bool masked;     // some entry is -inf
+  bool masked;     // some entry is -inf, or far enough below the maxima for exponents to need a clamp
 };
 
 struct SegmentScan {
   float max_student, max_teacher;  // -inf where the segment has no finite logit
-  bool masked;                     // some entry is -inf
+  bool masked;                     // see Segment
 };
 
 struct EndsSums {
@@ -59,7 +59,7 @@ struct BlockSums {  // of one block
 
 struct SweepTable {
   const char* isa;
-  void (*scan)(const Segment&, SegmentScan*);
+  void (*scan)(const Segment&, float inverse_temperature, SegmentScan*);
   void (*ends)(const Segment&, const SweepFrame&, EndsSums*);
   void (*direct)(const Segment&, const SweepFrame&, BlockSums*);
   void (*fan)(const Segment&, const SweepFrame&, BlockSums*);

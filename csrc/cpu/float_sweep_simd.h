@@ -13,6 +13,7 @@ constexpr int64_t kLanes = TRB_LANES;
 constexpr int64_t kTokens = 1024;  // of a block
 constexpr int64_t kFlush = 64;     // vectors between two flushes of the float accumulators
 constexpr float kLog2e = 1.44269504f;
+constexpr float kUnclampedRange = 300.0f;  // nats: e^{-300 / 4} is still a normal float
 
 typedef float Float __attribute__((vector_size(4 * TRB_LANES)));
 typedef int32_t Int __attribute__((vector_size(4 * TRB_LANES)));
@@ -80,9 +81,10 @@ TRB_INLINE void each_pair(const trb::cpu::Segment& segment, int64_t begin, int64
 
 // 2^t for t <= 127, relative error <= 1.7e-7 (1.5 ulp); below 2^-126 the result is at most 2^-126. Rounds t to an integer by
 // adding 1.5 * 2^23, whose low bits then are that integer: it is added to the exponent of a degree-5 minimax polynomial.
+template <bool kClamp = true>
 TRB_INLINE Float exp2_of(Float t) {
   const Float magic = splat(12582912.0f);
-  t = larger(splat(-126.0f), t);
+  if (kClamp) t = larger(splat(-126.0f), t);
   const Float shifted = t + magic, r = t - (shifted - magic);
   Float p = splat(1.32647261e-3f);
   p = p * r + 9.67151299e-3f;
@@ -116,7 +118,7 @@ TRB_INLINE void flush(Double& sum, Float& part) {
 TRB_INLINE Float keep(Int mask, Float value) { return reinterpret_cast<Float>(mask & bits(value)); }
 
 template <typename Row>
-void scan_segment(const trb::cpu::Segment& segment, trb::cpu::SegmentScan* out) {
+void scan_segment(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {
   Float max_a = splat(-__builtin_inff()), max_b = max_a, low = splat(__builtin_inff());
   each_pair<Row>(segment, 0, segment.blocks * kTokens, [&](Float a, Float b) __attribute__((always_inline)) {
     max_a = larger(max_a, a);
@@ -124,11 +126,14 @@ void scan_segment(const trb::cpu::Segment& segment, trb::cpu::SegmentScan* out) 
     low = smaller(low, smaller(a, b));
   });
   *out = {-__builtin_inff(), -__builtin_inff(), false};
+  float lowest = __builtin_inff();
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     out->max_student = max_a[lane] > out->max_student ? max_a[lane] : out->max_student;
     out->max_teacher = max_b[lane] > out->max_teacher ? max_b[lane] : out->max_teacher;
-    out->masked = out->masked || low[lane] == -__builtin_inff();
+    lowest = low[lane] < lowest ? low[lane] : lowest;
   }
+  const float highest = out->max_student > out->max_teacher ? out->max_student : out->max_teacher;
+  out->masked = !((highest - lowest) * inverse_temperature < kUnclampedRange);
 }
 
 template <typename Row, bool kMasked>
@@ -146,7 +151,7 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student, y = b - frame.max_teacher;
         Float d = (y - x) * frame.inverse_temperature - frame.centre;
-        Float p = exp2_of(x * quarter), q = exp2_of(y * quarter);
+        Float p = exp2_of<kMasked>(x * quarter), q = exp2_of<kMasked>(y * quarter);
         if (kMasked) {
           const Int common = (a > lowest) & (b > lowest);
           const Float p2 = p * p, q2 = q * q;
@@ -340,7 +345,9 @@ void write_log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFram
                  : (segment.bfloat16 ? function<BFloat16, false>(segment, __VA_ARGS__)                          \
                                      : function<Float32, false>(segment, __VA_ARGS__))
 
-void scan(const trb::cpu::Segment& segment, trb::cpu::SegmentScan* out) { TRB_BY_ROW(scan_segment, out); }
+void scan(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {
+  TRB_BY_ROW(scan_segment, inverse_temperature, out);
+}
 void ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::EndsSums* out) {
   TRB_BY_ROW_AND_MASK(sweep_ends, frame, out);
 }

@@ -1,8 +1,8 @@
 // Where is f(beta) = target, given f, f', f'' at the two ends of a bracket?
 //
 // f itself is a step of width ~1/range(D) on hard rows, and Newton on it leaves the bracket. The logarithm of its
-// curvature, l(beta) = log(f / beta^2), is gentle and finite at 0, so l is interpolated by a quintic Hermite polynomial H
-// and  2 log beta + H(beta) = log target  is solved for log beta: scalars only, no read of the row.
+// curvature, l(beta) = log(f / beta^2), is gentle and finite at 0, so l is interpolated by a quintic Hermite polynomial
+// H and  2 log beta + H(beta) = log target  is solved for log beta: scalars only, no read of the row.
 #pragma once
 
 #include <cmath>
@@ -55,8 +55,8 @@ struct Hermite {
   }
 };
 
-// The beta in (p.beta, q.beta) where the interpolated f meets `target`; NaN if the data cannot be interpolated. Newton in
-// log beta, kept inside a bracket.
+// The beta in (p.beta, q.beta) where the interpolated f meets `target`; NaN if the data cannot be interpolated. Newton
+// in log beta, kept inside a bracket.
 TRB_HD inline double hermite_root(const LogNode& p, const LogNode& q, double target, bool cubic) {
   if (!std::isfinite(p.l + p.l1 + q.l + q.l1 + q.l2)) return NAN;
   const Hermite curve(p, q, cubic);

@@ -75,12 +75,12 @@ struct Tilt {
 
 // The first sweep settles beta = 0 and beta = 1, and yields the normalisers of both models.
 struct Ends {
-  LogSum student;      // over S
-  LogSum teacher;      // over {b > -inf}
-  Tilt zero;           // mu_0 restricted to C
-  Tilt one;            // mu_1
+  LogSum student;                              // over S
+  LogSum teacher;                              // over {b > -inf}
+  Tilt zero;                                   // mu_0 restricted to C
+  Tilt one;                                    // mu_1
   double min_d = INFINITY, max_d = -INFINITY;  // of D over C
-  bool fault = false;  // NaN or +inf seen
+  bool fault = false;                          // NaN or +inf seen
 
   TRB_HD void merge(const Ends& next) {
     student.merge(next.student);

@@ -7,18 +7,20 @@
 //   solver.beta(), solver.kl(); mu is the tilt by shift() of the distribution at node swept_node() of the last sweep
 //
 // Safeguarded Newton: the bracket [low, high] holds the root; the next beta comes from the Hermite interpolation of
-// log(f / beta^2) across it (hermite.h), which is Newton's quadratic model made safe on rows where f is nearly a step. A
-// bracket that does not shrink fourfold in three sweeps is halved. Where the quintic and the cubic interpolation disagree by
-// more than the last step below can bridge, a fan is asked for, a sweep at five betas (if the device has one).
+// log(f / beta^2) across it (hermite.h), which is Newton's quadratic model made safe on rows where f is nearly a step.
+// A bracket that does not shrink fourfold in three sweeps is halved. Where the quintic and the cubic interpolation
+// disagree by more than the last step below can bridge, a fan is asked for, a sweep at five betas (if the device has
+// one).
 //
 // The last step needs no sweep. |A''''| <= R^2 A'' and |A'''| <= R A'' for a variable of range R, so
-//   f(beta + h) = f + f' h + f'' h^2 / 2 + A''' h^3 / 3 + err,   |err| <= E(h) = (beta + |h|) A'' R^2 |h|^3 e^{R |h|} / 6,
+//   f(beta + h) = f + f' h + f'' h^2 / 2 + A''' h^3 / 3 + err,   |err| <= E(h) = (beta + |h|) A'' R^2 |h|^3 e^{R |h|} /
+//   6,
 // and beta + h is accepted where the cubic meets (1 - tolerance / 2) budget and E(h) <= tolerance / 2 budget: then
 // KL <= budget is certain, and the answer hardly depends on where the sweep happened to be.
 //
-// Contract: beta is a float32 number (it is returned as one, and samples follow the law at that very number), feasible, and
-// f(beta) >= (1 - tolerance) budget unless no float32 number lies that close or max_sweeps is reached. Only nodes swept
-// exactly decide; the inexact ones of a first float32 sweep steer.
+// Contract: beta is a float32 number (it is returned as one, and samples follow the law at that very number), feasible,
+// and f(beta) >= (1 - tolerance) budget unless no float32 number lies that close or max_sweeps is reached. Only nodes
+// swept exactly decide; the inexact ones of a first float32 sweep steer.
 #pragma once
 
 #include <cmath>
@@ -34,11 +36,11 @@ enum class Status { kFault, kStudent, kTeacher, kInterior };
 
 // What the first sweep tells.
 struct Start {
-  bool fault = false;           // NaN or +inf seen, or a model without a finite logit
-  double phi = 0.0;             // -log pi_S(C); inf where C is empty
-  double range = INFINITY;      // R = max_C D - min_C D
-  double uncertainty = 0.0;     // of f at the nodes, absolute; 0 where they are exact
-  int nodes = 0;                // node[0] at beta = 0, the last at 1
+  bool fault = false;        // NaN or +inf seen, or a model without a finite logit
+  double phi = 0.0;          // -log pi_S(C); inf where C is empty
+  double range = INFINITY;   // R = max_C D - min_C D
+  double uncertainty = 0.0;  // of f at the nodes, absolute; 0 where they are exact
+  int nodes = 0;             // node[0] at beta = 0, the last at 1
   Node node[5];
 };
 
@@ -132,8 +134,8 @@ class Solver {
   TRB_HD float swept_beta() const { return next_; }  // of the sweep it asks for, and then of the last one
   TRB_HD float step() const { return step_; }        // 0: one beta; else five
   TRB_HD int swept_node() const { return swept_node_; }
-  TRB_HD double budget() const { return budget_; }   // for f: epsilon - phi
-  TRB_HD const Node& low() const { return low_; }    // the bracket, for a frame in which the sweep neither over- nor
+  TRB_HD double budget() const { return budget_; }  // for f: epsilon - phi
+  TRB_HD const Node& low() const { return low_; }   // the bracket, for a frame in which the sweep neither over- nor
   TRB_HD
   TRB_HD const Node& high() const { return high_; }  // underflows
 
@@ -224,8 +226,9 @@ class Solver {
     sweep_at(candidate);
   }
 
-  // Five betas: over the whole bracket while f is a step in it, else around the candidate. At most 20 / R apart: a token
-  // whose weight underflows at the first would matter at the last. All are float32 numbers, so any of them can be the answer.
+  // Five betas: over the whole bracket while f is a step in it, else around the candidate. At most 20 / R apart: a
+  // token whose weight underflows at the first would matter at the last. All are float32 numbers, so any of them can be
+  // the answer.
   TRB_HD void fan(double candidate, double spread, double window) {
     const double low = low_.beta, high = high_.beta, widest = 20.0 / range_, sixth = (high - low) / 6.0;
     double step = spread > 0.75 * window ? spread : 0.75 * window, first = candidate - 2.0 * step;

@@ -17,8 +17,8 @@ class DoubleRow {
  private:
   int64_t blocks_;
   bool spread_;
-  std::vector<Ends> ends_;    // of each block, first sweep
-  std::vector<Tilt> tilts_;   // of each block, last sweep
+  std::vector<Ends> ends_;   // of each block, first sweep
+  std::vector<Tilt> tilts_;  // of each block, last sweep
 };
 
 }  // namespace trb::cpu

@@ -7,8 +7,8 @@ namespace trb::cpu {
 namespace {
 
 constexpr int kMaxSweeps = 6;
-constexpr double kStableBelow = 1.5e-2;  // budgets, nats: from here down the direct form's rounding (1e-7) would show
-constexpr double kLargestRange = 1000.0;  // of D, nats
+constexpr double kStableBelow = 1.5e-2;    // budgets, nats: from here down the direct form's rounding (1e-7) would show
+constexpr double kLargestRange = 1000.0;   // of D, nats
 constexpr double kLargestExponent = 60.0;  // of a weight relative to its sum's lower bound; e^88 overflows
 constexpr int64_t kSegmentTokens = kSegmentBlocks * kBlock;
 
@@ -16,7 +16,8 @@ constexpr double kLog2e = 1.4426950408889634;
 
 float finite_or_zero(float maximum) { return maximum > -INFINITY ? maximum : 0.0f; }
 
-// sum of w e^{h D} over a block, four terms: the relative error is (h R)^4 / 24 <= 3e-7. All blocks share the centre of D.
+// sum of w e^{h D} over a block, four terms: the relative error is (h R)^4 / 24 <= 3e-7. All blocks share the centre of
+// D.
 double shifted_mass(const double* s, double h) { return s[0] + h * (s[1] + h * (0.5 * s[2] + h * s[3] / 6.0)); }
 
 // The same from the stable sums, which are of v = beta D.
@@ -38,8 +39,8 @@ FloatRow::FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps)
       sums_(segments_ * kSegmentBlocks) {}
 
 // Hands each segment to `body` as contiguous float32 or bfloat16, padded to whole blocks: where the row does not lie in
-// memory that way, through a copy of this one segment. Equal logits always arrive in the same form, so that a row's result
-// does not depend on its strides.
+// memory that way, through a copy of this one segment. Equal logits always arrive in the same form, so that a row's
+// result does not depend on its strides.
 template <typename Body>
 void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
   using torch::headeronly::ScalarType;
@@ -156,18 +157,20 @@ bool FloatRow::first_sweep(const RowPair& row, Start* start) {
   }
   const double m = zero_mean_, second = sum[0][2] / zero_mass_, third = sum[0][3] / zero_mass_;
   const double k2 = start->node[0].k2;
-  start->node[0].k4 = fourth / zero_mass_ - 4.0 * m * third + 6.0 * m * m * second - 3.0 * m * m * m * m - 3.0 * k2 * k2;
+  start->node[0].k4 =
+      fourth / zero_mass_ - 4.0 * m * third + 6.0 * m * m * second - 3.0 * m * m * m * m - 3.0 * k2 * k2;
   return true;
 }
 
-// The form of the sweep and the numbers that keep its exponents in range. The direct form centres D by its mean at beta as
-// the bracket predicts it, and shifts by kappa, a lower bound of the sum's logarithm from the tangents of the convex A.
-// False where the exponents could overflow.
+// The form of the sweep and the numbers that keep its exponents in range. The direct form centres D by its mean at beta
+// as the bracket predicts it, and shifts by kappa, a lower bound of the sum's logarithm from the tangents of the convex
+// A. False where the exponents could overflow.
 bool FloatRow::plan(const Solver& solver, SweepFrame* frame, Form* form) const {
   const Node &low = solver.low(), &high = solver.high();
   const double beta = static_cast<double>(solver.swept_beta()) + 2.0 * solver.step();  // the middle one of a fan
   const double t = (beta - low.beta) / (high.beta - low.beta);
-  const double tangent = std::max(low.log_gain + (beta - low.beta) * low.mean, high.log_gain + (beta - high.beta) * high.mean);
+  const double tangent =
+      std::max(low.log_gain + (beta - low.beta) * low.mean, high.log_gain + (beta - high.beta) * high.mean);
   const double chord = low.log_gain + t * (high.log_gain - low.log_gain);
   const bool small = std::min(solver.budget(), high.f) < kStableBelow;
   *form = solver.step() > 0.0f ? Form::kFan : small ? Form::kStable : Form::kDirect;

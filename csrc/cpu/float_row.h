@@ -12,8 +12,8 @@ class FloatRow {
  public:
   FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps);
 
-  // False where float32 exponents would not reach (logits that differ by hundreds of nats): `answer` then holds nothing but
-  // the sweeps spent, and the row is for DoubleRow.
+  // False where float32 exponents would not reach (logits that differ by hundreds of nats): `answer` then holds nothing
+  // but the sweeps spent, and the row is for DoubleRow.
   bool solve(const RowPair& row, double epsilon, RowAnswer* answer);
 
   // out[i] = log mu(i), element stride 1, for the row and the answer of the last `solve` that returned true.
@@ -38,7 +38,7 @@ class FloatRow {
   // Frame of the row: logits relative to the maxima, D relative to `centre_`.
   float max_student_ = 0.0f, max_teacher_ = 0.0f, inverse_temperature_ = 1.0f;
   double centre_ = 0.0, zero_mean_ = 0.0;  // zero_mean_: of D under mu_0, centred
-  double offset_ = 0.0;  // (1 - beta) x + beta y = x + beta (D - offset), D centred
+  double offset_ = 0.0;                    // (1 - beta) x + beta y = x + beta (D - offset), D centred
   double zero_mass_ = 0.0, one_mass_ = 0.0, student_mass_ = 0.0, teacher_mass_ = 0.0;
 };
 

@@ -2,13 +2,15 @@
 //
 // Plain data only: this header is compiled with different -m flags, so nothing in it may become a weak symbol.
 //
-// With x = (a - max a) / T, y = (b - max b) / T and D = y - x - centre (from the maxima, so that a constant offset between the
-// models costs no digits), each sweep sums, over the common support C of the segment,
-//   ends     w D^k, k = 0..3, for w = e^x e^{beta (y - x)} at beta = 0, 1/4, .., 1 from two exponentials per token: p^4,
+// With x = (a - max a) / T, y = (b - max b) / T and D = y - x - centre (from the maxima, so that a constant offset
+// between the models costs no digits), each sweep sums, over the common support C of the segment,
+//   ends     w D^k, k = 0..3, for w = e^x e^{beta (y - x)} at beta = 0, 1/4, .., 1 from two exponentials per token:
+//   p^4,
 //            p^3 q, .., q^4 with p = e^{x/4}, q = e^{y/4}; steers only
 //   direct   w D^k for w = e^{x + beta D - kappa}: one exponential
 //   fan      the same at five equally spaced betas, from two exponentials
-//   stable   p, p v, p h(v), p g(v), w v^2, w v^3 for p = e^x, v = beta D, w = p e^v, h = e^v - 1 - v, g = v (e^v - 1): all
+//   stable   p, p v, p h(v), p g(v), w v^2, w v^3 for p = e^x, v = beta D, w = p e^v, h = e^v - 1 - v, g = v (e^v - 1):
+//   all
 //            large terms are non-negative, so KL keeps its relative accuracy for small budgets. Two exponentials
 // A float accumulator takes at most 64 additions before it is added to a double.
 #pragma once
@@ -17,7 +19,8 @@
 
 namespace trb::cpu {
 
-constexpr int64_t kSegmentBlocks = 4;  // 32 KB of float32 pair: scanned for its maxima, then swept from the first-level cache
+constexpr int64_t kSegmentBlocks =
+    4;  // 32 KB of float32 pair: scanned for its maxima, then swept from the first-level cache
 
 // Four blocks (the last segment may have fewer) of both rows, contiguous; padding is -inf in both.
 struct Segment {
@@ -36,8 +39,8 @@ struct SegmentScan {
 struct EndsSums {
   double node[5][4];               // sum w D^k at beta = 0, 1/4, 1/2, 3/4, 1, over C
   double fourth;                   // sum w D^4 at beta = 0
-  double lost_student;          // e^x of tokens the teacher masks
-  double lost_teacher;          // e^y of tokens the student masks
+  double lost_student;             // e^x of tokens the teacher masks
+  double lost_teacher;             // e^y of tokens the student masks
   float min_d, max_d;              // over C; +inf, -inf where C is empty
   bool fault;                      // NaN or +inf among the logits
   double student[kSegmentBlocks];  // e^x of each block over S

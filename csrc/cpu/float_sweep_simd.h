@@ -1,5 +1,6 @@
-// The float32 sweeps of float_sweep.h in the compilers' portable vector types. Included once per instruction set by a file
-// that defines TRB_LANES (floats per vector) and TRB_TABLE (name of the table); everything here is local to that file.
+// The float32 sweeps of float_sweep.h in the compilers' portable vector types. Included once per instruction set by a
+// file that defines TRB_LANES (floats per vector) and TRB_TABLE (name of the table); everything here is local to that
+// file.
 //
 // Instructions per vector of token pairs, roughly: scan 6, ends 64, direct 26, fan 53, stable 50.
 #include <cstdint>
@@ -27,8 +28,8 @@ TRB_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
 TRB_INLINE Float smaller(Float a, Float b) { return a < b ? a : b; }
 TRB_INLINE Int bits(Float a) { return reinterpret_cast<Int>(a); }
 
-// Two vectors of a row from 2 kLanes tokens. bfloat16 comes as its even and its odd tokens, which costs a shift and a mask;
-// sums do not mind, since both rows are dealt alike.
+// Two vectors of a row from 2 kLanes tokens. bfloat16 comes as its even and its odd tokens, which costs a shift and a
+// mask; sums do not mind, since both rows are dealt alike.
 struct Float32 {
   static TRB_INLINE void load(const void* row, int64_t token, Float* first, Float* second) {
     const float* source = static_cast<const float*>(row) + token;
@@ -64,7 +65,8 @@ struct BFloat16 {
   }
 };
 
-// The next segment is fetched into the second-level cache while this one is computed on: its scan would wait for memory.
+// The next segment is fetched into the second-level cache while this one is computed on: its scan would wait for
+// memory.
 template <typename Row, typename Body>
 TRB_INLINE void each_pair(const trb::cpu::Segment& segment, int64_t begin, int64_t end, const Body& body) {
   constexpr int64_t ahead = trb::cpu::kSegmentBlocks * kTokens;
@@ -79,8 +81,9 @@ TRB_INLINE void each_pair(const trb::cpu::Segment& segment, int64_t begin, int64
   }
 }
 
-// 2^t for t <= 127, relative error <= 1.7e-7 (1.5 ulp); below 2^-126 the result is at most 2^-126. Rounds t to an integer by
-// adding 1.5 * 2^23, whose low bits then are that integer: it is added to the exponent of a degree-5 minimax polynomial.
+// 2^t for t <= 127, relative error <= 1.7e-7 (1.5 ulp); below 2^-126 the result is at most 2^-126. Rounds t to an
+// integer by adding 1.5 * 2^23, whose low bits then are that integer: it is added to the exponent of a degree-5 minimax
+// polynomial.
 template <bool kClamp = true>
 TRB_INLINE Float exp2_of(Float t) {
   const Float magic = splat(12582912.0f);
@@ -97,7 +100,8 @@ TRB_INLINE Float exp2_of(Float t) {
 
 template <int kWidth>
 TRB_INLINE double total_of(const double* lane) {
-  if constexpr (kWidth == 1) return lane[0];
+  if constexpr (kWidth == 1)
+    return lane[0];
   else {
     typedef double Part __attribute__((vector_size(4 * kWidth)));
     Part low, high;
@@ -146,7 +150,8 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double zero_before = sum[0][0], one_before = sum[4][0], lost_before = lost_a;
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
-      const int64_t end = begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
+      const int64_t end =
+          begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s[5][4] = {}, s04 = {}, la = {}, lb = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student, y = b - frame.max_teacher;
@@ -211,7 +216,8 @@ void sweep_direct(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double sum[4] = {};
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
-      const int64_t end = begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
+      const int64_t end =
+          begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s0 = {}, s1 = {}, s2 = {}, s3 = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student;
@@ -242,7 +248,8 @@ void sweep_fan(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fra
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double sum[20] = {};
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
-      const int64_t end = begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
+      const int64_t end =
+          begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s[20] = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student;
@@ -275,7 +282,8 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double sum[6] = {};
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
-      const int64_t end = begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
+      const int64_t end =
+          begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student, t = x * scale;
@@ -288,7 +296,8 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
         }
         Float w = exp2_of(t + v * kLog2e);  // not p e^v, which overflows where p is tiny
         if (kMasked) w = keep((a > lowest) & (b > lowest), w);
-        // h(v) = e^v - 1 - v: for small v its Taylor series, where the difference would cancel (error 2e-9 at |v| = 0.35)
+        // h(v) = e^v - 1 - v: for small v its Taylor series, where the difference would cancel (error 2e-9 at |v| =
+        // 0.35)
         const Float v2 = v * v, pv = p * v;
         Float series = v * (1.0f / 40320) + 1.0f / 5040;
         series = v * series + 1.0f / 720;
@@ -315,7 +324,8 @@ template <typename Row, bool kMasked>
 void write_log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, int64_t count, float* out) {
   const Float lowest = splat(-__builtin_inff());
   const bool student_alone = frame.beta == 0.0f, teacher_alone = frame.beta == 1.0f;
-  const float for_student = (1.0f - frame.beta) * frame.inverse_temperature, for_teacher = frame.beta * frame.inverse_temperature;
+  const float for_student = (1.0f - frame.beta) * frame.inverse_temperature,
+              for_teacher = frame.beta * frame.inverse_temperature;
   const auto log_probs = [&](int64_t i) __attribute__((always_inline)) {
     const Float a = Row::load_in_order(segment.student, i), b = Row::load_in_order(segment.teacher, i);
     const Float x = a - frame.max_student, y = b - frame.max_teacher;
@@ -339,10 +349,10 @@ void write_log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFram
 
 #define TRB_BY_ROW(function, ...) \
   segment.bfloat16 ? function<BFloat16>(segment, __VA_ARGS__) : function<Float32>(segment, __VA_ARGS__)
-#define TRB_BY_ROW_AND_MASK(function, ...)                                                                      \
-  segment.masked ? (segment.bfloat16 ? function<BFloat16, true>(segment, __VA_ARGS__)                           \
-                                     : function<Float32, true>(segment, __VA_ARGS__))                           \
-                 : (segment.bfloat16 ? function<BFloat16, false>(segment, __VA_ARGS__)                          \
+#define TRB_BY_ROW_AND_MASK(function, ...)                                             \
+  segment.masked ? (segment.bfloat16 ? function<BFloat16, true>(segment, __VA_ARGS__)  \
+                                     : function<Float32, true>(segment, __VA_ARGS__))  \
+                 : (segment.bfloat16 ? function<BFloat16, false>(segment, __VA_ARGS__) \
                                      : function<Float32, false>(segment, __VA_ARGS__))
 
 void scan(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {

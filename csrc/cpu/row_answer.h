@@ -10,7 +10,8 @@
 
 namespace trb::cpu {
 
-// Frame: x = (a - max_student) / T, y = (b - max_teacher) / T. On the support log mu(i) = (1 - beta) x_i + beta y_i - log_norm.
+// Frame: x = (a - max_student) / T, y = (b - max_teacher) / T. On the support log mu(i) = (1 - beta) x_i + beta y_i -
+// log_norm.
 struct RowAnswer {
   Status status = Status::kFault;
   float beta = 0.0f;
@@ -22,8 +23,8 @@ struct RowAnswer {
   std::vector<double> mass;                     // of mu in each block, in one common unit
 };
 
-// body(0) .. body(count - 1), in order on the calling thread, or over all threads where rows are few (`spread`). The parts
-// of a row are written apart and added in order afterwards, so the result is bitwise the same either way.
+// body(0) .. body(count - 1), in order on the calling thread, or over all threads where rows are few (`spread`). The
+// parts of a row are written apart and added in order afterwards, so the result is bitwise the same either way.
 template <typename Body>
 void for_each_part(bool spread, int64_t count, const Body& body) {
   const auto range = [&](int64_t begin, int64_t end) {

@@ -17,9 +17,7 @@ void block_log_weights(const RowPair& row, const RowAnswer& answer, int64_t begi
     const bool supported = out[i] > -INFINITY && (beta == 0.0 || y[i] > -INFINITY);
     const double x = (out[i] - answer.max_student) * scale;
     // Exact at the ends, and no 0 * -inf.
-    out[i] = !supported    ? -INFINITY
-             : beta == 0.0 ? x
-                           : (1.0 - beta) * x + beta * (y[i] - answer.max_teacher) * scale;
+    out[i] = !supported ? -INFINITY : beta == 0.0 ? x : (1.0 - beta) * x + beta * (y[i] - answer.max_teacher) * scale;
   }
 }
 
@@ -36,8 +34,8 @@ Draw RowSolver::sample(double uniform) const {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   if (answer_.status == Status::kFault || !(uniform >= 0.0 && uniform < 1.0)) return {-1, kNan, kNan, kNan};
 
-  // Two levels. A block or token of mass zero never advances the running sum, so it can never be the first to exceed the
-  // target; if rounding at u -> 1 leaves the target unreached, the last token of positive mass stands.
+  // Two levels. A block or token of mass zero never advances the running sum, so it can never be the first to exceed
+  // the target; if rounding at u -> 1 leaves the target unreached, the last token of positive mass stands.
   double total = 0.0;
   for (double mass : answer_.mass) total += mass;
   const double target = uniform * total;

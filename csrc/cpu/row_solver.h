@@ -1,4 +1,5 @@
-// One row from logits to (beta, kl), to a token, and to log mu. The scratch is some hundred bytes per block of 1024 tokens.
+// One row from logits to (beta, kl), to a token, and to log mu. The scratch is some hundred bytes per block of 1024
+// tokens.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,117 @@
+"""What the operator costs where it is used: its share of one lockstep decoding step of the SmolLM2 pair."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from trbext.vocab import Alignment, align
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student and a teacher of one vocabulary, with the prompts that were written beside them."""
+
+    directory: Path
+    student: Any
+    teacher: Any
+    tokenizer: Any
+    alignment: Alignment
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    def prompts(self, count: int) -> tuple[Tensor, Tensor]:
+        """(input_ids, attention_mask), [count, P] left padded: the first training prompts, in the chat template."""
+        path = self.directory / "prompts" / "train.jsonl"
+        with path.open(encoding="utf-8") as lines:
+            conversations = [json.loads(line)["prompt"] for line in itertools.islice(lines, count)]
+        if len(conversations) < count:
+            raise ValueError(f"{path} must hold at least {count} prompts, got {len(conversations)}")
+        encoded = self.tokenizer.apply_chat_template(
+            conversations, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        return encoded["input_ids"], encoded["attention_mask"]
+
+
+def load_pair(directory: Path) -> Pair:
+    """The models of `directory`/student and `directory`/teacher in their files' dtype, on the CPU."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for part in ("student/config.json", "teacher/config.json", "prompts/train.jsonl"):
+        if not (directory / part).is_file():
+            raise FileNotFoundError(
+                f"{directory} must be a folder written by recipes/smollm2_pruned.py, but has no {part}"
+            )
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(directory / name, dtype="auto").eval() for name in ("student", "teacher")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(directory / "student", padding_side="left")
+    return Pair(directory, student, teacher, tokenizer, align(student, teacher, tokenizer, tokenizer))
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One lockstep decoding step: both models' forward passes, the operator, and the bookkeeping of the rollout."""
+
+    batch: int
+    vocab: int
+    dtype: str  # of the logits
+    steps: int  # measured, the prefill is not one
+    step: float  # seconds, median
+    operator: float  # seconds inside trbext.sample, median
+
+    @property
+    def share(self) -> float:
+        return self.operator / self.step
+
+
+def time_decoding(
+    directory: Path, *, epsilon: float, batch: int = 32, new_tokens: int = 32, repetitions: int = 3
+) -> Decoding:
+    """Times `trbext.rollout.lockstep` over `batch` prompts. A step lasts from one draw's end to the next one's."""
+    pair = load_pair(directory)
+    input_ids, mask = pair.prompts(batch)
+    # The module, which the function of the same name hides in its package.
+    module = importlib.import_module("trbext.rollout.lockstep")
+    draw = module.sample
+    spans: list[tuple[float, float]] = []
+
+    def timed_draw(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        drawn = draw(*arguments, **options)
+        spans.append((start, time.perf_counter()))
+        return drawn
+
+    steps: list[float] = []
+    draws: list[float] = []
+    with patch.object(module, "sample", timed_draw):
+        for repetition in range(repetitions + 1):  # the first one warms up
+            spans.clear()
+            module.lockstep(
+                pair.student,
+                pair.teacher,
+                input_ids,
+                mask,
+                epsilon=epsilon,
+                max_new_tokens=new_tokens,
+                alignment=pair.alignment,
+                pad_token_id=pair.pad_token_id,
+                generator=torch.Generator().manual_seed(0),
+            )
+            if repetition > 0:
+                steps += [later[1] - earlier[1] for earlier, later in itertools.pairwise(spans)]
+                draws += [end - start for start, end in spans[1:]]
+    dtype = str(pair.student.dtype).removeprefix("torch.")
+    return Decoding(batch, pair.alignment.width, dtype, len(steps), statistics.median(steps), statistics.median(draws))

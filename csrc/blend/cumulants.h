@@ -28,8 +28,12 @@ TRB_HD inline Node node_of(double beta, double log_gain, double mean, double k2,
   return {beta, f < 0.0 ? 0.0 : f, log_gain, mean, k2 > 0.0 ? k2 : 0.0, k3, NAN};
 }
 
+// f = E[log mu_beta] - E[log mu_0] rather than from D: a finite logit of 1e30 would leave no digit of the other in D.
 TRB_HD inline Node node_of(double beta, const Tilt& tilt, const Tilt& zero) {
-  return node_of(beta, tilt.weight.log() - zero.weight.log(), tilt.mean, tilt.m2, tilt.m3);
+  Node node = node_of(beta, tilt.weight.log() - zero.weight.log(), tilt.mean, tilt.m2, tilt.m3);
+  const double f = tilt.negative_entropy() - (tilt.x - zero.weight.log());
+  node.f = f < 0.0 ? 0.0 : f;
+  return node;
 }
 
 // From raw moments S_k = sum w D^k of the weights w = e^{x + beta D - kappa}, with log_zero = A(0).

@@ -12,7 +12,8 @@ namespace {
 
 constexpr int64_t kLanes = TRB_LANES;
 constexpr int64_t kTokens = 1024;  // of a block
-constexpr int64_t kFlush = 64;     // vectors between two flushes of the float accumulators
+constexpr int64_t kFlush = 64;       // vectors between two flushes of the float accumulators
+constexpr int64_t kExactFlush = 16;  // the same where the sums decide: a peaked row adds small weights to a large one
 constexpr float kLog2e = 1.44269504f;
 constexpr float kUnclampedRange = 300.0f;  // nats: e^{-300 / 4} is still a normal float
 
@@ -153,7 +154,7 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
       const int64_t end =
           begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s[5][4] = {}, s04 = {}, la = {}, lb = {};
-      each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
+      const auto add = [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student, y = b - frame.max_teacher;
         Float d = (y - x) * frame.inverse_temperature - frame.centre;
         Float p = exp2_of<kMasked>(x * quarter), q = exp2_of<kMasked>(y * quarter);
@@ -181,7 +182,12 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
           s[node][3] += w[node] * d3;
         }
         s04 += w[0] * (d2 * d2);
-      });
+      };
+      for (int64_t part = begin; part < end; part += kExactFlush * kLanes) {
+        each_pair<Row>(segment, part, part + kExactFlush * kLanes, add);
+        // log sum e^x enters every KL, and both sums are masses that are sampled from.
+        flush(sum[0][0], s[0][0]), flush(sum[4][0], s[4][0]);
+      }
       for (int node = 0; node < 5; ++node)
         for (int k = 0; k < 4; ++k) flush(sum[node][k], s[node][k]);
       flush(fourth, s04);
@@ -215,9 +221,9 @@ void sweep_direct(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
   const Float lowest = splat(-__builtin_inff());
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double sum[4] = {};
-    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
+    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
       const int64_t end =
-          begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
+          begin + kExactFlush * kLanes < (block + 1) * kTokens ? begin + kExactFlush * kLanes : (block + 1) * kTokens;
       Float s0 = {}, s1 = {}, s2 = {}, s3 = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student;
@@ -247,9 +253,9 @@ void sweep_fan(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fra
   const Float lowest = splat(-__builtin_inff());
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double sum[20] = {};
-    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
+    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
       const int64_t end =
-          begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
+          begin + kExactFlush * kLanes < (block + 1) * kTokens ? begin + kExactFlush * kLanes : (block + 1) * kTokens;
       Float s[20] = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student;
@@ -281,9 +287,9 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
   const Float lowest = splat(-__builtin_inff());
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double sum[6] = {};
-    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
+    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
       const int64_t end =
-          begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
+          begin + kExactFlush * kLanes < (block + 1) * kTokens ? begin + kExactFlush * kLanes : (block + 1) * kTokens;
       Float s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {};
       each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student, t = x * scale;

@@ -31,6 +31,8 @@ struct TwoAtoms {
     tilt.mean = s * range;
     tilt.m2 = s * (1 - s) * range * range;
     tilt.m3 = tilt.m2 * range * (1 - 2 * s);
+    tilt.below = s * (q - peak) + (1 - s) * (rest - peak);
+    tilt.x = s * std::log(p) + (1 - s) * std::log1p(-p);
     return tilt;
   }
 

@@ -30,7 +30,7 @@ def binding(vocab: int, seeds: tuple[int, ...]) -> dict[str, Tensor]:
     return sweeps
 
 
-@pytest.mark.parametrize(("vocab", "within_three"), [(32768, 0.99), (151936, 0.97)])
+@pytest.mark.parametrize(("vocab", "within_three"), [(32768, 0.985), (151936, 0.97)])
 def test_few_sweeps_suffice_and_never_more_than_six(vocab: int, within_three: float) -> None:
     if trbext._C.cpu_isa == "generic":
         pytest.skip("the counts are those of every instruction set, and the generic one takes minutes")

@@ -30,14 +30,14 @@ def binding(vocab: int, seeds: tuple[int, ...]) -> dict[str, Tensor]:
     return sweeps
 
 
-@pytest.mark.parametrize(("vocab", "within_three"), [(32768, 0.985), (151936, 0.97)])
+@pytest.mark.parametrize(("vocab", "within_three"), [(32768, 0.99), (151936, 0.97)])
 def test_few_sweeps_suffice_and_never_more_than_six(vocab: int, within_three: float) -> None:
     if trbext._C.cpu_isa == "generic":
         pytest.skip("the counts are those of every instruction set, and the generic one takes minutes")
-    by_row = binding(vocab, (0, 1))
+    by_row = binding(vocab, (0, 1, 2, 3))
     sweeps = torch.cat(list(by_row.values())).float()
     slow = {name: counts.tolist() for name, counts in by_row.items() if (counts > 3).any()}
-    assert len(sweeps) > 200
+    assert len(sweeps) > 400
     assert sweeps.mean() <= 2.4, slow
     assert (sweeps <= 3).float().mean() >= within_three, slow
     assert sweeps.max() <= 6, slow

@@ -240,6 +240,9 @@ class Solver {
       step = widest < sixth ? widest : sixth;
       first = candidate - 2.0 * step;
     }
+    // A token with D near R takes over from the student's at beta about -log pi_S(i) / R, and f saturates above: of a
+    // bracket far wider than that, the lower end.
+    if (low == 0.0 && high * range_ > 60.0) step = first = 12.0 / range_;
     if (first < low + 0.5 * step) first = low + 0.5 * step;
     if (first + 4.5 * step > high) first = high - 4.5 * step;
     const double grid = nextafterf(static_cast<float>(high), 2.0f) - static_cast<float>(high);

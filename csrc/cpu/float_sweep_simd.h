@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int64_t kLanes = TRB_LANES;
-constexpr int64_t kTokens = 1024;  // of a block
+constexpr int64_t kTokens = 1024;    // of a block
 constexpr int64_t kFlush = 64;       // vectors between two flushes of the float accumulators
 constexpr int64_t kExactFlush = 16;  // the same where the sums decide: a peaked row adds small weights to a large one
 constexpr float kLog2e = 1.44269504f;

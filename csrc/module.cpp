@@ -2,6 +2,8 @@
 // and can say what is wrong, when torch is absent or odd.
 #include <pybind11/pybind11.h>
 
+#include "cpu/isa.h"
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build information of trbext; the operators are in libtrb_ops.so beside this module.";
   m.attr("version") = TRB_VERSION;
@@ -9,5 +11,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = TRB_COMPILER;
   m.attr("cuda_compiled") = static_cast<bool>(TRB_WITH_CUDA);
   m.attr("cuda_archs") = TRB_CUDA_ARCHS;
-  m.attr("cpu_isa") = "generic";  // the sweeps are portable C++; nothing is chosen at run time yet
+  const char* isa = trb::cpu::choose_isa();
+  m.attr("cpu_isa") = isa != nullptr ? isa : "none: TRB_CPU_ISA names one that cannot run here";
 }

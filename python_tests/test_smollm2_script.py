@@ -253,6 +253,37 @@ def test_a_few_steps_of_the_recipe_lower_the_held_out_reverse_kl(out: Path) -> N
 
 @pytest.mark.real_model
 @needs_packages
+def test_real_rows_take_two_sweeps_and_stay_within_the_budget(out: Path) -> None:
+    import trbext
+    from trbext import reference
+
+    tokenizer = AutoTokenizer.from_pretrained(out / "teacher")
+    lines = [json.loads(line) for line in (out / "prompts" / "train.jsonl").read_text().splitlines()[:3]]
+    prompts = [line["prompt"] for line in lines]
+    rows = []
+    for name in ("student", "teacher"):
+        model = AutoModelForCausalLM.from_pretrained(out / name)
+        with torch.no_grad():
+            inputs = [tokenizer.apply_chat_template(p, return_dict=True, return_tensors="pt") for p in prompts]
+            rows.append(torch.cat([model(**i).logits[0] for i in inputs])[::3])
+    for dtype in (torch.float32, torch.bfloat16):
+        student, teacher = (logits.to(dtype) for logits in rows)
+        counts = []
+        for epsilon in (1e-4, 0.01, 0.1, 1.0):
+            beta, kl, sweeps = trbext.solve(student, teacher, epsilon)
+            binds = beta < 1
+            counts.append(sweeps[binds])
+            true_kl = reference.behavior_kl(student, teacher, beta)
+            assert (true_kl <= epsilon * (1 + 1e-4) + 1e-7).all()
+            assert (true_kl[binds] >= epsilon * (1 - 3e-4)).all()
+        sweeps = torch.cat(counts).float()
+        assert len(sweeps) > 200
+        assert sweeps.mean() <= 2.05
+        assert sweeps.max() <= 3
+
+
+@pytest.mark.real_model
+@needs_packages
 def test_the_real_teacher_does_arithmetic_and_its_pruned_copy_does_not(out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out / "teacher")
     assert tokenizer.padding_side == "left"

@@ -29,7 +29,7 @@ def test_kl_is_within_the_budget_and_uses_it(vocab: int) -> None:
             case = f"{name}, V={vocab}, epsilon={epsilon}: beta={beta[i]:.9g}, KL={true_kl[i]:.9g}"
             assert 0 <= beta[i] <= 1, case
             assert true_kl[i] <= epsilon * (1 + EXCESS) + EXCESS_NATS, case
-            assert math.isclose(kl[i], true_kl[i], rel_tol=1e-5, abs_tol=1e-9), case
+            assert math.isclose(kl[i], true_kl[i], rel_tol=2e-5, abs_tol=2e-6), case  # sums of float32 weights
             if at_teacher <= epsilon:
                 assert beta[i] == 1, case
             elif floor > epsilon:

@@ -50,10 +50,15 @@ struct LogSum {
 // The distribution mu_beta over (part of) C: its mass and the central moments of D under it. Central, not raw: D may
 // carry any constant offset (logits are defined up to one), and raw moments would cancel.
 struct Tilt {
-  LogSum weight;      // of exp(t_beta)
-  double mean = 0.0;  // E[D]
-  double m2 = 0.0;    // E[(D - mean)^2]
-  double m3 = 0.0;    // E[(D - mean)^3]
+  LogSum weight;       // of exp(t_beta)
+  double mean = 0.0;   // E[D]
+  double m2 = 0.0;     // E[(D - mean)^2]
+  double m3 = 0.0;     // E[(D - mean)^3]
+  double below = 0.0;  // E[t_beta] - weight.peak
+  double x = 0.0;      // E[x]
+
+  // E[log of this distribution's own probabilities] <= 0.
+  TRB_HD double negative_entropy() const { return below - ::log(weight.mass); }
 
   // Joins the distribution of the next tokens (the mixture formulas for central moments).
   TRB_HD void merge(const Tilt& next) {
@@ -69,23 +74,28 @@ struct Tilt {
     m2 = p * m2 + q * next.m2 + p * q * gap * gap;
     m3 = third;
     mean += q * gap;
+    below = p * (below + (weight.peak - both.peak)) + q * (next.below + (next.weight.peak - both.peak));
+    x = p * x + q * next.x;
     weight = both;
   }
 };
 
 // The first sweep settles beta = 0 and beta = 1, and yields the normalisers of both models.
 struct Ends {
-  LogSum student;      // over S
-  LogSum teacher;      // over {b > -inf}
-  Tilt zero;           // mu_0 restricted to C
-  Tilt one;            // mu_1
-  bool fault = false;  // NaN or +inf seen
+  LogSum student;                              // over S
+  LogSum teacher;                              // over {b > -inf}
+  Tilt zero;                                   // mu_0 restricted to C
+  Tilt one;                                    // mu_1
+  double min_d = INFINITY, max_d = -INFINITY;  // of D over C
+  bool fault = false;                          // NaN or +inf seen
 
   TRB_HD void merge(const Ends& next) {
     student.merge(next.student);
     teacher.merge(next.teacher);
     zero.merge(next.zero);
     one.merge(next.one);
+    min_d = next.min_d < min_d ? next.min_d : min_d;
+    max_d = next.max_d > max_d ? next.max_d : max_d;
     fault = fault || next.fault;
   }
 };

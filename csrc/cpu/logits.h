@@ -16,6 +16,26 @@ struct LogitsRow {
   int64_t stride;  // elements
   torch::headeronly::ScalarType dtype;
 
+  bool contiguous() const { return stride == 1; }
+
+  // out[i] = logit[begin + i], exactly
+  void load(int64_t begin, int64_t count, float* out) const {
+    using torch::headeronly::ScalarType;
+    if (dtype == ScalarType::Float) {
+      load_as<float>(begin, count, 1.0f, out);
+    } else if (dtype == ScalarType::Half) {
+      load_as<torch::headeronly::Half>(begin, count, 1.0f, out);
+    } else {
+      load_as<torch::headeronly::BFloat16>(begin, count, 1.0f, out);
+    }
+  }
+
+  // The bit patterns of bfloat16 logits.
+  void load_bits(int64_t begin, int64_t count, uint16_t* out) const {
+    const uint16_t* source = static_cast<const uint16_t*>(data) + begin * stride;
+    for (int64_t i = 0; i < count; ++i) out[i] = source[i * stride];
+  }
+
   // out[i] = logit[begin + i] * scale
   void load(int64_t begin, int64_t count, double scale, double* out) const {
     using torch::headeronly::ScalarType;
@@ -29,10 +49,10 @@ struct LogitsRow {
   }
 
  private:
-  template <typename T>
-  void load_as(int64_t begin, int64_t count, double scale, double* out) const {
+  template <typename T, typename Out>
+  void load_as(int64_t begin, int64_t count, Out scale, Out* out) const {
     const T* source = static_cast<const T*>(data) + begin * stride;
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<double>(static_cast<float>(source[i * stride])) * scale;
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Out>(static_cast<float>(source[i * stride])) * scale;
   }
 };
 

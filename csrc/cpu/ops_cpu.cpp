@@ -1,9 +1,12 @@
 // torch.ops.trb on the CPU: rows are dealt to threads; with fewer rows than threads, each row's blocks are.
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <tuple>
 
 #include "../checks.h"
+#include "isa.h"
 #include "row_solver.h"
 
 namespace trb::cpu {
@@ -37,19 +40,32 @@ Budget budget_of(const char* op, const Tensor& epsilon, const Tensor& student) {
   return {0.0, static_cast<const float*>(epsilon.const_data_ptr()), epsilon.stride(0)};
 }
 
-// Solves every row and hands (row, solver, rows' sums) to `consume`, which writes that row's outputs.
+const SweepTable* choose_sweeps() {
+  const char* isa = choose_isa();
+  if (isa == nullptr) return nullptr;
+#ifdef TRB_X86
+  if (std::strcmp(isa, "avx512") == 0) return &kAvx512Sweeps;
+  if (std::strcmp(isa, "avx2") == 0) return &kAvx2Sweeps;
+#endif
+  return &kGenericSweeps;
+}
+
+// Solves every row and hands (row, answer, solver) to `consume`, which writes that row's outputs.
 template <typename Consume>
 void for_each_row(const Tensor& student, const Tensor& teacher, const Budget& epsilon, double temperature,
                   const Consume& consume) {
   const int64_t rows = student.size(0), vocab = student.size(1);
   if (rows == 0) return;
+  static const SweepTable* const sweeps = choose_sweeps();
+  check(sweeps != nullptr, "trb: TRB_CPU_ISA must be generic, avx2 or avx512, and run on this machine, got '",
+        std::getenv("TRB_CPU_ISA"), "'");
   const bool spread = rows < num_threads();
   const auto solve_range = [&](int64_t begin, int64_t end) {
-    RowSolver row_solver(vocab, spread);
+    RowSolver row_solver(vocab, spread, *sweeps);
     for (int64_t row = begin; row < end; ++row) {
-      const Solver solver =
+      const RowAnswer& answer =
           row_solver.solve({row_of(student, row), row_of(teacher, row), vocab, 1.0 / temperature}, epsilon(row));
-      consume(row, solver, row_solver);
+      consume(row, answer, row_solver);
     }
   };
   if (spread) {
@@ -72,10 +88,10 @@ Triple solve(const Tensor& student_logits, const Tensor& teacher_logits, Epsilon
   float *beta_out = floats(beta), *kl_out = floats(kl);
   int32_t* sweeps_out = static_cast<int32_t*>(sweeps.mutable_data_ptr());
   for_each_row(student_logits, teacher_logits, budget, temperature,
-               [&](int64_t row, const Solver& solver, const RowSolver&) {
-                 beta_out[row] = solver.beta();
-                 kl_out[row] = static_cast<float>(solver.kl());
-                 sweeps_out[row] = solver.sweeps();
+               [&](int64_t row, const RowAnswer& answer, const RowSolver&) {
+                 beta_out[row] = answer.beta;
+                 kl_out[row] = static_cast<float>(answer.kl);
+                 sweeps_out[row] = answer.sweeps;
                });
   return {beta, kl, sweeps};
 }
@@ -90,10 +106,10 @@ Triple blend(const Tensor& student_logits, const Tensor& teacher_logits, Epsilon
   Tensor kl = new_empty(student_logits, {rows}, ScalarType::Float);
   float *log_probs_out = floats(log_probs), *beta_out = floats(beta), *kl_out = floats(kl);
   for_each_row(student_logits, teacher_logits, budget, temperature,
-               [&](int64_t row, const Solver& solver, const RowSolver& sums) {
-                 beta_out[row] = solver.beta();
-                 kl_out[row] = static_cast<float>(solver.kl());
-                 sums.write_log_probs(log_probs_out + row * vocab);
+               [&](int64_t row, const RowAnswer& answer, const RowSolver& row_solver) {
+                 beta_out[row] = answer.beta;
+                 kl_out[row] = static_cast<float>(answer.kl);
+                 row_solver.write_log_probs(log_probs_out + row * vocab);
                });
   return {log_probs, beta, kl};
 }
@@ -117,16 +133,16 @@ Six sample(const Tensor& student_logits, const Tensor& teacher_logits, Epsilon e
   const double* u = static_cast<const double*>(uniform.const_data_ptr());
   const int64_t u_stride = uniform.stride(0);
   for_each_row(student_logits, teacher_logits, budget, temperature,
-               [&](int64_t row, const Solver& solver, const RowSolver& sums) {
-                 const Draw draw = sums.sample(u[row * u_stride]);
+               [&](int64_t row, const RowAnswer& answer, const RowSolver& row_solver) {
+                 const Draw draw = row_solver.sample(u[row * u_stride]);
                  // A uniform outside [0, 1) is a fault of the row: nothing of it may be used.
                  const bool fault = draw.token < 0;
                  token_out[row] = draw.token;
                  log_prob_out[row] = draw.log_prob;
                  student_out[row] = draw.student_log_prob;
                  teacher_out[row] = draw.teacher_log_prob;
-                 beta_out[row] = fault ? NAN : solver.beta();
-                 kl_out[row] = fault ? NAN : static_cast<float>(solver.kl());
+                 beta_out[row] = fault ? NAN : answer.beta;
+                 kl_out[row] = fault ? NAN : static_cast<float>(answer.kl);
                });
   return {token, log_prob, student_log_prob, teacher_log_prob, beta, kl};
 }

@@ -1,11 +1,11 @@
-// One row from logits to (beta, kl), to a token, and to log mu. The scratch is a few numbers per block of 1024 tokens.
+// One row from logits to (beta, kl), to a token, and to log mu. The scratch is some hundred bytes per block of 1024
+// tokens.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "../blend/solver.h"
-#include "sweep.h"
+#include "double_row.h"
+#include "float_row.h"
 
 namespace trb::cpu {
 
@@ -16,12 +16,12 @@ struct Draw {
 
 class RowSolver {
  public:
-  // `spread`: sweep the blocks of the row on all threads (few rows) instead of on the calling one (many rows). The
-  // result is bitwise the same: blocks are summed apart and merged in token order either way.
-  RowSolver(int64_t vocab, bool spread) : ends_(block_count(vocab)), tilts_(block_count(vocab)), spread_(spread) {}
+  // `spread`: sweep the blocks of a row on all threads (few rows) instead of on the calling one (many rows).
+  RowSolver(int64_t vocab, bool spread, const SweepTable& sweeps)
+      : spread_(spread), float_row_(vocab, spread, sweeps), double_row_(vocab, spread) {}
 
-  // Finds beta for the row; the three below refer to the row last solved.
-  Solver solve(const RowPair& row, double epsilon);
+  // Finds beta for the row; the two below refer to the row last solved.
+  const RowAnswer& solve(const RowPair& row, double epsilon);
 
   // Inverse CDF in token order at u in [0, 1): the first token whose cumulative mass exceeds u. Reads one block again.
   Draw sample(double uniform) const;
@@ -30,18 +30,11 @@ class RowSolver {
   void write_log_probs(float* out) const;
 
  private:
-  template <typename F>
-  void over_blocks(const F& body) const;
-  LogSum block_weight(int64_t block) const;
-
+  bool spread_, in_double_ = false;
+  FloatRow float_row_;
+  DoubleRow double_row_;
   RowPair row_{};
-  Status status_ = Status::kFault;
-  double beta_ = 0.0;
-  Ends whole_;
-  LogSum weight_;  // of mu_beta, the whole row
-  std::vector<Ends> ends_;
-  std::vector<Tilt> tilts_;
-  bool spread_;
+  RowAnswer answer_;
 };
 
 }  // namespace trb::cpu

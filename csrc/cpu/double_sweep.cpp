@@ -3,7 +3,7 @@
 //
 // Reduction order: tokens of a block one after another, in token order. Sampling repeats the same additions, so a
 // block's running sum ends exactly at the mass that was stored for it.
-#include "sweep.h"
+#include "double_sweep.h"
 
 #include <algorithm>
 #include <cmath>
@@ -33,19 +33,23 @@ LogSum log_sum(const double* t, int64_t count) {
 }
 
 // Moments of d under weights exp(t); t and d are finite.
-Tilt moments(const double* t, const double* d, int64_t count) {
+Tilt moments(const double* t, const double* d, const double* x, int64_t count) {
   Tilt tilt;
   if (count == 0) return tilt;
   double w[kBlock];
   tilt.weight.peak = *std::max_element(t, t + count);
-  double mass = 0.0, first = 0.0;
+  double mass = 0.0, first = 0.0, below = 0.0, at_x = 0.0;
   for (int64_t i = 0; i < count; ++i) {
     w[i] = std::exp(t[i] - tilt.weight.peak);
     mass += w[i];
     first += w[i] * d[i];
+    below += w[i] * (t[i] - tilt.weight.peak);
+    at_x += w[i] * x[i];
   }
   tilt.weight.mass = mass;
   tilt.mean = first / mass;
+  tilt.below = below / mass;
+  tilt.x = at_x / mass;
   double second = 0.0, third = 0.0;
   for (int64_t i = 0; i < count; ++i) {
     const double c = d[i] - tilt.mean, wc2 = w[i] * c * c;
@@ -78,12 +82,14 @@ Ends sweep_ends(const RowPair& row, int64_t block) {
       x[common] = a;
       y[common] = b;
       d[common] = b - a;
+      ends.min_d = std::min(ends.min_d, b - a);
+      ends.max_d = std::max(ends.max_d, b - a);
       ++common;
     }
   }
   if (ends.fault) return ends;
-  ends.zero = moments(x, d, common);
-  ends.one = moments(y, d, common);
+  ends.zero = moments(x, d, x, common);
+  ends.one = moments(y, d, x, common);
   // Where nothing is masked these are the sums just taken; log_sum of -inf entries adds zeros in the same order.
   ends.student = in_student == common ? ends.zero.weight : log_sum(tokens.x, tokens.count);
   ends.teacher = in_teacher == common ? ends.one.weight : log_sum(tokens.y, tokens.count);
@@ -92,25 +98,17 @@ Ends sweep_ends(const RowPair& row, int64_t block) {
 
 Tilt sweep_tilt(const RowPair& row, int64_t block, double beta) {
   const Tokens tokens(row, block);
-  double t[kBlock], d[kBlock];
+  double t[kBlock], d[kBlock], xs[kBlock];
   int64_t common = 0;
   for (int64_t i = 0; i < tokens.count; ++i) {
     const double x = tokens.x[i], y = tokens.y[i];
     if (!(x > -INFINITY && y > -INFINITY)) continue;
     t[common] = mix(x, y, beta);
     d[common] = y - x;
+    xs[common] = x;
     ++common;
   }
-  return moments(t, d, common);
-}
-
-void block_log_weights(const RowPair& row, int64_t block, double beta, double* out) {
-  const Tokens tokens(row, block);
-  for (int64_t i = 0; i < tokens.count; ++i) {
-    const double x = tokens.x[i], y = tokens.y[i];
-    const bool supported = x > -INFINITY && (beta == 0.0 || y > -INFINITY);
-    out[i] = !supported ? -INFINITY : beta == 0.0 ? x : mix(x, y, beta);
-  }
+  return moments(t, d, xs, common);
 }
 
 }  // namespace trb::cpu

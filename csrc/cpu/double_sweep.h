@@ -12,7 +12,4 @@ Ends sweep_ends(const RowPair& row, int64_t block);
 // The moments of D under mu_beta. One exponential per token.
 Tilt sweep_tilt(const RowPair& row, int64_t block, double beta);
 
-// log of the unnormalised mu_beta(i): t_beta(i) on the support of mu_beta, -inf off it.
-void block_log_weights(const RowPair& row, int64_t block, double beta, double* out);
-
 }  // namespace trb::cpu

@@ -1,0 +1,73 @@
+#include "double_row.h"
+
+#include <cmath>
+
+namespace trb::cpu {
+namespace {
+
+constexpr int kMaxSweeps = 64;  // safety only: bisection of float32 numbers ends before
+
+Start start_of(const Ends& ends) {
+  Start start;
+  start.fault = ends.fault || ends.student.empty() || ends.teacher.empty();
+  if (start.fault) return start;
+  const bool disjoint = ends.zero.weight.empty();
+  // Exactly 0 when the teacher masks nothing, because both sums are then the same additions.
+  const double phi = disjoint ? INFINITY : ends.student.log() - ends.zero.weight.log();
+  start.phi = phi > 0.0 ? phi : 0.0;
+  if (disjoint) return start;
+  start.range = ends.max_d - ends.min_d;
+  start.nodes = 2;
+  start.node[0] = node_of(0.0, ends.zero, ends.zero);
+  start.node[1] = node_of(1.0, ends.one, ends.zero);
+  return start;
+}
+
+}  // namespace
+
+void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
+  ends_.resize(blocks_);
+  tilts_.resize(blocks_);
+  for_each_part(spread_, blocks_, [&](int64_t block) { ends_[block] = sweep_ends(row, block); });
+  Ends whole;
+  for (const Ends& part : ends_) whole.merge(part);
+
+  Solver solver(epsilon, kMaxSweeps, false);
+  solver.begin(start_of(whole));
+  Tilt tilt;
+  while (solver.wants_sweep()) {
+    const double beta = solver.swept_beta();
+    for_each_part(spread_, blocks_, [&](int64_t block) { tilts_[block] = sweep_tilt(row, block, beta); });
+    tilt = Tilt{};
+    for (const Tilt& part : tilts_) tilt.merge(part);
+    const Node node = node_of(beta, tilt, whole.zero);
+    solver.update(&node, 1, true);
+  }
+
+  answer->status = solver.status();
+  answer->beta = solver.beta();
+  answer->kl = solver.kl();
+  answer->sweeps += solver.sweeps();
+  answer->max_student = answer->max_teacher = 0.0f;
+  if (solver.status() == Status::kFault) return;
+  answer->log_student = whole.student.log();
+  answer->log_teacher = whole.teacher.log();
+  answer->mass.resize(blocks_);
+  if (solver.status() == Status::kStudent) {
+    answer->log_norm = whole.student.log();
+    for (int64_t i = 0; i < blocks_; ++i) answer->mass[i] = whole.student.share(ends_[i].student);
+  } else if (solver.status() == Status::kTeacher) {
+    answer->log_norm = whole.one.weight.log();
+    for (int64_t i = 0; i < blocks_; ++i) answer->mass[i] = whole.one.weight.share(ends_[i].one.weight);
+  } else {
+    const double h = solver.shift();
+    answer->log_norm = tilt.weight.log() + h * (tilt.mean + h * (0.5 * tilt.m2 + h * tilt.m3 / 6.0));
+    for (int64_t i = 0; i < blocks_; ++i) {
+      const Tilt& part = tilts_[i];
+      const double moved = std::exp(h * (part.mean - tilt.mean)) * (1.0 + h * h * (0.5 * part.m2 + h * part.m3 / 6.0));
+      answer->mass[i] = tilt.weight.share(part.weight) * (part.weight.empty() ? 0.0 : moved);
+    }
+  }
+}
+
+}  // namespace trb::cpu

@@ -1,0 +1,264 @@
+#include "float_row.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace trb::cpu {
+namespace {
+
+constexpr int kMaxSweeps = 6;
+constexpr double kStableBelow = 1.5e-2;    // budgets, nats: from here down the direct form's rounding (1e-7) would show
+constexpr double kLargestRange = 1000.0;   // of D, nats
+constexpr double kLargestExponent = 60.0;  // of a weight relative to its sum's lower bound; e^88 overflows
+constexpr int64_t kSegmentTokens = kSegmentBlocks * kBlock;
+
+constexpr double kLog2e = 1.4426950408889634;
+
+float finite_or_zero(float maximum) { return maximum > -INFINITY ? maximum : 0.0f; }
+
+// sum of w e^{h D} over a block, four terms: the relative error is (h R)^4 / 24 <= 3e-7. All blocks share the centre of
+// D.
+double shifted_mass(const double* s, double h) { return s[0] + h * (s[1] + h * (0.5 * s[2] + h * s[3] / 6.0)); }
+
+// The same from the stable sums, which are of v = beta D.
+double shifted_stable_mass(const double* s, double h) {
+  const double moments[4] = {s[0] + s[1] + s[2], s[1] + s[3], s[4], s[5]};
+  return shifted_mass(moments, h);
+}
+
+}  // namespace
+
+FloatRow::FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps)
+    : vocab_(vocab),
+      blocks_(block_count(vocab)),
+      segments_((blocks_ + kSegmentBlocks - 1) / kSegmentBlocks),
+      spread_(spread),
+      sweeps_(sweeps),
+      scans_(segments_),
+      ends_(segments_),
+      sums_(segments_ * kSegmentBlocks) {}
+
+// Hands each segment to `body` as contiguous float32 or bfloat16, padded to whole blocks: where the row does not lie in
+// memory that way, through a copy of this one segment. Equal logits always arrive in the same form, so that a row's
+// result does not depend on its strides.
+template <typename Body>
+void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
+  using torch::headeronly::ScalarType;
+  const bool alike = row.student.dtype == row.teacher.dtype && row.student.dtype != ScalarType::Half;
+  const bool bfloat16 = alike && row.student.dtype == ScalarType::BFloat16;
+  const bool in_place = alike && row.student.contiguous() && row.teacher.contiguous() &&
+                        (bfloat16 || row.student.dtype == ScalarType::Float);
+  for_each_part(spread_, segments_, [&](int64_t index) {
+    const int64_t begin = index * kSegmentTokens, count = std::min(kSegmentTokens, vocab_ - begin);
+    Segment segment;
+    segment.blocks = block_count(count);
+    segment.masked = scans_[index].masked;
+    segment.bfloat16 = bfloat16;
+    if (in_place && count == segment.blocks * kBlock) {
+      const int64_t bytes = begin * (bfloat16 ? 2 : 4);
+      segment.student = static_cast<const char*>(row.student.data) + bytes;
+      segment.teacher = static_cast<const char*>(row.teacher.data) + bytes;
+      body(index, segment, count);
+      return;
+    }
+    alignas(64) float student[kSegmentTokens], teacher[kSegmentTokens];
+    const int64_t padded = segment.blocks * kBlock;
+    if (bfloat16) {
+      row.student.load_bits(begin, count, reinterpret_cast<uint16_t*>(student));
+      row.teacher.load_bits(begin, count, reinterpret_cast<uint16_t*>(teacher));
+      std::fill(reinterpret_cast<uint16_t*>(student) + count, reinterpret_cast<uint16_t*>(student) + padded, 0xff80);
+      std::fill(reinterpret_cast<uint16_t*>(teacher) + count, reinterpret_cast<uint16_t*>(teacher) + padded, 0xff80);
+    } else {
+      row.student.load(begin, count, student);
+      row.teacher.load(begin, count, teacher);
+      std::fill(student + count, student + padded, -INFINITY);
+      std::fill(teacher + count, teacher + padded, -INFINITY);
+    }
+    segment.student = student;
+    segment.teacher = teacher;
+    body(index, segment, count);
+  });
+}
+
+bool FloatRow::first_sweep(const RowPair& row, Start* start) {
+  inverse_temperature_ = static_cast<float>(row.inverse_temperature);
+  const double scale = inverse_temperature_;
+  // Any centre near the mean of D will do, but every segment must use the same one: the gap of the first tokens.
+  double a = 0.0, b = 0.0;
+  row.student.load(0, 1, 1.0, &a);
+  row.teacher.load(0, 1, 1.0, &b);
+  const double gap = (b - a) * scale;
+  centre_ = std::fabs(gap) < 1e6 ? gap : 0.0;
+
+  for_each_segment(row, [&](int64_t index, Segment& segment, int64_t) {
+    SegmentScan& scan = scans_[index];
+    sweeps_.scan(segment, inverse_temperature_, &scan);
+    segment.masked = scan.masked;
+    SweepFrame frame{};
+    frame.max_student = finite_or_zero(scan.max_student);
+    frame.max_teacher = finite_or_zero(scan.max_teacher);
+    frame.inverse_temperature = inverse_temperature_;
+    frame.centre = static_cast<float>(
+        centre_ - (static_cast<double>(frame.max_teacher) - static_cast<double>(frame.max_student)) * scale);
+    sweeps_.ends(segment, frame, &ends_[index]);
+  });
+
+  float max_student = -INFINITY, max_teacher = -INFINITY;
+  for (int64_t index = 0; index < segments_; ++index) {
+    start->fault = start->fault || ends_[index].fault;
+    max_student = std::max(max_student, scans_[index].max_student);
+    max_teacher = std::max(max_teacher, scans_[index].max_teacher);
+  }
+  const bool none = !(max_student > -INFINITY && max_teacher > -INFINITY);
+  start->fault = start->fault || none || max_student == INFINITY || max_teacher == INFINITY;
+  if (start->fault) return true;
+  max_student_ = max_student;
+  max_teacher_ = max_teacher;
+  offset_ = (static_cast<double>(max_teacher) - max_student) * scale - centre_;
+
+  double sum[5][4] = {}, fourth = 0.0, lost_student = 0.0, lost_teacher = 0.0;
+  float min_d = INFINITY, max_d = -INFINITY;
+  for (int64_t index = 0; index < segments_; ++index) {
+    EndsSums& part = ends_[index];
+    const double at_zero = std::exp((finite_or_zero(scans_[index].max_student) - max_student) * scale);
+    const double at_one = std::exp((finite_or_zero(scans_[index].max_teacher) - max_teacher) * scale);
+    const double p = std::sqrt(std::sqrt(at_zero)), q = std::sqrt(std::sqrt(at_one));
+    const double factor[5] = {at_zero, p * p * p * q, p * p * q * q, p * q * q * q, at_one};
+    for (int node = 0; node < 5; ++node)
+      for (int k = 0; k < 4; ++k) sum[node][k] += part.node[node][k] * factor[node];
+    fourth += part.fourth * at_zero;
+    lost_student += part.lost_student * at_zero;
+    lost_teacher += part.lost_teacher * at_one;
+    for (int64_t block = 0; block < kSegmentBlocks; ++block) {
+      part.student[block] *= at_zero;
+      part.one[block] *= at_one;
+    }
+    min_d = std::min(min_d, part.min_d);
+    max_d = std::max(max_d, part.max_d);
+  }
+  zero_mass_ = sum[0][0];
+  one_mass_ = sum[4][0];
+  student_mass_ = zero_mass_ + lost_student;
+  teacher_mass_ = one_mass_ + lost_teacher;
+  if (!(min_d <= max_d)) {  // disjoint supports
+    start->phi = INFINITY;
+    return true;
+  }
+  start->range = static_cast<double>(max_d) - min_d;
+  if (!(start->range <= kLargestRange) || !(zero_mass_ > 1e-30) || !(one_mass_ > 1e-30)) return false;
+  start->phi = std::log1p(lost_student / zero_mass_);
+  start->uncertainty = 4e-6 + 2e-7 * start->range;
+  const double log_zero = std::log(zero_mass_);
+  zero_mean_ = sum[0][1] / zero_mass_;
+  for (int node = 0; node < 5; ++node) {
+    const double beta = 0.25 * node;
+    if (!(sum[node][0] > 1e-30)) continue;  // the middle of two models that exclude each other underflows
+    start->node[start->nodes++] = node_of_moments(beta, sum[node], beta * offset_, log_zero);
+  }
+  const double m = zero_mean_, second = sum[0][2] / zero_mass_, third = sum[0][3] / zero_mass_;
+  const double k2 = start->node[0].k2;
+  start->node[0].k4 =
+      fourth / zero_mass_ - 4.0 * m * third + 6.0 * m * m * second - 3.0 * m * m * m * m - 3.0 * k2 * k2;
+  return true;
+}
+
+// The form of the sweep and the numbers that keep its exponents in range. The direct form centres D by its mean at beta
+// as the bracket predicts it, and shifts by kappa, a lower bound of the sum's logarithm from the tangents of the convex
+// A. False where the exponents could overflow.
+bool FloatRow::plan(const Solver& solver, SweepFrame* frame, Form* form) const {
+  const Node &low = solver.low(), &high = solver.high();
+  const double beta = static_cast<double>(solver.swept_beta()) + 2.0 * solver.step();  // the middle one of a fan
+  const double t = (beta - low.beta) / (high.beta - low.beta);
+  const double tangent =
+      std::max(low.log_gain + (beta - low.beta) * low.mean, high.log_gain + (beta - high.beta) * high.mean);
+  const double chord = low.log_gain + t * (high.log_gain - low.log_gain);
+  const bool small = std::min(solver.budget(), high.f) < kStableBelow;
+  *form = solver.step() > 0.0f ? Form::kFan : small ? Form::kStable : Form::kDirect;
+  const double centre = *form == Form::kStable ? zero_mean_ : low.mean + (high.mean - low.mean) * t;
+  frame->max_student = max_student_;
+  frame->max_teacher = max_teacher_;
+  frame->inverse_temperature = inverse_temperature_;
+  frame->centre = static_cast<float>(centre - offset_);
+  frame->beta = solver.swept_beta();
+  frame->step = solver.step();
+  frame->shift = static_cast<float>((std::log(zero_mass_) + tangent - beta * centre) * kLog2e);
+  return (*form == Form::kStable ? beta * (offset_ - centre) : chord - tangent) <= kLargestExponent;
+}
+
+int FloatRow::exact_sweep(const RowPair& row, const SweepFrame& frame, Form form, Node* nodes) {
+  const auto sweep = form == Form::kStable ? sweeps_.stable : form == Form::kFan ? sweeps_.fan : sweeps_.direct;
+  for_each_segment(row, [&](int64_t index, const Segment& segment, int64_t) {
+    sweep(segment, frame, &sums_[index * kSegmentBlocks]);
+  });
+  const int count = form == Form::kFan ? 5 : 1, numbers = form == Form::kFan ? 20 : form == Form::kStable ? 6 : 4;
+  double sum[20] = {};
+  for (int64_t block = 0; block < blocks_; ++block)
+    for (int k = 0; k < numbers; ++k) sum[k] += sums_[block].s[k];
+  const double moved = static_cast<double>(frame.centre) + offset_;
+  for (int i = 0; i < count; ++i) {
+    const double beta = frame.beta + i * static_cast<double>(frame.step);
+    nodes[i] = form == Form::kStable ? node_of_stable_sums(beta, sum)
+                                     : node_of_moments(beta, sum + 4 * i, frame.shift / kLog2e, std::log(zero_mass_));
+    nodes[i].mean += moved;  // back to the row's centre
+    nodes[i].log_gain += beta * moved;
+  }
+  return count;
+}
+
+bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
+  Start start;
+  answer->sweeps = 1;
+  if (!first_sweep(row, &start)) return false;
+  Solver solver(epsilon, kMaxSweeps, true);
+  solver.begin(start);
+  SweepFrame frame{};
+  Form form = Form::kDirect;
+  while (solver.wants_sweep()) {
+    Node nodes[5];
+    if (!plan(solver, &frame, &form)) return false;
+    const int count = exact_sweep(row, frame, form, nodes);
+    solver.update(nodes, count, form != Form::kFan || solver.budget() >= kStableBelow);
+    answer->sweeps = solver.sweeps();
+  }
+  answer->status = solver.status();
+  answer->beta = solver.beta();
+  answer->kl = solver.kl();
+  if (solver.status() == Status::kFault) return true;
+  answer->max_student = max_student_;
+  answer->max_teacher = max_teacher_;
+  answer->log_student = std::log(student_mass_);
+  answer->log_teacher = std::log(teacher_mass_);
+  answer->mass.resize(blocks_);
+  if (solver.status() == Status::kInterior) {
+    const double h = solver.shift();
+    const Node& swept = solver.swept();
+    answer->log_norm = std::log(zero_mass_) + swept.log_gain - solver.beta() * offset_ +
+                       h * (swept.mean + h * (0.5 * swept.k2 + h * swept.k3 / 6.0));
+    for (int64_t block = 0; block < blocks_; ++block) {
+      const double* sums = sums_[block].s + 4 * solver.swept_node();
+      answer->mass[block] = form == Form::kStable ? shifted_stable_mass(sums, h / frame.beta) : shifted_mass(sums, h);
+    }
+  } else {
+    const bool student = solver.status() == Status::kStudent;
+    answer->log_norm = std::log(student ? student_mass_ : one_mass_);
+    for (int64_t block = 0; block < blocks_; ++block) {
+      const EndsSums& segment = ends_[block / kSegmentBlocks];
+      answer->mass[block] = (student ? segment.student : segment.one)[block % kSegmentBlocks];
+    }
+  }
+  return true;
+}
+
+void FloatRow::write_log_probs(const RowPair& row, const RowAnswer& answer, float* out) const {
+  SweepFrame frame{};
+  frame.max_student = answer.max_student;
+  frame.max_teacher = answer.max_teacher;
+  frame.inverse_temperature = inverse_temperature_;
+  frame.beta = answer.beta;
+  frame.shift = static_cast<float>(answer.log_norm);
+  for_each_segment(row, [&](int64_t index, const Segment& segment, int64_t count) {
+    sweeps_.log_probs(segment, frame, count, out + index * kSegmentTokens);
+  });
+}
+
+}  // namespace trb::cpu

@@ -1,0 +1,45 @@
+// A row by the float32 sweeps of the machine's instruction set: two sweeps on ordinary rows, six at most.
+#pragma once
+
+#include <vector>
+
+#include "float_sweep.h"
+#include "row_answer.h"
+
+namespace trb::cpu {
+
+class FloatRow {
+ public:
+  FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps);
+
+  // False where float32 exponents would not reach (logits that differ by hundreds of nats): `answer` then holds nothing
+  // but the sweeps spent, and the row is for DoubleRow.
+  bool solve(const RowPair& row, double epsilon, RowAnswer* answer);
+
+  // out[i] = log mu(i), element stride 1, for the row and the answer of the last `solve` that returned true.
+  void write_log_probs(const RowPair& row, const RowAnswer& answer, float* out) const;
+
+ private:
+  enum class Form { kDirect, kFan, kStable };
+
+  template <typename Body>
+  void for_each_segment(const RowPair& row, const Body& body) const;
+  bool first_sweep(const RowPair& row, Start* start);
+  bool plan(const Solver& solver, SweepFrame* frame, Form* form) const;
+  int exact_sweep(const RowPair& row, const SweepFrame& frame, Form form, Node* nodes);
+
+  int64_t vocab_, blocks_, segments_;
+  bool spread_;
+  const SweepTable& sweeps_;
+  std::vector<SegmentScan> scans_;
+  std::vector<EndsSums> ends_;
+  std::vector<BlockSums> sums_;  // of each block, last exact sweep
+
+  // Frame of the row: logits relative to the maxima, D relative to `centre_`.
+  float max_student_ = 0.0f, max_teacher_ = 0.0f, inverse_temperature_ = 1.0f;
+  double centre_ = 0.0, zero_mean_ = 0.0;  // zero_mean_: of D under mu_0, centred
+  double offset_ = 0.0;                    // (1 - beta) x + beta y = x + beta (D - offset), D centred
+  double zero_mass_ = 0.0, one_mass_ = 0.0, student_mass_ = 0.0, teacher_mass_ = 0.0;
+};
+
+}  // namespace trb::cpu

@@ -1,0 +1,388 @@
+// The float32 sweeps of float_sweep.h in the compilers' portable vector types. Included once per instruction set by a
+// file that defines TRB_LANES (floats per vector) and TRB_TABLE (name of the table); everything here is local to that
+// file.
+//
+// Instructions per vector of token pairs, roughly: scan 6, ends 64, direct 26, fan 53, stable 50.
+#include <cstdint>
+#include <cstring>
+
+#include "float_sweep.h"
+
+namespace {
+
+constexpr int64_t kLanes = TRB_LANES;
+constexpr int64_t kTokens = 1024;    // of a block
+constexpr int64_t kFlush = 64;       // vectors between two flushes of the float accumulators
+constexpr int64_t kExactFlush = 16;  // the same where the sums decide: a peaked row adds small weights to a large one
+constexpr float kLog2e = 1.44269504f;
+constexpr float kUnclampedRange = 300.0f;  // nats: e^{-300 / 4} is still a normal float
+
+typedef float Float __attribute__((vector_size(4 * TRB_LANES)));
+typedef int32_t Int __attribute__((vector_size(4 * TRB_LANES)));
+typedef uint32_t Uint __attribute__((vector_size(4 * TRB_LANES)));
+typedef double Double __attribute__((vector_size(8 * TRB_LANES)));
+
+#define TRB_INLINE inline __attribute__((always_inline))
+
+TRB_INLINE Float splat(float value) { return Float{} + value; }
+TRB_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
+TRB_INLINE Float smaller(Float a, Float b) { return a < b ? a : b; }
+TRB_INLINE Int bits(Float a) { return reinterpret_cast<Int>(a); }
+
+// Two vectors of a row from 2 kLanes tokens. bfloat16 comes as its even and its odd tokens, which costs a shift and a
+// mask; sums do not mind, since both rows are dealt alike.
+struct Float32 {
+  static TRB_INLINE void load(const void* row, int64_t token, Float* first, Float* second) {
+    const float* source = static_cast<const float*>(row) + token;
+    std::memcpy(first, source, sizeof(Float));
+    std::memcpy(second, source + kLanes, sizeof(Float));
+  }
+  static TRB_INLINE Float load_in_order(const void* row, int64_t token) {
+    Float value;
+    std::memcpy(&value, static_cast<const float*>(row) + token, sizeof value);
+    return value;
+  }
+  static TRB_INLINE void prefetch(const void* row, int64_t token) {
+    const float* next = static_cast<const float*>(row) + token;
+    __builtin_prefetch(next, 0, 2);
+    if (kLanes == 16) __builtin_prefetch(next + kLanes, 0, 2);
+  }
+};
+
+struct BFloat16 {
+  static TRB_INLINE void load(const void* row, int64_t token, Float* first, Float* second) {
+    Uint both;
+    std::memcpy(&both, static_cast<const uint16_t*>(row) + token, sizeof both);
+    *first = reinterpret_cast<Float>(both << 16);
+    *second = reinterpret_cast<Float>(both & 0xffff0000u);
+  }
+  static TRB_INLINE Float load_in_order(const void* row, int64_t token) {
+    uint16_t raw __attribute__((vector_size(2 * TRB_LANES)));
+    std::memcpy(&raw, static_cast<const uint16_t*>(row) + token, sizeof raw);
+    return reinterpret_cast<Float>(__builtin_convertvector(raw, Uint) << 16);
+  }
+  static TRB_INLINE void prefetch(const void* row, int64_t token) {
+    __builtin_prefetch(static_cast<const uint16_t*>(row) + token, 0, 2);
+  }
+};
+
+// The next segment is fetched into the second-level cache while this one is computed on: its scan would wait for
+// memory.
+template <typename Row, typename Body>
+TRB_INLINE void each_pair(const trb::cpu::Segment& segment, int64_t begin, int64_t end, const Body& body) {
+  constexpr int64_t ahead = trb::cpu::kSegmentBlocks * kTokens;
+  for (int64_t i = begin; i < end; i += 2 * kLanes) {
+    Float a0, a1, b0, b1;
+    Row::prefetch(segment.student, i + ahead);
+    Row::prefetch(segment.teacher, i + ahead);
+    Row::load(segment.student, i, &a0, &a1);
+    Row::load(segment.teacher, i, &b0, &b1);
+    body(a0, b0);
+    body(a1, b1);
+  }
+}
+
+// 2^t for t <= 127, relative error <= 1.7e-7 (1.5 ulp); below 2^-126 the result is at most 2^-126. Rounds t to an
+// integer by adding 1.5 * 2^23, whose low bits then are that integer: it is added to the exponent of a degree-5 minimax
+// polynomial.
+template <bool kClamp = true>
+TRB_INLINE Float exp2_of(Float t) {
+  const Float magic = splat(12582912.0f);
+  if (kClamp) t = larger(splat(-126.0f), t);
+  const Float shifted = t + magic, r = t - (shifted - magic);
+  Float p = splat(1.32647261e-3f);
+  p = p * r + 9.67151299e-3f;
+  p = p * r + 5.55073358e-2f;
+  p = p * r + 2.40222424e-1f;
+  p = p * r + 6.93147004e-1f;
+  p = p * r + 1.0f;
+  return reinterpret_cast<Float>(bits(p) + (bits(shifted) << 23));
+}
+
+template <int kWidth>
+TRB_INLINE double total_of(const double* lane) {
+  if constexpr (kWidth == 1)
+    return lane[0];
+  else {
+    typedef double Part __attribute__((vector_size(4 * kWidth)));
+    Part low, high;
+    std::memcpy(&low, lane, sizeof low);
+    std::memcpy(&high, lane + kWidth / 2, sizeof high);
+    low += high;
+    return total_of<kWidth / 2>(reinterpret_cast<const double*>(&low));
+  }
+}
+
+TRB_INLINE double total(const Double& v) { return total_of<TRB_LANES>(reinterpret_cast<const double*>(&v)); }
+
+TRB_INLINE void flush(Double& sum, Float& part) {
+  sum += __builtin_convertvector(part, Double);
+  part = Float{};
+}
+
+TRB_INLINE Float keep(Int mask, Float value) { return reinterpret_cast<Float>(mask & bits(value)); }
+
+template <typename Row>
+void scan_segment(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {
+  Float max_a = splat(-__builtin_inff()), max_b = max_a, low = splat(__builtin_inff());
+  each_pair<Row>(segment, 0, segment.blocks * kTokens, [&](Float a, Float b) __attribute__((always_inline)) {
+    max_a = larger(max_a, a);
+    max_b = larger(max_b, b);
+    low = smaller(low, smaller(a, b));
+  });
+  *out = {-__builtin_inff(), -__builtin_inff(), false};
+  float lowest = __builtin_inff();
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    out->max_student = max_a[lane] > out->max_student ? max_a[lane] : out->max_student;
+    out->max_teacher = max_b[lane] > out->max_teacher ? max_b[lane] : out->max_teacher;
+    lowest = low[lane] < lowest ? low[lane] : lowest;
+  }
+  const float highest = out->max_student > out->max_teacher ? out->max_student : out->max_teacher;
+  out->masked = !((highest - lowest) * inverse_temperature < kUnclampedRange);
+}
+
+template <typename Row, bool kMasked>
+void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::EndsSums* out) {
+  const float quarter = 0.25f * kLog2e * frame.inverse_temperature;
+  const Float lowest = splat(-__builtin_inff());
+  Double sum[5][4] = {}, fourth = {}, lost_a = {}, lost_b = {};
+  Float min_d = splat(__builtin_inff()), max_d = lowest;
+  Int unordered = {};
+  for (int64_t block = 0; block < segment.blocks; ++block) {
+    Double zero_before = sum[0][0], one_before = sum[4][0], lost_before = lost_a;
+    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
+      const int64_t end =
+          begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
+      Float s[5][4] = {}, s04 = {}, la = {}, lb = {};
+      const auto add = [&](Float a, Float b) __attribute__((always_inline)) {
+        const Float x = a - frame.max_student, y = b - frame.max_teacher;
+        Float d = (y - x) * frame.inverse_temperature - frame.centre;
+        Float p = exp2_of<kMasked>(x * quarter), q = exp2_of<kMasked>(y * quarter);
+        if (kMasked) {
+          const Int common = (a > lowest) & (b > lowest);
+          const Float p2 = p * p, q2 = q * q;
+          unordered |= (a != a) | (b != b);  // or the mask below would hide a NaN; without a mask it reaches every sum
+          la += keep(~common & (a > lowest), p2 * p2);
+          lb += keep(~common & (b > lowest), q2 * q2);
+          p = keep(common, p);
+          q = keep(common, q);
+          d = keep(common, d);
+          min_d = smaller(min_d, common ? d : splat(__builtin_inff()));
+          max_d = larger(max_d, common ? d : lowest);
+        } else {
+          min_d = smaller(min_d, d);
+          max_d = larger(max_d, d);
+        }
+        const Float d2 = d * d, d3 = d2 * d, p2 = p * p, q2 = q * q, pq = p * q;
+        const Float w[5] = {p2 * p2, p2 * pq, p2 * q2, pq * q2, q2 * q2};
+        for (int node = 0; node < 5; ++node) {
+          s[node][0] += w[node];
+          s[node][1] += w[node] * d;
+          s[node][2] += w[node] * d2;
+          s[node][3] += w[node] * d3;
+        }
+        s04 += w[0] * (d2 * d2);
+      };
+      for (int64_t part = begin; part < end; part += kExactFlush * kLanes) {
+        each_pair<Row>(segment, part, part + kExactFlush * kLanes, add);
+        // log sum e^x enters every KL, and both sums are masses that are sampled from.
+        flush(sum[0][0], s[0][0]), flush(sum[4][0], s[4][0]);
+      }
+      for (int node = 0; node < 5; ++node)
+        for (int k = 0; k < 4; ++k) flush(sum[node][k], s[node][k]);
+      flush(fourth, s04);
+      if (kMasked) flush(lost_a, la), flush(lost_b, lb);
+    }
+    Double student = sum[0][0] - zero_before;
+    if (kMasked) student += lost_a - lost_before;
+    out->student[block] = total(student);
+    out->one[block] = total(sum[4][0] - one_before);
+  }
+  for (int node = 0; node < 5; ++node)
+    for (int k = 0; k < 4; ++k) out->node[node][k] = total(sum[node][k]);
+  out->fourth = total(fourth);
+  // The sums of weights are finite whatever D is, unless a logit was NaN (or +inf: inf - inf).
+  const double weights = out->node[0][0] + out->node[4][0];
+  out->fault = !(weights - weights == 0.0);
+  for (int64_t lane = 0; lane < kLanes; ++lane) out->fault = out->fault || unordered[lane] != 0;
+  out->lost_student = total(lost_a);
+  out->lost_teacher = total(lost_b);
+  out->min_d = __builtin_inff();
+  out->max_d = -__builtin_inff();
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    out->min_d = min_d[lane] < out->min_d ? min_d[lane] : out->min_d;
+    out->max_d = max_d[lane] > out->max_d ? max_d[lane] : out->max_d;
+  }
+}
+
+template <typename Row, bool kMasked>
+void sweep_direct(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  const float scale = kLog2e * frame.inverse_temperature, slope = kLog2e * frame.beta, shift = frame.shift;
+  const Float lowest = splat(-__builtin_inff());
+  for (int64_t block = 0; block < segment.blocks; ++block) {
+    Double sum[4] = {};
+    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
+      const int64_t end =
+          begin + kExactFlush * kLanes < (block + 1) * kTokens ? begin + kExactFlush * kLanes : (block + 1) * kTokens;
+      Float s0 = {}, s1 = {}, s2 = {}, s3 = {};
+      each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
+        const Float x = a - frame.max_student;
+        Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
+        Float w = exp2_of((x * scale - shift) + d * slope);
+        if (kMasked) {
+          const Int common = (a > lowest) & (b > lowest);
+          w = keep(common, w);
+          d = keep(common, d);
+        }
+        const Float d2 = d * d;
+        s0 += w;
+        s1 += w * d;
+        s2 += w * d2;
+        s3 += w * (d2 * d);
+      });
+      flush(sum[0], s0), flush(sum[1], s1), flush(sum[2], s2), flush(sum[3], s3);
+    }
+    for (int k = 0; k < 4; ++k) out[block].s[k] = total(sum[k]);
+  }
+}
+
+template <typename Row, bool kMasked>
+void sweep_fan(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  const float scale = kLog2e * frame.inverse_temperature, slope = kLog2e * frame.beta, shift = frame.shift,
+              step = kLog2e * frame.step;
+  const Float lowest = splat(-__builtin_inff());
+  for (int64_t block = 0; block < segment.blocks; ++block) {
+    Double sum[20] = {};
+    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
+      const int64_t end =
+          begin + kExactFlush * kLanes < (block + 1) * kTokens ? begin + kExactFlush * kLanes : (block + 1) * kTokens;
+      Float s[20] = {};
+      each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
+        const Float x = a - frame.max_student;
+        Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
+        Float w = exp2_of((x * scale - shift) + d * slope);
+        if (kMasked) {
+          const Int common = (a > lowest) & (b > lowest);
+          w = keep(common, w);
+          d = keep(common, d);
+        }
+        const Float growth = exp2_of(d * step), d2 = d * d, d3 = d2 * d;
+        for (int node = 0; node < 5; ++node) {
+          s[4 * node] += w;
+          s[4 * node + 1] += w * d;
+          s[4 * node + 2] += w * d2;
+          s[4 * node + 3] += w * d3;
+          w *= growth;
+        }
+      });
+      for (int k = 0; k < 20; ++k) flush(sum[k], s[k]);
+    }
+    for (int k = 0; k < 20; ++k) out[block].s[k] = total(sum[k]);
+  }
+}
+
+template <typename Row, bool kMasked>
+void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  const float scale = kLog2e * frame.inverse_temperature;
+  const Float lowest = splat(-__builtin_inff());
+  for (int64_t block = 0; block < segment.blocks; ++block) {
+    Double sum[6] = {};
+    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
+      const int64_t end =
+          begin + kExactFlush * kLanes < (block + 1) * kTokens ? begin + kExactFlush * kLanes : (block + 1) * kTokens;
+      Float s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {};
+      each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
+        const Float x = a - frame.max_student, t = x * scale;
+        Float v = (((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre) * frame.beta;
+        Float p = exp2_of(t);
+        if (kMasked) {
+          const Int common = (a > lowest) & (b > lowest);
+          p = keep(common, p);
+          v = keep(common, v);
+        }
+        Float w = exp2_of(t + v * kLog2e);  // not p e^v, which overflows where p is tiny
+        if (kMasked) w = keep((a > lowest) & (b > lowest), w);
+        // h(v) = e^v - 1 - v: for small v its Taylor series, where the difference would cancel (error 2e-9 at |v| =
+        // 0.35)
+        const Float v2 = v * v, pv = p * v;
+        Float series = v * (1.0f / 40320) + 1.0f / 5040;
+        series = v * series + 1.0f / 720;
+        series = v * series + 1.0f / 120;
+        series = v * series + 1.0f / 24;
+        series = v * series + 1.0f / 6;
+        series = v * series + 0.5f;
+        const Float ph = v2 < 0.1225f ? p * (v2 * series) : (w - p) - pv;
+        const Float wv2 = w * v2;
+        s0 += p;
+        s1 += pv;
+        s2 += ph;
+        s3 += v * (ph + pv);
+        s4 += wv2;
+        s5 += wv2 * v;
+      });
+      flush(sum[0], s0), flush(sum[1], s1), flush(sum[2], s2), flush(sum[3], s3), flush(sum[4], s4), flush(sum[5], s5);
+    }
+    for (int k = 0; k < 6; ++k) out[block].s[k] = total(sum[k]);
+  }
+}
+
+template <typename Row, bool kMasked>
+void write_log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, int64_t count, float* out) {
+  const Float lowest = splat(-__builtin_inff());
+  const bool student_alone = frame.beta == 0.0f, teacher_alone = frame.beta == 1.0f;
+  const float for_student = (1.0f - frame.beta) * frame.inverse_temperature,
+              for_teacher = frame.beta * frame.inverse_temperature;
+  const auto log_probs = [&](int64_t i) __attribute__((always_inline)) {
+    const Float a = Row::load_in_order(segment.student, i), b = Row::load_in_order(segment.teacher, i);
+    const Float x = a - frame.max_student, y = b - frame.max_teacher;
+    if (!kMasked) return x * for_student + (y * for_teacher - frame.shift);
+    // At the ends the other model's -inf must not meet a factor of 0.
+    const Float t = student_alone   ? x * for_student - frame.shift
+                    : teacher_alone ? y * for_teacher - frame.shift
+                                    : x * for_student + (y * for_teacher - frame.shift);
+    return (student_alone ? a > lowest : (a > lowest) & (b > lowest)) ? t : lowest;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Float t = log_probs(i);
+    std::memcpy(out + i, &t, sizeof t);
+  }
+  if (i < count) {
+    const Float t = log_probs(i);
+    std::memcpy(out + i, &t, (count - i) * sizeof(float));
+  }
+}
+
+#define TRB_BY_ROW(function, ...) \
+  segment.bfloat16 ? function<BFloat16>(segment, __VA_ARGS__) : function<Float32>(segment, __VA_ARGS__)
+#define TRB_BY_ROW_AND_MASK(function, ...)                                             \
+  segment.masked ? (segment.bfloat16 ? function<BFloat16, true>(segment, __VA_ARGS__)  \
+                                     : function<Float32, true>(segment, __VA_ARGS__))  \
+                 : (segment.bfloat16 ? function<BFloat16, false>(segment, __VA_ARGS__) \
+                                     : function<Float32, false>(segment, __VA_ARGS__))
+
+void scan(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {
+  TRB_BY_ROW(scan_segment, inverse_temperature, out);
+}
+void ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::EndsSums* out) {
+  TRB_BY_ROW_AND_MASK(sweep_ends, frame, out);
+}
+void direct(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  TRB_BY_ROW_AND_MASK(sweep_direct, frame, out);
+}
+void fan(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  TRB_BY_ROW_AND_MASK(sweep_fan, frame, out);
+}
+void stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  TRB_BY_ROW_AND_MASK(sweep_stable, frame, out);
+}
+void log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, int64_t count, float* out) {
+  TRB_BY_ROW_AND_MASK(write_log_probs, frame, count, out);
+}
+
+}  // namespace
+
+namespace trb::cpu {
+extern const SweepTable TRB_TABLE;
+const SweepTable TRB_TABLE = {TRB_ISA, scan, ends, direct, fan, stable, log_probs};
+}  // namespace trb::cpu

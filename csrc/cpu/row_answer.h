@@ -1,0 +1,40 @@
+// What solving one row leaves behind: the coefficient, and all that sampling and writing log mu need.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../blend/solver.h"
+#include "../torch_compat.h"
+#include "logits.h"
+
+namespace trb::cpu {
+
+// Frame: x = (a - max_student) / T, y = (b - max_teacher) / T. On the support log mu(i) = (1 - beta) x_i + beta y_i -
+// log_norm.
+struct RowAnswer {
+  Status status = Status::kFault;
+  float beta = 0.0f;
+  double kl = 0.0;
+  int sweeps = 0;
+  float max_student = 0.0f, max_teacher = 0.0f;
+  double log_norm = 0.0;
+  double log_student = 0.0, log_teacher = 0.0;  // log sum of e^x over S, of e^y over the teacher's support
+  std::vector<double> mass;                     // of mu in each block, in one common unit
+};
+
+// body(0) .. body(count - 1), in order on the calling thread, or over all threads where rows are few (`spread`). The
+// parts of a row are written apart and added in order afterwards, so the result is bitwise the same either way.
+template <typename Body>
+void for_each_part(bool spread, int64_t count, const Body& body) {
+  const auto range = [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) body(part);
+  };
+  if (spread) {
+    parallel_for(0, count, 1, range);
+  } else {
+    range(0, count);
+  }
+}
+
+}  // namespace trb::cpu

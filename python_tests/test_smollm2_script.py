@@ -270,7 +270,7 @@ def test_real_rows_take_two_sweeps_and_stay_within_the_budget(out: Path) -> None
         student, teacher = (logits.to(dtype) for logits in rows)
         counts = []
         for epsilon in (1e-4, 0.01, 0.1, 1.0):
-            beta, kl, sweeps = trbext.solve(student, teacher, epsilon)
+            beta, _kl, sweeps = trbext.solve(student, teacher, epsilon)
             binds = beta < 1
             counts.append(sweeps[binds])
             true_kl = reference.behavior_kl(student, teacher, beta)

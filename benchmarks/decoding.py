@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from trbext.rollout import Rollout, lockstep
 from trbext.vocab import Alignment, align
 
 
@@ -43,6 +44,22 @@ class Pair:
             conversations, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
         return encoded["input_ids"], encoded["attention_mask"]
+
+    def rollout(
+        self, input_ids: Tensor, mask: Tensor, *, epsilon: float, new_tokens: int, generator: torch.Generator
+    ) -> Rollout:
+        """Completions of the prompts, written by the pair in lockstep at the budget `epsilon`."""
+        return lockstep(
+            self.student,
+            self.teacher,
+            input_ids,
+            mask,
+            epsilon=epsilon,
+            max_new_tokens=new_tokens,
+            alignment=self.alignment,
+            pad_token_id=self.pad_token_id,
+            generator=generator,
+        )
 
 
 def load_pair(directory: Path) -> Pair:
@@ -99,17 +116,8 @@ def time_decoding(
     with patch.object(module, "sample", timed_draw):
         for repetition in range(repetitions + 1):  # the first one warms up
             spans.clear()
-            module.lockstep(
-                pair.student,
-                pair.teacher,
-                input_ids,
-                mask,
-                epsilon=epsilon,
-                max_new_tokens=new_tokens,
-                alignment=pair.alignment,
-                pad_token_id=pair.pad_token_id,
-                generator=torch.Generator().manual_seed(0),
-            )
+            seeded = torch.Generator().manual_seed(0)
+            pair.rollout(input_ids, mask, epsilon=epsilon, new_tokens=new_tokens, generator=seeded)
             if repetition > 0:
                 steps += [later[1] - earlier[1] for earlier, later in itertools.pairwise(spans)]
                 draws += [end - start for start, end in spans[1:]]

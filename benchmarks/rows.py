@@ -40,24 +40,12 @@ def real_rows(
 
     directory: as recipes/smollm2_pruned.py writes it.
     """
-    from trbext.rollout import lockstep
-
     from .decoding import load_pair
 
     pair = load_pair(directory)
     input_ids, mask = pair.prompts(texts)
     generator = torch.Generator().manual_seed(seed)
-    rollout = lockstep(
-        pair.student,
-        pair.teacher,
-        input_ids,
-        mask,
-        epsilon=epsilon,
-        max_new_tokens=new_tokens,
-        alignment=pair.alignment,
-        pad_token_id=pair.pad_token_id,
-        generator=generator,
-    )
+    rollout = pair.rollout(input_ids, mask, epsilon=epsilon, new_tokens=new_tokens, generator=generator)
     collected: tuple[list[Tensor], list[Tensor]] = ([], [])
     for prompt, real, tokens, written in zip(input_ids, mask, rollout.tokens, rollout.mask, strict=True):
         text = torch.cat([prompt[real.bool()], tokens[written]])[None]

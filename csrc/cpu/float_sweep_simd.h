@@ -14,6 +14,7 @@ constexpr int64_t kLanes = TRB_LANES;
 constexpr int64_t kTokens = 1024;    // of a block
 constexpr int64_t kFlush = 64;       // vectors between two flushes of the float accumulators
 constexpr int64_t kExactFlush = 16;  // the same where the sums decide: a peaked row adds small weights to a large one
+static_assert(kTokens % (kFlush * kLanes) == 0 && kFlush % kExactFlush == 0, "flushes end with the block");
 constexpr float kLog2e = 1.44269504f;
 constexpr float kUnclampedRange = 300.0f;  // nats: e^{-300 / 4} is still a normal float
 
@@ -151,8 +152,6 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double zero_before = sum[0][0], one_before = sum[4][0], lost_before = lost_a;
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
-      const int64_t end =
-          begin + kFlush * kLanes < (block + 1) * kTokens ? begin + kFlush * kLanes : (block + 1) * kTokens;
       Float s[5][4] = {}, s04 = {}, la = {}, lb = {};
       const auto add = [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student, y = b - frame.max_teacher;
@@ -183,7 +182,7 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
         }
         s04 += w[0] * (d2 * d2);
       };
-      for (int64_t part = begin; part < end; part += kExactFlush * kLanes) {
+      for (int64_t part = begin; part < begin + kFlush * kLanes; part += kExactFlush * kLanes) {
         each_pair<Row>(segment, part, part + kExactFlush * kLanes, add);
         // log sum e^x enters every KL, and both sums are masses that are sampled from.
         flush(sum[0][0], s[0][0]), flush(sum[4][0], s[4][0]);
@@ -215,70 +214,49 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
   }
 }
 
-template <typename Row, bool kMasked>
-void sweep_direct(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
-  const float scale = kLog2e * frame.inverse_temperature, slope = kLog2e * frame.beta, shift = frame.shift;
-  const Float lowest = splat(-__builtin_inff());
-  for (int64_t block = 0; block < segment.blocks; ++block) {
-    Double sum[4] = {};
-    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
-      const int64_t end =
-          begin + kExactFlush * kLanes < (block + 1) * kTokens ? begin + kExactFlush * kLanes : (block + 1) * kTokens;
-      Float s0 = {}, s1 = {}, s2 = {}, s3 = {};
-      each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
-        const Float x = a - frame.max_student;
-        Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
-        Float w = exp2_of((x * scale - shift) + d * slope);
-        if (kMasked) {
-          const Int common = (a > lowest) & (b > lowest);
-          w = keep(common, w);
-          d = keep(common, d);
-        }
-        const Float d2 = d * d;
-        s0 += w;
-        s1 += w * d;
-        s2 += w * d2;
-        s3 += w * (d2 * d);
-      });
-      flush(sum[0], s0), flush(sum[1], s1), flush(sum[2], s2), flush(sum[3], s3);
-    }
-    for (int k = 0; k < 4; ++k) out[block].s[k] = total(sum[k]);
-  }
-}
-
-template <typename Row, bool kMasked>
-void sweep_fan(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+// The direct form at kNodes equally spaced betas: 1, or the 5 of a fan, which takes one more exponential.
+template <typename Row, bool kMasked, int kNodes>
+void sweep_weights(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
   const float scale = kLog2e * frame.inverse_temperature, slope = kLog2e * frame.beta, shift = frame.shift,
               step = kLog2e * frame.step;
   const Float lowest = splat(-__builtin_inff());
   for (int64_t block = 0; block < segment.blocks; ++block) {
-    Double sum[20] = {};
+    Double sum[4 * kNodes] = {};
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
-      const int64_t end =
-          begin + kExactFlush * kLanes < (block + 1) * kTokens ? begin + kExactFlush * kLanes : (block + 1) * kTokens;
-      Float s[20] = {};
-      each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
-        const Float x = a - frame.max_student;
-        Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
-        Float w = exp2_of((x * scale - shift) + d * slope);
-        if (kMasked) {
-          const Int common = (a > lowest) & (b > lowest);
-          w = keep(common, w);
-          d = keep(common, d);
-        }
-        const Float growth = exp2_of(d * step), d2 = d * d, d3 = d2 * d;
-        for (int node = 0; node < 5; ++node) {
-          s[4 * node] += w;
-          s[4 * node + 1] += w * d;
-          s[4 * node + 2] += w * d2;
-          s[4 * node + 3] += w * d3;
-          w *= growth;
-        }
-      });
-      for (int k = 0; k < 20; ++k) flush(sum[k], s[k]);
+      Float s[4 * kNodes] = {};
+      each_pair<Row>(segment, begin, begin + kExactFlush * kLanes,
+                     [&](Float a, Float b) __attribute__((always_inline)) {
+                       const Float x = a - frame.max_student;
+                       Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
+                       Float w = exp2_of((x * scale - shift) + d * slope);
+                       if (kMasked) {
+                         const Int common = (a > lowest) & (b > lowest);
+                         w = keep(common, w);
+                         d = keep(common, d);
+                       }
+                       const Float growth = kNodes > 1 ? exp2_of(d * step) : Float{}, d2 = d * d, d3 = d2 * d;
+                       for (int node = 0; node < kNodes; ++node) {
+                         s[4 * node] += w;
+                         s[4 * node + 1] += w * d;
+                         s[4 * node + 2] += w * d2;
+                         s[4 * node + 3] += w * d3;
+                         w *= growth;
+                       }
+                     });
+      for (int k = 0; k < 4 * kNodes; ++k) flush(sum[k], s[k]);
     }
-    for (int k = 0; k < 20; ++k) out[block].s[k] = total(sum[k]);
+    for (int k = 0; k < 4 * kNodes; ++k) out[block].s[k] = total(sum[k]);
   }
+}
+
+template <typename Row, bool kMasked>
+void sweep_direct(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  sweep_weights<Row, kMasked, 1>(segment, frame, out);
+}
+
+template <typename Row, bool kMasked>
+void sweep_fan(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  sweep_weights<Row, kMasked, 5>(segment, frame, out);
 }
 
 template <typename Row, bool kMasked>
@@ -288,38 +266,37 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double sum[6] = {};
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
-      const int64_t end =
-          begin + kExactFlush * kLanes < (block + 1) * kTokens ? begin + kExactFlush * kLanes : (block + 1) * kTokens;
       Float s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {};
-      each_pair<Row>(segment, begin, end, [&](Float a, Float b) __attribute__((always_inline)) {
-        const Float x = a - frame.max_student, t = x * scale;
-        Float v = (((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre) * frame.beta;
-        Float p = exp2_of(t);
-        if (kMasked) {
-          const Int common = (a > lowest) & (b > lowest);
-          p = keep(common, p);
-          v = keep(common, v);
-        }
-        Float w = exp2_of(t + v * kLog2e);  // not p e^v, which overflows where p is tiny
-        if (kMasked) w = keep((a > lowest) & (b > lowest), w);
-        // h(v) = e^v - 1 - v: for small v its Taylor series, where the difference would cancel (error 2e-9 at |v| =
-        // 0.35)
-        const Float v2 = v * v, pv = p * v;
-        Float series = v * (1.0f / 40320) + 1.0f / 5040;
-        series = v * series + 1.0f / 720;
-        series = v * series + 1.0f / 120;
-        series = v * series + 1.0f / 24;
-        series = v * series + 1.0f / 6;
-        series = v * series + 0.5f;
-        const Float ph = v2 < 0.1225f ? p * (v2 * series) : (w - p) - pv;
-        const Float wv2 = w * v2;
-        s0 += p;
-        s1 += pv;
-        s2 += ph;
-        s3 += v * (ph + pv);
-        s4 += wv2;
-        s5 += wv2 * v;
-      });
+      each_pair<Row>(
+          segment, begin, begin + kExactFlush * kLanes, [&](Float a, Float b) __attribute__((always_inline)) {
+            const Float x = a - frame.max_student, t = x * scale;
+            Float v = (((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre) * frame.beta;
+            Float p = exp2_of(t);
+            if (kMasked) {
+              const Int common = (a > lowest) & (b > lowest);
+              p = keep(common, p);
+              v = keep(common, v);
+            }
+            Float w = exp2_of(t + v * kLog2e);  // not p e^v, which overflows where p is tiny
+            if (kMasked) w = keep((a > lowest) & (b > lowest), w);
+            // h(v) = e^v - 1 - v: for small v its Taylor series, where the difference would cancel (error 2e-9 at |v| =
+            // 0.35)
+            const Float v2 = v * v, pv = p * v;
+            Float series = v * (1.0f / 40320) + 1.0f / 5040;
+            series = v * series + 1.0f / 720;
+            series = v * series + 1.0f / 120;
+            series = v * series + 1.0f / 24;
+            series = v * series + 1.0f / 6;
+            series = v * series + 0.5f;
+            const Float ph = v2 < 0.1225f ? p * (v2 * series) : (w - p) - pv;
+            const Float wv2 = w * v2;
+            s0 += p;
+            s1 += pv;
+            s2 += ph;
+            s3 += v * (ph + pv);
+            s4 += wv2;
+            s5 += wv2 * v;
+          });
       flush(sum[0], s0), flush(sum[1], s1), flush(sum[2], s2), flush(sum[3], s3), flush(sum[4], s4), flush(sum[5], s5);
     }
     for (int k = 0; k < 6; ++k) out[block].s[k] = total(sum[k]);

@@ -44,6 +44,7 @@ struct Start {
   Node node[5];
 };
 
+template <typename Real = double>  // of the interpolation, see hermite.h
 class Solver {
  public:
   TRB_HD Solver(double epsilon, int max_sweeps, bool fans) : epsilon_(epsilon), max_sweeps_(max_sweeps), fans_(fans) {}
@@ -135,9 +136,8 @@ class Solver {
   TRB_HD float step() const { return step_; }        // 0: one beta; else five
   TRB_HD int swept_node() const { return swept_node_; }
   TRB_HD double budget() const { return budget_; }  // for f: epsilon - phi
-  TRB_HD const Node& low() const { return low_; }   // the bracket, for a frame in which the sweep neither over- nor
-  TRB_HD
-  TRB_HD const Node& high() const { return high_; }  // underflows
+  TRB_HD const Node& low() const { return low_; }   // the bracket, for a frame without over- or underflow
+  TRB_HD const Node& high() const { return high_; }
 
   TRB_HD Status status() const { return status_; }
   TRB_HD float beta() const { return status_ == Status::kFault ? NAN : beta_; }
@@ -203,18 +203,18 @@ class Solver {
       }
       return;
     }
-    const LogNode left = log_node(low_), right = log_node(high_);
+    const LogNode<Real> left = log_node<Real>(low_), right = log_node<Real>(high_);
     const double target = budget_ * (1.0 - 0.5 * kTolerance);
-    double next = hermite_root(left, right, target, false);
+    double next = hermite_root(left, right, target, false);  // NaN: unknown
     if (++round_ % 3 == 0) {
       if (high_.beta - low_.beta > 0.25 * width_) next = NAN;
       width_ = high_.beta - low_.beta;
     }
-    float candidate = std::isnan(next) ? halfway() : static_cast<float>(next);
+    float candidate = next != next ? halfway() : static_cast<float>(next);
     if (!(candidate > low && candidate < high)) candidate = halfway();
     if (!(candidate > low)) candidate = nextafterf(low, 1.0f);
     // Sums of float32 weights say nothing of budgets near their rounding, so no fan there.
-    if (fans_ && range_ < INFINITY && budget_ > 8.0 * uncertainty_ && !std::isnan(next)) {
+    if (fans_ && range_ < INFINITY && budget_ > 8.0 * uncertainty_ && next == next) {
       const double spread = ::fabs(next - hermite_root(left, right, target, true));
       // The width of the window of acceptance, from f' = k2 beta where k2 is between its values at the two ends.
       const double window = kTolerance * budget_ / (next * (low_.k2 > high_.k2 ? low_.k2 : high_.k2));

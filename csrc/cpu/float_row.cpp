@@ -7,9 +7,8 @@ namespace trb::cpu {
 namespace {
 
 constexpr int kMaxSweeps = 6;
-constexpr double kStableBelow = 1.5e-2;    // budgets, nats: from here down the direct form's rounding (1e-7) would show
-constexpr double kLargestRange = 1000.0;   // of D, nats
-constexpr double kLargestExponent = 60.0;  // of a weight relative to its sum's lower bound; e^88 overflows
+constexpr double kStableBelow = 1.5e-2;   // budgets, nats: from here down the direct form's rounding (1e-7) would show
+constexpr double kLargestRange = 1000.0;  // of D, nats
 constexpr int64_t kSegmentTokens = kSegmentBlocks * kBlock;
 
 constexpr double kLog2e = 1.4426950408889634;
@@ -162,27 +161,16 @@ bool FloatRow::first_sweep(const RowPair& row, Start* start) {
   return true;
 }
 
-// The form of the sweep and the numbers that keep its exponents in range. The direct form centres D by its mean at beta
-// as the bracket predicts it, and shifts by kappa, a lower bound of the sum's logarithm from the tangents of the convex
-// A. False where the exponents could overflow.
-bool FloatRow::plan(const Solver& solver, SweepFrame* frame, Form* form) const {
-  const Node &low = solver.low(), &high = solver.high();
-  const double beta = static_cast<double>(solver.swept_beta()) + 2.0 * solver.step();  // the middle one of a fan
-  const double t = (beta - low.beta) / (high.beta - low.beta);
-  const double tangent =
-      std::max(low.log_gain + (beta - low.beta) * low.mean, high.log_gain + (beta - high.beta) * high.mean);
-  const double chord = low.log_gain + t * (high.log_gain - low.log_gain);
-  const bool small = std::min(solver.budget(), high.f) < kStableBelow;
-  *form = solver.step() > 0.0f ? Form::kFan : small ? Form::kStable : Form::kDirect;
-  const double centre = *form == Form::kStable ? zero_mean_ : low.mean + (high.mean - low.mean) * t;
-  frame->max_student = max_student_;
-  frame->max_teacher = max_teacher_;
-  frame->inverse_temperature = inverse_temperature_;
-  frame->centre = static_cast<float>(centre - offset_);
-  frame->beta = solver.swept_beta();
-  frame->step = solver.step();
-  frame->shift = static_cast<float>((std::log(zero_mass_) + tangent - beta * centre) * kLog2e);
-  return (*form == Form::kStable ? beta * (offset_ - centre) : chord - tangent) <= kLargestExponent;
+SweepFrame FloatRow::frame_of(const SweepPlan& plan) const {
+  SweepFrame frame{};
+  frame.max_student = max_student_;
+  frame.max_teacher = max_teacher_;
+  frame.inverse_temperature = inverse_temperature_;
+  frame.centre = static_cast<float>(plan.centre - offset_);
+  frame.beta = plan.beta;
+  frame.step = plan.step;
+  frame.shift = static_cast<float>(plan.kappa * kLog2e);
+  return frame;
 }
 
 int FloatRow::exact_sweep(const RowPair& row, const SweepFrame& frame, Form form, Node* nodes) {
@@ -215,7 +203,10 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   Form form = Form::kDirect;
   while (solver.wants_sweep()) {
     Node nodes[5];
-    if (!plan(solver, &frame, &form)) return false;
+    const SweepPlan plan = plan_sweep(solver, zero_mass_, zero_mean_, offset_, kStableBelow);
+    if (!plan.in_range) return false;
+    form = plan.form;
+    frame = frame_of(plan);
     const int count = exact_sweep(row, frame, form, nodes);
     solver.update(nodes, count, form != Form::kFan || solver.budget() >= kStableBelow);
     answer->sweeps = solver.sweeps();

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "../blend/sweep_plan.h"
 #include "float_sweep.h"
 #include "row_answer.h"
 
@@ -20,12 +21,10 @@ class FloatRow {
   void write_log_probs(const RowPair& row, const RowAnswer& answer, float* out) const;
 
  private:
-  enum class Form { kDirect, kFan, kStable };
-
   template <typename Body>
   void for_each_segment(const RowPair& row, const Body& body) const;
   bool first_sweep(const RowPair& row, Start* start);
-  bool plan(const Solver& solver, SweepFrame* frame, Form* form) const;
+  SweepFrame frame_of(const SweepPlan& plan) const;
   int exact_sweep(const RowPair& row, const SweepFrame& frame, Form form, Node* nodes);
 
   int64_t vocab_, blocks_, segments_;

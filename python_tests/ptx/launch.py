@@ -1,0 +1,120 @@
+"""Running a kernel over a grid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from . import opcodes
+from .device import Device
+from .findings import Finding, Findings
+from .global_memory import GlobalMemory
+from .lanes import Geometry
+from .limits import check_launch
+from .machine import Machine
+from .scalar_types import DTYPES
+from .syntax import Kernel
+from .traffic import Traffic
+
+assert opcodes.__all__  # importing them registers the opcodes
+
+WAVE_LANES = 8192  # blocks run in waves of about this many threads, each wave to its end
+MAX_STEPS = 5_000_000  # basic blocks per wave
+
+
+@dataclass
+class Result:
+    """What a launch did besides changing memory."""
+
+    findings: list[Finding]
+    instructions: Counter[str]
+    traffic: dict[str, Traffic]
+
+
+def launch(device: Device, kernel: Kernel, grid: int | tuple[int, ...], block: int | tuple[int, ...], args: Sequence[object],
+           shared: int = 0, cluster: int = 1, arch: int = 90, seed: int | None = None, approx_error: float = 0.0,
+           max_steps: int = MAX_STEPS) -> Result:  # fmt: skip
+    """Execute a kernel to its end.
+
+    args: one per parameter, in order: an int or numpy scalar, or bytes for a struct passed by value.
+    shared: dynamic shared memory in bytes. cluster: blocks per cluster along x; 1 leaves it to the kernel's `__cluster_dims__`.
+    arch: the device whose limits hold. seed: None runs the lowest pc first; a number draws a schedule, reproducibly.
+    approx_error: relative error of `.approx` instructions, at most this much, a function of the argument.
+    Findings are returned, never raised; a statement nobody has implemented raises NotImplementedError.
+    """
+    grid3, block3 = _three(grid), _three(block)
+    findings, counts = Findings(), Counter[str]()
+    if cluster == 1 and kernel.required_cluster is not None:
+        cluster = prod(kernel.required_cluster)
+    if kernel.required_cluster is not None and max(kernel.required_cluster[1:]) > 1:
+        raise NotImplementedError(f"cluster {kernel.required_cluster} is not along x alone")
+    if not check_launch(kernel, grid3, block3, shared, cluster, arch, findings):
+        return Result(findings.list, counts, {})
+    blocks = prod(grid3)
+    threads = -(-prod(block3) // 32) * 32
+    wave = max(WAVE_LANES // (threads * cluster), 1) * cluster
+    parameters = _parameter_block(kernel, args)
+    memory: GlobalMemory | None = None
+    with np.errstate(all="ignore"):
+        for first in range(0, blocks, wave):
+            machine = _machine(kernel, block3, min(wave, blocks - first), cluster, shared)
+            machine.device, machine.findings, machine.approx_error = device, findings, approx_error
+            machine.place_symbols(device)
+            if memory is None:
+                memory = GlobalMemory(device, findings)
+            memory.refresh()
+            memory.name_lane = machine.name_lane
+            machine.global_memory = memory
+            machine.state.parameters[: len(parameters)] = parameters
+            machine.state.start(first, grid3, shared)
+            machine.run(None if seed is None else seed + first, max_steps, counts)
+    assert memory is not None
+    return Result(findings.list, counts, memory.meter.result())
+
+
+def _three(size: int | tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = (*((size,) if isinstance(size, int) else size), 1, 1)[:3]
+    return int(x), int(y), int(z)
+
+
+def _machine(kernel: Kernel, block: tuple[int, int, int], ctas: int, cluster: int, dynamic_shared: int) -> Machine:
+    """Bound code is kept with the kernel for the next launch of the same shape."""
+    cache: dict[object, Machine] = kernel.__dict__.setdefault("_machines", {})
+    key = block, ctas, cluster, dynamic_shared
+    if key not in cache:
+        if len(cache) >= 2:
+            cache.pop(next(iter(cache)))
+        cache[key] = Machine(kernel, Geometry(block, ctas, cluster), kernel.shared_bytes + dynamic_shared)
+    return cache[key]
+
+
+def _parameter_block(kernel: Kernel, args: Sequence[object]) -> np.ndarray:
+    if len(args) != len(kernel.params):
+        raise ValueError(f"{kernel.name} takes {len(kernel.params)} parameters, got {len(args)}")
+    layout = kernel.parameter_layout
+    block = np.zeros(max((layout[p.name] + p.size for p in kernel.params), default=0), np.uint8)
+    for parameter, value in zip(kernel.params, args, strict=True):
+        if isinstance(value, bytes | bytearray | memoryview):
+            data = np.frombuffer(value, np.uint8)
+        else:
+            data = np.atleast_1d(_scalar(value, parameter.type_name)).view(np.uint8)
+        if len(data) != parameter.size:
+            raise ValueError(f"{kernel.name}: {parameter.name} has {parameter.size} bytes, got {len(data)}")
+        block[layout[parameter.name] : layout[parameter.name] + len(data)] = data
+    return block
+
+
+def _scalar(value: object, type_name: str) -> np.ndarray:
+    """A number as the parameter's type. Integers wrap; a float for a 32- or 64-bit parameter keeps its bits."""
+    dtype = DTYPES[type_name]
+    if isinstance(value, np.generic):
+        return np.array(value) if value.dtype.itemsize == dtype.itemsize else np.array(value).astype(dtype)
+    if isinstance(value, float):
+        return np.array(value, {4: np.float32, 8: np.float64}[dtype.itemsize])
+    if dtype.kind == "f":
+        return np.array(value, dtype)
+    return np.array(int(value) & ((1 << 8 * dtype.itemsize) - 1), f"u{dtype.itemsize}")  # type: ignore[call-overload]

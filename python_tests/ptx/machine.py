@@ -1,0 +1,311 @@
+"""A kernel linked with the functions it calls and bound to the state of a wave: runs its threads to the end."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .barriers import BlockBarriers, ClusterBarriers
+from .device import Device
+from .findings import Findings
+from .global_memory import GlobalMemory
+from .lanes import Geometry, Lanes, union
+from .opcodes.registry import Next, build, find_collective, find_control
+from .operands import Operands, Run
+from .scalar_types import DTYPES
+from .shared_memory import SharedMemory
+from .state import LaneState
+from .syntax import Function, Instruction, Kernel
+
+NEVER = 1 << 60
+
+
+@dataclass
+class _Segment:
+    """Straight code from one pc, and what follows it."""
+
+    start: int
+    end: int  # first pc that is not counted with this segment
+    ops: list[Run]
+    leave: Callable[[Lanes], Next]
+
+
+class Machine:
+    """Bound code for one kernel and one geometry. Instructions are decoded when first reached, then kept."""
+
+    def __init__(self, kernel: Kernel, geometry: Geometry, shared_size: int) -> None:
+        self.kernel, self.geometry = kernel, geometry
+        self.shared_layout = kernel.shared_layout
+        self.state = LaneState(kernel, geometry)
+        self.code: list[tuple[Function, Instruction]] = []
+        self.entry: dict[str, int] = {}
+        self.labels: dict[tuple[str, str], int] = {}
+        for function in kernel.callees:
+            self.entry[function.name] = len(self.code)
+            for label, position in function.body.labels.items():
+                self.labels[function.name, label] = len(self.code) + position
+            self.code += [(function, instruction) for instruction in function.body.instructions]
+        self._label_pcs = set(self.labels.values())
+        self.shared = SharedMemory(geometry, shared_size, _narrowest_shared_access(self.code))
+        self.block_barriers = BlockBarriers(self)
+        self.cluster_barriers = ClusterBarriers(self)
+        self._segments: dict[int, _Segment] = {}
+        self._symbols: dict[tuple[str, int], np.ndarray] = {}
+        self.call_sites: dict[str, list[tuple[int, Callable[[Lanes], None]]]] = {}
+        self._collective_run: dict[int, Callable[[Lanes], tuple[int, Lanes]]] = {}
+        self._return_sites: dict[str, np.ndarray] = {}
+        self.device: Device
+        self.findings: Findings
+        self.global_memory: GlobalMemory
+        self.approx_error = 0.0
+
+    def module_symbol(self, name: str, offset: int) -> np.ndarray | None:
+        """Address of a module's global or constant variable, in an array refilled for every launch's device."""
+        variable = self.kernel.module.variables.get(name)
+        if variable is None or variable.space not in ("global", "const"):
+            return None
+        if (name, offset) not in self._symbols:
+            self._symbols[name, offset] = np.array([self.device.symbol(self.kernel.module, variable) + offset], np.uint64)
+            self.global_memory.refresh()
+        return self._symbols[name, offset]
+
+    def place_symbols(self, device: Device) -> None:
+        """Before a launch: module variables that bound code refers to get their addresses on this device."""
+        for (name, offset), cell in self._symbols.items():
+            cell[0] = device.symbol(self.kernel.module, self.kernel.module.variables[name]) + offset
+
+    def return_sites(self, function: Function) -> np.ndarray:
+        """For each lane, which of `call_sites` it called this function from. One call at a time: there is no recursion."""
+        if function.name not in self._return_sites:
+            self._return_sites[function.name] = np.zeros(self.geometry.lanes, np.int64)
+        return self._return_sites[function.name]
+
+    def name_lane(self, lane: int) -> str:
+        """`block 3 thread 17` of the grid."""
+        return self.geometry.where(lane, self.state.first_cta)
+
+    def run(self, seed: int | None, max_steps: int, counts: Counter[str]) -> None:
+        """Run one wave. Lanes at the lowest pc go first, so that divergent paths meet again; with a seed, random ones."""
+        self._ready: dict[int, list[Lanes]] = {}
+        self._heap: list[int] = []
+        self._parked: dict[int, Lanes] = {}
+        self._rng = None if seed is None else np.random.default_rng(seed)
+        self.shared.start(self.findings, self.name_lane)
+        self.block_barriers.start()
+        self.cluster_barriers.start()
+        executed = np.zeros(len(self.code) + 2, np.int64)
+        self.push(0, Lanes(self.geometry, np.flatnonzero(self.geometry.exists)))
+        steps = 0
+        while True:
+            lanes_at = self._pop()
+            if lanes_at is None:
+                break
+            pc, lanes = lanes_at
+            while True:
+                segment = self._segments.get(pc) or self._decode(pc)
+                for op in segment.ops:
+                    op(lanes)
+                warps = len(lanes.warps)
+                executed[segment.start] += warps
+                executed[segment.end] -= warps
+                steps += 1
+                following = segment.leave(lanes)
+                if following is None:
+                    break
+                pc, lanes = following
+                if self._ready:
+                    self.push(pc, lanes)
+                    break
+                if steps > max_steps:
+                    break
+            if steps > max_steps:
+                where = self.code[min(pc, len(self.code) - 1)][1]
+                self.findings.add("timeout", where, f"{self.name_lane(lanes.index[0])} still runs after {steps} steps")
+                break
+        for pc, times in enumerate(np.cumsum(executed)[: len(self.code)]):
+            if times:
+                counts[self.code[pc][1].name] += int(times)
+
+    def push(self, pc: int, lanes: Lanes) -> None:
+        """These lanes will go on at `pc`."""
+        if pc in self._ready:
+            self._ready[pc].append(lanes)
+        else:
+            self._ready[pc] = [lanes]
+            heapq.heappush(self._heap, pc)
+
+    def _pop(self) -> tuple[int, Lanes] | None:
+        while not self._ready:
+            if not self._force_progress():
+                return None
+        if self._rng is None:
+            pc = heapq.heappop(self._heap)
+            return pc, union(self._ready.pop(pc))
+        return self._pop_random(self._rng)
+
+    def _pop_random(self, rng: np.random.Generator) -> tuple[int, Lanes]:
+        """Some warps at some pc. Lanes of a warp that came apart may stay apart until something joins them."""
+        pc = self._heap[int(rng.integers(len(self._heap)))]
+        parts = self._ready.pop(pc)
+        self._heap.remove(pc)
+        heapq.heapify(self._heap)
+        if len(parts) > 1 and rng.random() < 0.5:
+            chosen = int(rng.integers(len(parts)))
+            lanes = parts.pop(chosen)
+            self.push(pc, union(parts))
+        else:
+            lanes = union(parts)
+        warps = lanes.warps
+        if len(warps) > 1:
+            share = (1.0, 0.5, 0.0)[int(rng.integers(3))]
+            keep = rng.random(len(warps)) < share
+            keep[int(rng.integers(len(warps)))] = True
+            if not keep.all():
+                kept = keep[lanes.position_of_warp]
+                self.push(pc, lanes.where(~kept))
+                lanes = lanes.where(kept)
+        return pc, lanes
+
+    def _force_progress(self) -> bool:
+        """Nothing can run. Release lanes that wait for the rest of their warp, or else give up on what waits; say so."""
+        if self._parked:
+            pc = min(self._parked)
+            lanes = self._parked.pop(pc)
+            instruction = self.code[pc][1]
+            active = int(lanes.active_bits[0])
+            message = f"{self.name_lane(lanes.index[0])}: executed by lanes {active:#010x} of the warp only, not by all of its mask"
+            self.findings.add("partial_warp", instruction, message, lanes.count)
+            following = self._collective_run[pc](lanes)
+            self.push(*following)
+            return True
+        waiting = np.concatenate([self.block_barriers.waiting(), self.cluster_barriers.waiting()])
+        if not len(waiting):
+            return False
+        pcs = np.concatenate([self.block_barriers.wait_pc, self.cluster_barriers.wait_pc])
+        statements = [str(self.code[pc][1]) for pc in np.unique(pcs[pcs >= 0])]
+        self.findings.add("deadlock", statements[0], f"{self.name_lane(int(waiting[0]))} and {len(waiting) - 1} more threads "
+                          f"wait for ever, at {'; '.join(statements)}", len(waiting))  # fmt: skip
+        self.block_barriers.start()
+        self.cluster_barriers.start()
+        return False
+
+    def exit(self, lanes: Lanes) -> None:
+        """These threads have ended."""
+        self.shared.exit(lanes)
+        self.block_barriers.after_exit(lanes)
+        self.cluster_barriers.after_exit(lanes)
+
+    def _decode(self, pc: int) -> _Segment:
+        ops: list[Run] = []
+        start = pc
+        while True:
+            function, instruction = self.code[pc] if pc < len(self.code) else (None, None)
+            if instruction is None or function is None:
+                raise NotImplementedError(f"{self.kernel.name} runs past its last statement")
+            operands = Operands(self, function, instruction, pc)
+            control_builder = find_control(instruction.opcode, instruction.modifiers)
+            group = find_collective(instruction.opcode, instruction.modifiers)
+            leave: Callable[[Lanes], Next] | None = None
+            if control_builder is not None:
+                leave = control_builder(operands)
+            elif group is not None:
+                leave = self._collective(operands, group.build(operands), group.mask_operand)
+            if leave is not None:
+                if instruction.guard is not None:
+                    leave = self._guarded_control(operands, leave)
+                segment = _Segment(start, pc + 1, ops, leave)
+                break
+            run = build(operands)
+            ops.append(run if instruction.guard is None else _guarded(operands, run))
+            pc += 1
+            if pc in self._label_pcs:
+                after = pc
+                segment = _Segment(start, pc, ops, lambda lanes: (after, lanes))
+                break
+        self._segments[start] = segment
+        return segment
+
+    def _guarded_control(self, operands: Operands, leave: Callable[[Lanes], Next]) -> Callable[[Lanes], Next]:
+        guard = _guard(operands)
+        after = operands.pc + 1
+
+        def run(lanes: Lanes) -> Next:
+            taken = guard(lanes)
+            count = np.count_nonzero(taken)
+            if count == lanes.count:
+                return leave(lanes)
+            if count == 0:
+                return after, lanes
+            self.push(after, lanes.where(~taken))
+            following = leave(lanes.where(taken))
+            if following is not None:
+                self.push(*following)
+            return None
+
+        return run
+
+    def _collective(self, operands: Operands, run: Run, mask_operand: int | None) -> Callable[[Lanes], Next]:
+        pc = operands.pc
+        mask = None if mask_operand is None else operands.source(len(operands) - 1 if mask_operand == -1 else mask_operand, "u32")
+        exists = np.left_shift(1, self.geometry.warp_population) - 1
+
+        def leave(lanes: Lanes) -> Next:
+            parked = self._parked.pop(pc, None)
+            if parked is not None:
+                lanes = union([lanes, parked])
+            if not lanes.whole_warps:
+                wanted = exists[lanes.warp_of].astype(np.uint32)
+                if mask is not None:
+                    wanted &= mask[lanes.sel]
+                missing = (wanted & ~lanes.active_bits) != 0
+                if missing.any():
+                    self._parked[pc] = lanes.where(missing)
+                    if missing.all():
+                        return None
+                    lanes = lanes.where(~missing)
+            run(lanes)
+            return pc + 1, lanes
+
+        def forced(lanes: Lanes) -> tuple[int, Lanes]:
+            run(lanes)
+            return pc + 1, lanes
+
+        self._collective_run[pc] = forced
+        return leave
+
+
+def _guard(operands: Operands) -> Callable[[Lanes], np.ndarray]:
+    instruction = operands.instruction
+    return operands.predicate(f"{'!' if instruction.guard_negated else ''}{instruction.guard}")
+
+
+def _guarded(operands: Operands, run: Run) -> Run:
+    guard = _guard(operands)
+
+    def guarded(lanes: Lanes) -> None:
+        taken = guard(lanes)
+        count = np.count_nonzero(taken)
+        if count == lanes.count:
+            run(lanes)
+        elif count:
+            run(lanes.where(taken))
+
+    return guarded
+
+
+def _narrowest_shared_access(code: list[tuple[Function, Instruction]]) -> int:
+    """Bytes of the narrowest access that may touch shared memory."""
+    narrowest = 16
+    for _, instruction in code:
+        if instruction.opcode not in ("ld", "st", "atom", "red"):
+            continue
+        if any(m in instruction.modifiers for m in ("global", "param", "const", "local")):
+            continue
+        type_name = next(m for m in reversed(instruction.modifiers) if m in DTYPES)
+        vector = next((int(m[1]) for m in instruction.modifiers if m in ("v2", "v4", "v8")), 1)
+        narrowest = min(narrowest, DTYPES[type_name].itemsize * vector)
+    return narrowest

@@ -1,0 +1,97 @@
+"""Which code gives an opcode its meaning.
+
+A straight opcode's builder returns a function of the active lanes. A control opcode's builder returns a function that also
+says where its lanes go. A collective opcode needs all lanes of its mask at the same statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..lanes import Lanes
+from ..operands import Operands, Run
+
+Next = tuple[int, Lanes] | None  # where to go on at once, or None if the lanes were queued, parked or are gone
+Builder = Callable[[Operands], Run]
+ControlBuilder = Callable[[Operands], Callable[[Lanes], Next]]
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A warp-wide instruction and the operand that holds its mask (None: the whole warp takes part, `.aligned`)."""
+
+    build: Builder
+    mask_operand: int | None
+
+
+FAMILIES = {
+    **dict.fromkeys(("f32", "f64"), "float"),
+    **dict.fromkeys(("f16", "bf16", "f16x2", "bf16x2"), "half"),
+    **dict.fromkeys(("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "b64", "u64", "s64"), "int"),
+    "pred": "pred",
+    "f32x2": "f32x2",
+}
+
+_straight: dict[tuple[str, str], Builder] = {}
+_control: dict[str, ControlBuilder] = {}
+_collective: dict[str, Collective] = {}
+
+
+def opcode(*names: str, family: str = "") -> Callable[[Builder], Builder]:
+    """Register a builder for opcodes whose instruction type is of a family; `""` takes what no family has claimed."""
+
+    def register(builder: Builder) -> Builder:
+        for name in names:
+            _straight[name, family] = builder
+        return builder
+
+    return register
+
+
+def control(*names: str) -> Callable[[ControlBuilder], ControlBuilder]:
+    """Register a builder for opcodes that decide where lanes go."""
+
+    def register(builder: ControlBuilder) -> ControlBuilder:
+        _control.update(dict.fromkeys(names, builder))
+        return builder
+
+    return register
+
+
+def collective(*names: str, mask_operand: int | None) -> Callable[[Builder], Builder]:
+    """Register a builder for warp-wide opcodes. `-1` means that the mask is the last operand."""
+
+    def register(builder: Builder) -> Builder:
+        _collective.update(dict.fromkeys(names, Collective(builder, mask_operand)))
+        return builder
+
+    return register
+
+
+def _control_key(opcode_name: str, modifiers: tuple[str, ...]) -> str:
+    """Barriers of a warp, a block and a cluster share the opcodes `bar` and `barrier`."""
+    if opcode_name in ("bar", "barrier") and "warp" in modifiers:
+        return "bar.warp"
+    if opcode_name == "barrier" and "cluster" in modifiers:
+        return "barrier.cluster"
+    return opcode_name
+
+
+def find_control(opcode_name: str, modifiers: tuple[str, ...]) -> ControlBuilder | None:
+    """The builder of a control opcode, or None."""
+    return _control.get(_control_key(opcode_name, modifiers))
+
+
+def find_collective(opcode_name: str, modifiers: tuple[str, ...]) -> Collective | None:
+    """The collective opcode, or None."""
+    return _collective.get(_control_key(opcode_name, modifiers))
+
+
+def build(operands: Operands) -> Run:
+    """The function that executes a straight opcode. Raises NotImplementedError naming the statement if there is none."""
+    family = FAMILIES.get(operands.type, "")
+    builder = _straight.get((operands.opcode, family)) or _straight.get((operands.opcode, ""))
+    if builder is None:
+        raise operands.unknown()
+    return builder(operands)

@@ -1,0 +1,75 @@
+"""Happens-before between warps: vector clocks, advanced by barriers.
+
+Every access to shared memory is stamped with its warp's clock. Warp v's access stamped t is ordered before what warp w
+does now exactly if `seen[w, v] >= t`. A barrier publishes the present time of each warp that arrives and gives the
+union of what they had seen to each warp that leaves; so a CTA barrier orders nothing between two CTAs, while what is
+handed on through several barriers is ordered.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .lanes import Geometry
+
+
+class Ordering:
+    """Clocks of all warps of a wave; warps of different clusters never order each other."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self.now = 0
+        self.clock = np.zeros(geometry.warps, np.int32)
+        self.seen = np.full((geometry.warps, geometry.warps_per_cluster), -1, np.int32)
+        self.slot = np.arange(geometry.warps) % geometry.warps_per_cluster
+        clusters = geometry.ctas // geometry.cluster
+        self._arriving = np.full((clusters, geometry.warps_per_cluster), -1, np.int32)
+        self._released = self._arriving.copy()
+        per_cta = geometry.warps_per_cta
+        self._own = (self.slot // per_cta * per_cta)[:, None] + np.arange(per_cta)
+        self.cta_floor = np.full(geometry.warps, -1, np.int32)
+        self.cluster_floor = np.full(geometry.warps, -1, np.int32)
+
+    def _publish(self, warps: np.ndarray) -> int:
+        time = self.now
+        self.now += 1
+        self.clock[warps] = self.now
+        return time
+
+    def _refresh(self, warps: np.ndarray) -> None:
+        """The oldest time a warp has seen of its CTA and of its cluster: lets most checks end at one comparison."""
+        seen = self.seen[warps]
+        self.cta_floor[warps] = np.take_along_axis(seen, self._own[warps], 1).min(1)
+        self.cluster_floor[warps] = seen.min(1)
+
+    def warp_barrier(self, warps: np.ndarray) -> None:
+        """`bar.warp.sync`: orders the lanes of each warp."""
+        time = self._publish(warps)
+        self.seen[warps, self.slot[warps]] = time
+        self._refresh(warps)
+
+    def block_barrier(self, warps: np.ndarray) -> None:
+        """`bar.sync` of these warps, each block's among themselves."""
+        time = self._publish(warps)
+        self.seen[warps, self.slot[warps]] = time
+        cta = warps // self._geometry.warps_per_cta
+        starts = np.flatnonzero(np.concatenate(([True], cta[1:] != cta[:-1])))
+        union = np.maximum.reduceat(self.seen[warps], starts, axis=0)
+        self.seen[warps] = np.repeat(union, np.diff(np.append(starts, len(warps))), axis=0)
+        self._refresh(warps)
+
+    def cluster_arrive(self, warps: np.ndarray) -> None:
+        """`barrier.cluster.arrive`: what these warps did and saw until now will be released."""
+        time = self._publish(warps)
+        self.seen[warps, self.slot[warps]] = time
+        np.maximum.at(self._arriving, warps // self._geometry.warps_per_cluster, self.seen[warps])
+
+    def cluster_complete(self, clusters: np.ndarray) -> None:
+        """All threads of these clusters have arrived."""
+        self._released[clusters] = self._arriving[clusters]
+
+    def cluster_wait(self, warps: np.ndarray) -> None:
+        """`barrier.cluster.wait` returns in these warps."""
+        released = self._released[warps // self._geometry.warps_per_cluster]
+        self.seen[warps] = np.maximum(self.seen[warps], released)
+        self._refresh(warps)

@@ -1,0 +1,146 @@
+"""Data races on shared memory: conflicting accesses of two threads that no barrier orders.
+
+For each granule of shared memory the last writer is kept, the last reader, and the first reader since the last write
+which is still unordered with later ones. (Two readers instead of all of them: an unordered reader can be forgotten only
+between two others of the same granule that the writer is ordered with.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .findings import Findings
+from .lanes import WARP, Geometry, Lanes
+from .ordering import Ordering
+from .syntax import Instruction
+
+_ATOMIC = 1 << 30  # added to the lane that made an atomic access: atomics do not race with one another
+
+
+class _Accesses:
+    """Lane and clock of the access remembered for each granule; no access has clock -1."""
+
+    def __init__(self, count: int) -> None:
+        self.clock = np.full(count, -1, np.int32)
+        self.lane = np.zeros(count, np.int32)
+
+
+class RaceCheck:
+    """Watches every access to shared memory of a wave, and reads of what was never written."""
+
+    def __init__(self, geometry: Geometry, stride: int, granule: int, ordering: Ordering, findings: Findings,
+                 name_lane: Callable[[int], str]) -> None:  # fmt: skip
+        count = geometry.ctas * stride // granule
+        self._geometry, self._stride, self._granule = geometry, stride, granule
+        self._ordering, self._findings, self._name_lane = ordering, findings, name_lane
+        self._writer, self._first_reader, self._last_reader = (_Accesses(count) for _ in range(3))
+        self._shared_across = np.zeros(geometry.ctas, bool)
+        self._any_across = False
+
+    def cross_block(self, ctas: np.ndarray) -> None:
+        """These blocks' memory is accessed by other blocks."""
+        self._shared_across[ctas] = True
+        self._any_across = True
+
+    def check(self, lanes: Lanes, place: np.ndarray, width: int, cta: np.ndarray, instruction: Instruction, kind: str) -> None:
+        """Aligned, in-bounds accesses of `width` bytes at byte `place` of the wave's shared memory."""
+        per_access = max(width // self._granule, 1)
+        row = place // (per_access * self._granule)
+        warp = lanes.warp_of
+        ordering = self._ordering
+        floor = ordering.cta_floor[warp]
+        if self._any_across:
+            floor = np.where(self._shared_across[cta], ordering.cluster_floor[warp], floor)
+        me = lanes.index + _ATOMIC if kind == "atomic" else lanes.index
+        access = _Rows(row, per_access, floor[:, None], me[:, None], warp[:, None], ordering.clock[warp][:, None])
+        describe = (lanes, place, cta, instruction, kind)
+        clock = access.gather(self._writer.clock)
+        if kind != "store" and (clock < 0).any():
+            self._report_unwritten(clock < 0, *describe)
+        self._conflicts(access, self._writer, clock, "write", *describe)
+        if kind == "load":
+            self._record_read(access)
+            return
+        for readers in (self._first_reader, self._last_reader):
+            self._conflicts(access, readers, access.gather(readers.clock), "read", *describe)
+            access.scatter(readers.clock, np.int32(-1))
+        access.scatter(self._writer.clock, access.clock)
+        access.scatter(self._writer.lane, access.me)
+        if kind == "store":
+            overwritten = access.gather(self._writer.lane) != access.me
+            if overwritten.any():
+                self._report(overwritten, access.gather(self._writer.lane), "write", *describe)
+
+    def _record_read(self, access: _Rows) -> None:
+        access.scatter(self._last_reader.clock, access.clock)
+        access.scatter(self._last_reader.lane, access.me)
+        clock = access.gather(self._first_reader.clock)
+        replace = clock <= access.floor
+        if replace.all():
+            # Backwards, so that of lanes which read the same granule the lowest is kept.
+            backwards = access.backwards()
+            backwards.scatter(self._first_reader.clock, backwards.clock)
+            backwards.scatter(self._first_reader.lane, backwards.me)
+            return
+        lane = access.gather(self._first_reader.lane)
+        replace |= self._ordered(access, lane, clock)
+        access.scatter(self._first_reader.clock, np.where(replace, access.clock, clock))
+        access.scatter(self._first_reader.lane, np.where(replace, access.me, lane))
+
+    def _ordered(self, access: _Rows, lane: np.ndarray, clock: np.ndarray) -> np.ndarray:
+        """Which remembered accesses are ordered before the present ones, or made by the same thread."""
+        other = lane & (_ATOMIC - 1)
+        slot = other // WARP % self._geometry.warps_per_cluster
+        ordered = self._ordering.seen[access.warp, slot] >= clock
+        ordered |= other == (access.me & (_ATOMIC - 1))
+        return ordered | (clock < 0)
+
+    def _conflicts(self, access: _Rows, earlier: _Accesses, clock: np.ndarray, what: str, lanes: Lanes, place: np.ndarray,
+                   cta: np.ndarray, instruction: Instruction, kind: str) -> None:  # fmt: skip
+        if (clock <= access.floor).all():
+            return
+        lane = access.gather(earlier.lane)
+        ordered = self._ordered(access, lane, clock)
+        if kind == "atomic":
+            ordered |= lane >= _ATOMIC
+        if not ordered.all():
+            self._report(~ordered, lane, what, lanes, place, cta, instruction, kind)
+
+    def _report(self, found: np.ndarray, lane: np.ndarray, what: str, lanes: Lanes, place: np.ndarray, cta: np.ndarray,
+                instruction: Instruction, kind: str) -> None:  # fmt: skip
+        i, part = np.unravel_index(int(np.argmax(found)), found.shape)
+        other = self._name_lane(int(lane[i, part]) & (_ATOMIC - 1))
+        where = self._where(int(place[i]) + int(part) * self._granule, int(cta[i]))
+        message = f"{self._name_lane(lanes.index[i])}: {kind} of {where} is not ordered after the {what} by {other}"
+        self._findings.add("race", instruction, message, int(found.any(1).sum()))
+
+    def _report_unwritten(self, found: np.ndarray, lanes: Lanes, place: np.ndarray, cta: np.ndarray,
+                          instruction: Instruction, kind: str) -> None:  # fmt: skip
+        i, part = np.unravel_index(int(np.argmax(found)), found.shape)
+        where = self._where(int(place[i]) + int(part) * self._granule, int(cta[i]))
+        message = f"{self._name_lane(lanes.index[i])}: {kind} of {where}, never written"
+        self._findings.add("uninitialised", instruction, message, int(found.any(1).sum()))
+
+    def _where(self, place: int, cta: int) -> str:
+        block = self._name_lane(cta * self._geometry.lanes_per_cta).split(" thread")[0]
+        return f"shared+{place - cta * self._stride} of {block}"
+
+
+class _Rows:
+    """One access per lane, each of `per_access` granules: rows of the tables, with what belongs to the lane."""
+
+    def __init__(self, row: np.ndarray, per_access: int, floor: np.ndarray, me: np.ndarray, warp: np.ndarray,
+                 clock: np.ndarray) -> None:  # fmt: skip
+        self._row, self._per_access = row, per_access
+        self.floor, self.me, self.warp, self.clock = floor, me, warp, clock
+
+    def gather(self, table: np.ndarray) -> np.ndarray:
+        return table.reshape(-1, self._per_access).take(self._row, axis=0)
+
+    def scatter(self, table: np.ndarray, values: np.ndarray | np.int32) -> None:
+        table.reshape(-1, self._per_access)[self._row] = values
+
+    def backwards(self) -> _Rows:
+        return _Rows(self._row[::-1], self._per_access, self.floor[::-1], self.me[::-1], self.warp[::-1], self.clock[::-1])

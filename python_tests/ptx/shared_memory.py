@@ -1,0 +1,124 @@
+"""Shared memory of all blocks of a wave, with checks of bounds, initialisation and the lives of the blocks.
+
+Addresses: an offset in the block's own window, or `(rank + 1) << RANK_SHIFT | offset` for a block of the cluster, as
+`mapa` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .findings import Findings
+from .lanes import Geometry, Lanes
+from .ordering import Ordering
+from .races import RaceCheck
+from .scalar_types import UNSIGNED
+from .syntax import Instruction
+
+RANK_SHIFT = 24
+_PAD = 32  # widest access; every block's window is a multiple of it
+
+
+class SharedMemory:
+    """`size` bytes per block; `granule` is the narrowest access the kernel makes, the resolution of the race check."""
+
+    def __init__(self, geometry: Geometry, size: int, granule: int) -> None:
+        self._geometry = geometry
+        self.size = size
+        self.stride = max(-(-size // _PAD) * _PAD, _PAD)
+        self._granule = granule
+        self.bytes = np.zeros(geometry.ctas * self.stride + _PAD, np.uint8)
+        self.views = {width: self.bytes.view(dtype) for width, dtype in UNSIGNED.items()}
+
+    def start(self, findings: Findings, name_lane: Callable[[int], str]) -> None:
+        """Forget everything: the blocks of a new wave begin. Contents are 0xFF bytes, NaN in every float format."""
+        self.bytes.fill(0xFF)
+        self.ordering = Ordering(self._geometry)
+        self._findings, self._name_lane = findings, name_lane
+        self._races = RaceCheck(self._geometry, self.stride, self._granule, self.ordering, findings, name_lane)
+        self._alive = np.full(self._geometry.ctas, self._geometry.threads)
+        # Clock of each warp's last access to each other block: [block, warp within the cluster].
+        self._remote = np.full((self._geometry.ctas, self._geometry.warps_per_cluster), -1, np.int32)
+        self._any_remote = False
+
+    def access(self, lanes: Lanes, address: np.ndarray, width: int, instruction: Instruction, kind: str) -> np.ndarray:
+        """Byte offsets into `bytes` after all checks; a lane in error gets the unused bytes at the end."""
+        cta = lanes.cta_of
+        offset = address
+        if int(address.max()) >> RANK_SHIFT:
+            rank = (address >> RANK_SHIFT) - 1
+            offset = address & ((1 << RANK_SHIFT) - 1)
+            cluster = self._geometry.cluster
+            target = np.where(rank >= 0, cta // cluster * cluster + rank, cta)
+            outside = (rank >= cluster) | (rank < -1)
+            target, offset = np.where(outside, cta, target), np.where(outside, -1, offset)
+            if (target != cta).any():
+                self._check_lives(lanes, target, instruction, kind)
+            cta = target
+        bad = offset < 0
+        bad |= offset > self.size - width
+        crooked = (offset & (width - 1)) != 0
+        if bad.any() or crooked.any():
+            crooked &= ~bad
+            for kind_found, found in (("out_of_bounds", bad), ("misaligned", crooked)):
+                if found.any():
+                    i = int(np.argmax(found))
+                    where = f"{self._name_lane(lanes.index[i])}: {kind} of {width} bytes at shared+{int(offset[i])} of {self.size}"
+                    self._findings.add(kind_found, instruction, where, int(found.sum()))
+            good = ~(bad | crooked)
+            place = np.full(lanes.count, self._geometry.ctas * self.stride)
+            if good.any():
+                lanes = lanes.where(good)
+                place[good] = cta[good] * self.stride + offset[good]
+                self._races.check(lanes, place[good], width, cta[good], instruction, kind)
+            return place
+        place = cta * self.stride + offset
+        self._races.check(lanes, place, width, cta, instruction, kind)
+        return place
+
+    def _check_lives(self, lanes: Lanes, target: np.ndarray, instruction: Instruction, kind: str) -> None:
+        """Distributed shared memory lives from the start of its block to the exit of its last thread."""
+        remote = target != lanes.cta_of
+        warp, cta, index = lanes.warp_of[remote], target[remote], lanes.index[remote]
+        self._races.cross_block(cta)
+        per_cta = self._geometry.warps_per_cta
+        seen = self.ordering.seen.reshape(self._geometry.warps, self._geometry.cluster, per_cta)
+        unstarted = (seen[warp, cta % self._geometry.cluster] < 0).all(1)
+        dead = self._alive[cta] == 0
+        for kind_found, found, why in (
+            ("unstarted_cta", unstarted, "no cluster barrier says that it has started"),
+            ("dead_cta", dead, "all its threads have exited"),
+        ):
+            if found.any():
+                i = int(np.argmax(found))
+                block = self._name_lane(int(cta[i]) * self._geometry.lanes_per_cta).split(" thread")[0]
+                message = f"{self._name_lane(index[i])}: {kind} in shared memory of {block}: {why}"
+                self._findings.add(kind_found, instruction, message, int(found.sum()))
+        self._remote[cta, self.ordering.slot[warp]] = self.ordering.clock[warp]
+        self._any_remote = True
+        self._last_remote = instruction
+
+    def exit(self, lanes: Lanes) -> None:
+        """Threads exit. A block whose last thread goes must know every remote access to it to be over."""
+        ctas, counts = np.unique(lanes.cta_of, return_counts=True)
+        self._alive[ctas] -= counts
+        if not self._any_remote:
+            return
+        for cta in ctas[self._alive[ctas] == 0]:
+            warps = slice(cta * self._geometry.warps_per_cta, (cta + 1) * self._geometry.warps_per_cta)
+            unfinished = self._remote[cta] > self.ordering.seen[warps].max(0)
+            if unfinished.any():
+                slot = int(np.argmax(unfinished))
+                cluster = cta // self._geometry.cluster
+                lane = (cluster * self._geometry.warps_per_cluster + slot) * 32
+                gone = self._name_lane(int(cta) * self._geometry.lanes_per_cta).split(" thread")[0]
+                reader = self._name_lane(lane).split(" thread")[0]
+                message = f"{gone} may exit before {reader} is done with its shared memory: no cluster barrier between"
+                self._findings.add("dead_cta", self._last_remote, message)
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Threads of each block that have not exited."""
+        return self._alive

@@ -56,4 +56,19 @@ TRB_HD inline Node node_of_stable_sums(double beta, const double* s) {
   return node;
 }
 
+// sum of w e^{h D} over part of a row from its sums w D^k, four terms: the relative error is (h R)^4 / 24 <= 3e-7 for
+// |h| R <= 0.05. All parts share the centre of D.
+template <typename Real>
+TRB_HD inline double shifted_mass(const Real* s, double h) {
+  return s[0] + h * (s[1] + h * (0.5 * s[2] + h * s[3] / 6.0));
+}
+
+// The same from the stable sums, which are of v = beta D: `h` in units of beta.
+template <typename Real>
+TRB_HD inline double shifted_stable_mass(const Real* s, double h) {
+  const double moments[4] = {static_cast<double>(s[0]) + s[1] + s[2], static_cast<double>(s[1]) + s[3],
+                             static_cast<double>(s[4]), static_cast<double>(s[5])};
+  return shifted_mass(moments, h);
+}
+
 }  // namespace trb

@@ -7,22 +7,6 @@ namespace {
 
 constexpr int kMaxSweeps = 64;  // safety only: bisection of float32 numbers ends before
 
-Start start_of(const Ends& ends) {
-  Start start;
-  start.fault = ends.fault || ends.student.empty() || ends.teacher.empty();
-  if (start.fault) return start;
-  const bool disjoint = ends.zero.weight.empty();
-  // Exactly 0 when the teacher masks nothing, because both sums are then the same additions.
-  const double phi = disjoint ? INFINITY : ends.student.log() - ends.zero.weight.log();
-  start.phi = phi > 0.0 ? phi : 0.0;
-  if (disjoint) return start;
-  start.range = ends.max_d - ends.min_d;
-  start.nodes = 2;
-  start.node[0] = node_of(0.0, ends.zero, ends.zero);
-  start.node[1] = node_of(1.0, ends.one, ends.zero);
-  return start;
-}
-
 }  // namespace
 
 void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {

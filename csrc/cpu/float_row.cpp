@@ -15,16 +15,6 @@ constexpr double kLog2e = 1.4426950408889634;
 
 float finite_or_zero(float maximum) { return maximum > -INFINITY ? maximum : 0.0f; }
 
-// sum of w e^{h D} over a block, four terms: the relative error is (h R)^4 / 24 <= 3e-7. All blocks share the centre of
-// D.
-double shifted_mass(const double* s, double h) { return s[0] + h * (s[1] + h * (0.5 * s[2] + h * s[3] / 6.0)); }
-
-// The same from the stable sums, which are of v = beta D.
-double shifted_stable_mass(const double* s, double h) {
-  const double moments[4] = {s[0] + s[1] + s[2], s[1] + s[3], s[4], s[5]};
-  return shifted_mass(moments, h);
-}
-
 }  // namespace
 
 FloatRow::FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps)

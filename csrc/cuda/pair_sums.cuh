@@ -1,0 +1,134 @@
+// What each sweep adds up for one pair of logits (a, b), in float32.
+//
+// Exponentials are ex2.approx (relative error 2^-22), so exponents are in units of log 2. A frame's shifts are whole
+// numbers: frames of different blocks then differ by exact powers of two.
+//
+//   ends     2^{ta} d^k and 2^{tb} d^k, k = 0..3, for ta = a s - shift_a, tb = b s - shift_b, d = tb - ta, which is
+//            beta = 0 and beta = 1; and the mass of tokens that the other model masks. 15 instructions, 2 exponentials
+//   direct   w d^k, k = 0..3, for d = (b - a) - centre (raw logits: formed before anything is rounded) and
+//            w = 2^{a s + slope d - shift}. 10 instructions, 1 exponential
+//   stable   the cancellation-free sums of csrc/blend/cumulants.h, v = beta (D - centre). 22 instructions, 2 exponentials
+//
+// The masked form leaves out tokens that either model masks, and those so far below the maximum that their weight is 0
+// in any arithmetic, whose finite logits would still make 0 * inf. Both forms add the same bits for the same tokens: no
+// product is left to the compiler's choice of a fused multiply-add.
+#pragma once
+
+#include <cmath>
+
+namespace trb::cuda {
+
+constexpr float kLog2e = 1.44269504f;
+constexpr float kNoWeight = -1e30f;  // an exponent below this is no weight at all
+
+__device__ __forceinline__ float ex2(float t) {
+  float w;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(w) : "f"(t));
+  return w;
+}
+
+struct RangeOfD {  // of b - a over the common support, where the scan of the row could not tell
+  float high = -INFINITY, low = INFINITY;
+};
+
+struct EndsSweep {
+  static constexpr int kSums = 10, kSlots = 16;
+  struct Frame {
+    float scale;  // log2(e) / T
+    float shift_student, shift_teacher;
+  };
+
+  template <bool kMasked>
+  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float (&s)[kSums], RangeOfD* range) {
+    float ta = fmaf(a, frame.scale, -frame.shift_student), tb = fmaf(b, frame.scale, -frame.shift_teacher);
+    float p = ex2(ta), q = ex2(tb), d = tb - ta;
+    if (kMasked) {
+      const bool in_student = a > -INFINITY, in_teacher = b > -INFINITY;
+      if (in_student && in_teacher) {
+        range->high = fmaxf(range->high, b - a);
+        range->low = fminf(range->low, b - a);
+      } else {
+        s[8] += in_student ? p : 0.0f;
+        s[9] += in_teacher ? q : 0.0f;
+      }
+      const bool common = ta > kNoWeight && tb > kNoWeight;
+      p = common ? p : 0.0f;
+      q = common ? q : 0.0f;
+      d = common ? d : 0.0f;
+    }
+    const float d2 = d * d, d3 = d2 * d;
+    s[0] += p;
+    s[1] = fmaf(p, d, s[1]);
+    s[2] = fmaf(p, d2, s[2]);
+    s[3] = fmaf(p, d3, s[3]);
+    s[4] += q;
+    s[5] = fmaf(q, d, s[5]);
+    s[6] = fmaf(q, d2, s[6]);
+    s[7] = fmaf(q, d3, s[7]);
+  }
+};
+
+struct ExactFrame {
+  float scale;   // log2(e) / T
+  float shift;
+  float centre;  // direct: of b - a
+  float slope;   // direct: beta scale
+  float tilt;    // stable: beta / T, so that v = tilt (b - a) - offset, nats
+  float offset;
+};
+
+struct DirectSweep {
+  static constexpr int kSums = 4, kSlots = 4;
+  using Frame = ExactFrame;
+
+  static __device__ __forceinline__ float weight(float a, float d, const Frame& frame) {
+    return ex2(fmaf(d, frame.slope, fmaf(a, frame.scale, -frame.shift)));
+  }
+
+  template <bool kMasked>
+  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float (&s)[kSums], RangeOfD*) {
+    float d = (b - a) - frame.centre, w = weight(a, d, frame);
+    if (kMasked) {
+      const bool common = a * frame.scale > kNoWeight && b * frame.scale > kNoWeight;
+      w = common ? w : 0.0f;
+      d = common ? d : 0.0f;
+    }
+    const float d2 = d * d;
+    s[0] += w;
+    s[1] = fmaf(w, d, s[1]);
+    s[2] = fmaf(w, d2, s[2]);
+    s[3] = fmaf(w, d2 * d, s[3]);
+  }
+};
+
+struct StableSweep {
+  static constexpr int kSums = 6, kSlots = 8;
+  using Frame = ExactFrame;
+
+  template <bool kMasked>
+  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float (&s)[kSums], RangeOfD*) {
+    const float t = fmaf(a, frame.scale, -frame.shift);
+    float v = fmaf(b - a, frame.tilt, -frame.offset), p = ex2(t), w = ex2(fmaf(v, kLog2e, t));
+    if (kMasked) {
+      const bool common = a * frame.scale > kNoWeight && b * frame.scale > kNoWeight;
+      p = common ? p : 0.0f;
+      w = common ? w : 0.0f;
+      v = common ? v : 0.0f;
+    }
+    // h(v) = e^v - 1 - v: where the difference would cancel, its Taylor series (relative error 2e-6 at |v| = 0.35)
+    const float v2 = v * v, pv = __fmul_rn(p, v);
+    float series = fmaf(v, 1.0f / 720, 1.0f / 120);
+    series = fmaf(v, series, 1.0f / 24);
+    series = fmaf(v, series, 1.0f / 6);
+    series = fmaf(v, series, 0.5f);
+    const float ph = fabsf(v) < 0.35f ? __fmul_rn(pv, v * series) : (w - p) - pv;
+    s[0] += p;
+    s[1] += pv;
+    s[2] += ph;
+    s[3] = fmaf(v, ph + pv, s[3]);
+    s[4] = fmaf(w, v2, s[4]);
+    s[5] = fmaf(w * v2, v, s[5]);
+  }
+};
+
+}  // namespace trb::cuda

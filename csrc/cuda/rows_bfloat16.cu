@@ -1,0 +1,6 @@
+#include "rows_kernel.cuh"
+
+namespace trb::cuda {
+template __global__ void resident_rows<__nv_bfloat16>(const __grid_constant__ KernelArgs);
+template __global__ void streamed_rows<__nv_bfloat16>(const __grid_constant__ KernelArgs);
+}  // namespace trb::cuda

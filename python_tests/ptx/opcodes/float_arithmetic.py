@@ -168,8 +168,12 @@ def approximate(op: Operands, function: Function) -> Function:
         result = function(*arguments)
         if machine.approx_error == 0.0:
             return result
-        key = np.ascontiguousarray(arguments[0], np.float64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        key = (key ^ (key >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        key = np.zeros(len(result), np.uint64)
+        for a in arguments:
+            key ^= np.ascontiguousarray(a, np.float64).view(np.uint64)
+            key *= np.uint64(0x9E3779B97F4A7C15)
+            key ^= key >> np.uint64(29)
+        key *= np.uint64(0xBF58476D1CE4E5B9)
         noise = (key >> np.uint64(40)).astype(np.float64) / 2.0**23 - 1.0
         return (result * (1.0 + machine.approx_error * noise)).astype(result.dtype)
 

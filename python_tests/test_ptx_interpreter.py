@@ -302,7 +302,8 @@ def test_a_planted_bug_in_a_block_is_found(cache: Path, bug: str, seed: int | No
 @pytest.mark.parametrize("bug", CLUSTER_BUGS)
 def test_a_planted_bug_in_a_cluster_is_found(cache: Path, bug: str, seed: int | None) -> None:
     result, _ = run_cluster_kernel(cache, bug, seed)
-    assert kinds(result) == {kind for kind, _ in CLUSTER_BUGS[bug]}
+    # Under a random schedule a peer may also read what its neighbour has not written yet.
+    assert kinds(result) - ({"uninitialised"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
     for kind, words in CLUSTER_BUGS[bug]:
         assert any(f.kind == kind and words in f.message for f in result.findings)
 

@@ -11,6 +11,7 @@ from .syntax import Body, Function, Instruction, Kernel, Module, Variable
 
 _LINE_DIRECTIVES = ("version", "target", "address_size", "file", "loc", "maxntid", "reqntid", "minnctapersm", "maxnreg",
                     "explicitcluster", "reqnctapercluster", "maxclusterrank", "noreturn", "pragma")  # fmt: skip
+_DIRECTIVE = re.compile(r"\.(?:" + "|".join(_LINE_DIRECTIVES) + r")\b[^\n;]*")
 _HEAD = re.compile(r"(?:\.(?:visible|weak|extern)\s+)*\.(?P<kind>entry|func)\b(?P<rest>[^{;]*)")
 _LABEL = re.compile(r"([A-Za-z_$][\w$]*):(?!:)")
 _VARIABLE = re.compile(
@@ -48,13 +49,12 @@ class _Source:
         """Braces, `label:` and statements (without their semicolon) between two positions."""
         text, position = self.text, start
         skip = re.compile(r"[\s;]*")
-        directive = re.compile(r"\.(?:" + "|".join(_LINE_DIRECTIVES) + r")\b[^\n;]*")
         statement = re.compile(r"[^;]*")
         while True:
             position = skip.match(text, position).end()  # type: ignore[union-attr]
             if position >= end:
                 return
-            match = directive.match(text, position) or _LABEL.match(text, position)
+            match = _DIRECTIVE.match(text, position) or _LABEL.match(text, position)
             if text[position] in "{}":
                 yield position, text[position]
                 position += 1
@@ -146,7 +146,7 @@ def _parse_body(source: _Source, start: int, end: int) -> Body:
         elif text.startswith(".branchtargets"):
             label = next(reversed(body.labels))
             body.branch_targets[label] = tuple(t.strip() for t in text.split(None, 1)[1].split(","))
-        elif text.startswith((".pragma", ".loc", ".file")):
+        elif _DIRECTIVE.match(text):
             continue
         elif text.startswith("."):
             variable = _variable(text)
@@ -194,7 +194,7 @@ def parse_module(text: str) -> Module:
     position = 0
     skip_until = 0
     for position, statement in source.statements(0, len(source.text)):
-        if position < skip_until or statement in "{}" or statement.startswith(tuple(f".{d}" for d in _LINE_DIRECTIVES)):
+        if position < skip_until or statement in "{}" or _DIRECTIVE.match(statement):
             continue
         head = _HEAD.match(statement)
         if head is not None:

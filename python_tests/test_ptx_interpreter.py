@@ -104,12 +104,6 @@ def test_barriers_that_count_and_vote(module: Module, seed: int | None) -> None:
     assert (got == got[:, :1]).all()
 
 
-@pytest.mark.parametrize("seed", SCHEDULES)
-def test_named_barriers_of_producers_and_consumers(module: Module, seed: int | None) -> None:
-    got = run_int(module.kernels["named_barriers"], 128, 128, seed).reshape(2, 64)
-    np.testing.assert_array_equal(got, [(63 - T) * 2, (63 - T) * 2 + 1])
-
-
 def test_neighbouring_narrow_stores_are_no_race(module: Module) -> None:
     device = Device()
     out = device.empty(128, np.uint16, "out")
@@ -131,6 +125,14 @@ def test_calls_stack_arrays_and_tables(module: Module, module80: Module, arch: i
         value = np.polynomial.polynomial.polyval(x if t & 1 else -x, coefficients)
         expected = value * (10 if t & 1 else 2) + coefficients[-1]
         assert device.download(out)[t] == pytest.approx(expected, rel=1e-5, abs=1e-3)
+
+
+def test_a_struct_parameter_indexed_at_run_time(module: Module) -> None:
+    device = Device()
+    out = device.empty(64, np.float32, "out")
+    struct = np.float32(0.5).tobytes() + np.arange(10, 70, 10, dtype=np.int32).tobytes()
+    assert launch(device, module.kernels["parameter_by_index"], 1, 64, [struct, out, 6]).findings == []
+    np.testing.assert_array_equal(device.download(out), 5.0 * (T % 6 + 1))
 
 
 @pytest.mark.parametrize("seed", [None, 1])
@@ -230,30 +232,35 @@ def test_prefetches_are_bounds_checked(module: Module) -> None:
         assert result.traffic["x"].bytes_loaded == 256
 
 
-def bug_module(cache: Path, bug: str) -> Module:
-    return Module.parse(compile_ptx(KERNELS / "planted_bugs.cu", 90, defines={"BUG": str(BUGS[bug])}, cache=cache))
+@pytest.fixture(scope="module")
+def bugs(cache: Path) -> Module:
+    return Module.parse(compile_ptx(KERNELS / "planted_bugs.cu", 90, cache=cache))
 
 
-def run_block_kernel(cache: Path, bug: str, seed: int | None = None) -> tuple[Result, np.ndarray]:
+def variant(bugs: Module, kernel: str, bug: str) -> Kernel:
+    return next(k for name, k in bugs.kernels.items() if f"{len(kernel)}{kernel}ILi{BUGS[bug]}E" in name)
+
+
+def run_block_kernel(bugs: Module, bug: str, seed: int | None = None) -> tuple[Result, np.ndarray]:
     device, n, blocks = Device(), 5001, 3
     rng = np.random.default_rng(0)
     x = device.upload(rng.integers(-4, 5, n).astype(np.float32), "x")
     out, scratch = device.empty((blocks * 256 + 1, 2), np.float32, "out"), device.empty(blocks * 256, np.float32, "scratch")
-    result = launch(device, bug_module(cache, bug).kernels["block_kernel"], blocks, 256, [x, out, scratch, n], seed=seed)
+    result = launch(device, variant(bugs, "block_kernel", bug), blocks, 256, [x, out, scratch, n], seed=seed)
     return result, device.download(scratch)
 
 
-def run_cluster_kernel(cache: Path, bug: str, seed: int | None = None, blocks: int = 8) -> tuple[Result, np.ndarray]:
+def run_cluster_kernel(bugs: Module, bug: str, seed: int | None = None, blocks: int = 8) -> tuple[Result, np.ndarray]:
     device = Device()
     x = device.upload(np.arange(64 * blocks, dtype=np.float32), "x")
     out = device.empty(64 * blocks, np.float32, "out")
-    result = launch(device, bug_module(cache, bug).kernels["cluster_kernel"], blocks, 64, [x, out], cluster=4, seed=seed)
+    result = launch(device, variant(bugs, "cluster_kernel", bug), blocks, 64, [x, out], cluster=4, seed=seed)
     return result, device.download(out)
 
 
 @pytest.mark.parametrize("run", [run_block_kernel, run_cluster_kernel])
-def test_the_correct_twin_has_no_findings_and_one_result_under_every_schedule(cache: Path, run) -> None:  # type: ignore[no-untyped-def]
-    results = [run(cache, "NONE", seed) for seed in SCHEDULES]
+def test_the_correct_twin_has_no_findings_and_one_result_under_every_schedule(bugs: Module, run) -> None:  # type: ignore[no-untyped-def]
+    results = [run(bugs, "NONE", seed) for seed in SCHEDULES]
     for result, values in results:
         assert result.findings == []
         np.testing.assert_array_equal(values, results[0][1])
@@ -289,9 +296,9 @@ CLUSTER_BUGS = {
 
 @pytest.mark.parametrize("seed", [None, 1])
 @pytest.mark.parametrize("bug", BLOCK_BUGS)
-def test_a_planted_bug_in_a_block_is_found(cache: Path, bug: str, seed: int | None) -> None:
+def test_a_planted_bug_in_a_block_is_found(bugs: Module, bug: str, seed: int | None) -> None:
     kind, words = BLOCK_BUGS[bug]
-    result, _ = run_block_kernel(cache, bug, seed)
+    result, _ = run_block_kernel(bugs, bug, seed)
     found = [f for f in result.findings if f.kind == kind]
     assert found, [f.message for f in result.findings]
     if seed is None:
@@ -300,16 +307,27 @@ def test_a_planted_bug_in_a_block_is_found(cache: Path, bug: str, seed: int | No
 
 @pytest.mark.parametrize("seed", [None, 1])
 @pytest.mark.parametrize("bug", CLUSTER_BUGS)
-def test_a_planted_bug_in_a_cluster_is_found(cache: Path, bug: str, seed: int | None) -> None:
-    result, _ = run_cluster_kernel(cache, bug, seed)
+def test_a_planted_bug_in_a_cluster_is_found(bugs: Module, bug: str, seed: int | None) -> None:
+    result, _ = run_cluster_kernel(bugs, bug, seed)
     # Under a random schedule a peer may also read what its neighbour has not written yet.
     assert kinds(result) - ({"uninitialised"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
     for kind, words in CLUSTER_BUGS[bug]:
         assert any(f.kind == kind and words in f.message for f in result.findings)
 
 
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_named_barriers_order_those_who_wait_but_not_those_who_only_arrive(bugs: Module, seed: int | None) -> None:
+    got = run_int(variant(bugs, "named_barrier_kernel", "NONE"), 128, 128, seed).reshape(2, 64)
+    np.testing.assert_array_equal(got, [(63 - T) * 2, (63 - T) * 2 + 1])
+    device = Device()
+    kernel = variant(bugs, "named_barrier_kernel", "ARRIVE_WITHOUT_WAIT")
+    result = launch(device, kernel, 1, 128, [device.empty(128, np.int32, "out")], seed=seed)
+    # Arrivals of both rounds may also add up to one full barrier, and then the consumers wait for ever.
+    assert kinds(result) & ({"race"} if seed is None else {"race", "deadlock"})
+
+
 def test_every_planted_bug_is_tested() -> None:
-    assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS}
+    assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, "ARRIVE_WITHOUT_WAIT"}
 
 
 def launch_findings(kernel: Kernel, arguments: int, **options: object) -> list[str]:
@@ -345,10 +363,13 @@ def test_unknown_statements_are_refused_by_name() -> None:
     .version 9.0
     .target sm_90
     .address_size 64
-    .visible .entry odd(.param .u64 p) { .reg .b32 %r<2>; mov.u32 %r1, 0; frobnicate.b32 %r1, %r1; ret; }
+    .visible .entry odd(.param .u64 p) { .reg .b32 %r<2>; mov.u32 %r1, 0; STATEMENT; ret; }
     """
-    with pytest.raises(NotImplementedError, match="line 5: frobnicate"):
-        launch(Device(), Module.parse(text).kernels["odd"], 1, 32, [0])
+    statements = ["frobnicate.b32 %r1, %r1", "add.odd.s32 %r1, %r1, 1", "ld.global.odd.u32 %r1, [%r1]", "cvt.rn.e4m3x2.f32 %r1, %r1, %r1"]
+    for statement in statements:
+        module = Module.parse(text.replace("STATEMENT", statement))
+        with pytest.raises(NotImplementedError, match=f"line 5: {statement.split()[0]}"):
+            launch(Device(), module.kernels["odd"], 1, 32, [0])
 
 
 def test_a_kernel_that_never_ends_is_stopped() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .lanes import Lanes
+from .lanes import WARP, Lanes
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -30,7 +30,6 @@ class BlockBarriers:
         self._contribution = np.zeros(lanes, bool)
         self._arrived = np.zeros((ctas, _BARRIERS), np.int64)
         self._expected = np.zeros((ctas, _BARRIERS), np.int64)  # 0: the whole block
-        self._arrivers = np.zeros((self._geometry.warps, _BARRIERS), bool)
 
     def waiting(self) -> np.ndarray:
         """Lanes that wait."""
@@ -53,7 +52,7 @@ class BlockBarriers:
         ctas, counts = np.unique(lanes.cta_of, return_counts=True)
         self._arrived[ctas, barrier] += counts
         self._expected[ctas, barrier] = count
-        self._arrivers[lanes.warps, barrier] = True
+        self._machine.shared.ordering.block_arrive(lanes.warps, barrier)
         if wait:
             self.wait_pc[lanes.index], self._wait_id[lanes.index] = pc, barrier
             self._contribution[lanes.index] = False if contribution is None else contribution
@@ -71,15 +70,12 @@ class BlockBarriers:
         geometry, machine = self._geometry, self._machine
         start = cta * geometry.lanes_per_cta
         lanes = start + np.flatnonzero(self._wait_id[start : start + geometry.lanes_per_cta] == barrier)
-        first_warp = cta * geometry.warps_per_cta
-        warps = first_warp + np.flatnonzero(self._arrivers[first_warp : first_warp + geometry.warps_per_cta, barrier])
-        machine.shared.ordering.block_barrier(warps)
+        machine.shared.ordering.block_release(cta, np.unique(lanes // WARP), barrier)
         whole_block = self._expected[cta, barrier] == 0
         arrived = int(self._arrived[cta, barrier])
         pcs = self.wait_pc[lanes].copy()
         contribution = self._contribution[lanes]
         self._arrived[cta, barrier] = 0
-        self._arrivers[warps, barrier] = False
         self.wait_pc[lanes] = self._wait_id[lanes] = -1
         distinct = np.unique(pcs)
         if whole_block and len(lanes):

@@ -207,19 +207,17 @@ class Machine:
             if instruction is None or function is None:
                 raise NotImplementedError(f"{self.kernel.name} runs past its last statement")
             operands = Operands(self, function, instruction, pc)
-            control_builder = find_control(instruction.opcode, instruction.modifiers)
-            group = find_collective(instruction.opcode, instruction.modifiers)
-            leave: Callable[[Lanes], Next] | None = None
-            if control_builder is not None:
-                leave = control_builder(operands)
-            elif group is not None:
-                leave = self._collective(operands, group.build(operands), group.mask_operand)
+            try:
+                run, leave = self._meaning(operands)
+            except KeyError as error:
+                raise operands.unknown() from error
+            operands.refuse_unconsidered()
             if leave is not None:
                 if instruction.guard is not None:
                     leave = self._guarded_control(operands, leave)
                 segment = _Segment(start, pc + 1, ops, leave)
                 break
-            run = build(operands)
+            assert run is not None
             ops.append(run if instruction.guard is None else _guarded(operands, run))
             pc += 1
             if pc in self._label_pcs:
@@ -228,6 +226,17 @@ class Machine:
                 break
         self._segments[start] = segment
         return segment
+
+    def _meaning(self, operands: Operands) -> tuple[Run | None, Callable[[Lanes], Next] | None]:
+        """What an instruction does, if it is straight, or else where it sends its lanes."""
+        instruction = operands.instruction
+        control_builder = find_control(instruction.opcode, instruction.modifiers)
+        if control_builder is not None:
+            return None, control_builder(operands)
+        group = find_collective(instruction.opcode, instruction.modifiers)
+        if group is not None:
+            return None, self._collective(operands, group.build(operands), group.mask_operand)
+        return build(operands), None
 
     def _guarded_control(self, operands: Operands, leave: Callable[[Lanes], Next]) -> Callable[[Lanes], Next]:
         guard = _guard(operands)

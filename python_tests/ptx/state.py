@@ -26,7 +26,7 @@ class LaneState:
         self._specials: dict[str, np.ndarray] = {}
         self._params: dict[tuple[str, str], np.ndarray] = {}
         self.parameter_offsets = kernel.parameter_layout
-        self.parameters = np.zeros(4096 + 64, np.uint8)
+        self.parameters = np.zeros(1 << 15, np.uint8)
         self._frame_offsets, frame = {}, 0
         for function in kernel.callees:
             for variable in function.body.variables.values():

@@ -39,21 +39,6 @@ extern "C" __global__ void reducing_barriers(int* out) {
   int t = threadIdx.x;
   out[t] = __syncthreads_count(t % 3 == 0); out[128 + t] = __syncthreads_or(t == 77); out[256 + t] = __syncthreads_and(t < 100);
 }
-extern "C" __global__ void named_barriers(int* out) {  // two producer warps, two consumer warps, twice
-  __shared__ int box[64];
-  int t = threadIdx.x;
-  for (int round = 0; round < 2; round++) {
-    if (t < 64) {
-      if (round) asm volatile("bar.sync 2, 128;" ::: "memory");
-      box[t] = t * 2 + round;
-      asm volatile("bar.arrive 1, 128;" ::: "memory");
-    } else {
-      asm volatile("bar.sync 1, 128;" ::: "memory");
-      out[round * 64 + t - 64] = box[127 - t];
-      if (!round) asm volatile("bar.arrive 2, 128;" ::: "memory");
-    }
-  }
-}
 extern "C" __global__ void neighbours(uint16_t* out) {  // two-byte stores next to each other are no race
   __shared__ uint16_t s[128];
   s[threadIdx.x] = threadIdx.x * 3; out[threadIdx.x] = s[threadIdx.x];
@@ -71,6 +56,11 @@ extern "C" __global__ void calls(float* out, int n) {
   for (int i = 0; i < 8; i++) local[i] = table[i & 3] * (i + threadIdx.x % 3);
   float r = threadIdx.x & 1 ? polynomial(x, local, n, &last) : polynomial(-x, table, 4, &last);
   out[threadIdx.x] = (float)(r * scale[threadIdx.x & 1]) + last;
+}
+struct Coefficients { float scale; int values[6]; };
+extern "C" __global__ void parameter_by_index(const __grid_constant__ Coefficients p, float* out, int n) {
+  const Coefficients* q = &p;
+  out[threadIdx.x] = p.scale * q->values[threadIdx.x % n];
 }
 extern "C" __global__ void switches(int* out) {
   int t = threadIdx.x, r;

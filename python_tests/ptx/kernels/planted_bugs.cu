@@ -1,4 +1,4 @@
-// Compiled once as is and once for each BUG: the same kernel with one line wrong.
+// Instantiated once as is and once for each BUG: the same kernel with one line wrong.
 #include <cooperative_groups.h>
 #include <cstdint>
 namespace cg = cooperative_groups;
@@ -21,12 +21,10 @@ namespace cg = cooperative_groups;
 #define MISSING_LAST_CLUSTER_SYNC 17
 #define BLOCK_SYNC_FOR_CLUSTER 18
 #define WRITE_AFTER_ARRIVE 19
-#ifndef BUG
-#define BUG 0
-#endif
-#define IF_RIGHT(bug, statement) if (BUG != bug) statement
+#define ARRIVE_WITHOUT_WAIT 20
+#define IF_RIGHT(bug, statement) if constexpr (BUG != bug) statement
 
-extern "C" __global__ void block_kernel(const float* x, float* out, float* scratch, int n) {
+template <int BUG> __global__ void block_kernel(const float* x, float* out, float* scratch, int n) {
   __shared__ float tile[256];
   __shared__ float sums[2][8];
   __shared__ __align__(16) uint16_t small[512];
@@ -58,8 +56,28 @@ extern "C" __global__ void block_kernel(const float* x, float* out, float* scrat
   if (BUG == TRAP && !(s < 1e30f && s > 1e30f)) asm volatile("trap;");
   reinterpret_cast<float2*>(out + (BUG == MISALIGNED))[t + 256 * blockIdx.x] = make_float2(s, s);
 }
+// Two warps fill a box for two others, twice: they must not refill it before it has been read.
+template <int BUG> __global__ void named_barrier_kernel(int* out) {
+  __shared__ int box[64];
+  int t = threadIdx.x;
+  for (int round = 0; round < 2; round++) {
+    if (t < 64) {
+      if (round && BUG == ARRIVE_WITHOUT_WAIT) asm volatile("bar.arrive 2, 128;" ::: "memory");
+      if (round && BUG != ARRIVE_WITHOUT_WAIT) asm volatile("bar.sync 2, 128;" ::: "memory");
+      box[t] = t * 2 + round;
+      asm volatile("bar.arrive 1, 128;" ::: "memory");
+    } else {
+      asm volatile("bar.sync 1, 128;" ::: "memory");
+      out[round * 64 + t - 64] = box[127 - t];
+      if (!round && BUG == ARRIVE_WITHOUT_WAIT) asm volatile("bar.sync 2, 128;" ::: "memory");
+      if (!round && BUG != ARRIVE_WITHOUT_WAIT) asm volatile("bar.arrive 2, 128;" ::: "memory");
+    }
+  }
+}
+template __global__ void named_barrier_kernel<0>(int*);
+template __global__ void named_barrier_kernel<ARRIVE_WITHOUT_WAIT>(int*);
 #if __CUDA_ARCH__ >= 900
-extern "C" __global__ void cluster_kernel(const float* x, float* out) {
+template <int BUG> __global__ void cluster_kernel(const float* x, float* out) {
   __shared__ float mine[2][64];
   cg::cluster_group cluster = cg::this_cluster();
   int t = threadIdx.x, rank = cluster.block_rank(), size = cluster.num_blocks();
@@ -74,4 +92,8 @@ extern "C" __global__ void cluster_kernel(const float* x, float* out) {
   out[blockIdx.x * 64 + t] = s;
   IF_RIGHT(MISSING_LAST_CLUSTER_SYNC, cluster.sync());
 }
+#define CLUSTER(bug) template __global__ void cluster_kernel<bug>(const float*, float*);
+CLUSTER(0) CLUSTER(16) CLUSTER(17) CLUSTER(18) CLUSTER(19)
 #endif
+#define BLOCK(bug) template __global__ void block_kernel<bug>(const float*, float*, float*, int);
+BLOCK(0) BLOCK(1) BLOCK(2) BLOCK(3) BLOCK(4) BLOCK(5) BLOCK(6) BLOCK(7) BLOCK(8) BLOCK(9) BLOCK(10) BLOCK(11) BLOCK(12) BLOCK(13) BLOCK(14) BLOCK(15)

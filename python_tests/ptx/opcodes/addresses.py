@@ -79,6 +79,7 @@ def _getctarank(op: Operands) -> Run:
 @opcode("prefetch", "prefetchu")
 def _prefetch(op: Operands) -> Run:
     """No effect; the address must lie in an allocation all the same."""
+    op.accept("global", "L1", "L2", "L2::evict_last", "L2::evict_normal")
     address = op.address_source(0)
     machine, instruction = op.machine, op.instruction
 
@@ -93,6 +94,7 @@ def _bulk_prefetch(op: Operands) -> Run:
     """`cp.async.bulk.prefetch.L2.global [address], size`: no effect, but all bytes must exist and come in sixteens."""
     if op.modifiers[:4] != ("async", "bulk", "prefetch", "L2") or not op.has("global"):
         raise op.unknown()
+    op.accept("async", "bulk", "prefetch", "L2", "L2::cache_hint")
     address, size = op.address_source(0), op.source(1, "u32")
     machine, instruction = op.machine, op.instruction
 

@@ -88,6 +88,7 @@ def _cvt(op: Operands) -> Run:
         return _pack_pair(op, target, source)
     if source in ("f16x2", "bf16x2"):
         raise op.unknown()
+    op.has("sat", "ftz", "relu", *_INTEGER_ROUNDING)  # one that does not apply is no error in PTX
     dtype = DTYPES[target]
     convert: Callable[[np.ndarray], np.ndarray]
     if target in _FLOATS:

@@ -140,6 +140,7 @@ def _sqrt_rcp(op: Operands) -> Run:
     function: Function = np.sqrt if op.opcode == "sqrt" else np.reciprocal
     if op.has("approx"):
         if op.type == "f64":
+            op.accept("ftz")
             return op.unary(_reciprocal_ftz64(op))
         return op.unary(finish(op, approximate(op, function)))
     op.one_of("rn")

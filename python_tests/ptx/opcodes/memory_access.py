@@ -27,6 +27,7 @@ def check_modifiers(op: Operands, known: set[str]) -> None:
     for modifier in op.modifiers:
         if modifier not in known and modifier not in _HINTS and modifier not in DTYPES and not modifier.startswith(_HINT_PREFIXES):
             raise op.unknown()
+    op.accept(*op.modifiers)
 
 
 def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, np.ndarray], Iterator[Place]]:
@@ -54,7 +55,7 @@ def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, 
     def in_param(lanes: Lanes, address: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
         if kind != "load" or int(address.min()) < 0 or int(address.max()) + width > len(machine.state.parameters):
             raise NotImplementedError(f"{instruction}: address outside the parameters")
-        return {w: machine.state.parameters[:4096].view(dtype) for w, dtype in UNSIGNED.items()}, address
+        return {w: machine.state.parameters.view(dtype) for w, dtype in UNSIGNED.items()}, address
 
     finders = {"shared": in_shared, "shared::cta": in_shared, "shared::cluster": in_shared, "local": in_local,
                "param": in_param, "param::entry": in_param, "const": in_global, "global": in_global}  # fmt: skip
@@ -87,6 +88,8 @@ def _shape(op: Operands) -> tuple[str, str, int, int]:
     """-> space, element type for registers, bytes of an element, elements."""
     space = op.one_of(*SPACES, default="generic")
     check_modifiers(op, {*SPACES, *_VECTORS})
+    if not op.type:
+        raise op.unknown()
     count = next((n for name, n in _VECTORS.items() if op.has(name)), 1)
     return space, op.type, DTYPES[op.type].itemsize, count
 

@@ -118,6 +118,7 @@ def _redux(op: Operands) -> Run:
         names = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
                  "xor": np.bitwise_xor}  # fmt: skip
     ufunc = names[op.one_of(*names)]
+    op.accept("sync")
     d, a, mask = op.dest(0), op.source(1), op.source(2, "u32")
 
     def run(lanes: Lanes) -> None:
@@ -130,6 +131,7 @@ def _redux(op: Operands) -> Run:
 @collective("match", mask_operand=-1)
 def _match(op: Operands) -> Run:
     kind = op.one_of("any", "all")
+    op.accept("sync")
     d, same = op.dest_pair(0, "b32")
     a, mask = op.source(1), op.source(2, "u32")
     lane_bit = np.left_shift(1, op.machine.geometry.lane_id)
@@ -154,6 +156,7 @@ def _match(op: Operands) -> Run:
 
 @collective("elect", mask_operand=-1)
 def _elect(op: Operands) -> Run:
+    op.accept("sync")
     d, leader = op.dest_pair(0, "b32")
     mask = op.source(1, "u32")
     lane_id = op.machine.geometry.lane_id
@@ -170,6 +173,7 @@ def _elect(op: Operands) -> Run:
 
 @collective("bar.warp", mask_operand=-1)
 def _bar_warp(op: Operands) -> Run:
+    op.accept("warp", "sync")
     machine = op.machine
 
     def run(lanes: Lanes) -> None:

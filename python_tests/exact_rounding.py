@@ -13,7 +13,7 @@ FORMATS = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "f32": (24, -126, 127),
 
 
 def round_exactly(value: Fraction, name: str, mode: str = "rn") -> float:
-    """The number of a format next to `value`: to nearest even, toward zero, down (rm) or up (rp). 0 is returned as +0."""
+    """The number of a format next to `value`: to nearest even, toward zero, down (rm), up (rp). 0 becomes +0."""
     bits, lowest, highest = FORMATS[name]
     if value == 0:
         return 0.0
@@ -24,7 +24,9 @@ def round_exactly(value: Fraction, name: str, mode: str = "rn") -> float:
     unit = Fraction(2) ** (max(exponent, lowest) - bits + 1)
     whole = magnitude // unit
     rest = magnitude / unit - whole
-    away = {"rz": False, "rm": value < 0, "rp": value > 0}.get(mode, rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2 == 1))
+    away = {"rz": False, "rm": value < 0, "rp": value > 0}.get(
+        mode, rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2 == 1)
+    )
     result = (whole + (1 if rest and away else 0)) * unit
     largest = (2 - Fraction(2) ** (1 - bits)) * Fraction(2) ** highest
     if result > largest:

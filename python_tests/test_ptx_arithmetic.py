@@ -21,13 +21,22 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Module]:
     return {arch: Module.parse(compile_ptx(SOURCE, arch, cache=cache)) for arch in (80, 90, 100)}
 
 
-def columns(module: Module, kernel: str, inputs: list[np.ndarray], count: int, dtype: type, arch: int = 90,
-            approx_error: float = 0.0) -> np.ndarray:  # fmt: skip
+def columns(
+    module: Module,
+    kernel: str,
+    inputs: list[np.ndarray],
+    count: int,
+    dtype: type,
+    arch: int = 90,
+    approx_error: float = 0.0,
+) -> np.ndarray:
     """Run a column kernel of arithmetic.cu: [operation, element]."""
     device, n = Device(), len(inputs[0])
     out = device.empty((count, n), dtype, "out")
     pointers = [device.upload(x) for x in inputs]
-    result = launch(device, module.kernels[kernel], -(-n // 128), 128, [*pointers, out, n], arch=arch, approx_error=approx_error)
+    result = launch(
+        device, module.kernels[kernel], -(-n // 128), 128, [*pointers, out, n], arch=arch, approx_error=approx_error
+    )
     assert result.findings == []
     return device.download(out)
 
@@ -148,7 +157,9 @@ def test_approximate_functions_are_as_good_as_float32_allows(modules: dict[int, 
     got = columns(modules[90], "approx_ops", [a], 6, np.float32)
     for k, expected in enumerate(approx_references(a)):
         tolerance = 2e-6 if k == 1 else 1.2e-7
-        np.testing.assert_allclose(got[k], expected, rtol=tolerance, atol=1e-7 if k == 2 else 0, err_msg=f"function {k}")
+        np.testing.assert_allclose(
+            got[k], expected, rtol=tolerance, atol=1e-7 if k == 2 else 0, err_msg=f"function {k}"
+        )
 
 
 def test_approx_error_is_of_the_size_asked_for_and_a_function_of_the_argument(modules: dict[int, Module]) -> None:
@@ -231,7 +242,9 @@ def test_widening_of_every_half_is_exact(modules: dict[int, Module]) -> None:
 
 def test_float_to_integer_rounds_saturates_and_sends_nan_to_zero(modules: dict[int, Module]) -> None:
     rng = np.random.default_rng(9)
-    a = np.concatenate([rng.uniform(-300, 300, 200), rng.uniform(-1e10, 1e10, 100), [2.5, 3.5, -2.5, 1e30, -1e30, np.nan, 0.5, -0.5]])
+    a = np.concatenate(
+        [rng.uniform(-300, 300, 200), rng.uniform(-1e10, 1e10, 100), [2.5, 3.5, -2.5, 1e30, -1e30, np.nan, 0.5, -0.5]]
+    )
     got = columns(modules[90], "float_to_int", [a], 12, np.int64)
     f = a.astype(np.float32).astype(np.float64)
     i32, i64, u32 = np.iinfo(np.int32), np.iinfo(np.int64), np.iinfo(np.uint32)
@@ -251,12 +264,20 @@ def test_float_to_integer_rounds_saturates_and_sends_nan_to_zero(modules: dict[i
 
 def test_integer_to_float_rounds_in_every_direction(modules: dict[int, Module]) -> None:
     rng = np.random.default_rng(10)
-    a = np.concatenate([rng.integers(-(2**63), 2**63 - 1, 200), rng.integers(-(2**31), 2**31, 100), rng.integers(-(2**54), 2**54, 100)])
+    a = np.concatenate(
+        [rng.integers(-(2**63), 2**63 - 1, 200), rng.integers(-(2**31), 2**31, 100), rng.integers(-(2**54), 2**54, 100)]
+    )
     a[:3] = [2**63 - 1, -(2**63), 2**24 + 1]
     got = columns(modules[90], "int_to_float", [a], 10, np.float64)
     low, unsigned = a.astype(np.int32), a.astype(np.uint32)
-    plan = [(a, "f32", m) for m in MODES] + [(a, "f64", "rn"), (a, "f64", "rm"), (low, "f32", "rn"), (unsigned, "f32", "rz"),
-            (a.astype(np.uint64), "f64", "rp"), (low, "f64", "rn")]  # fmt: skip
+    plan = [(a, "f32", m) for m in MODES] + [
+        (a, "f64", "rn"),
+        (a, "f64", "rm"),
+        (low, "f32", "rn"),
+        (unsigned, "f32", "rz"),
+        (a.astype(np.uint64), "f64", "rp"),
+        (low, "f64", "rn"),
+    ]
     for k, (x, name, mode) in enumerate(plan):
         expected = [round_exactly(Fraction(int(v)), name, mode) for v in x]
         np.testing.assert_array_equal(got[k], expected, err_msg=f"conversion {k}")
@@ -292,17 +313,40 @@ def expected_int32(x: int, y: int, z: int) -> list[int]:
     magnitude = ~sx if sx < 0 else sx
     shift = min(z & 63, 32)
     values = [x * y + z, x * y >> 32, sx * sy >> 32, x // y, x % y, quotient, remainder]
-    values += [x << (y & 63), x >> (y & 63), sx >> (y & 31), x.bit_count(), 32 - x.bit_length(), int(f"{x:032b}"[::-1], 2), (x & -x).bit_length()]
-    values += [(y << 32 | x) << (z & 31) >> 32, (y << 32 | x) >> shift, permuted, abs(sx - sy) + z, min(sx, sy), max(x, y)]
+    values += [
+        x << (y & 63),
+        x >> (y & 63),
+        sx >> (y & 31),
+        x.bit_count(),
+        32 - x.bit_length(),
+        int(f"{x:032b}"[::-1], 2),
+        (x & -x).bit_length(),
+    ]
+    values += [
+        (y << 32 | x) << (z & 31) >> 32,
+        (y << 32 | x) >> shift,
+        permuted,
+        abs(sx - sy) + z,
+        min(sx, sy),
+        max(x, y),
+    ]
     values += [max(-(1 << 31), min((1 << 31) - 1, sx + sy)), field, extended, inserted, x.bit_length() - 1]
-    values += [32 - magnitude.bit_length() if magnitude else -1, (x & y) | (z & (x | y)), x if signed(z, 32) >= 0 else y]
+    values += [
+        32 - magnitude.bit_length() if magnitude else -1,
+        (x & y) | (z & (x | y)),
+        x if signed(z, 32) >= 0 else y,
+    ]
     return [v & full for v in values]
 
 
 def test_int32_operations(modules: dict[int, Module]) -> None:
     rng = np.random.default_rng(11)
     a, b, c = (rng.integers(0, 2**32, N, dtype=np.uint64) >> rng.integers(0, 32, N).astype(np.uint64) for _ in range(3))
-    a[:6], b[:6], c[:6] = [0, 1, 2**31, 2**32 - 1, 2**31 - 1, 5], [1, 2**32 - 1, 2**31, 7, 3, 40], [0, 31, 32, 33, 63, 0x7654]
+    a[:6], b[:6], c[:6] = (
+        [0, 1, 2**31, 2**32 - 1, 2**31 - 1, 5],
+        [1, 2**32 - 1, 2**31, 7, 3, 40],
+        [0, 31, 32, 33, 63, 0x7654],
+    )
     b[b == 0] = 3
     a, b, c = (x.astype(np.uint32) for x in (a, b, c))
     got = columns(modules[90], "int32_ops", [a, b, c], 28, np.uint32)
@@ -321,8 +365,24 @@ def test_int64_operations(modules: dict[int, Module]) -> None:
         x, y = int(a[i]), int(b[i])
         sx, sy = signed(x, 64), signed(y, 64)
         low = x & 0xFFFFFFFF, y & 0xFFFFFFFF
-        expected = [x * y, x * y >> 64, sx * sy >> 64, truncated(sx, sy)[0], x % y, low[0] * low[1], signed(low[0], 32) * signed(low[1], 32)]
-        expected += [x << (y & 63), sx >> (y & 63), x.bit_count(), 64 - x.bit_length(), int(f"{x:064b}"[::-1], 2), signed(x & 65535, 16), x & 255]
+        expected = [
+            x * y,
+            x * y >> 64,
+            sx * sy >> 64,
+            truncated(sx, sy)[0],
+            x % y,
+            low[0] * low[1],
+            signed(low[0], 32) * signed(low[1], 32),
+        ]
+        expected += [
+            x << (y & 63),
+            sx >> (y & 63),
+            x.bit_count(),
+            64 - x.bit_length(),
+            int(f"{x:064b}"[::-1], 2),
+            signed(x & 65535, 16),
+            x & 255,
+        ]
         assert got[:, i].tolist() == [v & full for v in expected], (x, y)
 
 
@@ -339,7 +399,9 @@ def test_comparisons_with_and_without_nan(modules: dict[int, Module]) -> None:
 
 def test_packed_float32_and_three_operand_maximum(modules: dict[int, Module]) -> None:
     a, b, c = operands(np.float32, -12, 12)
-    got = columns(modules[100], "packed_float32", [x.view(np.uint64) for x in (a, b, c)], 3, np.uint64, 100).view(np.float32)
+    got = columns(modules[100], "packed_float32", [x.view(np.uint64) for x in (a, b, c)], 3, np.uint64, 100).view(
+        np.float32
+    )
     expected = [apply_exactly(lambda x, y, z: x * y + z, "f32", "rn", a, b, c), a + b, a * b]
     np.testing.assert_array_equal(got, np.array(expected, np.float32))
     a[0] = np.nan

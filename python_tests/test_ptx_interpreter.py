@@ -1,7 +1,8 @@
-"""The PTX interpreter runs what blocks and clusters do together, finds planted bugs, and finds none in their correct twins."""
+"""The PTX interpreter: what blocks and clusters do together, planted bugs it must find, correct twins it must not blame."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,8 @@ from ptx import Device, Kernel, Module, Result, compile_ptx, find_nvcc, launch
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: put it on PATH or pip install nvidia-cuda-nvcc")
 KERNELS = Path(__file__).parent / "ptx" / "kernels"
 SCHEDULES = [None, 1, 2, 3]
-BUGS = {
-    "NONE": 0,
-    **{line.split()[1]: int(line.split()[2]) for line in (KERNELS / "planted_bugs.cu").read_text().splitlines()
-       if line.startswith("#define") and len(line.split()) == 3 and line.split()[2].isdigit() and line.split()[1] != "BUG"},
-}  # fmt: skip
+_DEFINED = re.findall(r"^#define (\w+) (\d+)$", (KERNELS / "planted_bugs.cu").read_text(), re.M)
+BUGS = {"NONE": 0, **{name: int(number) for name, number in _DEFINED}}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,9 @@ def kinds(result: Result) -> set[str]:
     return {f.kind for f in result.findings}
 
 
-def run_int(kernel: Kernel, threads: int, size: int, seed: int | None = None, initial: np.ndarray | None = None) -> np.ndarray:
+def run_int(
+    kernel: Kernel, threads: int, size: int, seed: int | None = None, initial: np.ndarray | None = None
+) -> np.ndarray:
     """One block of a kernel over one int array; no findings allowed."""
     device = Device()
     out = device.empty(size, np.int32, "out") if initial is None else device.upload(initial, "out")
@@ -57,7 +57,11 @@ def test_shuffles(module: Module, seed: int | None) -> None:
     expected = [T ^ 5, np.where(LANE >= 3, T - 3, T), np.where(LANE < 29, T + 3, T), WARP + 7, WARP + T * 3 % 32]
     eight = T % 8
     # A partner in a later segment is out of range: the lane keeps its own value.
-    expected += [np.where((LANE ^ 9) // 8 <= LANE // 8, T ^ 9, T), np.where(eight >= 2, T - 2, T), np.where(T % 16 < 14, T + 2, T)]
+    expected += [
+        np.where((LANE ^ 9) // 8 <= LANE // 8, T ^ 9, T),
+        np.where(eight >= 2, T - 2, T),
+        np.where(T % 16 < 14, T + 2, T),
+    ]
     expected += [T - eight + 1, T ^ 15, LANE >= 4]
     for k, column in enumerate(expected):
         np.testing.assert_array_equal(got[k], column, err_msg=f"shuffle {k}")
@@ -76,8 +80,21 @@ def test_votes_and_reductions(module: Module, seed: int | None) -> None:
     odd = [mask_of(w[(w % 2 == t % 2) & (w & 2 > 0)] % 32) for w in by_warp for t in w]
     sums = [w[w % 2 == t % 2].sum() for w in by_warp for t in w]
     whole = 0xFFFFFFFF
-    expected = [ballot, T >= 32, T < 32, match, np.repeat(by_warp.sum(1), 32), WARP + 31, WARP, np.full(64, 255), odd, sums,
-                np.where(T % 4 == 1, 0x22222222, 0), np.full(64, whole), np.ones(64)]  # fmt: skip
+    expected = [
+        ballot,
+        T >= 32,
+        T < 32,
+        match,
+        np.repeat(by_warp.sum(1), 32),
+        WARP + 31,
+        WARP,
+        np.full(64, 255),
+        odd,
+        sums,
+        np.where(T % 4 == 1, 0x22222222, 0),
+        np.full(64, whole),
+        np.ones(64),
+    ]
     for k, column in enumerate(expected):
         if k == 10 and seed is not None:
             continue  # which lanes are converged at activemask is the schedule's choice
@@ -139,8 +156,19 @@ def test_a_struct_parameter_indexed_at_run_time(module: Module) -> None:
 def test_switches(module: Module, seed: int | None) -> None:
     initial = np.arange(256, dtype=np.int32) * 5
     got = run_int(module.kernels["switches"], 64, 0, seed, initial)[128:192]
-    cases = [lambda t: t * 15, lambda t: t ^ (t + 32) * 5, lambda t: 7, lambda t: 320, lambda t: t << 3, lambda t: -t, lambda t: t * 5 // 3,
-             lambda t: 1000, lambda t: t * t, lambda t: -1, lambda t: -1]  # fmt: skip
+    cases = [
+        lambda t: t * 15,
+        lambda t: t ^ (t + 32) * 5,
+        lambda t: 7,
+        lambda t: 320,
+        lambda t: t << 3,
+        lambda t: -t,
+        lambda t: t * 5 // 3,
+        lambda t: 1000,
+        lambda t: t * t,
+        lambda t: -1,
+        lambda t: -1,
+    ]
     assert got.tolist() == [cases[t % 11](t) for t in range(64)]
 
 
@@ -162,7 +190,9 @@ def test_matrix_product(module: Module, bf: int) -> None:
     a, b, c = rng.integers(-8, 9, (16, 16)) / 4, rng.integers(-8, 9, (16, 8)) / 4, rng.integers(-8, 9, (16, 8)) / 4
 
     def bits(x: np.ndarray) -> np.ndarray:
-        return (x.astype(np.float32).view(np.uint32) >> 16 if bf else x.astype(np.float16).view(np.uint16)).astype(np.uint32)
+        return (x.astype(np.float32).view(np.uint32) >> 16 if bf else x.astype(np.float16).view(np.uint16)).astype(
+            np.uint32
+        )
 
     # The register layout of the PTX manual, written element by element.
     registers_a, registers_b = np.zeros((4, 32), np.uint32), np.zeros((2, 32), np.uint32)
@@ -175,7 +205,9 @@ def test_matrix_product(module: Module, bf: int) -> None:
             column = in_group * 2 + (i & 1) + (8 if i >= 4 else 0)
             registers_a[i // 2, lane] |= bits(a)[row, column] << np.uint32(16 * (i & 1))
         for i in range(4):
-            registers_b[i // 2, lane] |= bits(b)[in_group * 2 + (i & 1) + (8 if i >= 2 else 0), group] << np.uint32(16 * (i & 1))
+            registers_b[i // 2, lane] |= bits(b)[in_group * 2 + (i & 1) + (8 if i >= 2 else 0), group] << np.uint32(
+                16 * (i & 1)
+            )
             place = group if i < 2 else group + 8, in_group * 2 + (i & 1)
             registers_c[i, lane], expected[i, lane] = c[place], product[place]
     device = Device()
@@ -192,7 +224,9 @@ def test_clusters_read_each_others_shared_memory(module: Module, name: str, seed
     out = device.empty((8, 32), np.float32, "out")
     cluster = 1 if name == "cluster_sum" else 2
     shared = 0 if name == "cluster_sum" else 128
-    result = launch(device, module.kernels[name], 8, 32, [device.upload(x), out], shared=shared, cluster=cluster, seed=seed)
+    result = launch(
+        device, module.kernels[name], 8, 32, [device.upload(x), out], shared=shared, cluster=cluster, seed=seed
+    )
     assert result.findings == []
     if name == "cluster_sum":
         expected = np.repeat(x.reshape(2, 4, 32).sum(1), 4, axis=0)
@@ -204,7 +238,9 @@ def test_clusters_read_each_others_shared_memory(module: Module, name: str, seed
 def test_traffic_of_a_kernel_that_reads_its_input_twice(module: Module) -> None:
     device, n = Device(), 256
     x = np.ones(4 * n, np.float32)
-    result = launch(device, module.kernels["reads_twice"], 1, 128, [device.upload(x, "x"), device.empty(128, np.float32, "out"), n])
+    result = launch(
+        device, module.kernels["reads_twice"], 1, 128, [device.upload(x, "x"), device.empty(128, np.float32, "out"), n]
+    )
     traffic = result.traffic["x"]
     assert result.findings == []
     assert traffic.unique_bytes_loaded == x.nbytes
@@ -218,9 +254,20 @@ def test_traffic_of_a_kernel_that_reads_its_input_twice(module: Module) -> None:
 
 def test_traffic_of_strided_loads_shows_wasted_sectors(module: Module) -> None:
     device = Device()
-    result = launch(device, module.kernels["strided"], 1, 64, [device.upload(np.ones(512, np.float32), "x"), device.empty(64, np.float32)])
+    result = launch(
+        device,
+        module.kernels["strided"],
+        1,
+        64,
+        [device.upload(np.ones(512, np.float32), "x"), device.empty(64, np.float32)],
+    )
     traffic = result.traffic["x"]
-    assert (traffic.bytes_loaded, traffic.unique_bytes_loaded, traffic.load_sectors, traffic.unique_sectors) == (256, 256, 64, 64)
+    assert (traffic.bytes_loaded, traffic.unique_bytes_loaded, traffic.load_sectors, traffic.unique_sectors) == (
+        256,
+        256,
+        64,
+        64,
+    )
 
 
 def test_prefetches_are_bounds_checked(module: Module) -> None:
@@ -245,7 +292,10 @@ def run_block_kernel(bugs: Module, bug: str, seed: int | None = None) -> tuple[R
     device, n, blocks = Device(), 5001, 3
     rng = np.random.default_rng(0)
     x = device.upload(rng.integers(-4, 5, n).astype(np.float32), "x")
-    out, scratch = device.empty((blocks * 256 + 1, 2), np.float32, "out"), device.empty(blocks * 256, np.float32, "scratch")
+    out, scratch = (
+        device.empty((blocks * 256 + 1, 2), np.float32, "out"),
+        device.empty(blocks * 256, np.float32, "scratch"),
+    )
     result = launch(device, variant(bugs, "block_kernel", bug), blocks, 256, [x, out, scratch, n], seed=seed)
     return result, device.download(scratch)
 
@@ -365,7 +415,12 @@ def test_unknown_statements_are_refused_by_name() -> None:
     .address_size 64
     .visible .entry odd(.param .u64 p) { .reg .b32 %r<2>; mov.u32 %r1, 0; STATEMENT; ret; }
     """
-    statements = ["frobnicate.b32 %r1, %r1", "add.odd.s32 %r1, %r1, 1", "ld.global.odd.u32 %r1, [%r1]", "cvt.rn.e4m3x2.f32 %r1, %r1, %r1"]
+    statements = [
+        "frobnicate.b32 %r1, %r1",
+        "add.odd.s32 %r1, %r1, 1",
+        "ld.global.odd.u32 %r1, [%r1]",
+        "cvt.rn.e4m3x2.f32 %r1, %r1, %r1",
+    ]
     for statement in statements:
         module = Module.parse(text.replace("STATEMENT", statement))
         with pytest.raises(NotImplementedError, match=f"line 5: {statement.split()[0]}"):

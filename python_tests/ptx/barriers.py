@@ -36,10 +36,12 @@ class BlockBarriers:
         return np.flatnonzero(self._wait_id >= 0)
 
     def on_release(self, pc: int, reduce: Callable[[Lanes, np.ndarray, np.ndarray], None]) -> None:
-        """`reduce(lanes, true contributions per block, participants per block)` runs when lanes leave the `bar.red` at `pc`."""
+        """`reduce(lanes, true contributions, participants)` runs when lanes leave the `bar.red` at `pc`."""
         self._reductions[pc] = reduce
 
-    def arrive(self, pc: int, lanes: Lanes, barrier: int, count: int, contribution: np.ndarray | None, wait: bool) -> bool:
+    def arrive(
+        self, pc: int, lanes: Lanes, barrier: int, count: int, contribution: np.ndarray | None, wait: bool
+    ) -> bool:
         """Lanes reach barrier number `barrier` of `count` threads (0: all). True if they may go straight on."""
         threads = self._geometry.threads
         if wait and lanes.whole_ctas and count in (0, threads):
@@ -83,7 +85,9 @@ class BlockBarriers:
             block = machine.name_lane(int(lanes[0])).split(" thread")[0]
             if arrived < geometry.threads:
                 gone = geometry.threads - arrived
-                machine.findings.add("divergent_barrier", instruction, f"{block}: {arrived} threads reach it, {gone} have exited")
+                machine.findings.add(
+                    "divergent_barrier", instruction, f"{block}: {arrived} threads reach it, {gone} have exited"
+                )
             elif len(distinct) > 1:
                 others = "; ".join(str(machine.code[pc][1]) for pc in distinct[1:])
                 machine.findings.add("divergent_barrier", instruction, f"{block}: other threads wait at {others}")
@@ -154,7 +158,9 @@ class ClusterBarriers:
         waiting = self.waiting()
         if not len(waiting):
             return
-        free = waiting[self._completed[self._geometry.cta_of[waiting] // self._geometry.cluster] >= self._phase[waiting]]
+        free = waiting[
+            self._completed[self._geometry.cta_of[waiting] // self._geometry.cluster] >= self._phase[waiting]
+        ]
         for pc in np.unique(self.wait_pc[free]):
             lanes = Lanes(self._geometry, free[self.wait_pc[free] == pc])
             self.wait_pc[lanes.index] = -1

@@ -84,7 +84,11 @@ class Operands:
             return special.view(dtype) if dtype.itemsize == 4 else self._unsupported_special()
         symbol = self.symbol_address(text)
         if symbol is not None:
-            return np.broadcast_to(symbol.astype(np.uint64)[0].astype(dtype), lanes) if dtype.itemsize < 8 else np.broadcast_to(symbol, lanes).view(dtype)
+            return (
+                np.broadcast_to(symbol.astype(np.uint64)[0].astype(dtype), lanes)
+                if dtype.itemsize < 8
+                else np.broadcast_to(symbol, lanes).view(dtype)
+            )
         raise self.unknown()
 
     def _unsupported_special(self) -> np.ndarray:
@@ -166,7 +170,9 @@ class Operands:
             return lambda lanes: source[lanes.sel]
         return lambda lanes: source[lanes.sel] + displacement
 
-    def unary(self, function: Callable[[np.ndarray], np.ndarray], type_name: str | None = None, result: str | None = None) -> Run:
+    def unary(
+        self, function: Callable[[np.ndarray], np.ndarray], type_name: str | None = None, result: str | None = None
+    ) -> Run:
         """dest = function(operand 1)."""
         d, a = self.dest(0, result or type_name), self.source(1, type_name)
 

@@ -9,8 +9,22 @@ from functools import partial
 
 from .syntax import Body, Function, Instruction, Kernel, Module, Variable
 
-_LINE_DIRECTIVES = ("version", "target", "address_size", "file", "loc", "maxntid", "reqntid", "minnctapersm", "maxnreg",
-                    "explicitcluster", "reqnctapercluster", "maxclusterrank", "noreturn", "pragma")  # fmt: skip
+_LINE_DIRECTIVES = (
+    "version",
+    "target",
+    "address_size",
+    "file",
+    "loc",
+    "maxntid",
+    "reqntid",
+    "minnctapersm",
+    "maxnreg",
+    "explicitcluster",
+    "reqnctapercluster",
+    "maxclusterrank",
+    "noreturn",
+    "pragma",
+)
 _DIRECTIVE = re.compile(r"\.(?:" + "|".join(_LINE_DIRECTIVES) + r")\b[^\n;]*")
 _HEAD = re.compile(r"(?:\.(?:visible|weak|extern)\s+)*\.(?P<kind>entry|func)\b(?P<rest>[^{;]*)")
 _LABEL = re.compile(r"([A-Za-z_$][\w$]*):(?!:)")
@@ -82,7 +96,9 @@ def _variable(declaration: str) -> Variable | None:
     unsized = "" in dims and not initial
     if "" in dims and initial:
         shape = (len(initial),)
-    return Variable(match["name"], match["space"], match["type"], shape, int(align[1]) if align else size, unsized, initial)
+    return Variable(
+        match["name"], match["space"], match["type"], shape, int(align[1]) if align else size, unsized, initial
+    )
 
 
 def _parameters(text: str) -> tuple[Variable, ...]:
@@ -172,12 +188,16 @@ def _instruction(text: str, line: int, scopes: _Scopes, rename) -> Instruction: 
     operands = _OPERAND.findall(_NAME.sub(rename, match[4]))
     guard = scopes.resolve(match[2]) if match[2] else None
     readable = re.sub(r"\s+", " ", text)
-    return Instruction(line, readable, opcode, tuple(modifiers), tuple(o.strip() for o in operands), guard, match[1] == "!")
+    return Instruction(
+        line, readable, opcode, tuple(modifiers), tuple(o.strip() for o in operands), guard, match[1] == "!"
+    )
 
 
 def _function(module: Module, head: re.Match[str]) -> Function:
     kind, rest = head["kind"], head["rest"]
-    match = re.match(r"\s*(?:\((?P<returns>[^)]*)\))?\s*(?P<name>[\w$]+)\s*(?:\((?P<params>[^)]*)\))?(?P<tail>.*)", rest, re.S)
+    match = re.match(
+        r"\s*(?:\((?P<returns>[^)]*)\))?\s*(?P<name>[\w$]+)\s*(?:\((?P<params>[^)]*)\))?(?P<tail>.*)", rest, re.S
+    )
     if match is None:
         raise NotImplementedError(f"function head {head[0]}")
     directives = dict(_directive(line.strip()) for line in match["tail"].split("\n") if line.strip().startswith("."))

@@ -72,7 +72,9 @@ class LaneState:
         """[lane, byte] of a `.param` variable of a function or of a call site; None if there is no such variable."""
         key = function.name, name
         if key not in self._params:
-            declared: dict[str, Variable] = {v.name: v for v in function.params + function.returns if function is not self.kernel}
+            declared: dict[str, Variable] = {
+                v.name: v for v in function.params + function.returns if function is not self.kernel
+            }
             declared |= {v.name: v for v in function.body.variables.values() if v.space == "param"}
             if name not in declared:
                 return None

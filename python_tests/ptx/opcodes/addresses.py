@@ -10,8 +10,15 @@ from ..shared_memory import RANK_SHIFT
 from ..state import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from .registry import opcode
 
-_WINDOWS = {"shared": SHARED_WINDOW, "shared::cta": SHARED_WINDOW, "shared::cluster": SHARED_WINDOW,
-            "local": LOCAL_WINDOW, "param": PARAM_WINDOW, "global": 0, "const": 0}  # fmt: skip
+_WINDOWS = {
+    "shared": SHARED_WINDOW,
+    "shared::cta": SHARED_WINDOW,
+    "shared::cluster": SHARED_WINDOW,
+    "local": LOCAL_WINDOW,
+    "param": PARAM_WINDOW,
+    "global": 0,
+    "const": 0,
+}
 
 
 @opcode("cvta")

@@ -82,7 +82,9 @@ def _ret(op: Operands) -> Leave:
 def _call(op: Operands) -> Leave:
     """`call.uni (result), name, (argument, ...)`: arguments and result are `.param` variables of the call site."""
     op.accept("uni")
-    groups = [[x.strip() for x in o[1:-1].split(",") if x.strip()] for o in op.instruction.operands if o.startswith("(")]
+    groups = [
+        [x.strip() for x in o[1:-1].split(",") if x.strip()] for o in op.instruction.operands if o.startswith("(")
+    ]
     names = [o for o in op.instruction.operands if not o.startswith("(")]
     if len(names) != 1:
         raise op.unknown()
@@ -95,8 +97,12 @@ def _call(op: Operands) -> Leave:
     has_result = bool(callee.returns)
     results = groups[0] if has_result else []
     arguments = groups[-1] if len(groups) > has_result else []
-    copies_in = [(_variable(op, name), _formal(op, callee, p.name)) for name, p in zip(arguments, callee.params, strict=True)]
-    copies_out = [(_formal(op, callee, p.name), _variable(op, name)) for name, p in zip(results, callee.returns, strict=True)]
+    copies_in = [
+        (_variable(op, name), _formal(op, callee, p.name)) for name, p in zip(arguments, callee.params, strict=True)
+    ]
+    copies_out = [
+        (_formal(op, callee, p.name), _variable(op, name)) for name, p in zip(results, callee.returns, strict=True)
+    ]
 
     def take_result(lanes: Lanes) -> None:
         for source, target in copies_out:

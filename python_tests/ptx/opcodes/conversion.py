@@ -8,7 +8,7 @@ import numpy as np
 
 from ..lanes import Lanes
 from ..operands import Operands, Run
-from ..rounding import directed_float32, directed_float64, flush_subnormals, float32_to_bfloat16, two_sum
+from ..rounding import directed_float32, directed_float64, float32_to_bfloat16, flush_subnormals, two_sum
 from ..scalar_types import DTYPES
 from .half_arithmetic import decode_half, encode_half
 from .registry import opcode

@@ -1,4 +1,4 @@
-"""float16 and bfloat16, single and packed in pairs. Each result is rounded once from an exact or odd-rounded float64."""
+"""float16 and bfloat16, single and packed in pairs. Results are rounded once, from an exact or odd-rounded float64."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def _shfl(op: Operands) -> Run:
         reads_active = (lanes.active_bits.astype(np.int64) & mask[s]) >> (source % WARP) & 1
         if not reads_active.all():
             i = int(np.argmin(reads_active))
-            message = f"{machine.name_lane(lanes.index[i])} reads lane {source[i] % WARP}, which is inactive or not in the mask"
+            message = f"{machine.name_lane(lanes.index[i])} reads lane {source[i] % WARP}, inactive or not in the mask"
             machine.findings.add("inactive_lane", instruction, message, int((reads_active == 0).sum()))
         value = a.take(source)
         d[s] = value
@@ -65,7 +65,7 @@ def _shfl(op: Operands) -> Run:
 
 
 def _groups(lanes: Lanes, mask: np.ndarray) -> np.ndarray | None:
-    """For each lane a number of its group, the lanes of its warp that name the same mask; None: warps are the groups."""
+    """For each lane a number of its group: lanes of its warp that name the same mask. None if warps are the groups."""
     if lanes.count == 1 or (mask == mask[0]).all():
         return None
     uniform = lanes.reduce_warps(np.minimum, mask) == lanes.reduce_warps(np.maximum, mask)
@@ -115,8 +115,14 @@ def _redux(op: Operands) -> Run:
             raise op.unknown()
         names = {"min": np.minimum, "max": np.maximum} if op.has("NaN") else {"min": np.fmin, "max": np.fmax}
     else:
-        names = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
-                 "xor": np.bitwise_xor}  # fmt: skip
+        names = {
+            "add": np.add,
+            "min": np.minimum,
+            "max": np.maximum,
+            "and": np.bitwise_and,
+            "or": np.bitwise_or,
+            "xor": np.bitwise_xor,
+        }
     ufunc = names[op.one_of(*names)]
     op.accept("sync")
     d, a, mask = op.dest(0), op.source(1), op.source(2, "u32")

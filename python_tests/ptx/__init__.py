@@ -12,5 +12,16 @@ from .launch import Result, launch
 from .syntax import Kernel, Module
 from .traffic import Traffic
 
-__all__ = ["KINDS", "Device", "Finding", "Kernel", "Module", "Result", "Traffic", "compile_cubin", "compile_ptx", "find_nvcc",
-           "launch"]  # fmt: skip
+__all__ = [
+    "KINDS",
+    "Device",
+    "Finding",
+    "Kernel",
+    "Module",
+    "Result",
+    "Traffic",
+    "compile_cubin",
+    "compile_ptx",
+    "find_nvcc",
+    "launch",
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .lanes import Lanes
+from .lanes import WARP, Lanes
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -30,17 +30,18 @@ class BlockBarriers:
         self._contribution = np.zeros(lanes, bool)
         self._arrived = np.zeros((ctas, _BARRIERS), np.int64)
         self._expected = np.zeros((ctas, _BARRIERS), np.int64)  # 0: the whole block
-        self._arrivers = np.zeros((self._geometry.warps, _BARRIERS), bool)
 
     def waiting(self) -> np.ndarray:
         """Lanes that wait."""
         return np.flatnonzero(self._wait_id >= 0)
 
     def on_release(self, pc: int, reduce: Callable[[Lanes, np.ndarray, np.ndarray], None]) -> None:
-        """`reduce(lanes, true contributions per block, participants per block)` runs when lanes leave the `bar.red` at `pc`."""
+        """`reduce(lanes, true contributions, participants)` runs when lanes leave the `bar.red` at `pc`."""
         self._reductions[pc] = reduce
 
-    def arrive(self, pc: int, lanes: Lanes, barrier: int, count: int, contribution: np.ndarray | None, wait: bool) -> bool:
+    def arrive(
+        self, pc: int, lanes: Lanes, barrier: int, count: int, contribution: np.ndarray | None, wait: bool
+    ) -> bool:
         """Lanes reach barrier number `barrier` of `count` threads (0: all). True if they may go straight on."""
         threads = self._geometry.threads
         if wait and lanes.whole_ctas and count in (0, threads):
@@ -53,7 +54,7 @@ class BlockBarriers:
         ctas, counts = np.unique(lanes.cta_of, return_counts=True)
         self._arrived[ctas, barrier] += counts
         self._expected[ctas, barrier] = count
-        self._arrivers[lanes.warps, barrier] = True
+        self._machine.shared.ordering.block_arrive(lanes.warps, barrier)
         if wait:
             self.wait_pc[lanes.index], self._wait_id[lanes.index] = pc, barrier
             self._contribution[lanes.index] = False if contribution is None else contribution
@@ -71,15 +72,12 @@ class BlockBarriers:
         geometry, machine = self._geometry, self._machine
         start = cta * geometry.lanes_per_cta
         lanes = start + np.flatnonzero(self._wait_id[start : start + geometry.lanes_per_cta] == barrier)
-        first_warp = cta * geometry.warps_per_cta
-        warps = first_warp + np.flatnonzero(self._arrivers[first_warp : first_warp + geometry.warps_per_cta, barrier])
-        machine.shared.ordering.block_barrier(warps)
+        machine.shared.ordering.block_release(cta, np.unique(lanes // WARP), barrier)
         whole_block = self._expected[cta, barrier] == 0
         arrived = int(self._arrived[cta, barrier])
         pcs = self.wait_pc[lanes].copy()
         contribution = self._contribution[lanes]
         self._arrived[cta, barrier] = 0
-        self._arrivers[warps, barrier] = False
         self.wait_pc[lanes] = self._wait_id[lanes] = -1
         distinct = np.unique(pcs)
         if whole_block and len(lanes):
@@ -87,7 +85,9 @@ class BlockBarriers:
             block = machine.name_lane(int(lanes[0])).split(" thread")[0]
             if arrived < geometry.threads:
                 gone = geometry.threads - arrived
-                machine.findings.add("divergent_barrier", instruction, f"{block}: {arrived} threads reach it, {gone} have exited")
+                machine.findings.add(
+                    "divergent_barrier", instruction, f"{block}: {arrived} threads reach it, {gone} have exited"
+                )
             elif len(distinct) > 1:
                 others = "; ".join(str(machine.code[pc][1]) for pc in distinct[1:])
                 machine.findings.add("divergent_barrier", instruction, f"{block}: other threads wait at {others}")
@@ -158,7 +158,9 @@ class ClusterBarriers:
         waiting = self.waiting()
         if not len(waiting):
             return
-        free = waiting[self._completed[self._geometry.cta_of[waiting] // self._geometry.cluster] >= self._phase[waiting]]
+        free = waiting[
+            self._completed[self._geometry.cta_of[waiting] // self._geometry.cluster] >= self._phase[waiting]
+        ]
         for pc in np.unique(self.wait_pc[free]):
             lanes = Lanes(self._geometry, free[self.wait_pc[free] == pc])
             self.wait_pc[lanes.index] = -1

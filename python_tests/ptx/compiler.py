@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def find_nvcc() -> Path | None:
-    """nvcc on PATH, under CUDA_HOME or CUDA_PATH, /usr/local/cuda, or the PyPI wheel nvidia-cuda-nvcc; None without one."""
+    """nvcc on PATH, under CUDA_HOME, CUDA_PATH or /usr/local/cuda, or of the wheel nvidia-cuda-nvcc; else None."""
     on_path = shutil.which("nvcc")
     roots = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     packages = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -25,12 +25,16 @@ def find_nvcc() -> Path | None:
     return next((c for c in candidates if c.is_file() and os.access(c, os.X_OK)), None)
 
 
-def _compile(source: Path, arch: int, kind: str, include: Sequence[Path], defines: Mapping[str, str],
-             cache: Path | None) -> bytes:  # fmt: skip
+def _compile(
+    source: Path, arch: int, kind: str, include: Sequence[Path], defines: Mapping[str, str], cache: Path | None
+) -> bytes:
     nvcc = find_nvcc()
     if nvcc is None:
-        raise FileNotFoundError("no nvcc: put it on PATH, set CUDA_HOME, or pip install nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt "
-                                "nvidia-cuda-cccl nvidia-cuda-runtime")  # fmt: skip
+        raise FileNotFoundError(
+            "no nvcc: put it on PATH, set CUDA_HOME, or "
+            "pip install nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt "
+            "nvidia-cuda-cccl nvidia-cuda-runtime"
+        )
     command = [str(nvcc), "-std=c++17", f"-arch=sm_{arch}", f"-{kind}", str(source)]
     command += [f"-I{directory}" for directory in include]
     command += [f"-D{name}={value}" if value else f"-D{name}" for name, value in sorted(defines.items())]
@@ -61,8 +65,9 @@ def _run(command: list[str], source: Path) -> bytes:
     return result.stdout
 
 
-def compile_ptx(source: Path, arch: int, include: Sequence[Path] = (), defines: Mapping[str, str] = {},  # noqa: B006
-                cache: Path | None = None) -> str:  # fmt: skip
+def compile_ptx(
+    source: Path, arch: int, include: Sequence[Path] = (), defines: Mapping[str, str] = {}, cache: Path | None = None
+) -> str:
     """PTX of a .cu file for `sm_<arch>`.
 
     `cache` is a directory for results, keyed by the preprocessed text and the command.
@@ -71,7 +76,8 @@ def compile_ptx(source: Path, arch: int, include: Sequence[Path] = (), defines: 
     return _compile(Path(source), arch, "ptx", include, defines, cache).decode()
 
 
-def compile_cubin(source: Path, arch: int, include: Sequence[Path] = (), defines: Mapping[str, str] = {},  # noqa: B006
-                  cache: Path | None = None) -> bytes:  # fmt: skip
+def compile_cubin(
+    source: Path, arch: int, include: Sequence[Path] = (), defines: Mapping[str, str] = {}, cache: Path | None = None
+) -> bytes:
     """Machine code of a .cu file, for the disassembler; as compile_ptx."""
     return _compile(Path(source), arch, "cubin", include, defines, cache)

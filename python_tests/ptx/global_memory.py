@@ -66,7 +66,8 @@ class GlobalMemory:
         for kind_found, lanes_found in (("out_of_bounds", bad), ("misaligned", crooked)):
             if lanes_found.any():
                 first = int(np.argmax(lanes_found))
-                message = f"{self.name_lane(lanes.index[first])}: {kind} of {width} bytes at {self._describe(int(offset[first]))}"
+                where = f"{kind} of {width} bytes at {self._describe(int(offset[first]))}"
+                message = f"{self.name_lane(lanes.index[first])}: {where}"
                 self._findings.add(kind_found, instruction, message, int(lanes_found.sum()))
         refused = bad | crooked
         offset = np.where(refused, 0, offset)

@@ -35,13 +35,24 @@ class Result:
     traffic: dict[str, Traffic]
 
 
-def launch(device: Device, kernel: Kernel, grid: int | tuple[int, ...], block: int | tuple[int, ...], args: Sequence[object],
-           shared: int = 0, cluster: int = 1, arch: int = 90, seed: int | None = None, approx_error: float = 0.0,
-           max_steps: int = MAX_STEPS) -> Result:  # fmt: skip
+def launch(
+    device: Device,
+    kernel: Kernel,
+    grid: int | tuple[int, ...],
+    block: int | tuple[int, ...],
+    args: Sequence[object],
+    shared: int = 0,
+    cluster: int = 1,
+    arch: int = 90,
+    seed: int | None = None,
+    approx_error: float = 0.0,
+    max_steps: int = MAX_STEPS,
+) -> Result:
     """Execute a kernel to its end.
 
     args: one per parameter, in order: an int or numpy scalar, or bytes for a struct passed by value.
-    shared: dynamic shared memory in bytes. cluster: blocks per cluster along x; 1 leaves it to the kernel's `__cluster_dims__`.
+    shared: dynamic shared memory in bytes.
+    cluster: blocks per cluster along x; 1 leaves it to the kernel's `__cluster_dims__`.
     arch: the device whose limits hold. seed: None runs the lowest pc first; a number draws a schedule, reproducibly.
     approx_error: relative error of `.approx` instructions, at most this much, a function of the argument.
     Findings are returned, never raised; a statement nobody has implemented raises NotImplementedError.

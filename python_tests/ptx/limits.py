@@ -27,8 +27,15 @@ SHARED_PER_BLOCK = {
 STATIC_SHARED = 48 * _KIB
 
 
-def check_launch(kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], dynamic_shared: int, cluster: int,
-                 arch: int, findings: Findings) -> bool:  # fmt: skip
+def check_launch(
+    kernel: Kernel,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    dynamic_shared: int,
+    cluster: int,
+    arch: int,
+    findings: Findings,
+) -> bool:
     """Report what `sm_<arch>` would refuse. False if the launch cannot even be simulated."""
     if arch not in SHARED_PER_BLOCK:
         raise ValueError(f"limits of sm_{arch} are not known; known are {sorted(SHARED_PER_BLOCK)}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,12 +16,11 @@ from .global_memory import GlobalMemory
 from .lanes import Geometry, Lanes, union
 from .opcodes.registry import Next, build, find_collective, find_control
 from .operands import Operands, Run
+from .ready import ReadyLanes
 from .scalar_types import DTYPES
 from .shared_memory import SharedMemory
 from .state import LaneState
 from .syntax import Function, Instruction, Kernel
-
-NEVER = 1 << 60
 
 
 @dataclass
@@ -69,7 +68,9 @@ class Machine:
         if variable is None or variable.space not in ("global", "const"):
             return None
         if (name, offset) not in self._symbols:
-            self._symbols[name, offset] = np.array([self.device.symbol(self.kernel.module, variable) + offset], np.uint64)
+            self._symbols[name, offset] = np.array(
+                [self.device.symbol(self.kernel.module, variable) + offset], np.uint64
+            )
             self.global_memory.refresh()
         return self._symbols[name, offset]
 
@@ -79,7 +80,7 @@ class Machine:
             cell[0] = device.symbol(self.kernel.module, self.kernel.module.variables[name]) + offset
 
     def return_sites(self, function: Function) -> np.ndarray:
-        """For each lane, which of `call_sites` it called this function from. One call at a time: there is no recursion."""
+        """For each lane, which of `call_sites` it called this function from: one, as there is no recursion."""
         if function.name not in self._return_sites:
             self._return_sites[function.name] = np.zeros(self.geometry.lanes, np.int64)
         return self._return_sites[function.name]
@@ -89,11 +90,9 @@ class Machine:
         return self.geometry.where(lane, self.state.first_cta)
 
     def run(self, seed: int | None, max_steps: int, counts: Counter[str]) -> None:
-        """Run one wave. Lanes at the lowest pc go first, so that divergent paths meet again; with a seed, random ones."""
-        self._ready: dict[int, list[Lanes]] = {}
-        self._heap: list[int] = []
+        """Run one wave to its end, adding executed warp instructions to `counts`."""
+        self._ready = ReadyLanes(seed)
         self._parked: dict[int, Lanes] = {}
-        self._rng = None if seed is None else np.random.default_rng(seed)
         self.shared.start(self.findings, self.name_lane)
         self.block_barriers.start()
         self.cluster_barriers.start()
@@ -101,10 +100,9 @@ class Machine:
         self.push(0, Lanes(self.geometry, np.flatnonzero(self.geometry.exists)))
         steps = 0
         while True:
-            lanes_at = self._pop()
-            if lanes_at is None:
+            if not self._ready and not self._force_progress():
                 break
-            pc, lanes = lanes_at
+            pc, lanes = self._ready.pop()
             while True:
                 segment = self._segments.get(pc) or self._decode(pc)
                 for op in segment.ops:
@@ -132,52 +130,18 @@ class Machine:
 
     def push(self, pc: int, lanes: Lanes) -> None:
         """These lanes will go on at `pc`."""
-        if pc in self._ready:
-            self._ready[pc].append(lanes)
-        else:
-            self._ready[pc] = [lanes]
-            heapq.heappush(self._heap, pc)
-
-    def _pop(self) -> tuple[int, Lanes] | None:
-        while not self._ready:
-            if not self._force_progress():
-                return None
-        if self._rng is None:
-            pc = heapq.heappop(self._heap)
-            return pc, union(self._ready.pop(pc))
-        return self._pop_random(self._rng)
-
-    def _pop_random(self, rng: np.random.Generator) -> tuple[int, Lanes]:
-        """Some warps at some pc. Lanes of a warp that came apart may stay apart until something joins them."""
-        pc = self._heap[int(rng.integers(len(self._heap)))]
-        parts = self._ready.pop(pc)
-        self._heap.remove(pc)
-        heapq.heapify(self._heap)
-        if len(parts) > 1 and rng.random() < 0.5:
-            chosen = int(rng.integers(len(parts)))
-            lanes = parts.pop(chosen)
-            self.push(pc, union(parts))
-        else:
-            lanes = union(parts)
-        warps = lanes.warps
-        if len(warps) > 1:
-            share = (1.0, 0.5, 0.0)[int(rng.integers(3))]
-            keep = rng.random(len(warps)) < share
-            keep[int(rng.integers(len(warps)))] = True
-            if not keep.all():
-                kept = keep[lanes.position_of_warp]
-                self.push(pc, lanes.where(~kept))
-                lanes = lanes.where(kept)
-        return pc, lanes
+        self._ready.push(pc, lanes)
 
     def _force_progress(self) -> bool:
-        """Nothing can run. Release lanes that wait for the rest of their warp, or else give up on what waits; say so."""
+        """Nothing can run. Release lanes that wait for the rest of their warp, or give up on what waits; say so."""
         if self._parked:
             pc = min(self._parked)
             lanes = self._parked.pop(pc)
             instruction = self.code[pc][1]
             active = int(lanes.active_bits[0])
-            message = f"{self.name_lane(lanes.index[0])}: executed by lanes {active:#010x} of the warp only, not by all of its mask"
+            message = (
+                f"{self.name_lane(lanes.index[0])}: only lanes {active:#010x} of the warp are here, not all of its mask"
+            )
             self.findings.add("partial_warp", instruction, message, lanes.count)
             following = self._collective_run[pc](lanes)
             self.push(*following)
@@ -187,8 +151,9 @@ class Machine:
             return False
         pcs = np.concatenate([self.block_barriers.wait_pc, self.cluster_barriers.wait_pc])
         statements = [str(self.code[pc][1]) for pc in np.unique(pcs[pcs >= 0])]
-        self.findings.add("deadlock", statements[0], f"{self.name_lane(int(waiting[0]))} and {len(waiting) - 1} more threads "
-                          f"wait for ever, at {'; '.join(statements)}", len(waiting))  # fmt: skip
+        first = self.name_lane(int(waiting[0]))
+        message = f"{first} and {len(waiting) - 1} more threads wait for ever, at {'; '.join(statements)}"
+        self.findings.add("deadlock", statements[0], message, len(waiting))
         self.block_barriers.start()
         self.cluster_barriers.start()
         return False
@@ -207,27 +172,35 @@ class Machine:
             if instruction is None or function is None:
                 raise NotImplementedError(f"{self.kernel.name} runs past its last statement")
             operands = Operands(self, function, instruction, pc)
-            control_builder = find_control(instruction.opcode, instruction.modifiers)
-            group = find_collective(instruction.opcode, instruction.modifiers)
-            leave: Callable[[Lanes], Next] | None = None
-            if control_builder is not None:
-                leave = control_builder(operands)
-            elif group is not None:
-                leave = self._collective(operands, group.build(operands), group.mask_operand)
+            try:
+                run, leave = self._meaning(operands)
+            except KeyError as error:
+                raise operands.unknown() from error
+            operands.refuse_unconsidered()
             if leave is not None:
                 if instruction.guard is not None:
                     leave = self._guarded_control(operands, leave)
                 segment = _Segment(start, pc + 1, ops, leave)
                 break
-            run = build(operands)
+            assert run is not None
             ops.append(run if instruction.guard is None else _guarded(operands, run))
             pc += 1
             if pc in self._label_pcs:
-                after = pc
-                segment = _Segment(start, pc, ops, lambda lanes: (after, lanes))
+                segment = _Segment(start, pc, ops, partial(_fall_through, pc))
                 break
         self._segments[start] = segment
         return segment
+
+    def _meaning(self, operands: Operands) -> tuple[Run | None, Callable[[Lanes], Next] | None]:
+        """What an instruction does, if it is straight, or else where it sends its lanes."""
+        instruction = operands.instruction
+        control_builder = find_control(instruction.opcode, instruction.modifiers)
+        if control_builder is not None:
+            return None, control_builder(operands)
+        group = find_collective(instruction.opcode, instruction.modifiers)
+        if group is not None:
+            return None, self._collective(operands, group.build(operands), group.mask_operand)
+        return build(operands), None
 
     def _guarded_control(self, operands: Operands, leave: Callable[[Lanes], Next]) -> Callable[[Lanes], Next]:
         guard = _guard(operands)
@@ -250,7 +223,11 @@ class Machine:
 
     def _collective(self, operands: Operands, run: Run, mask_operand: int | None) -> Callable[[Lanes], Next]:
         pc = operands.pc
-        mask = None if mask_operand is None else operands.source(len(operands) - 1 if mask_operand == -1 else mask_operand, "u32")
+        mask = (
+            None
+            if mask_operand is None
+            else operands.source(len(operands) - 1 if mask_operand == -1 else mask_operand, "u32")
+        )
         exists = np.left_shift(1, self.geometry.warp_population) - 1
 
         def leave(lanes: Lanes) -> Next:
@@ -276,6 +253,10 @@ class Machine:
 
         self._collective_run[pc] = forced
         return leave
+
+
+def _fall_through(pc: int, lanes: Lanes) -> Next:
+    return pc, lanes
 
 
 def _guard(operands: Operands) -> Callable[[Lanes], np.ndarray]:

@@ -31,6 +31,7 @@ class Operands:
         self.opcode = instruction.opcode
         self.modifiers = instruction.modifiers
         self.type = next((m for m in reversed(self.modifiers) if m in DTYPES), "")
+        self._considered: set[str] = set(DTYPES)
 
     def __len__(self) -> int:
         return len(self.instruction.operands)
@@ -40,16 +41,27 @@ class Operands:
 
     def has(self, *modifiers: str) -> bool:
         """Whether one of the modifiers is given."""
+        self._considered.update(modifiers)
         return any(m in self.modifiers for m in modifiers)
 
     def one_of(self, *modifiers: str, default: str | None = None) -> str:
         """The one modifier of these that is given."""
+        self._considered.update(modifiers)
         for modifier in self.modifiers:
             if modifier in modifiers:
                 return modifier
         if default is None:
             raise self.unknown()
         return default
+
+    def accept(self, *modifiers: str) -> None:
+        """These modifiers change nothing here."""
+        self._considered.update(modifiers)
+
+    def refuse_unconsidered(self) -> None:
+        """Raise if a modifier is given that no code has looked at."""
+        if not self._considered.issuperset(self.modifiers):
+            raise self.unknown()
 
     def unknown(self) -> NotImplementedError:
         """The error for a form that is not supported."""
@@ -72,7 +84,11 @@ class Operands:
             return special.view(dtype) if dtype.itemsize == 4 else self._unsupported_special()
         symbol = self.symbol_address(text)
         if symbol is not None:
-            return np.broadcast_to(symbol.astype(np.uint64)[0].astype(dtype), lanes) if dtype.itemsize < 8 else np.broadcast_to(symbol, lanes).view(dtype)
+            return (
+                np.broadcast_to(symbol.astype(np.uint64)[0].astype(dtype), lanes)
+                if dtype.itemsize < 8
+                else np.broadcast_to(symbol, lanes).view(dtype)
+            )
         raise self.unknown()
 
     def _unsupported_special(self) -> np.ndarray:
@@ -154,7 +170,9 @@ class Operands:
             return lambda lanes: source[lanes.sel]
         return lambda lanes: source[lanes.sel] + displacement
 
-    def unary(self, function: Callable[[np.ndarray], np.ndarray], type_name: str | None = None, result: str | None = None) -> Run:
+    def unary(
+        self, function: Callable[[np.ndarray], np.ndarray], type_name: str | None = None, result: str | None = None
+    ) -> Run:
         """dest = function(operand 1)."""
         d, a = self.dest(0, result or type_name), self.source(1, type_name)
 

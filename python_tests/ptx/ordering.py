@@ -25,6 +25,7 @@ class Ordering:
         clusters = geometry.ctas // geometry.cluster
         self._arriving = np.full((clusters, geometry.warps_per_cluster), -1, np.int32)
         self._released = self._arriving.copy()
+        self._pending: dict[int, np.ndarray] = {}
         per_cta = geometry.warps_per_cta
         self._own = (self.slot // per_cta * per_cta)[:, None] + np.arange(per_cta)
         self.cta_floor = np.full(geometry.warps, -1, np.int32)
@@ -48,8 +49,22 @@ class Ordering:
         self.seen[warps, self.slot[warps]] = time
         self._refresh(warps)
 
+    def block_arrive(self, warps: np.ndarray, barrier: int) -> None:
+        """These warps of one or more blocks reach a barrier that is not complete yet."""
+        time = self._publish(warps)
+        self.seen[warps, self.slot[warps]] = time
+        pending = self._pending.setdefault(barrier, np.full_like(self.seen[:: self._geometry.warps_per_cta], -1))
+        np.maximum.at(pending, warps // self._geometry.warps_per_cta, self.seen[warps])
+
+    def block_release(self, cta: int, warps: np.ndarray, barrier: int) -> None:
+        """The barrier is complete: the warps that waited learn what those that arrived had done and seen until then."""
+        pending = self._pending[barrier]
+        self.seen[warps] = np.maximum(self.seen[warps], pending[cta])
+        pending[cta] = -1
+        self._refresh(warps)
+
     def block_barrier(self, warps: np.ndarray) -> None:
-        """`bar.sync` of these warps, each block's among themselves."""
+        """`bar.sync` of whole blocks at once."""
         time = self._publish(warps)
         self.seen[warps, self.slot[warps]] = time
         cta = warps // self._geometry.warps_per_cta

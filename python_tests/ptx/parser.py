@@ -9,8 +9,23 @@ from functools import partial
 
 from .syntax import Body, Function, Instruction, Kernel, Module, Variable
 
-_LINE_DIRECTIVES = ("version", "target", "address_size", "file", "loc", "maxntid", "reqntid", "minnctapersm", "maxnreg",
-                    "explicitcluster", "reqnctapercluster", "maxclusterrank", "noreturn", "pragma")  # fmt: skip
+_LINE_DIRECTIVES = (
+    "version",
+    "target",
+    "address_size",
+    "file",
+    "loc",
+    "maxntid",
+    "reqntid",
+    "minnctapersm",
+    "maxnreg",
+    "explicitcluster",
+    "reqnctapercluster",
+    "maxclusterrank",
+    "noreturn",
+    "pragma",
+)
+_DIRECTIVE = re.compile(r"\.(?:" + "|".join(_LINE_DIRECTIVES) + r")\b[^\n;]*")
 _HEAD = re.compile(r"(?:\.(?:visible|weak|extern)\s+)*\.(?P<kind>entry|func)\b(?P<rest>[^{;]*)")
 _LABEL = re.compile(r"([A-Za-z_$][\w$]*):(?!:)")
 _VARIABLE = re.compile(
@@ -48,13 +63,12 @@ class _Source:
         """Braces, `label:` and statements (without their semicolon) between two positions."""
         text, position = self.text, start
         skip = re.compile(r"[\s;]*")
-        directive = re.compile(r"\.(?:" + "|".join(_LINE_DIRECTIVES) + r")\b[^\n;]*")
         statement = re.compile(r"[^;]*")
         while True:
             position = skip.match(text, position).end()  # type: ignore[union-attr]
             if position >= end:
                 return
-            match = directive.match(text, position) or _LABEL.match(text, position)
+            match = _DIRECTIVE.match(text, position) or _LABEL.match(text, position)
             if text[position] in "{}":
                 yield position, text[position]
                 position += 1
@@ -82,7 +96,9 @@ def _variable(declaration: str) -> Variable | None:
     unsized = "" in dims and not initial
     if "" in dims and initial:
         shape = (len(initial),)
-    return Variable(match["name"], match["space"], match["type"], shape, int(align[1]) if align else size, unsized, initial)
+    return Variable(
+        match["name"], match["space"], match["type"], shape, int(align[1]) if align else size, unsized, initial
+    )
 
 
 def _parameters(text: str) -> tuple[Variable, ...]:
@@ -146,7 +162,7 @@ def _parse_body(source: _Source, start: int, end: int) -> Body:
         elif text.startswith(".branchtargets"):
             label = next(reversed(body.labels))
             body.branch_targets[label] = tuple(t.strip() for t in text.split(None, 1)[1].split(","))
-        elif text.startswith((".pragma", ".loc", ".file")):
+        elif _DIRECTIVE.match(text):
             continue
         elif text.startswith("."):
             variable = _variable(text)
@@ -172,12 +188,16 @@ def _instruction(text: str, line: int, scopes: _Scopes, rename) -> Instruction: 
     operands = _OPERAND.findall(_NAME.sub(rename, match[4]))
     guard = scopes.resolve(match[2]) if match[2] else None
     readable = re.sub(r"\s+", " ", text)
-    return Instruction(line, readable, opcode, tuple(modifiers), tuple(o.strip() for o in operands), guard, match[1] == "!")
+    return Instruction(
+        line, readable, opcode, tuple(modifiers), tuple(o.strip() for o in operands), guard, match[1] == "!"
+    )
 
 
 def _function(module: Module, head: re.Match[str]) -> Function:
     kind, rest = head["kind"], head["rest"]
-    match = re.match(r"\s*(?:\((?P<returns>[^)]*)\))?\s*(?P<name>[\w$]+)\s*(?:\((?P<params>[^)]*)\))?(?P<tail>.*)", rest, re.S)
+    match = re.match(
+        r"\s*(?:\((?P<returns>[^)]*)\))?\s*(?P<name>[\w$]+)\s*(?:\((?P<params>[^)]*)\))?(?P<tail>.*)", rest, re.S
+    )
     if match is None:
         raise NotImplementedError(f"function head {head[0]}")
     directives = dict(_directive(line.strip()) for line in match["tail"].split("\n") if line.strip().startswith("."))
@@ -194,7 +214,7 @@ def parse_module(text: str) -> Module:
     position = 0
     skip_until = 0
     for position, statement in source.statements(0, len(source.text)):
-        if position < skip_until or statement in "{}" or statement.startswith(tuple(f".{d}" for d in _LINE_DIRECTIVES)):
+        if position < skip_until or statement in "{}" or _DIRECTIVE.match(statement):
             continue
         head = _HEAD.match(statement)
         if head is not None:

@@ -30,8 +30,15 @@ class _Accesses:
 class RaceCheck:
     """Watches every access to shared memory of a wave, and reads of what was never written."""
 
-    def __init__(self, geometry: Geometry, stride: int, granule: int, ordering: Ordering, findings: Findings,
-                 name_lane: Callable[[int], str]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        geometry: Geometry,
+        stride: int,
+        granule: int,
+        ordering: Ordering,
+        findings: Findings,
+        name_lane: Callable[[int], str],
+    ) -> None:
         count = geometry.ctas * stride // granule
         self._geometry, self._stride, self._granule = geometry, stride, granule
         self._ordering, self._findings, self._name_lane = ordering, findings, name_lane
@@ -44,7 +51,9 @@ class RaceCheck:
         self._shared_across[ctas] = True
         self._any_across = True
 
-    def check(self, lanes: Lanes, place: np.ndarray, width: int, cta: np.ndarray, instruction: Instruction, kind: str) -> None:
+    def check(
+        self, lanes: Lanes, place: np.ndarray, width: int, cta: np.ndarray, instruction: Instruction, kind: str
+    ) -> None:
         """Aligned, in-bounds accesses of `width` bytes at byte `place` of the wave's shared memory."""
         per_access = max(width // self._granule, 1)
         row = place // (per_access * self._granule)
@@ -97,8 +106,18 @@ class RaceCheck:
         ordered |= other == (access.me & (_ATOMIC - 1))
         return ordered | (clock < 0)
 
-    def _conflicts(self, access: _Rows, earlier: _Accesses, clock: np.ndarray, what: str, lanes: Lanes, place: np.ndarray,
-                   cta: np.ndarray, instruction: Instruction, kind: str) -> None:  # fmt: skip
+    def _conflicts(
+        self,
+        access: _Rows,
+        earlier: _Accesses,
+        clock: np.ndarray,
+        what: str,
+        lanes: Lanes,
+        place: np.ndarray,
+        cta: np.ndarray,
+        instruction: Instruction,
+        kind: str,
+    ) -> None:
         if (clock <= access.floor).all():
             return
         lane = access.gather(earlier.lane)
@@ -108,16 +127,26 @@ class RaceCheck:
         if not ordered.all():
             self._report(~ordered, lane, what, lanes, place, cta, instruction, kind)
 
-    def _report(self, found: np.ndarray, lane: np.ndarray, what: str, lanes: Lanes, place: np.ndarray, cta: np.ndarray,
-                instruction: Instruction, kind: str) -> None:  # fmt: skip
+    def _report(
+        self,
+        found: np.ndarray,
+        lane: np.ndarray,
+        what: str,
+        lanes: Lanes,
+        place: np.ndarray,
+        cta: np.ndarray,
+        instruction: Instruction,
+        kind: str,
+    ) -> None:
         i, part = np.unravel_index(int(np.argmax(found)), found.shape)
         other = self._name_lane(int(lane[i, part]) & (_ATOMIC - 1))
         where = self._where(int(place[i]) + int(part) * self._granule, int(cta[i]))
         message = f"{self._name_lane(lanes.index[i])}: {kind} of {where} is not ordered after the {what} by {other}"
         self._findings.add("race", instruction, message, int(found.any(1).sum()))
 
-    def _report_unwritten(self, found: np.ndarray, lanes: Lanes, place: np.ndarray, cta: np.ndarray,
-                          instruction: Instruction, kind: str) -> None:  # fmt: skip
+    def _report_unwritten(
+        self, found: np.ndarray, lanes: Lanes, place: np.ndarray, cta: np.ndarray, instruction: Instruction, kind: str
+    ) -> None:
         i, part = np.unravel_index(int(np.argmax(found)), found.shape)
         where = self._where(int(place[i]) + int(part) * self._granule, int(cta[i]))
         message = f"{self._name_lane(lanes.index[i])}: {kind} of {where}, never written"
@@ -131,8 +160,9 @@ class RaceCheck:
 class _Rows:
     """One access per lane, each of `per_access` granules: rows of the tables, with what belongs to the lane."""
 
-    def __init__(self, row: np.ndarray, per_access: int, floor: np.ndarray, me: np.ndarray, warp: np.ndarray,
-                 clock: np.ndarray) -> None:  # fmt: skip
+    def __init__(
+        self, row: np.ndarray, per_access: int, floor: np.ndarray, me: np.ndarray, warp: np.ndarray, clock: np.ndarray
+    ) -> None:
         self._row, self._per_access = row, per_access
         self.floor, self.me, self.warp, self.clock = floor, me, warp, clock
 
@@ -143,4 +173,6 @@ class _Rows:
         table.reshape(-1, self._per_access)[self._row] = values
 
     def backwards(self) -> _Rows:
-        return _Rows(self._row[::-1], self._per_access, self.floor[::-1], self.me[::-1], self.warp[::-1], self.clock[::-1])
+        return _Rows(
+            self._row[::-1], self._per_access, self.floor[::-1], self.me[::-1], self.warp[::-1], self.clock[::-1]
+        )

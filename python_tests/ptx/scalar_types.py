@@ -1,6 +1,6 @@
 """PTX's fundamental types as numpy dtypes.
 
-bfloat16 has no numpy dtype and packed pairs have none either: they travel as the unsigned integer that holds their bits.
+bfloat16 has no numpy dtype and packed pairs have none: they travel as the unsigned integer that holds their bits.
 """
 
 from __future__ import annotations
@@ -24,4 +24,6 @@ SIGNED = {1: np.dtype("i1"), 2: np.dtype("i2"), 4: np.dtype("i4"), 8: np.dtype("
 
 def storage_dtype(type_name: str) -> np.dtype:
     """The dtype a register or variable element of this type is kept in: unsigned bits, or bool for a predicate."""
+    if type_name not in DTYPES:
+        raise NotImplementedError(f"register type .{type_name}")
     return DTYPES["pred"] if type_name == "pred" else UNSIGNED[DTYPES[type_name].itemsize]

@@ -65,8 +65,9 @@ class SharedMemory:
             for kind_found, found in (("out_of_bounds", bad), ("misaligned", crooked)):
                 if found.any():
                     i = int(np.argmax(found))
-                    where = f"{self._name_lane(lanes.index[i])}: {kind} of {width} bytes at shared+{int(offset[i])} of {self.size}"
-                    self._findings.add(kind_found, instruction, where, int(found.sum()))
+                    where = f"{kind} of {width} bytes at shared+{int(offset[i])} of {self.size}"
+                    message = f"{self._name_lane(lanes.index[i])}: {where}"
+                    self._findings.add(kind_found, instruction, message, int(found.sum()))
             good = ~(bad | crooked)
             place = np.full(lanes.count, self._geometry.ctas * self.stride)
             if good.any():

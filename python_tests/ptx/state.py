@@ -26,7 +26,7 @@ class LaneState:
         self._specials: dict[str, np.ndarray] = {}
         self._params: dict[tuple[str, str], np.ndarray] = {}
         self.parameter_offsets = kernel.parameter_layout
-        self.parameters = np.zeros(4096 + 64, np.uint8)
+        self.parameters = np.zeros(1 << 15, np.uint8)
         self._frame_offsets, frame = {}, 0
         for function in kernel.callees:
             for variable in function.body.variables.values():
@@ -72,7 +72,9 @@ class LaneState:
         """[lane, byte] of a `.param` variable of a function or of a call site; None if there is no such variable."""
         key = function.name, name
         if key not in self._params:
-            declared: dict[str, Variable] = {v.name: v for v in function.params + function.returns if function is not self.kernel}
+            declared: dict[str, Variable] = {
+                v.name: v for v in function.params + function.returns if function is not self.kernel
+            }
             declared |= {v.name: v for v in function.body.variables.values() if v.space == "param"}
             if name not in declared:
                 return None

@@ -10,8 +10,15 @@ from ..shared_memory import RANK_SHIFT
 from ..state import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from .registry import opcode
 
-_WINDOWS = {"shared": SHARED_WINDOW, "shared::cta": SHARED_WINDOW, "shared::cluster": SHARED_WINDOW,
-            "local": LOCAL_WINDOW, "param": PARAM_WINDOW, "global": 0, "const": 0}  # fmt: skip
+_WINDOWS = {
+    "shared": SHARED_WINDOW,
+    "shared::cta": SHARED_WINDOW,
+    "shared::cluster": SHARED_WINDOW,
+    "local": LOCAL_WINDOW,
+    "param": PARAM_WINDOW,
+    "global": 0,
+    "const": 0,
+}
 
 
 @opcode("cvta")
@@ -79,6 +86,7 @@ def _getctarank(op: Operands) -> Run:
 @opcode("prefetch", "prefetchu")
 def _prefetch(op: Operands) -> Run:
     """No effect; the address must lie in an allocation all the same."""
+    op.accept("global", "L1", "L2", "L2::evict_last", "L2::evict_normal")
     address = op.address_source(0)
     machine, instruction = op.machine, op.instruction
 
@@ -93,6 +101,7 @@ def _bulk_prefetch(op: Operands) -> Run:
     """`cp.async.bulk.prefetch.L2.global [address], size`: no effect, but all bytes must exist and come in sixteens."""
     if op.modifiers[:4] != ("async", "bulk", "prefetch", "L2") or not op.has("global"):
         raise op.unknown()
+    op.accept("async", "bulk", "prefetch", "L2", "L2::cache_hint")
     address, size = op.address_source(0), op.source(1, "u32")
     machine, instruction = op.machine, op.instruction
 

@@ -109,7 +109,9 @@ def popcount(x: np.ndarray) -> np.ndarray:
 @opcode("popc", "clz", family="int")
 def _popc_clz(op: Operands) -> Run:
     width = 8 * DTYPES[op.type].itemsize
-    return op.unary(popcount if op.opcode == "popc" else lambda a: (width - bit_length(a)).astype(np.uint32), op.type, "u32")
+    return op.unary(
+        popcount if op.opcode == "popc" else lambda a: (width - bit_length(a)).astype(np.uint32), op.type, "u32"
+    )
 
 
 @opcode("bfind", family="int")
@@ -171,7 +173,9 @@ def _bfi(op: Operands) -> Run:
         s = lanes.sel
         position, count = start[s] & np.uint32(255), length[s] & np.uint32(255)
         n = np.minimum(count, width)
-        ones = np.where(n >= width, ~dtype.type(0), (dtype.type(1) << np.minimum(n, width - 1).astype(dtype)) - dtype.type(1))
+        ones = np.where(
+            n >= width, ~dtype.type(0), (dtype.type(1) << np.minimum(n, width - 1).astype(dtype)) - dtype.type(1)
+        )
         shift = np.minimum(position, width - 1).astype(dtype)
         mask = np.where(position < width, ones << shift, dtype.type(0))
         d[s] = (b[s] & ~mask) | (a[s] << shift & mask)

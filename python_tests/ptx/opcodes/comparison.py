@@ -46,6 +46,7 @@ def _compared(op: Operands, first: int, type_name: str) -> Callable[[Lanes], np.
     """Operands `first` and `first + 1` compared, combined with the predicate after them if a boolean op is given."""
     is_float = type_name in _HALVES or DTYPES[type_name].kind == "f"
     compare = _comparison(op.modifiers[0], is_float)
+    op.accept(op.modifiers[0])
     half = type_name in _HALVES
     bits = ("b32" if type_name.endswith("x2") else "b16") if half else type_name
     a, b = op.source(first, bits), op.source(first + 1, bits)

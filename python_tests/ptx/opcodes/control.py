@@ -16,6 +16,7 @@ Leave = Callable[[Lanes], Next]
 
 @control("bra")
 def _bra(op: Operands) -> Leave:
+    op.accept("uni")
     target = op.machine.labels[op.function.name, op[0]]
     return lambda lanes: (target, lanes)
 
@@ -23,6 +24,7 @@ def _bra(op: Operands) -> Leave:
 @control("brx")
 def _brx(op: Operands) -> Leave:
     """`brx.idx index, table`."""
+    op.accept("idx", "uni")
     index = op.source(0, "u32")
     targets = np.array([op.machine.labels[op.function.name, t] for t in op.function.body.branch_targets[op[1]]])
     machine = op.machine
@@ -57,6 +59,7 @@ def _trap(op: Operands) -> Leave:
 
 @control("ret")
 def _ret(op: Operands) -> Leave:
+    op.accept("uni")
     machine, function = op.machine, op.function
     if function is machine.kernel:
         return _exit(op)
@@ -78,7 +81,10 @@ def _ret(op: Operands) -> Leave:
 @control("call")
 def _call(op: Operands) -> Leave:
     """`call.uni (result), name, (argument, ...)`: arguments and result are `.param` variables of the call site."""
-    groups = [[x.strip() for x in o[1:-1].split(",") if x.strip()] for o in op.instruction.operands if o.startswith("(")]
+    op.accept("uni")
+    groups = [
+        [x.strip() for x in o[1:-1].split(",") if x.strip()] for o in op.instruction.operands if o.startswith("(")
+    ]
     names = [o for o in op.instruction.operands if not o.startswith("(")]
     if len(names) != 1:
         raise op.unknown()
@@ -91,8 +97,12 @@ def _call(op: Operands) -> Leave:
     has_result = bool(callee.returns)
     results = groups[0] if has_result else []
     arguments = groups[-1] if len(groups) > has_result else []
-    copies_in = [(_variable(op, name), _formal(op, callee, p.name)) for name, p in zip(arguments, callee.params, strict=True)]
-    copies_out = [(_formal(op, callee, p.name), _variable(op, name)) for name, p in zip(results, callee.returns, strict=True)]
+    copies_in = [
+        (_variable(op, name), _formal(op, callee, p.name)) for name, p in zip(arguments, callee.params, strict=True)
+    ]
+    copies_out = [
+        (_formal(op, callee, p.name), _variable(op, name)) for name, p in zip(results, callee.returns, strict=True)
+    ]
 
     def take_result(lanes: Lanes) -> None:
         for source, target in copies_out:
@@ -153,6 +163,7 @@ def _uniform(op: Operands, operand: int) -> Callable[[Lanes], int]:
 def _bar(op: Operands) -> Leave:
     """bar.sync a{, b}; bar.arrive a, b; bar.red.{popc.u32|and.pred|or.pred} d, a{, b}, p."""
     kind = op.one_of("sync", "arrive", "red")
+    op.accept("aligned", "cta")
     barriers, pc = op.machine.block_barriers, op.pc
     reducing = kind == "red"
     first = 1 if reducing else 0
@@ -186,6 +197,7 @@ def _register_reduction(op: Operands, pc: int) -> None:
 @control("barrier.cluster")
 def _barrier_cluster(op: Operands) -> Leave:
     barriers, pc = op.machine.cluster_barriers, op.pc
+    op.accept("cluster", "aligned", "acquire", "release", "relaxed")
     if op.one_of("arrive", "wait") == "arrive":
 
         def arrive(lanes: Lanes) -> Next:

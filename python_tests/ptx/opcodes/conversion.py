@@ -8,7 +8,7 @@ import numpy as np
 
 from ..lanes import Lanes
 from ..operands import Operands, Run
-from ..rounding import directed_float32, directed_float64, flush_subnormals, float32_to_bfloat16
+from ..rounding import directed_float32, directed_float64, float32_to_bfloat16, flush_subnormals, two_sum
 from ..scalar_types import DTYPES
 from .half_arithmetic import decode_half, encode_half
 from .registry import opcode
@@ -37,12 +37,10 @@ def _narrow_integer(x: np.ndarray, dtype: np.dtype, saturate: bool) -> np.ndarra
 
 
 def _integer_to_float(x: np.ndarray, target: str, mode: str) -> np.ndarray:
-    value = x.astype(np.float64)
     if mode == "rn":
-        return x.astype(np.float32) if target == "f32" else value
-    overshoot = np.abs(value) >= 2.0**63
-    back = np.where(overshoot, 0, value).astype(x.dtype)
-    error = np.where(overshoot, -1.0, (x.astype(np.int64) - back.astype(np.int64)).astype(np.float64))
+        return x.astype(DTYPES[target])
+    low = x & x.dtype.type(2047 if x.dtype.itemsize == 8 else 0)  # the rest fits a float64 exactly
+    value, error = two_sum((x - low).astype(np.float64), low.astype(np.float64))
     return directed_float32(value, mode, error) if target == "f32" else directed_float64(value, error, mode)
 
 
@@ -90,6 +88,7 @@ def _cvt(op: Operands) -> Run:
         return _pack_pair(op, target, source)
     if source in ("f16x2", "bf16x2"):
         raise op.unknown()
+    op.has("sat", "ftz", "relu", *_INTEGER_ROUNDING)  # one that does not apply is no error in PTX
     dtype = DTYPES[target]
     convert: Callable[[np.ndarray], np.ndarray]
     if target in _FLOATS:

@@ -68,15 +68,12 @@ def _fma_exact(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray,
 def _basic(op: Operands) -> Run:
     mode = op.one_of("rn", "rz", "rm", "rp", default="rn")
     function: Function = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[op.opcode]
-    if mode != "rn":
-        exact = _product_exact if op.opcode == "mul" else _add_exact
-        if op.opcode == "sub":
-            exact = lambda a, b: _add_exact(a, -b)  # noqa: E731
-        if op.type == "f32":
-            function = _in_float64(exact, mode)
-        else:
-            function = lambda a, b: directed_float64(*exact(a, b), mode)  # noqa: E731
-    return op.binary(finish(op, function))
+    if mode == "rn":
+        return op.binary(finish(op, function))
+    exact = {"add": _add_exact, "sub": lambda a, b: _add_exact(a, -b), "mul": _product_exact}[op.opcode]
+    if op.type == "f32":
+        return op.binary(finish(op, _in_float64(exact, mode)))
+    return op.binary(finish(op, lambda a, b: directed_float64(*exact(a, b), mode)))
 
 
 @opcode("fma", "mad", family="float")
@@ -105,10 +102,8 @@ def _neg_abs(op: Operands) -> Run:
 def extremum(name: str, propagate_nan: bool) -> Function:
     """PTX's min and max: NaN loses unless `.NaN` is given, and -0 is below +0."""
     smaller = name == "min"
-    if propagate_nan:
-        ufunc = np.minimum if smaller else np.maximum
-    else:
-        ufunc = np.fmin if smaller else np.fmax
+    plain, propagating = (np.fmin, np.minimum) if smaller else (np.fmax, np.maximum)
+    ufunc = propagating if propagate_nan else plain
 
     def two(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         result = ufunc(a, b)
@@ -140,6 +135,7 @@ def _sqrt_rcp(op: Operands) -> Run:
     function: Function = np.sqrt if op.opcode == "sqrt" else np.reciprocal
     if op.has("approx"):
         if op.type == "f64":
+            op.accept("ftz")
             return op.unary(_reciprocal_ftz64(op))
         return op.unary(finish(op, approximate(op, function)))
     op.one_of("rn")
@@ -168,8 +164,12 @@ def approximate(op: Operands, function: Function) -> Function:
         result = function(*arguments)
         if machine.approx_error == 0.0:
             return result
-        key = np.ascontiguousarray(arguments[0], np.float64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        key = (key ^ (key >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        key = np.zeros(len(result), np.uint64)
+        for a in arguments:
+            key ^= np.ascontiguousarray(a, np.float64).view(np.uint64)
+            key *= np.uint64(0x9E3779B97F4A7C15)
+            key ^= key >> np.uint64(29)
+        key *= np.uint64(0xBF58476D1CE4E5B9)
         noise = (key >> np.uint64(40)).astype(np.float64) / 2.0**23 - 1.0
         return (result * (1.0 + machine.approx_error * noise)).astype(result.dtype)
 

@@ -1,4 +1,4 @@
-"""float16 and bfloat16, single and packed in pairs. Each result is rounded once from an exact or odd-rounded float64."""
+"""float16 and bfloat16, single and packed in pairs. Results are rounded once, from an exact or odd-rounded float64."""
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ def _arithmetic(op: Operands) -> Run:
     }
     if op.one_of("rn", "rz", default="rn") != "rn" or op.has("oob"):
         raise op.unknown()
+    op.accept("relu", "sat", "ftz")  # _finish sees to them
     function, name = functions[op.opcode], op.type
 
     def compute(*bits: np.ndarray) -> np.ndarray:
@@ -81,6 +82,7 @@ def _arithmetic(op: Operands) -> Run:
 def _min_max(op: Operands) -> Run:
     if op.has("xorsign", "abs"):
         raise op.unknown()
+    op.accept("ftz")
     two, name, count = extremum(op.opcode, op.has("NaN")), op.type, len(op) - 1
 
     def compute(*bits: np.ndarray) -> np.ndarray:
@@ -93,6 +95,7 @@ def _min_max(op: Operands) -> Run:
 
 @opcode("neg", "abs", family="half")
 def _neg_abs(op: Operands) -> Run:
+    op.accept("ftz")
     sign = np.uint16(0x8000)
     return _elementwise(op, 1, (lambda x: x ^ sign) if op.opcode == "neg" else (lambda x: x & ~sign))
 
@@ -100,5 +103,6 @@ def _neg_abs(op: Operands) -> Run:
 @opcode("ex2", "tanh", family="half")
 def _special(op: Operands) -> Run:
     op.one_of("approx")
+    op.accept("ftz")
     function, name = approximate(op, FUNCTIONS[op.opcode]), op.type
     return _elementwise(op, 1, lambda x: _finish(op, function(decode_half(x, name).astype(np.float64))))

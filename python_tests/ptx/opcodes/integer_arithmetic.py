@@ -36,7 +36,9 @@ def multiply_high(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return high
 
 
-def _saturated(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _saturated(
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     limits = np.iinfo(np.int32)
 
     def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:

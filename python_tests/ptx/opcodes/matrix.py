@@ -22,6 +22,9 @@ def _mma(op: Operands) -> Run:
     if not op.has("m16n8k16") or op.modifiers[-4::3] != ("f32", "f32") or op.modifiers[-3] not in ("f16", "bf16"):
         raise op.unknown()
     type_name = op.modifiers[-3]
+    if not op.has("row") or not op.has("col"):
+        raise op.unknown()
+    op.accept("sync", "aligned")
     d = [op.dest(name, "f32") for name in op.elements(0)]
     a_registers = [op.source(name, "b32") for name in op.elements(1)]
     b_registers = [op.source(name, "b32") for name in op.elements(2)]

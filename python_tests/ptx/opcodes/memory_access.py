@@ -12,10 +12,38 @@ from ..scalar_types import DTYPES, UNSIGNED
 from ..state import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from .registry import opcode
 
-SPACES = ("global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry", "param::func", "const")
+SPACES = (
+    "global",
+    "shared",
+    "shared::cta",
+    "shared::cluster",
+    "local",
+    "param",
+    "param::entry",
+    "param::func",
+    "const",
+)
 _VECTORS = {"v2": 2, "v4": 4, "v8": 8}
-_HINTS = {"ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "volatile", "weak", "relaxed", "acquire", "release", "cta", "cluster",
-          "gpu", "sys", "mmio"}  # fmt: skip
+_HINTS = {
+    "ca",
+    "cg",
+    "cs",
+    "cv",
+    "lu",
+    "wb",
+    "wt",
+    "nc",
+    "volatile",
+    "weak",
+    "relaxed",
+    "acquire",
+    "release",
+    "cta",
+    "cluster",
+    "gpu",
+    "sys",
+    "mmio",
+}
 _HINT_PREFIXES = ("L1::", "L2::")
 
 Place = tuple[Lanes, np.ndarray | None, dict[int, np.ndarray], np.ndarray]
@@ -25,12 +53,18 @@ Place = tuple[Lanes, np.ndarray | None, dict[int, np.ndarray], np.ndarray]
 def check_modifiers(op: Operands, known: set[str]) -> None:
     """Refuse a modifier nobody has thought about."""
     for modifier in op.modifiers:
-        if modifier not in known and modifier not in _HINTS and modifier not in DTYPES and not modifier.startswith(_HINT_PREFIXES):
+        if (
+            modifier not in known
+            and modifier not in _HINTS
+            and modifier not in DTYPES
+            and not modifier.startswith(_HINT_PREFIXES)
+        ):
             raise op.unknown()
+    op.accept(*op.modifiers)
 
 
 def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, np.ndarray], Iterator[Place]]:
-    """How a state space finds the memory behind the addresses of its active lanes. Generic addresses may be of several."""
+    """How a space finds the memory behind addresses of the active lanes; generic ones may be of several spaces."""
     machine, instruction = op.machine, op.instruction
 
     def in_global(lanes: Lanes, address: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
@@ -45,7 +79,8 @@ def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, 
         bad = (address < 0) | (address + width > machine.state.frame_size) | (address % width != 0)
         if bad.any():
             i = int(np.argmax(bad))
-            message = f"{machine.name_lane(lanes.index[i])}: {kind} of {width} bytes at local+{int(address[i])} of {machine.state.frame_size}"
+            where = f"{kind} of {width} bytes at local+{int(address[i])} of {machine.state.frame_size}"
+            message = f"{machine.name_lane(lanes.index[i])}: {where}"
             machine.findings.add("out_of_bounds", instruction, message, int(bad.sum()))
             address = np.where(bad, 0, address)
         flat = stack.reshape(-1)
@@ -54,10 +89,18 @@ def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, 
     def in_param(lanes: Lanes, address: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
         if kind != "load" or int(address.min()) < 0 or int(address.max()) + width > len(machine.state.parameters):
             raise NotImplementedError(f"{instruction}: address outside the parameters")
-        return {w: machine.state.parameters[:4096].view(dtype) for w, dtype in UNSIGNED.items()}, address
+        return {w: machine.state.parameters.view(dtype) for w, dtype in UNSIGNED.items()}, address
 
-    finders = {"shared": in_shared, "shared::cta": in_shared, "shared::cluster": in_shared, "local": in_local,
-               "param": in_param, "param::entry": in_param, "const": in_global, "global": in_global}  # fmt: skip
+    finders = {
+        "shared": in_shared,
+        "shared::cta": in_shared,
+        "shared::cluster": in_shared,
+        "local": in_local,
+        "param": in_param,
+        "param::entry": in_param,
+        "const": in_global,
+        "global": in_global,
+    }
     windows = ((PARAM_WINDOW, in_param), (LOCAL_WINDOW, in_local), (SHARED_WINDOW, in_shared), (-(1 << 62), in_global))
 
     def generic(lanes: Lanes, address: np.ndarray) -> Iterator[Place]:
@@ -87,6 +130,8 @@ def _shape(op: Operands) -> tuple[str, str, int, int]:
     """-> space, element type for registers, bytes of an element, elements."""
     space = op.one_of(*SPACES, default="generic")
     check_modifiers(op, {*SPACES, *_VECTORS})
+    if not op.type:
+        raise op.unknown()
     count = next((n for name, n in _VECTORS.items() if op.has(name)), 1)
     return space, op.type, DTYPES[op.type].itemsize, count
 

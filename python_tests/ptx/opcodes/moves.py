@@ -67,6 +67,7 @@ def _pack(op: Operands) -> Run:
 @opcode("membar", "griddepcontrol", "nanosleep", "setmaxnreg", "applypriority")
 def _nothing(op: Operands) -> Run:
     """Memory is sequentially consistent here, and time does not pass."""
+    op.accept(*op.modifiers)
     return lambda lanes: None
 
 
@@ -74,12 +75,14 @@ def _nothing(op: Operands) -> Run:
 def _fence(op: Operands) -> Run:
     if op.has("proxy", "mbarrier_init"):
         raise op.unknown()
+    op.accept(*op.modifiers)
     return lambda lanes: None
 
 
 @opcode("createpolicy")
 def _createpolicy(op: Operands) -> Run:
     """A cache policy only hints."""
+    op.accept(*op.modifiers)
     d = op.dest(0, "b64")
 
     def run(lanes: Lanes) -> None:

@@ -1,7 +1,7 @@
 """Which code gives an opcode its meaning.
 
-A straight opcode's builder returns a function of the active lanes. A control opcode's builder returns a function that also
-says where its lanes go. A collective opcode needs all lanes of its mask at the same statement.
+A straight opcode's builder returns a function of the active lanes. A control opcode's builder returns a function that
+also says where its lanes go. A collective opcode needs all lanes of its mask at the same statement.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def find_collective(opcode_name: str, modifiers: tuple[str, ...]) -> Collective 
 
 
 def build(operands: Operands) -> Run:
-    """The function that executes a straight opcode. Raises NotImplementedError naming the statement if there is none."""
+    """The function that executes a straight opcode. Raises NotImplementedError naming the statement if unknown."""
     family = FAMILIES.get(operands.type, "")
     builder = _straight.get((operands.opcode, family)) or _straight.get((operands.opcode, ""))
     if builder is None:

@@ -27,5 +27,6 @@ def _special(op: Operands) -> Run:
     if op.type == "f64":
         if op.opcode != "rsqrt":
             raise op.unknown()
+        op.accept("ftz")
         return op.unary(approximate(op, function))
     return op.unary(finish(op, approximate(op, lambda x: function(x.astype(np.float64)).astype(np.float32))))

@@ -54,7 +54,7 @@ def _shfl(op: Operands) -> Run:
         reads_active = (lanes.active_bits.astype(np.int64) & mask[s]) >> (source % WARP) & 1
         if not reads_active.all():
             i = int(np.argmin(reads_active))
-            message = f"{machine.name_lane(lanes.index[i])} reads lane {source[i] % WARP}, which is inactive or not in the mask"
+            message = f"{machine.name_lane(lanes.index[i])} reads lane {source[i] % WARP}, inactive or not in the mask"
             machine.findings.add("inactive_lane", instruction, message, int((reads_active == 0).sum()))
         value = a.take(source)
         d[s] = value
@@ -65,7 +65,7 @@ def _shfl(op: Operands) -> Run:
 
 
 def _groups(lanes: Lanes, mask: np.ndarray) -> np.ndarray | None:
-    """For each lane a number of its group, the lanes of its warp that name the same mask; None: warps are the groups."""
+    """For each lane a number of its group: lanes of its warp that name the same mask. None if warps are the groups."""
     if lanes.count == 1 or (mask == mask[0]).all():
         return None
     uniform = lanes.reduce_warps(np.minimum, mask) == lanes.reduce_warps(np.maximum, mask)
@@ -115,9 +115,16 @@ def _redux(op: Operands) -> Run:
             raise op.unknown()
         names = {"min": np.minimum, "max": np.maximum} if op.has("NaN") else {"min": np.fmin, "max": np.fmax}
     else:
-        names = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
-                 "xor": np.bitwise_xor}  # fmt: skip
+        names = {
+            "add": np.add,
+            "min": np.minimum,
+            "max": np.maximum,
+            "and": np.bitwise_and,
+            "or": np.bitwise_or,
+            "xor": np.bitwise_xor,
+        }
     ufunc = names[op.one_of(*names)]
+    op.accept("sync")
     d, a, mask = op.dest(0), op.source(1), op.source(2, "u32")
 
     def run(lanes: Lanes) -> None:
@@ -130,6 +137,7 @@ def _redux(op: Operands) -> Run:
 @collective("match", mask_operand=-1)
 def _match(op: Operands) -> Run:
     kind = op.one_of("any", "all")
+    op.accept("sync")
     d, same = op.dest_pair(0, "b32")
     a, mask = op.source(1), op.source(2, "u32")
     lane_bit = np.left_shift(1, op.machine.geometry.lane_id)
@@ -154,6 +162,7 @@ def _match(op: Operands) -> Run:
 
 @collective("elect", mask_operand=-1)
 def _elect(op: Operands) -> Run:
+    op.accept("sync")
     d, leader = op.dest_pair(0, "b32")
     mask = op.source(1, "u32")
     lane_id = op.machine.geometry.lane_id
@@ -170,6 +179,7 @@ def _elect(op: Operands) -> Run:
 
 @collective("bar.warp", mask_operand=-1)
 def _bar_warp(op: Operands) -> Run:
+    op.accept("warp", "sync")
     machine = op.machine
 
     def run(lanes: Lanes) -> None:

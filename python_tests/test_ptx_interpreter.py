@@ -1,0 +1,440 @@
+"""The PTX interpreter: what blocks and clusters do together, planted bugs it must find, correct twins it must not blame."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ptx import Device, Kernel, Module, Result, compile_ptx, find_nvcc, launch
+
+pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: put it on PATH or pip install nvidia-cuda-nvcc")
+KERNELS = Path(__file__).parent / "ptx" / "kernels"
+SCHEDULES = [None, 1, 2, 3]
+_DEFINED = re.findall(r"^#define (\w+) (\d+)$", (KERNELS / "planted_bugs.cu").read_text(), re.M)
+BUGS = {"NONE": 0, **{name: int(number) for name, number in _DEFINED}}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ptx")
+
+
+@pytest.fixture(scope="module")
+def module(cache: Path) -> Module:
+    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 90, cache=cache))
+
+
+@pytest.fixture(scope="module")
+def module80(cache: Path) -> Module:
+    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 80, cache=cache))
+
+
+def kinds(result: Result) -> set[str]:
+    return {f.kind for f in result.findings}
+
+
+def run_int(
+    kernel: Kernel, threads: int, size: int, seed: int | None = None, initial: np.ndarray | None = None
+) -> np.ndarray:
+    """One block of a kernel over one int array; no findings allowed."""
+    device = Device()
+    out = device.empty(size, np.int32, "out") if initial is None else device.upload(initial, "out")
+    result = launch(device, kernel, 1, threads, [out], seed=seed)
+    assert result.findings == []
+    return device.download(out)
+
+
+T = np.arange(64)
+LANE = T % 32
+WARP = T - LANE
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_shuffles(module: Module, seed: int | None) -> None:
+    got = run_int(module.kernels["shuffles"], 64, 11 * 64, seed).reshape(11, 64)
+    expected = [T ^ 5, np.where(LANE >= 3, T - 3, T), np.where(LANE < 29, T + 3, T), WARP + 7, WARP + T * 3 % 32]
+    eight = T % 8
+    # A partner in a later segment is out of range: the lane keeps its own value.
+    expected += [
+        np.where((LANE ^ 9) // 8 <= LANE // 8, T ^ 9, T),
+        np.where(eight >= 2, T - 2, T),
+        np.where(T % 16 < 14, T + 2, T),
+    ]
+    expected += [T - eight + 1, T ^ 15, LANE >= 4]
+    for k, column in enumerate(expected):
+        np.testing.assert_array_equal(got[k], column, err_msg=f"shuffle {k}")
+
+
+def mask_of(lanes: np.ndarray) -> int:
+    return sum(1 << int(lane) for lane in lanes)
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_votes_and_reductions(module: Module, seed: int | None) -> None:
+    got = run_int(module.kernels["votes"], 64, 13 * 64, seed).view(np.uint32).reshape(13, 64)
+    by_warp = T.reshape(2, 32)
+    ballot = np.repeat([mask_of(w[w % 3 == 0] % 32) for w in by_warp], 32)
+    match = [mask_of(w[w // 5 == t // 5] % 32) for w in by_warp for t in w]
+    odd = [mask_of(w[(w % 2 == t % 2) & (w & 2 > 0)] % 32) for w in by_warp for t in w]
+    sums = [w[w % 2 == t % 2].sum() for w in by_warp for t in w]
+    whole = 0xFFFFFFFF
+    expected = [
+        ballot,
+        T >= 32,
+        T < 32,
+        match,
+        np.repeat(by_warp.sum(1), 32),
+        WARP + 31,
+        WARP,
+        np.full(64, 255),
+        odd,
+        sums,
+        np.where(T % 4 == 1, 0x22222222, 0),
+        np.full(64, whole),
+        np.ones(64),
+    ]
+    for k, column in enumerate(expected):
+        if k == 10 and seed is not None:
+            continue  # which lanes are converged at activemask is the schedule's choice
+        np.testing.assert_array_equal(got[k], np.asarray(column, np.uint32), err_msg=f"vote {k}")
+
+
+def test_elect_names_one_lane_per_warp(module: Module) -> None:
+    got = run_int(module.kernels["elect"], 64, 64)
+    np.testing.assert_array_equal(got.reshape(2, 32).sum(1), [1, 1])
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_a_shuffle_waits_for_lanes_that_come_along_other_paths(module: Module, seed: int | None) -> None:
+    initial = np.arange(128, dtype=np.int32)
+    got = run_int(module.kernels["late_lanes"], 64, 0, seed, initial)
+    value = T + np.where(T & 1, T * ((T & 7) * ((T & 7) - 1) // 2), 0)
+    np.testing.assert_array_equal(got[64:], value[T ^ 1])
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_barriers_that_count_and_vote(module: Module, seed: int | None) -> None:
+    got = run_int(module.kernels["reducing_barriers"], 128, 384, seed).reshape(3, 128)
+    np.testing.assert_array_equal(got[:, 0], [43, 1, 0])
+    assert (got == got[:, :1]).all()
+
+
+def test_neighbouring_narrow_stores_are_no_race(module: Module) -> None:
+    device = Device()
+    out = device.empty(128, np.uint16, "out")
+    assert launch(device, module.kernels["neighbours"], 1, 128, [out]).findings == []
+    np.testing.assert_array_equal(device.download(out), np.arange(128) * 3)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_calls_stack_arrays_and_tables(module: Module, module80: Module, arch: int, seed: int | None) -> None:
+    device = Device()
+    out = device.empty(64, np.float32, "out")
+    kernel = (module if arch == 90 else module80).kernels["calls"]
+    assert launch(device, kernel, 1, 64, [out, 8], arch=arch, seed=seed).findings == []
+    table = np.array([1, 2, 0.5, -3])
+    for t in range(64):
+        x = t * 0.25
+        coefficients = table[np.arange(8) % 4] * (np.arange(8) + t % 3) if t & 1 else table
+        value = np.polynomial.polynomial.polyval(x if t & 1 else -x, coefficients)
+        expected = value * (10 if t & 1 else 2) + coefficients[-1]
+        assert device.download(out)[t] == pytest.approx(expected, rel=1e-5, abs=1e-3)
+
+
+def test_a_struct_parameter_indexed_at_run_time(module: Module) -> None:
+    device = Device()
+    out = device.empty(64, np.float32, "out")
+    struct = np.float32(0.5).tobytes() + np.arange(10, 70, 10, dtype=np.int32).tobytes()
+    assert launch(device, module.kernels["parameter_by_index"], 1, 64, [struct, out, 6]).findings == []
+    np.testing.assert_array_equal(device.download(out), 5.0 * (T % 6 + 1))
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_switches(module: Module, seed: int | None) -> None:
+    initial = np.arange(256, dtype=np.int32) * 5
+    got = run_int(module.kernels["switches"], 64, 0, seed, initial)[128:192]
+    cases = [
+        lambda t: t * 15,
+        lambda t: t ^ (t + 32) * 5,
+        lambda t: 7,
+        lambda t: 320,
+        lambda t: t << 3,
+        lambda t: -t,
+        lambda t: t * 5 // 3,
+        lambda t: 1000,
+        lambda t: t * t,
+        lambda t: -1,
+        lambda t: -1,
+    ]
+    assert got.tolist() == [cases[t % 11](t) for t in range(64)]
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_atomics(module: Module, seed: int | None) -> None:
+    device = Device()
+    out, sums = device.upload(np.zeros(128, np.int32), "out"), device.upload(np.zeros(1, np.float32), "sums")
+    assert launch(device, module.kernels["atomics"], 1, 64, [out, sums], seed=seed).findings == []
+    got = device.download(out)
+    assert got[:7].tolist() == [max(t * 7 % 101 for t in range(64)), -63, 65535, 64, 5, 9, 64 % 10]
+    assert got[8:12].tolist() == [sum(range(r, 64, 4)) for r in range(4)]
+    assert got[16:80].tolist() == [1] * 64
+    assert device.download(sums)[0] == sum(range(64)) / 2
+
+
+@pytest.mark.parametrize("bf", [0, 1])
+def test_matrix_product(module: Module, bf: int) -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = rng.integers(-8, 9, (16, 16)) / 4, rng.integers(-8, 9, (16, 8)) / 4, rng.integers(-8, 9, (16, 8)) / 4
+
+    def bits(x: np.ndarray) -> np.ndarray:
+        return (x.astype(np.float32).view(np.uint32) >> 16 if bf else x.astype(np.float16).view(np.uint16)).astype(
+            np.uint32
+        )
+
+    # The register layout of the PTX manual, written element by element.
+    registers_a, registers_b = np.zeros((4, 32), np.uint32), np.zeros((2, 32), np.uint32)
+    registers_c, expected = np.zeros((4, 32), np.float32), np.zeros((4, 32), np.float32)
+    product = a @ b + c
+    for lane in range(32):
+        group, in_group = lane >> 2, lane & 3
+        for i in range(8):
+            row = group if i < 2 or 4 <= i < 6 else group + 8
+            column = in_group * 2 + (i & 1) + (8 if i >= 4 else 0)
+            registers_a[i // 2, lane] |= bits(a)[row, column] << np.uint32(16 * (i & 1))
+        for i in range(4):
+            registers_b[i // 2, lane] |= bits(b)[in_group * 2 + (i & 1) + (8 if i >= 2 else 0), group] << np.uint32(
+                16 * (i & 1)
+            )
+            place = group if i < 2 else group + 8, in_group * 2 + (i & 1)
+            registers_c[i, lane], expected[i, lane] = c[place], product[place]
+    device = Device()
+    out = device.empty((4, 32), np.float32, "d")
+    pointers = [device.upload(x) for x in (registers_a, registers_b, registers_c)]
+    assert launch(device, module.kernels["matrix_product"], 1, 32, [*pointers, out, bf]).findings == []
+    np.testing.assert_array_equal(device.download(out), expected)
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+@pytest.mark.parametrize("name", ["cluster_sum", "split_cluster_barrier"])
+def test_clusters_read_each_others_shared_memory(module: Module, name: str, seed: int | None) -> None:
+    device, x = Device(), np.arange(256, dtype=np.float32).reshape(8, 32)
+    out = device.empty((8, 32), np.float32, "out")
+    cluster = 1 if name == "cluster_sum" else 2
+    shared = 0 if name == "cluster_sum" else 128
+    result = launch(
+        device, module.kernels[name], 8, 32, [device.upload(x), out], shared=shared, cluster=cluster, seed=seed
+    )
+    assert result.findings == []
+    if name == "cluster_sum":
+        expected = np.repeat(x.reshape(2, 4, 32).sum(1), 4, axis=0)
+    else:
+        expected = x[np.arange(8) ^ 1] + np.arange(32)
+    np.testing.assert_array_equal(device.download(out), expected)
+
+
+def test_traffic_of_a_kernel_that_reads_its_input_twice(module: Module) -> None:
+    device, n = Device(), 256
+    x = np.ones(4 * n, np.float32)
+    result = launch(
+        device, module.kernels["reads_twice"], 1, 128, [device.upload(x, "x"), device.empty(128, np.float32, "out"), n]
+    )
+    traffic = result.traffic["x"]
+    assert result.findings == []
+    assert traffic.unique_bytes_loaded == x.nbytes
+    assert traffic.bytes_loaded == 2 * x.nbytes
+    assert traffic.load_sectors == 2 * traffic.unique_sectors == 2 * x.nbytes // 32
+    assert traffic.widths == {16: 2 * n}
+    out = result.traffic["out"]
+    assert (out.bytes_stored, out.bytes_loaded, out.store_widths, out.store_sectors) == (512, 0, {4: 128}, 16)
+    assert result.instructions["st.global.f32"] == 4
+
+
+def test_traffic_of_strided_loads_shows_wasted_sectors(module: Module) -> None:
+    device = Device()
+    result = launch(
+        device,
+        module.kernels["strided"],
+        1,
+        64,
+        [device.upload(np.ones(512, np.float32), "x"), device.empty(64, np.float32)],
+    )
+    traffic = result.traffic["x"]
+    assert (traffic.bytes_loaded, traffic.unique_bytes_loaded, traffic.load_sectors, traffic.unique_sectors) == (
+        256,
+        256,
+        64,
+        64,
+    )
+
+
+def test_prefetches_are_bounds_checked(module: Module) -> None:
+    for past in (0, 4):
+        device = Device()
+        x, out = device.upload(np.ones(64, np.float32), "x"), device.empty(64, np.float32, "out")
+        result = launch(device, module.kernels["prefetches"], 1, 64, [x, out, past])
+        assert [f.kind for f in result.findings] == (["out_of_bounds"] * 2 if past else [])
+        assert result.traffic["x"].bytes_loaded == 256
+
+
+@pytest.fixture(scope="module")
+def bugs(cache: Path) -> Module:
+    return Module.parse(compile_ptx(KERNELS / "planted_bugs.cu", 90, cache=cache))
+
+
+def variant(bugs: Module, kernel: str, bug: str) -> Kernel:
+    return next(k for name, k in bugs.kernels.items() if f"{len(kernel)}{kernel}ILi{BUGS[bug]}E" in name)
+
+
+def run_block_kernel(bugs: Module, bug: str, seed: int | None = None) -> tuple[Result, np.ndarray]:
+    device, n, blocks = Device(), 5001, 3
+    rng = np.random.default_rng(0)
+    x = device.upload(rng.integers(-4, 5, n).astype(np.float32), "x")
+    out, scratch = (
+        device.empty((blocks * 256 + 1, 2), np.float32, "out"),
+        device.empty(blocks * 256, np.float32, "scratch"),
+    )
+    result = launch(device, variant(bugs, "block_kernel", bug), blocks, 256, [x, out, scratch, n], seed=seed)
+    return result, device.download(scratch)
+
+
+def run_cluster_kernel(bugs: Module, bug: str, seed: int | None = None, blocks: int = 8) -> tuple[Result, np.ndarray]:
+    device = Device()
+    x = device.upload(np.arange(64 * blocks, dtype=np.float32), "x")
+    out = device.empty(64 * blocks, np.float32, "out")
+    result = launch(device, variant(bugs, "cluster_kernel", bug), blocks, 64, [x, out], cluster=4, seed=seed)
+    return result, device.download(out)
+
+
+@pytest.mark.parametrize("run", [run_block_kernel, run_cluster_kernel])
+def test_the_correct_twin_has_no_findings_and_one_result_under_every_schedule(bugs: Module, run) -> None:  # type: ignore[no-untyped-def]
+    results = [run(bugs, "NONE", seed) for seed in SCHEDULES]
+    for result, values in results:
+        assert result.findings == []
+        np.testing.assert_array_equal(values, results[0][1])
+    if run is run_cluster_kernel:
+        sums = np.arange(512).reshape(2, 4, 64).sum(1)
+        np.testing.assert_array_equal(results[0][1], np.repeat(2 * sums, 4, axis=0).ravel())
+
+
+BLOCK_BUGS = {
+    "MISSING_SYNCTHREADS": ("race", "ld.shared.f32"),
+    "MISSING_SYNCWARP": ("race", "ld.volatile.shared.f32"),
+    "OFF_BY_ONE": ("out_of_bounds", "x+20004 of 20004 bytes"),
+    "MISALIGNED": ("misaligned", "out+4 of"),
+    "PARTIAL_WARP": ("partial_warp", "0x0000ffff"),
+    "DIVERGENT_BARRIER": ("divergent_barrier", "bar.sync"),
+    "UNINITIALISED_SHARED": ("uninitialised", "block 0 thread 250"),
+    "UNINITIALISED_GLOBAL": ("uninitialised", "scratch+"),
+    "SHARED_OVERFLOW": ("out_of_bounds", "store of 4 bytes at shared+"),
+    "SINGLE_BUFFER": ("race", "not ordered after the read"),
+    "DEADLOCK": ("deadlock", "bar.sync"),
+    "INACTIVE_LANE": ("inactive_lane", "shfl.sync"),
+    "OVERLAPPING_STORES": ("race", "st.shared.u16"),
+    "TRAP": ("trap", "block 0 thread 0"),
+    "EXITED_BEFORE_BARRIER": ("divergent_barrier", "128 have exited"),
+}
+CLUSTER_BUGS = {
+    "MISSING_FIRST_CLUSTER_SYNC": [("race", "not ordered after the write"), ("unstarted_cta", "no cluster barrier")],
+    "BLOCK_SYNC_FOR_CLUSTER": [("race", "not ordered after the write"), ("unstarted_cta", "no cluster barrier")],
+    "MISSING_LAST_CLUSTER_SYNC": [("dead_cta", "shared memory")],
+    "WRITE_AFTER_ARRIVE": [("race", "not ordered after the write")],
+}
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("bug", BLOCK_BUGS)
+def test_a_planted_bug_in_a_block_is_found(bugs: Module, bug: str, seed: int | None) -> None:
+    kind, words = BLOCK_BUGS[bug]
+    result, _ = run_block_kernel(bugs, bug, seed)
+    found = [f for f in result.findings if f.kind == kind]
+    assert found, [f.message for f in result.findings]
+    if seed is None:
+        assert any(words in f.message for f in found), [f.message for f in found]
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("bug", CLUSTER_BUGS)
+def test_a_planted_bug_in_a_cluster_is_found(bugs: Module, bug: str, seed: int | None) -> None:
+    result, _ = run_cluster_kernel(bugs, bug, seed)
+    # Under a random schedule a peer may also read what its neighbour has not written yet.
+    assert kinds(result) - ({"uninitialised"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
+    for kind, words in CLUSTER_BUGS[bug]:
+        assert any(f.kind == kind and words in f.message for f in result.findings)
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_named_barriers_order_those_who_wait_but_not_those_who_only_arrive(bugs: Module, seed: int | None) -> None:
+    got = run_int(variant(bugs, "named_barrier_kernel", "NONE"), 128, 128, seed).reshape(2, 64)
+    np.testing.assert_array_equal(got, [(63 - T) * 2, (63 - T) * 2 + 1])
+    device = Device()
+    kernel = variant(bugs, "named_barrier_kernel", "ARRIVE_WITHOUT_WAIT")
+    result = launch(device, kernel, 1, 128, [device.empty(128, np.int32, "out")], seed=seed)
+    # Arrivals of both rounds may also add up to one full barrier, and then the consumers wait for ever.
+    assert kinds(result) & ({"race"} if seed is None else {"race", "deadlock"})
+
+
+def test_every_planted_bug_is_tested() -> None:
+    assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, "ARRIVE_WITHOUT_WAIT"}
+
+
+def launch_findings(kernel: Kernel, arguments: int, **options: object) -> list[str]:
+    device = Device()
+    pointers = [device.upload(np.zeros(4096, np.float32)) for _ in range(arguments)]
+    settings = {"grid": 8, "block": 32, "args": pointers, **options}
+    return [f.message for f in launch(device, kernel, **settings).findings if f.kind == "launch"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("arch", "limit"), [(80, 163), (86, 99), (90, 227), (100, 227), (120, 99)])
+def test_too_much_shared_memory_is_refused(module80: Module, arch: int, limit: int) -> None:
+    kernel = module80.kernels["neighbours"]  # 256 bytes of static shared memory
+    bytes_left = limit * 1024 - kernel.shared_bytes
+    assert kernel.shared_bytes == 256
+    assert launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left) == []
+    assert "bytes of shared memory per block" in launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left + 1)[0]
+
+
+def test_launch_limits(module: Module, module80: Module) -> None:
+    shuffles, cluster_sum = module80.kernels["shuffles"], module.kernels["cluster_sum"]
+    assert launch_findings(shuffles, 1, grid=1) == []
+    assert "clusters begin with sm_90" in launch_findings(shuffles, 1, arch=80, cluster=2)[0]
+    assert "at most 1024" in launch_findings(shuffles, 1, block=1056)[0]
+    assert "at most 8 allowed" not in launch_findings(shuffles, 1, grid=8, cluster=8)
+    assert "a cluster of 16 blocks" in launch_findings(shuffles, 1, grid=16, cluster=16)[0]
+    assert "requires (4, 1, 1)" in launch_findings(cluster_sum, 2, cluster=2)[0]
+    assert "not divisible" in launch_findings(cluster_sum, 2, grid=6)[0]
+    assert "does not run there" in launch_findings(cluster_sum, 2, arch=80)[0]
+
+
+def test_unknown_statements_are_refused_by_name() -> None:
+    text = """
+    .version 9.0
+    .target sm_90
+    .address_size 64
+    .visible .entry odd(.param .u64 p) { .reg .b32 %r<2>; mov.u32 %r1, 0; STATEMENT; ret; }
+    """
+    statements = [
+        "frobnicate.b32 %r1, %r1",
+        "add.odd.s32 %r1, %r1, 1",
+        "ld.global.odd.u32 %r1, [%r1]",
+        "cvt.rn.e4m3x2.f32 %r1, %r1, %r1",
+    ]
+    for statement in statements:
+        module = Module.parse(text.replace("STATEMENT", statement))
+        with pytest.raises(NotImplementedError, match=f"line 5: {statement.split()[0]}"):
+            launch(Device(), module.kernels["odd"], 1, 32, [0])
+
+
+def test_a_kernel_that_never_ends_is_stopped() -> None:
+    text = ".target sm_90\n.visible .entry loop() { $again: bra.uni $again; }"
+    result = launch(Device(), Module.parse(text).kernels["loop"], 1, 32, [], max_steps=100)
+    assert kinds(result) == {"timeout"}
+
+
+def test_uploads_can_be_misaligned_and_come_back() -> None:
+    device, x = Device(), np.arange(7, dtype=np.uint16)
+    a, b = device.upload(x, "a", offset=2), device.upload(x, "b")
+    assert (a % 256, b % 256) == (2, 0)
+    np.testing.assert_array_equal(device.download(a), x)

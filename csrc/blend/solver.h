@@ -3,7 +3,7 @@
 //
 //   Solver solver(epsilon, max_sweeps);
 //   solver.begin(start);                                              // from the sums of the first sweep
-//   while (solver.wants_sweep()) solver.update(nodes at solver.swept_beta() + i solver.step(), how many, exact);
+//   while (solver.next()) solver.update(nodes at solver.swept_beta() + i solver.step(), how many, exact);
 //   solver.beta(), solver.kl(); mu is the tilt by shift() of the distribution at node swept_node() of the last sweep
 //
 // Safeguarded Newton: the bracket [low, high] holds the root; the next beta comes from the Hermite interpolation of
@@ -104,14 +104,14 @@ class Solver {
     if (one.f <= budget_ + doubt) {
       sweep_at(1.0f);
     } else {
-      propose();
+      request_ = Request::kOpen;
     }
   }
 
   // Nodes of the sweep asked for, by ascending beta. Inexact ones (float32 sums of a small KL) only narrow the bracket.
   TRB_HD void update(const Node* nodes, int count, bool exact) {
     ++sweeps_;
-    sweeping_ = false;
+    request_ = Request::kNone;
     swept_ = nodes[0];
     swept_node_ = 0;
     if (settled_ || (nodes[0].beta == 1.0 && nodes[0].f <= budget_)) {
@@ -145,10 +145,15 @@ class Solver {
     for (int i = count - 1; i >= 0; --i) {
       if (!(nodes[i].f <= budget_ + doubt) && nodes[i].beta < high_.beta && nodes[i].beta > low_.beta) high_ = nodes[i];
     }
-    propose();
+    request_ = Request::kOpen;
   }
 
-  TRB_HD bool wants_sweep() const { return sweeping_; }
+  // Whether another sweep is needed, and if so where; else the answer stands.
+  TRB_HD bool next() {
+    if (request_ == Request::kOpen) propose();
+    return request_ == Request::kSweep;
+  }
+
   TRB_HD float swept_beta() const { return next_; }  // of the sweep it asks for, and then of the last one
   TRB_HD float step() const { return step_; }        // 0: one beta; else five
   TRB_HD int swept_node() const { return swept_node_; }
@@ -164,10 +169,12 @@ class Solver {
   TRB_HD double shift() const { return static_cast<double>(beta_) - swept_.beta; }
 
  private:
+  enum class Request { kNone, kSweep, kOpen };  // kOpen: a sweep, but where is not yet decided
+
   TRB_HD void sweep_at(float beta, float step = 0.0f) {
     next_ = beta;
     step_ = step;
-    sweeping_ = true;
+    request_ = Request::kSweep;
   }
 
   TRB_HD static float round_down(double x) {
@@ -213,6 +220,7 @@ class Solver {
     // One sweep is kept for the largest feasible beta seen: its sums are what sampling needs.
     if (nextafterf(low, 1.0f) >= high || sweeps_ + 1 >= max_sweeps_) {
       if (best_ == 0.0f) {
+        request_ = Request::kNone;
         become_student();
       } else {
         settled_ = true;
@@ -291,7 +299,7 @@ class Solver {
   int sweeps_ = 0;
   int round_ = 0;
   int swept_node_ = 0;
-  bool sweeping_ = false;
+  Request request_ = Request::kNone;
   bool settled_ = false;
   Status status_ = Status::kFault;
 };

@@ -19,7 +19,7 @@ void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   Solver solver(epsilon, kMaxSweeps, false);
   solver.begin(start_of(whole));
   Tilt tilt;
-  while (solver.wants_sweep()) {
+  while (solver.next()) {
     const double beta = solver.swept_beta();
     for_each_part(spread_, blocks_, [&](int64_t block) { tilts_[block] = sweep_tilt(row, block, beta); });
     tilt = Tilt{};

@@ -191,7 +191,7 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   solver.begin(start);
   SweepFrame frame{};
   Form form = Form::kDirect;
-  while (solver.wants_sweep()) {
+  while (solver.next()) {
     Node nodes[5];
     const SweepPlan plan = plan_sweep(solver, zero_mass_, zero_mean_, offset_, kStableBelow);
     if (!plan.in_range) return false;

@@ -44,22 +44,22 @@ struct WideSums {
 template <int kWarps>
 struct BlockState {
   // Of this block.
-  float ends[kWarps][EndsSweep::kSums];      // of each warp, first sweep
-  float exact[kWarps][StableSweep::kSums];   // of each warp, last exact sweep
-  int32_t extremes[kWarps][5];               // ordered bits of Extremes
+  float ends[kWarps][EndsSweep::kSums];     // of each warp, first sweep
+  float exact[kWarps][StableSweep::kSums];  // of each warp, last exact sweep
+  int32_t extremes[kWarps][5];              // ordered bits of Extremes
   RangeOfD range[kWarps];
   Record record[2];
   // Of the whole row, the same bits in every block.
   double by_rank[kMaxRanks][EndsSweep::kSums];  // the ends, in the row's frame; then the last exact sweep
   double ends_mass[kMaxRanks][2];               // of mu_0 over the student's support and of mu_1, in the row's frame
   double total[EndsSweep::kSums];
-  float extreme_of_row[4];                      // max student, max teacher, high, low
-  float shift_of_row[2];                        // student, teacher
+  float extreme_of_row[4];  // max student, max teacher, high, low
+  float shift_of_row[2];    // student, teacher
   // The search, by one thread.
   Solver<float> solver;
   double zero_mass, zero_mean, one_mass;  // of mu_0 and mu_1 over the common support, in the row's frame
-  double centre;  // of the last exact sweep's D, in the row's frame
-  double kappa;   // of the last direct sweep
+  double centre;                          // of the last exact sweep's D, in the row's frame
+  double kappa;                           // of the last direct sweep
   ExactFrame frame;
   Form form;
   Action action;

@@ -13,9 +13,9 @@
 
 namespace trb::cuda {
 
-constexpr int kMaxSweeps = 40;           // on chip they are cheap; the bisection of float32 numbers ends before
-constexpr double kStableBelow = 1.5e-2;  // budgets, nats: from here down the direct form's rounding (5e-7) would show
-constexpr double kLargestRange = 1000.0;   // of D, nats
+constexpr int kMaxSweeps = 40;            // on chip they are cheap; the bisection of float32 numbers ends before
+constexpr double kStableBelow = 1.5e-2;   // budgets, nats: from here down the direct form's rounding (5e-7) would show
+constexpr double kLargestRange = 1000.0;  // of D, nats
 constexpr float kLargestShiftOfRow = 4e6f;  // whole numbers of log 2 up to here are float32 numbers
 constexpr double kLn2 = 0.6931471805599453;
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -90,10 +90,10 @@ __device__ __forceinline__ void gather_ends(BlockState<kWarps>& state, const Clu
   __syncwarp();
 }
 
-// Warp 0: the same of the `count` sums of an exact sweep, whose frame all blocks share.
+// Warp 0: the same of an exact sweep, whose frame all blocks share.
 template <int kWarps>
-__device__ __forceinline__ void gather_exact(BlockState<kWarps>& state, const Cluster& cluster, int slot, int count,
-                                             int lane) {
+__device__ __forceinline__ void gather_exact(BlockState<kWarps>& state, const Cluster& cluster, int slot, int lane) {
+  const int count = state.form == Form::kStable ? StableSweep::kSums : DirectSweep::kSums;
   if (lane < cluster.ranks) {
     const Record* record = cluster.peer(&state.record[slot], lane);
 #pragma unroll
@@ -116,7 +116,7 @@ __device__ __forceinline__ void follow_solver(BlockState<kWarps>& state, float s
   Answer& answer = state.answer;
   const double inverse_temperature = scale * kLn2, ref_student = state.shift_of_row[0] * kLn2,
                ref_teacher = state.shift_of_row[1] * kLn2;
-  if (state.solver.wants_sweep()) {
+  if (state.solver.next()) {
     const SweepPlan plan = plan_sweep(state.solver, state.zero_mass, state.zero_mean, 0.0, kStableBelow);
     answer.sweeps = state.solver.sweeps();
     state.action = plan.in_range ? Action::kSweep : Action::kWide;
@@ -129,7 +129,8 @@ __device__ __forceinline__ void follow_solver(BlockState<kWarps>& state, float s
     frame.offset = static_cast<float>((plan.centre + gap) * plan.beta);
     // The centre that the rounded numbers of the frame amount to.
     state.centre = (plan.form == Form::kStable ? static_cast<double>(frame.offset) / plan.beta
-                                               : frame.centre * inverse_temperature) - gap;
+                                               : frame.centre * inverse_temperature) -
+                   gap;
     const float kappa = plan.form == Form::kDirect ? floorf(static_cast<float>(plan.kappa) * kLog2e) : 0.0f;
     frame.shift = state.shift_of_row[0] + kappa;
     state.kappa = kappa * kLn2;
@@ -150,17 +151,17 @@ __device__ __forceinline__ void follow_solver(BlockState<kWarps>& state, float s
   if (answer.status == Status::kInterior) {
     const Node& swept = state.solver.swept();
     const double h = state.solver.shift();
-    answer.log_norm = std::log(state.zero_mass) + swept.log_gain +
-                      h * (swept.mean + h * (0.5 * swept.k2 + h * swept.k3 / 6.0));
+    answer.log_norm =
+        std::log(state.zero_mass) + swept.log_gain + h * (swept.mean + h * (0.5 * swept.k2 + h * swept.k3 / 6.0));
     state.frame.slope = answer.beta * scale;  // for the weights of the draw
   } else {
     answer.log_norm = answer.status == Status::kStudent ? answer.log_student : std::log(state.one_mass);
   }
 }
 
-// One thread, after gather_ends.
+// One thread, after gather_ends: begins the search. False where float32 exponents do not reach.
 template <int kWarps>
-__device__ __forceinline__ void decide_ends(BlockState<kWarps>& state, float scale, double epsilon) {
+__device__ __forceinline__ bool begin_search(BlockState<kWarps>& state, float scale, double epsilon) {
   const float max_student = state.extreme_of_row[0], max_teacher = state.extreme_of_row[1];
   const float high = state.extreme_of_row[2], low = state.extreme_of_row[3];
   const double zero = state.total[0], one = state.total[4];
@@ -168,17 +169,15 @@ __device__ __forceinline__ void decide_ends(BlockState<kWarps>& state, float sca
   const bool disjoint = !(low <= high);
   Start start;
   start.nodes = 2;
-  start.fault = !(max_student < INFINITY && max_teacher < INFINITY && max_student > -INFINITY && max_teacher > -INFINITY);
+  start.fault =
+      !(max_student < INFINITY && max_teacher < INFINITY && max_student > -INFINITY && max_teacher > -INFINITY);
   start.range = (static_cast<double>(high) - low) * inverse_temperature;
   state.answer.sweeps = 1;
   state.frame = ExactFrame{};
   const bool reachable = fabsf(state.shift_of_row[0]) <= kLargestShiftOfRow &&
                          fabsf(state.shift_of_row[1]) <= kLargestShiftOfRow &&
                          (disjoint || (start.range <= kLargestRange && zero > 1e-30 && one > 1e-30));
-  if (!start.fault && !reachable) {
-    state.action = Action::kWide;
-    return;
-  }
+  if (!start.fault && !reachable) return false;
   start.phi = disjoint ? INFINITY : log1p(state.total[8] / zero);
   start.uncertainty = 8e-6 + 4e-7 * start.range;
   const double log_zero = std::log(zero);
@@ -197,12 +196,12 @@ __device__ __forceinline__ void decide_ends(BlockState<kWarps>& state, float sca
   state.answer.log_teacher = std::log(one + state.total[9]);
   new (&state.solver) Solver<float>(epsilon, kMaxSweeps, false);
   state.solver.begin(start);
-  follow_solver(state, scale);
+  return true;
 }
 
-// One thread, after gather_exact.
+// One thread, after gather_exact: tells the search what the sweep found.
 template <int kWarps>
-__device__ __forceinline__ void decide_exact(BlockState<kWarps>& state, float scale) {
+__device__ __forceinline__ void continue_search(BlockState<kWarps>& state, float scale) {
   const double beta = state.solver.swept_beta();
   Node node;
   if (state.form == Form::kStable) {
@@ -216,6 +215,17 @@ __device__ __forceinline__ void decide_exact(BlockState<kWarps>& state, float sc
   node.mean += state.centre;
   node.log_gain += beta * state.centre;
   state.solver.update(&node, 1, true);
+}
+
+// One thread: what the row's blocks do next.
+template <int kWarps>
+__device__ __forceinline__ void decide(BlockState<kWarps>& state, bool first, float scale, double epsilon) {
+  if (!first) {
+    continue_search(state, scale);
+  } else if (!begin_search(state, scale, epsilon)) {
+    state.action = Action::kWide;
+    return;
+  }
   follow_solver(state, scale);
 }
 

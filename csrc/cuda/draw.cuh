@@ -1,10 +1,10 @@
-// One token from mu by the inverse of its cumulative distribution, in token order: the first token whose cumulative mass
-// exceeds uniform times the total.
+// One token from mu by the inverse of its cumulative distribution, in token order: the first token whose cumulative
+// mass exceeds uniform times the total.
 //
 // Three levels: the rank, then the warp that swept the token, by the masses the last sweep left behind; then the chunks
 // of that warp are read again, and its tokens share its mass exactly. Sums of weights in double: 53 bits of uniform
-// reach tokens of any probability. A part of mass zero never advances the running sum, so a masked token is never drawn;
-// if rounding at uniform -> 1 leaves the target unreached, the last token of positive mass stands.
+// reach tokens of any probability. A part of mass zero never advances the running sum, so a masked token is never
+// drawn; if rounding at uniform -> 1 leaves the target unreached, the last token of positive mass stands.
 #pragma once
 
 #include "decision.cuh"
@@ -217,8 +217,8 @@ __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, double
   }
   __syncthreads();
   if (state.chosen_rank != cluster.rank) return;
-  draw_from<T>(source, block_chunks.part(state.chosen_warp, kWarps), state.target, FloatWeight(state, args.scale), state,
-               warp, lane);
+  draw_from<T>(source, block_chunks.part(state.chosen_warp, kWarps), state.target, FloatWeight(state, args.scale),
+               state, warp, lane);
   __syncthreads();
   if (threadIdx.x == 0) write_draw(args, row, answer, state.drawn);
 }

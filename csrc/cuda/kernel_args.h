@@ -26,16 +26,16 @@ struct KernelArgs {
   double epsilon;                // nats, where epsilon_per_row is null
   const float* epsilon_per_row;  // [N]
   int64_t epsilon_stride;
-  const double* uniform;         // [N] in [0, 1)
+  const double* uniform;  // [N] in [0, 1)
   int64_t uniform_stride;
-  float* beta;                   // [N]
-  float* kl;                     // [N]
-  int32_t* sweeps;               // [N]
-  float* log_probs;              // [N, V], contiguous
-  int64_t* token;                // [N], and the three below with it
-  float* log_prob;               // [N]
-  float* student_log_prob;       // [N]
-  float* teacher_log_prob;       // [N]
+  float* beta;              // [N]
+  float* kl;                // [N]
+  int32_t* sweeps;          // [N]
+  float* log_probs;         // [N, V], contiguous
+  int64_t* token;           // [N], and the three below with it
+  float* log_prob;          // [N]
+  float* student_log_prob;  // [N]
+  float* teacher_log_prob;  // [N]
 };
 
 }  // namespace trb::cuda

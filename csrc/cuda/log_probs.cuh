@@ -1,6 +1,6 @@
 // log mu over a warp's chunks: (1 - beta) x + beta y - log_norm, no exponential. The logits are taken relative to the
-// row's maxima first, so that a large common offset costs no digits. 16-byte streaming stores where the row of the output
-// is aligned.
+// row's maxima first, so that a large common offset costs no digits. 16-byte streaming stores where the row of the
+// output is aligned.
 #pragma once
 
 #include "block_state.cuh"

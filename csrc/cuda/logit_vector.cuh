@@ -1,8 +1,8 @@
 // Sixteen bytes of logits: how they become float32, and the extremes of a pair of them.
 //
-// Extremes cost 5 instructions per pair for float32, 2.5 for two packed 16-bit pairs. They give both maxima (a NaN, which
-// max.NaN keeps, or +inf in them marks the row as faulty), the lowest logit (-inf asks for the masked sweeps) and the
-// range of b - a, which certifies the solver's last step and so is rounded outward.
+// Extremes cost 5 instructions per pair for float32, 2.5 for two packed 16-bit pairs. They give both maxima (a NaN,
+// which max.NaN keeps, or +inf in them marks the row as faulty), the lowest logit (-inf asks for the masked sweeps) and
+// the range of b - a, which certifies the solver's last step and so is rounded outward.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -7,7 +7,8 @@
 //            beta = 0 and beta = 1; and the mass of tokens that the other model masks. 15 instructions, 2 exponentials
 //   direct   w d^k, k = 0..3, for d = (b - a) - centre (raw logits: formed before anything is rounded) and
 //            w = 2^{a s + slope d - shift}. 10 instructions, 1 exponential
-//   stable   the cancellation-free sums of csrc/blend/cumulants.h, v = beta (D - centre). 22 instructions, 2 exponentials
+//   stable   the cancellation-free sums of csrc/blend/cumulants.h, v = beta (D - centre). 22 instructions, 2
+//   exponentials
 //
 // The masked form leaves out tokens that either model masks, and those so far below the maximum that their weight is 0
 // in any arithmetic, whose finite logits would still make 0 * inf. Both forms add the same bits for the same tokens: no
@@ -69,7 +70,7 @@ struct EndsSweep {
 };
 
 struct ExactFrame {
-  float scale;   // log2(e) / T
+  float scale;  // log2(e) / T
   float shift;
   float centre;  // direct: of b - a
   float slope;   // direct: beta scale

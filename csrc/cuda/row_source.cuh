@@ -1,8 +1,8 @@
 // Where a block finds its share of a row pair while it sweeps it.
 //
-// A row is cut into chunks of 32 vectors of 16 bytes, at multiples of the vector from the row's first token whatever its
-// address, and dealt contiguously to the blocks of a cluster and to their warps: the order of every sum is the order of
-// tokens and depends on V and the dtype alone, so results do not depend on batch, alignment or strides.
+// A row is cut into chunks of 32 vectors of 16 bytes, at multiples of the vector from the row's first token whatever
+// its address, and dealt contiguously to the blocks of a cluster and to their warps: the order of every sum is the
+// order of tokens and depends on V and the dtype alone, so results do not depend on batch, alignment or strides.
 //
 //   ResidentSlice   the chunks of one block, copied once into its shared memory: each input byte is read once
 //   StreamedRow     reads the row again for every sweep, from the second-level cache if it is still there
@@ -41,7 +41,8 @@ struct LogitsRow {
   DType dtype;
 
   __device__ __forceinline__ LogitsRow(const Logits& logits, int64_t row)
-      : data(static_cast<const char*>(logits.data) + row * logits.row_stride * (logits.dtype == DType::kFloat32 ? 4 : 2)),
+      : data(static_cast<const char*>(logits.data) +
+             row * logits.row_stride * (logits.dtype == DType::kFloat32 ? 4 : 2)),
         stride(logits.stride),
         dtype(logits.dtype) {}
 
@@ -98,7 +99,8 @@ struct RowPair {
   }
 
   // Adds a vector that `vectors` read, without its padding.
-  __device__ __forceinline__ void scan(int32_t vector, uint4 a, uint4 b, typename LogitVector<T>::Scan* extremes) const {
+  __device__ __forceinline__ void scan(int32_t vector, uint4 a, uint4 b,
+                                       typename LogitVector<T>::Scan* extremes) const {
     const int32_t count = vocab - vector * kTokens;
     if (count >= kTokens) {
       extremes->add(a, b);
@@ -143,7 +145,8 @@ struct Chunks {
   // Part `index` of `parts` equal ones.
   __device__ __forceinline__ Chunks part(int index, int parts) const {
     const int64_t count = end - begin;
-    return {begin + static_cast<int32_t>(count * index / parts), begin + static_cast<int32_t>(count * (index + 1) / parts)};
+    return {begin + static_cast<int32_t>(count * index / parts),
+            begin + static_cast<int32_t>(count * (index + 1) / parts)};
   }
 };
 

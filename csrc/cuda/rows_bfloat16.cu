@@ -1,6 +1,10 @@
 #include "rows_kernel.cuh"
 
 namespace trb::cuda {
-template __global__ void resident_rows<__nv_bfloat16>(const __grid_constant__ KernelArgs);
-template __global__ void streamed_rows<__nv_bfloat16>(const __grid_constant__ KernelArgs);
+
+RowKernels bfloat16_rows() {
+  return {reinterpret_cast<const void*>(&resident_rows<__nv_bfloat16>),
+          reinterpret_cast<const void*>(&streamed_rows<__nv_bfloat16>)};
+}
+
 }  // namespace trb::cuda

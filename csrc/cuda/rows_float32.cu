@@ -1,6 +1,9 @@
 #include "rows_kernel.cuh"
 
 namespace trb::cuda {
-template __global__ void resident_rows<float>(const __grid_constant__ KernelArgs);
-template __global__ void streamed_rows<float>(const __grid_constant__ KernelArgs);
+
+RowKernels float32_rows() {
+  return {reinterpret_cast<const void*>(&resident_rows<float>), reinterpret_cast<const void*>(&streamed_rows<float>)};
+}
+
 }  // namespace trb::cuda

@@ -67,8 +67,8 @@ __device__ __forceinline__ float totals_over_lanes(const float (&s)[kSlots], int
   }
 }
 
-// The sums of a warp, written to out[0 .. kSums). `masked`: some logit of the block is -inf or far below the others; the
-// chunk that the end of the row cuts holds -inf in any case.
+// The sums of a warp, written to out[0 .. kSums). `masked`: some logit of the block is -inf or far below the others;
+// the chunk that the end of the row cuts holds -inf in any case.
 template <typename Sweep, typename T, typename Source>
 __device__ __forceinline__ void sweep_warp(const Source& source, Chunks chunks, int32_t vocab, bool masked, int lane,
                                            const typename Sweep::Frame& frame, float* out, RangeOfD* range) {

@@ -1,5 +1,5 @@
-// Rows whose logits lie too far apart for float32 exponents (a log-ratio that spans more than 1000 nats: a mask of -1e4 or
-// of the lowest finite number in one model alone), in double precision, by one block, straight from device memory.
+// Rows whose logits lie too far apart for float32 exponents (a log-ratio that spans more than 1000 nats: a mask of -1e4
+// or of the lowest finite number in one model alone), in double precision, by one block, straight from device memory.
 //
 // Rare and slow: a few hundred double-precision instructions per token and sweep, about half a millisecond a row on a
 // data-centre GPU. The mathematics are the CPU's (csrc/cpu/double_row.cpp): atoms joined by the mixture formulas of
@@ -20,8 +20,8 @@ __device__ __forceinline__ double down(double value, int distance) {
   return __shfl_down_sync(kAllLanes, value, distance);
 }
 
-// All threads of the block: leaves in state.wide[0] the distribution proportional to e^x, e^y or e^{mix} over the tokens
-// of `support`.
+// All threads of the block: leaves in state.wide[0] the distribution proportional to e^x, e^y or e^{mix} over the
+// tokens of `support`.
 template <typename T, int kWarps>
 __device__ __forceinline__ void sweep_wide(const KernelArgs& args, const RowPair<T>& pair, Support support, double beta,
                                            BlockState<kWarps>& state, int warp, int lane) {
@@ -87,10 +87,11 @@ struct DoubleWeight {
 template <typename T, int kWarps>
 __device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t row, double epsilon,
                                                const RowPair<T>& pair, BlockState<kWarps>& state, int warp, int lane) {
-  // The four ends, then the betas that the solver asks for, in one loop: this much double-precision code is inlined once.
+  // The four ends, then the betas that the solver asks for, in one loop: this much double-precision code is inlined
+  // once.
   constexpr int kEnds = 4;
 #pragma unroll 1
-  for (int sweep = 0; sweep < kEnds || state.wide_solver.wants_sweep(); ++sweep) {
+  for (int sweep = 0; sweep < kEnds || state.action == Action::kSweep; ++sweep) {
     const Support support = sweep == 2 ? Support::kStudent : sweep == 3 ? Support::kTeacher : Support::kCommon;
     const double beta = sweep == 0 ? 0.0 : sweep == 1 ? 1.0 : sweep < kEnds ? 0.0 : state.wide_solver.swept_beta();
     sweep_wide(args, pair, support, beta, state, warp, lane);
@@ -115,6 +116,7 @@ __device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t r
         const Node node = node_of(beta, swept.tilt, ends.zero);
         state.wide_solver.update(&node, 1, true);
       }
+      if (sweep >= kEnds - 1) state.action = state.wide_solver.next() ? Action::kSweep : Action::kDone;
     }
     __syncthreads();
   }
@@ -134,10 +136,10 @@ __device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t r
     answer.log_student = state.wide_ends.student.log();
     answer.log_teacher = state.wide_ends.teacher.log();
     const double h = solver.shift();
-    answer.log_norm = answer.status == Status::kStudent   ? answer.log_student
-                      : answer.status == Status::kTeacher ? state.wide_ends.one.weight.log()
-                                                          : tilt.weight.log() +
-                                                                h * (tilt.mean + h * (0.5 * tilt.m2 + h * tilt.m3 / 6.0));
+    answer.log_norm = answer.status == Status::kStudent ? answer.log_student
+                      : answer.status == Status::kTeacher
+                          ? state.wide_ends.one.weight.log()
+                          : tilt.weight.log() + h * (tilt.mean + h * (0.5 * tilt.m2 + h * tilt.m3 / 6.0));
     if (fault) {
       write_fault(args, row, answer.sweeps);
     } else {
@@ -147,7 +149,8 @@ __device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t r
   __syncthreads();
   const DoubleWeight weight{state.answer};
   for (int32_t token = threadIdx.x; log_probs != nullptr && token < args.vocab; token += kWarps * kWarp) {
-    log_probs[token] = fault ? NAN : static_cast<float>(weight.log(pair.student.logit(token), pair.teacher.logit(token)));
+    log_probs[token] =
+        fault ? NAN : static_cast<float>(weight.log(pair.student.logit(token), pair.teacher.logit(token)));
   }
   if (args.token == nullptr || fault) return;
   draw_from<T>(StreamedRow<T>(pair), chunks_of_row<T>(args.vocab), uniform, weight, state, warp, lane);

@@ -51,7 +51,7 @@ struct TwoAtoms {
   template <typename Real>
   void solve(Solver<Real>& solver, const Start& from) const {
     solver.begin(from);
-    while (solver.wants_sweep()) {
+    while (solver.next()) {
       Node nodes[5];
       const int count = solver.step() > 0 ? 5 : 1;
       for (int i = 0; i < count; ++i) nodes[i] = node(solver.swept_beta() + i * (double)solver.step());
@@ -155,14 +155,14 @@ static void ends_settle_without_another_sweep() {
                         Case{-1.0, Status::kFault}, Case{NAN, Status::kFault}}) {
     Solver solver(c.epsilon, 64, true);
     solver.begin(atoms.start());
-    EXPECT(!solver.wants_sweep() && solver.status() == c.status && solver.sweeps() == 1, "epsilon %g", c.epsilon);
+    EXPECT(!solver.next() && solver.status() == c.status && solver.sweeps() == 1, "epsilon %g", c.epsilon);
   }
   Start disjoint;
   disjoint.phi = INFINITY;
   for (double epsilon : {0.1, (double)INFINITY}) {
     Solver solver(epsilon, 64, true);
     solver.begin(disjoint);
-    EXPECT(!solver.wants_sweep() && solver.status() == Status::kStudent && solver.kl() == 0, "epsilon %g", epsilon);
+    EXPECT(!solver.next() && solver.status() == Status::kStudent && solver.kl() == 0, "epsilon %g", epsilon);
   }
   Start masked = atoms.start();
   masked.phi = std::log(2.0);
@@ -181,7 +181,7 @@ static void nonsense_sums_end_at_the_student() {
       Node nonsense[5];
       Solver solver(0.01, most, fans);
       solver.begin(atoms.start());
-      while (solver.wants_sweep()) {
+      while (solver.next()) {
         for (int i = 0; i < 5; ++i) {
           nonsense[i] = {solver.swept_beta() + i * (double)solver.step(), NAN, NAN, NAN, NAN, NAN, NAN};
         }

@@ -1,0 +1,69 @@
+// Where a row is held, as a function of (V, bytes of a logit, architecture) and never of N: a row's result is then the
+// same in any batch.
+//
+// As few blocks as keep two of them on a multiprocessor, so that one computes while the other loads or decides; else as
+// few as hold the row at all; else the row is streamed (row_source.cuh).
+#pragma once
+
+#include <cstdint>
+
+namespace trb::cuda {
+
+struct Architecture {
+  int capability;                     // 10 major + minor; the line holds up to the next one
+  int64_t shared_per_block;           // bytes
+  int64_t shared_per_multiprocessor;  // bytes, of which each block costs 1 KiB more than it asks for
+  int largest_cluster;  // blocks of one row; 1 where there are no clusters, or too little shared memory for them
+};
+
+constexpr int64_t kKiB = 1024;
+
+constexpr Architecture kArchitectures[] = {
+    {80, 163 * kKiB, 164 * kKiB, 1},   // A100
+    {86, 99 * kKiB, 100 * kKiB, 1},    // A40, RTX 30
+    {87, 163 * kKiB, 164 * kKiB, 1},   // Orin
+    {89, 99 * kKiB, 100 * kKiB, 1},    // L40S, RTX 40
+    {90, 227 * kKiB, 228 * kKiB, 8},   // H100, H200
+    {100, 227 * kKiB, 228 * kKiB, 8},  // B200, B300
+    {120, 99 * kKiB, 100 * kKiB, 1},   // RTX 50, RTX PRO
+};
+
+constexpr int kClusterSizes[] = {1, 2, 4, 8};
+constexpr int64_t kVectorsPerChunk = 32;
+constexpr int64_t kBytesPerVector = 16;
+constexpr int64_t kBlockStateBytes = 4 * kKiB;  // an upper bound of sizeof(BlockState), checked where it is known
+
+struct Launch {
+  int ranks;              // blocks of a cluster
+  int32_t slice_vectors;  // 16-byte vectors of one model in each block; 0: streamed
+
+  constexpr bool resident() const { return slice_vectors > 0; }
+  constexpr int64_t shared_bytes() const { return 2 * slice_vectors * kBytesPerVector; }
+};
+
+constexpr const Architecture& architecture_of(int capability) {
+  int found = 0;
+  for (int i = 0; i < static_cast<int>(sizeof(kArchitectures) / sizeof(Architecture)); ++i) {
+    if (kArchitectures[i].capability <= capability) found = i;
+  }
+  return kArchitectures[found];
+}
+
+constexpr Launch launch_for(int64_t vocab, int64_t logit_bytes, int capability) {
+  const Architecture& architecture = architecture_of(capability);
+  const int64_t tokens = kVectorsPerChunk * kBytesPerVector / logit_bytes, chunks = (vocab + tokens - 1) / tokens;
+  for (const int blocks_per_multiprocessor : {2, 1}) {
+    for (const int ranks : kClusterSizes) {
+      if (ranks > architecture.largest_cluster) break;
+      const Launch launch{ranks, static_cast<int32_t>((chunks + ranks - 1) / ranks * kVectorsPerChunk)};
+      const int64_t bytes = launch.shared_bytes() + kBlockStateBytes;
+      if (bytes <= architecture.shared_per_block &&
+          blocks_per_multiprocessor * (bytes + kKiB) <= architecture.shared_per_multiprocessor) {
+        return launch;
+      }
+    }
+  }
+  return {1, 0};
+}
+
+}  // namespace trb::cuda

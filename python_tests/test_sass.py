@@ -97,7 +97,7 @@ def test_what_nvcc_refuses_is_an_error_that_quotes_it(tmp_path: Path) -> None:
 
 
 def test_a_tool_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sass.toolchain._find", lambda name: tmp_path if name == "nvcc" else None)
+    monkeypatch.setattr("sass.toolchain.find_tool", lambda name: tmp_path if name == "nvcc" else None)
     assert sass.missing_tool() is not None
     assert "nvdisasm is neither on PATH" in str(sass.missing_tool())
     assert "pip install nvidia-cuda-nvdisasm" in str(sass.missing_tool())

@@ -11,7 +11,7 @@ from .cubin import Cubin, Resources, compile_cubin, parse_resources
 from .disassembly import Function, Instruction, parse_functions
 from .kinds import Kind, kind_of
 from .loops import Loop, PerPair, loops
-from .toolchain import ARCHITECTURES, find_nvcc, find_nvdisasm, missing_tool
+from .toolchain import ARCHITECTURES, find_nvcc, find_nvdisasm, find_tool, missing_tool
 
 __all__ = [
     "ARCHITECTURES",
@@ -25,6 +25,7 @@ __all__ = [
     "compile_cubin",
     "find_nvcc",
     "find_nvdisasm",
+    "find_tool",
     "kind_of",
     "loops",
     "missing_tool",

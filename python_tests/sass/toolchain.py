@@ -13,12 +13,12 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 def find_nvcc() -> Path | None:
     """The compiler driver: of a CUDA installation, or of the PyPI package nvidia-cuda-nvcc."""
-    return _find("nvcc")
+    return find_tool("nvcc")
 
 
 def find_nvdisasm() -> Path | None:
     """The disassembler: of a CUDA installation, or of the PyPI package nvidia-cuda-nvdisasm."""
-    return _find("nvdisasm")
+    return find_tool("nvdisasm")
 
 
 def missing_tool() -> str | None:
@@ -32,7 +32,8 @@ def missing_tool() -> str | None:
     return None
 
 
-def _find(name: str) -> Path | None:
+def find_tool(name: str) -> Path | None:
+    """A program of the CUDA toolkit."""
     on_path = shutil.which(name)
     if on_path:
         return Path(on_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ compiles = pytest.mark.skipif(sass.missing_tool() is not None, reason=str(sass.m
 
 @pytest.fixture(scope="module", params=sass.ARCHITECTURES)
 def cubin(request: pytest.FixtureRequest) -> sass.Cubin:
+    if request.param not in sass.supported():
+        pytest.skip(f"this nvcc does not know {request.param}, only {', '.join(sass.supported())}")
     return sass.compile_cubin(PROBES, request.param)
 
 
@@ -110,6 +113,13 @@ def test_tools_are_found_in_a_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "nvcc").write_text("#!/bin/sh\n")
     (tmp_path / "nvcc").chmod(0o755)
     assert sass.find_nvcc() == tmp_path / "nvcc"
+
+
+@compiles
+def test_every_architecture_is_checked_with_a_compiler_that_knows_all() -> None:
+    if b"release 13" not in subprocess.run([str(sass.find_nvcc()), "--version"], capture_output=True).stdout:
+        pytest.skip("an nvcc other than 13.x may know fewer")
+    assert sass.supported() == sass.ARCHITECTURES == ("sm_80", "sm_90", "sm_100", "sm_120")
 
 
 def listing(*lines: str) -> sass.Function:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
@@ -19,6 +21,16 @@ def find_nvcc() -> Path | None:
 def find_nvdisasm() -> Path | None:
     """The disassembler: of a CUDA installation, or of the PyPI package nvidia-cuda-nvdisasm."""
     return find_tool("nvdisasm")
+
+
+@cache
+def supported() -> tuple[str, ...]:
+    """Those of ARCHITECTURES that this nvcc knows (12.4 knows the first two, 12.8 and later all); none without one."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return ()
+    listed = subprocess.run([str(nvcc), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    return tuple(architecture for architecture in ARCHITECTURES if architecture in listed)
 
 
 def missing_tool() -> str | None:

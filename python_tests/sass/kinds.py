@@ -28,7 +28,7 @@ class Kind(Enum):
     GENERIC = "generic"  # loads and stores by generic address: the shared memory of the cluster among them
     LOCAL = "local"  # spills and arrays indexed at run time
     ATOMIC = "atomic"
-    BULK = "bulk"  # asynchronous copies
+    BULK = "bulk"  # asynchronous copies, prefetches
     SHUFFLE = "shuffle"  # between the lanes of a warp: shuffles, votes, reductions
     BARRIER = "barrier"  # barriers and fences of any scope
     BRANCH = "branch"  # and the bookkeeping of divergence
@@ -38,7 +38,7 @@ class Kind(Enum):
 
 # The first pattern that matches the start of "OPCODE operands" decides.
 _PATTERNS: tuple[tuple[Kind, str], ...] = (
-    (Kind.FP64, r"D(FMA|ADD|MUL|SETP|MNMX|MMA)\b|MUFU\.\w+64H|(F2F|F2I|I2F|FRND)\S*\.[FSU]?64|F2F\S*\.F64"),
+    (Kind.FP64, r"D(FMA|ADD|MUL|SETP|MNMX|MMA)\b|MUFU\.\w+64H|(F2F|F2I|I2F|FRND)\S*\.F64"),
     (Kind.MUFU, r"MUFU\b"),
     (Kind.MMA, r"[A-Z]{1,2}MMA\b|UTC\w*MMA"),
     (Kind.MOVE, r"HFMA2(\.\w+)* R\d+, -RZ, RZ,|IMAD\.MOV|(MOV|MOV32I|CS2R|S2U?R|R2P|P2R|R2UR)\b"),
@@ -48,9 +48,12 @@ _PATTERNS: tuple[tuple[Kind, str], ...] = (
     (Kind.COMPARE, r"F(MNMX3?|SEL|SETP|SET|CHK)\b|(SEL|ISETP|PLOP3|IMNMX|VIMNMX\w*)\b"),
     (Kind.LOGIC, r"(LOP3?|PRMT|SHF|SHL|SHR|BFE|BFI|BREV|BMSK|SGXT|FLO|POPC|LEPC)\b"),
     (Kind.INTEGER, r"(IMAD|IADD3?|IADD32I|IMUL|LEA|VIADD|VIADDMNMX|IABS|IDP|ISCADD|XMAD)\b"),
-    (Kind.BULK, r"(LDGSTS|LDGDEPBAR|DEPBAR)\b|UBLK|UTMA"),
-    (Kind.BARRIER, r"BAR\b|BARRIER|MEMBAR|FENCE|ERRBAR|CGAERRBAR|UCGABAR|CCTL|SYNCS|WARPSYNC|NANOSLEEP|ACQBULK"),
-    (Kind.SHUFFLE, r"(SHFL|VOTE|VOTEU|REDUX|CREDUX|MATCH)\b"),
+    (Kind.BULK, r"(LDGSTS|LDGDEPBAR|DEPBAR)\b|UBLK|UTMA|CCTL\S*\.PF"),
+    (
+        Kind.BARRIER,
+        r"BAR\b|BARRIER|MEMBAR|FENCE|ERRBAR|CGAERRBAR|UCGABAR|CCTL|SYNCS|WARPSYNC|NANOSLEEP|ACQBULK|PREEXIT|B2U?R|R2B",
+    ),
+    (Kind.SHUFFLE, r"(SHFL|VOTE|VOTEU|REDUX|CREDUX|MATCH|ELECT)\b"),
     (Kind.CONSTANT, r"U?LDCU?\b"),
     (Kind.LOCAL, r"(LDL|STL)\b"),
     (Kind.ATOMIC, r"(ATOM|ATOMG|ATOMS|RED|REDG|REDS|REDAS|ATOMAS)\b"),

@@ -24,9 +24,11 @@ TIGHTNESS = 3e-4  # a row has converged where epsilon (1 - this) <= KL <= epsilo
 class Moments:
     """S_0, S_1, S_2 of a batch of rows at any beta, in five [N, V] buffers that several solvers may use in turn."""
 
-    def __init__(self, rows: int, vocab: int) -> None:
-        self.log_student, self.weights = torch.empty(rows, vocab), torch.empty(rows, vocab)
-        self.powers = torch.ones(rows, 3, vocab)  # 1, D, D^2
+    products = True  # sums by one batched product with the powers; else by a sum and a multiplication in place for each
+
+    def __init__(self, rows: int, vocab: int, device: str = "cpu") -> None:
+        self.log_student, self.weights = (torch.empty(rows, vocab, device=device) for _ in range(2))
+        self.powers = torch.ones(rows, 3, vocab, device=device)  # 1, D, D^2
 
     def load(self, student: Tensor, teacher: Tensor, orders: int) -> None:
         """Of this pair, S_0 up to S_(orders - 1)."""
@@ -43,13 +45,19 @@ class Moments:
     def at(self, beta: Tensor) -> tuple[Tensor, ...]:
         """S_0, S_1, ... [N] each: two passes write the weights, one batched product with the powers reads them."""
         torch.addcmul(self.log_student, beta[:, None], self.powers[:, 1], out=self.weights).exp_()
+        if not self.products:
+            sums = [self.weights.sum(-1)]
+            while len(sums) < self.orders:
+                sums.append(self.weights.mul_(self.powers[:, 1]).sum(-1))
+            return tuple(sums)
         return torch.bmm(self.weights[:, None], self.powers[:, : self.orders].transpose(1, 2))[:, 0].unbind(-1)
 
 
-def _start(rows: int) -> tuple[Tensor, ...]:
+def _start(student: Tensor) -> tuple[Tensor, ...]:
     """beta, low, high, KL at low, frozen. The first evaluation is at the teacher, which settles loose budgets."""
-    one, zero = torch.ones(rows), torch.zeros(rows)
-    return one, zero, one, zero, torch.zeros(rows, dtype=torch.bool)
+    rows, device = student.shape[0], student.device
+    one, zero = torch.ones(rows, device=device), torch.zeros(rows, device=device)
+    return one, zero, one, zero, torch.zeros(rows, dtype=torch.bool, device=device)
 
 
 def _newton_update(state: tuple[Tensor, ...], moments: tuple[Tensor, ...], epsilon: float) -> tuple[Tensor, ...]:
@@ -81,7 +89,7 @@ def eager_newton(moments: Moments, *, iterations: int = 10, stop: bool = False) 
 
     def solve(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         moments.load(student, teacher, 3)
-        state = _start(len(student))
+        state = _start(student)
         for _ in range(iterations):
             state = _newton_update(state, moments.at(state[0]), epsilon)
             if stop and bool(state[-1].all()):
@@ -96,7 +104,7 @@ def eager_bisection(moments: Moments, steps: int) -> Solver:
 
     def solve(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         moments.load(student, teacher, 2)
-        beta, low, high, kl_low, _ = _start(len(student))
+        beta, low, high, kl_low, _ = _start(student)
         for _ in range(steps):
             s0, s1 = moments.at(beta)
             kl = beta * s1 / s0 - s0.log()
@@ -116,7 +124,7 @@ def compiled_newton(iterations: int = 10) -> Solver:
     def solve(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         log_student = student.float().log_softmax(-1)
         difference = teacher.float().log_softmax(-1) - log_student
-        state = _start(student.shape[0])
+        state = _start(student)
         for _ in range(iterations):
             weights = (log_student + state[0][:, None] * difference).exp()
             first = weights * difference

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,10 +107,10 @@ def median(records: Iterable[Record], case: Case, method: str, budget: str = "bi
     return found[0].median_s if found else None
 
 
-def write_csv(records: Sequence[Record], machine: Machine, path: Path) -> None:
-    """One line per record, and the machine on each."""
+def write_csv(records: Sequence[Any], machine: Any, path: Path) -> None:
+    """One line per record, and the machine on each: dataclasses, all records of one class."""
     where = asdict(machine)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*(field.name for field in fields(Record)), *where])
+        writer = csv.DictWriter(file, [*(field.name for field in fields(records[0])), *where])
         writer.writeheader()
         writer.writerows({**asdict(record), **where} for record in records)

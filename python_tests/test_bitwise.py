@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from devices import Operators
 from row_families import families
 from torch import Tensor
-
-import trbext
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("vocab", [17, 5000])
-def test_rows_do_not_know_their_batch(vocab: int, threads: None) -> None:
+def test_rows_do_not_know_their_batch(trb: Operators, vocab: int, threads: None) -> None:
     pairs = [pair for name, pair in families(vocab).items() if "bfloat16" not in name]
     student, teacher = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))
     rows = len(pairs)
@@ -30,9 +29,9 @@ def test_rows_do_not_know_their_batch(vocab: int, threads: None) -> None:
 
     def outcome(student: Tensor, teacher: Tensor, epsilon: Tensor, uniform: Tensor) -> list[Tensor]:
         return [
-            *trbext.blend(student, teacher, epsilon),
-            *trbext.sample(student, teacher, epsilon, uniform=uniform),
-            trbext.solve(student, teacher, epsilon).sweeps,
+            *trb.blend(student, teacher, epsilon),
+            *trb.sample(student, teacher, epsilon, uniform=uniform),
+            trb.solve(student, teacher, epsilon).sweeps,
         ]
 
     def equal(got: list[Tensor], expected: list[Tensor]) -> bool:

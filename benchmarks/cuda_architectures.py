@@ -1,0 +1,45 @@
+"""Constants of the GPUs that the model knows: published ones, and where it says so, assumptions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WARP = 32
+SHARED_RESERVED = 1024  # bytes of each CTA that the system keeps, from sm_90 on and on sm_80
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One GPU."""
+
+    name: str
+    capability: str
+    gpcs: tuple[int, ...]  # SMs of each graphics processing cluster, which a thread-block cluster lies in. Assumed
+    clock_ghz: float  # boost
+    fp32_lanes: int  # a cycle and SM
+    memory_gb_per_s: float  # of a copy, about 90 % of the published peak. Assumed
+    shared_sm: int  # bytes an SM has for its CTAs
+    shared_cta: int  # bytes a CTA may have
+    largest_cluster: int  # CTAs, portable; 1 where the kernels use no clusters
+    issue_slots: int = 4  # warp instructions a cycle and SM
+    mufu_lanes: int = 16  # a cycle and SM
+
+    @property
+    def sms(self) -> int:
+        return sum(self.gpcs)
+
+    def clusters(self, cluster: int, ctas_per_sm: int) -> int:
+        """How many clusters of that many CTAs are on the GPU at once; none spans two GPCs."""
+        return sum(ctas_per_sm * sms // cluster for sms in self.gpcs)
+
+    def row_bytes_per_cta(self, ctas_per_sm: int) -> int:
+        """What of a row fits in the shared memory of a CTA; 2 KB are for reductions and the exchange."""
+        return min(self.shared_cta, self.shared_sm // ctas_per_sm - SHARED_RESERVED) - 2048
+
+
+KB = 1024
+A100 = Architecture("A100 SXM 80 GB", "80", (16,) * 5 + (14,) * 2, 1.41, 64, 1800, 164 * KB, 163 * KB, 1)
+H100 = Architecture("H100 SXM", "90", (16,) * 6 + (18,) * 2, 1.755, 128, 3000, 228 * KB, 227 * KB, 8)
+B200 = Architecture("B200", "100", (18,) * 6 + (20,) * 2, 1.85, 128, 7000, 228 * KB, 227 * KB, 8)
+RTX_5090 = Architecture("RTX 5090", "120", (16,) * 10 + (10,), 2.41, 128, 1600, 100 * KB, 99 * KB, 1)
+ARCHITECTURES = {"A100": A100, "H100": H100, "B200": B200, "RTX5090": RTX_5090}

@@ -1,0 +1,105 @@
+"""`python python_tests/compute_sanitizer.py [TOOL ...]`: NVIDIA's compute-sanitizer over small calls of each kernel.
+
+Tools: memcheck, racecheck, initcheck, synccheck, all of them by default. Exit code 0: no tool found anything; 1: one
+did (its report is printed); 2: there is no compute-sanitizer, no CUDA device, or no kernel in this build.
+
+With the argument `calls` it makes those calls itself, which is what the sanitizer runs: every operator, overload and
+dtype, one vocabulary for each way a row is kept on chip, misaligned, strided and transposed rows, masks and faults.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from devices import cuda_missing
+from sass import find_tool
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+FOUND_SOMETHING = 99  # what compute-sanitizer exits with; the calls themselves exit with 0 or 1
+VOCABULARIES = (1, 17, 1025, 4099, 70_001, 160_003, 400_003)
+
+
+def find_sanitizer() -> Path | None:
+    return find_tool("compute-sanitizer")
+
+
+def sanitize(tool: str) -> subprocess.CompletedProcess[str]:
+    """Runs the calls under one tool. The cache of PyTorch's allocator would hide reads past the end of a tensor."""
+    sanitizer = find_sanitizer()
+    if sanitizer is None:
+        raise RuntimeError("compute-sanitizer is neither on PATH nor in $CUDA_HOME/bin or /usr/local/cuda/bin")
+    command = [
+        str(sanitizer),
+        "--tool",
+        tool,
+        "--error-exitcode",
+        str(FOUND_SOMETHING),
+        sys.executable,
+        __file__,
+        "calls",
+    ]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def calls(device: str = "cuda") -> None:
+    """Inputs are made on the CPU and copied, so that few kernels but trbext's run."""
+    import torch
+    from devices import Operators
+
+    trb = Operators(device)
+    generator = torch.Generator().manual_seed(0)
+    pairs = (
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+        (torch.float16, torch.float32),
+    )
+    for vocab in VOCABULARIES:
+        for dtypes in pairs:
+            wide = [torch.randn(3, vocab + 7, generator=generator).to(dtype) for dtype in dtypes]
+            plain = [logits[:, :vocab].contiguous() for logits in wide]
+            layouts = [plain, [logits[:, 3 : 3 + vocab] for logits in wide]]
+            if vocab < 5000:
+                layouts += [[wide[0][:, 1 : 1 + vocab], plain[1]], [logits.t().contiguous().t() for logits in plain]]
+                masked = [logits.clone() for logits in plain]
+                masked[0][0, ::2], masked[1][1, vocab // 2 :], masked[0][2, 0] = -torch.inf, -torch.inf, torch.nan
+                layouts.append(masked)
+            for student, teacher in layouts:
+                for epsilon in (0.02, torch.tensor([0.0, 1e-4, torch.inf])):
+                    uniform = torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64)
+                    solved = trb.solve(student, teacher, epsilon)
+                    drawn = trb.sample(student, teacher, epsilon, uniform=uniform)
+                    blended = trb.blend(student, teacher, epsilon)
+                    for values in (drawn, blended):
+                        if not torch.equal(values.beta.nan_to_num(-1), solved.beta.nan_to_num(-1)):
+                            raise SystemExit(f"V {vocab}, {dtypes}: beta {values.beta}, but of solve {solved.beta}")
+
+
+def main(arguments: list[str]) -> int:
+    unknown = [tool for tool in arguments if tool not in TOOLS]
+    if unknown:
+        print(f"tools must be among {', '.join(TOOLS)}, got {', '.join(unknown)}", file=sys.stderr)
+        return 2
+    missing = cuda_missing() or (None if find_sanitizer() else "compute-sanitizer is neither on PATH nor in a toolkit")
+    if missing:
+        print(f"nothing checked: {missing}", file=sys.stderr)
+        return 2
+    found = False
+    for tool in arguments or TOOLS:
+        done = sanitize(tool)
+        print(f"{tool}: {'clean' if done.returncode == 0 else f'exit code {done.returncode}'}", flush=True)
+        if done.returncode:
+            print(done.stdout + done.stderr)
+            found = True
+    return int(found)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["calls"]:
+        calls()
+    else:
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,35 @@
+"""Static facts about compiled kernels: registers and spills, and what the loops of their machine code consist of.
+
+    cubin = sass.compile_cubin(Path("probe.cu"), "sm_90", "-Icsrc")
+    assert cubin.resources["probe"].spill_bytes == 0
+    print(sass.loops(cubin.function("probe"))[0].per(pairs=8))
+
+nvcc compiles to machine code (SASS), ptxas -v reports the resources, nvdisasm prints the code; no GPU is needed.
+"""
+
+from .cubin import Cubin, Resources, compile_cubin, parse_resources
+from .disassembly import Function, Instruction, parse_functions
+from .kinds import Kind, kind_of
+from .loops import Loop, PerPair, loops
+from .toolchain import ARCHITECTURES, find_nvcc, find_nvdisasm, find_tool, missing_tool, supported
+
+__all__ = [
+    "ARCHITECTURES",
+    "Cubin",
+    "Function",
+    "Instruction",
+    "Kind",
+    "Loop",
+    "PerPair",
+    "Resources",
+    "compile_cubin",
+    "find_nvcc",
+    "find_nvdisasm",
+    "find_tool",
+    "kind_of",
+    "loops",
+    "missing_tool",
+    "parse_functions",
+    "parse_resources",
+    "supported",
+]

@@ -1,4 +1,4 @@
-"""The PTX interpreter: what blocks and clusters do together, planted bugs it must find, correct twins it must not blame."""
+"""The PTX interpreter: what blocks and clusters do together, planted bugs it must find and twins it must not blame."""
 
 from __future__ import annotations
 
@@ -233,6 +233,34 @@ def test_clusters_read_each_others_shared_memory(module: Module, name: str, seed
     else:
         expected = x[np.arange(8) ^ 1] + np.arange(32)
     np.testing.assert_array_equal(device.download(out), expected)
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_clusters_write_each_others_shared_memory(module: Module, seed: int | None) -> None:
+    device, x = Device(), np.arange(256, dtype=np.float32).reshape(8, 32)
+    out = device.empty((8, 32), np.float32, "out")
+    result = launch(device, module.kernels["cluster_push"], 8, 32, [device.upload(x), out], seed=seed)
+    assert result.findings == []
+    added = np.where(np.arange(8) % 4 == 2, 5 * (1 + 2 + 3 + 4), 0)
+    np.testing.assert_array_equal(device.download(out), x[np.arange(8) ^ 3] + added[:, None])
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_a_block_may_arrive_at_the_cluster_barrier_and_leave(module: Module, seed: int | None) -> None:
+    device = Device()
+    out = device.empty(64, np.float32, "out")
+    assert launch(device, module.kernels["arrives_and_leaves"], 2, 32, [out], seed=seed).findings == []
+    np.testing.assert_array_equal(device.download(out), T)
+
+
+def test_a_block_that_is_no_multiple_of_a_warp(module: Module) -> None:
+    device = Device()
+    out = device.empty((13, 40), np.int32, "out")
+    result = launch(device, module.kernels["votes"], 1, 40, [out])
+    assert result.findings == []
+    np.testing.assert_array_equal(device.download(out)[4], np.where(np.arange(40) < 32, 31 * 16, sum(range(32, 40))))
+    result = launch(device, module.kernels["shuffles"], 1, 40, [device.empty((11, 40), np.int32)])
+    assert kinds(result) == {"inactive_lane"}
 
 
 def test_traffic_of_a_kernel_that_reads_its_input_twice(module: Module) -> None:

@@ -149,7 +149,7 @@ class ClusterBarriers:
 
     def _complete(self, clusters: np.ndarray) -> None:
         alive = self._machine.shared.alive.reshape(-1, self._geometry.cluster).sum(1)
-        complete = clusters[(self._arrived[clusters] > 0) & (self._arrived[clusters] >= alive[clusters])]
+        complete = clusters[(alive[clusters] > 0) & (self._arrived[clusters] >= alive[clusters])]
         if not len(complete):
             return
         self._completed[complete] += 1
@@ -168,5 +168,8 @@ class ClusterBarriers:
             self._machine.push(int(pc) + 1, lanes)
 
     def after_exit(self, lanes: Lanes) -> None:
-        """Threads exited: the others may be complete now."""
-        self._complete(np.unique(lanes.ctas // self._geometry.cluster))
+        """Threads exited, those that had arrived and those that had not: the others may be complete now."""
+        cluster = lanes.cta_of // self._geometry.cluster
+        had_arrived = self._phase[lanes.index] > self._completed[cluster]
+        np.subtract.at(self._arrived, cluster[had_arrived], 1)
+        self._complete(np.unique(cluster))

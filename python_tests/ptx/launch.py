@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -23,6 +23,7 @@ from .traffic import Traffic
 assert opcodes.__all__  # importing them registers the opcodes
 
 WAVE_LANES = 8192  # blocks run in waves of about this many threads, each wave to its end
+KEPT_MACHINES = 4  # each may hold some 100 MB of registers
 MAX_STEPS = 5_000_000  # basic blocks per wave
 
 
@@ -92,15 +93,19 @@ def _three(size: int | tuple[int, ...]) -> tuple[int, int, int]:
     return int(x), int(y), int(z)
 
 
+_machines: OrderedDict[tuple[object, ...], Machine] = OrderedDict()
+
+
 def _machine(kernel: Kernel, block: tuple[int, int, int], ctas: int, cluster: int, dynamic_shared: int) -> Machine:
-    """Bound code is kept with the kernel for the next launch of the same shape."""
-    cache: dict[object, Machine] = kernel.__dict__.setdefault("_machines", {})
-    key = block, ctas, cluster, dynamic_shared
-    if key not in cache:
-        if len(cache) >= 2:
-            cache.pop(next(iter(cache)))
-        cache[key] = Machine(kernel, Geometry(block, ctas, cluster), kernel.shared_bytes + dynamic_shared)
-    return cache[key]
+    """Bound code and registers are kept for later launches of the same shape; the least recently used are dropped."""
+    key = kernel, block, ctas, cluster, dynamic_shared
+    machine = _machines.pop(key, None) or Machine(
+        kernel, Geometry(block, ctas, cluster), kernel.shared_bytes + dynamic_shared
+    )
+    _machines[key] = machine
+    while len(_machines) > KEPT_MACHINES:
+        _machines.popitem(last=False)
+    return machine
 
 
 def _parameter_block(kernel: Kernel, args: Sequence[object]) -> np.ndarray:

@@ -81,7 +81,11 @@ class Operands:
             return np.broadcast_to(value, lanes)
         special = self.machine.state.special(text)
         if special is not None:
-            return special.view(dtype) if dtype.itemsize == 4 else self._unsupported_special()
+            if dtype.kind == "b":
+                return special != 0
+            if dtype.itemsize != 4:
+                raise self.unknown()
+            return special.view(dtype)
         symbol = self.symbol_address(text)
         if symbol is not None:
             return (
@@ -89,9 +93,6 @@ class Operands:
                 if dtype.itemsize < 8
                 else np.broadcast_to(symbol, lanes).view(dtype)
             )
-        raise self.unknown()
-
-    def _unsupported_special(self) -> np.ndarray:
         raise self.unknown()
 
     def _as(self, register: np.ndarray, dtype: np.dtype) -> np.ndarray:

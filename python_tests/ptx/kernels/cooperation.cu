@@ -117,6 +117,24 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) cluster_sum(const float* x,
   out[blockIdx.x * 32 + t] = s;
   cluster.sync();
 }
+extern "C" __global__ void __cluster_dims__(4, 1, 1) cluster_push(const float* x, float* out) {  // writes and adds to peers
+  __shared__ float box[32];
+  __shared__ int arrived;
+  cg::cluster_group cluster = cg::this_cluster();
+  int t = threadIdx.x, rank = cluster.block_rank();
+  if (t == 0) arrived = 0;
+  cluster.sync();
+  *cluster.map_shared_rank(&box[t], rank ^ 3) = x[blockIdx.x * 32 + t];
+  if (t < 5) atomicAdd(cluster.map_shared_rank(&arrived, 2), rank + 1);
+  cluster.sync();
+  out[blockIdx.x * 32 + t] = box[t] + (rank == 2 ? arrived : 0);
+}
+extern "C" __global__ void __cluster_dims__(2, 1, 1) arrives_and_leaves(float* out) {  // block 1 goes; block 0 works on and waits for itself
+  cg::cluster_group cluster = cg::this_cluster();
+  if (cluster.block_rank() == 1) { cluster.barrier_arrive(); return; }
+  for (int i = threadIdx.x; i < 64; i += 32) out[i] = i;
+  cluster.sync();
+}
 extern "C" __global__ void split_cluster_barrier(const float* x, float* out) {  // arrive, work of its own, wait
   __shared__ float mine[32];
   extern __shared__ float own[];

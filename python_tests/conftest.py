@@ -9,11 +9,18 @@ import pytest
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `trb`, the operators of one device, runs on the CPU, and on a GPU where there is one."""
+    """A test that takes `trb`, the operators of one device, runs on the CPU, on a GPU where there is one,
+    and as PTX on the interpreter where nvcc is."""
     if "trb" in metafunc.fixturenames:
+        import ptx_rows
         from devices import Operators, cuda_missing
 
         there = [pytest.param(Operators("cpu"), id="cpu")]
         if cuda_missing() is None:
             there.append(pytest.param(Operators("cuda"), id="cuda", marks=pytest.mark.cuda))
+        if ptx_rows.missing() is None:
+            there += [
+                pytest.param(operators, id=name, marks=pytest.mark.ptx)
+                for name, operators in ptx_rows.on_every_architecture().items()
+            ]
         metafunc.parametrize("trb", there)

@@ -20,7 +20,7 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 
 struct Extremes {
   float max_student, max_teacher;  // NaN if any logit is
-  float lowest;                    // of both models
+  float lowest;                    // student logit
   float high, low;                 // of teacher - student
 };
 
@@ -51,7 +51,7 @@ struct LogitVector<float> {
         const float d = b[i] - a[i];
         found_.max_student = max_or_nan(found_.max_student, a[i]);
         found_.max_teacher = max_or_nan(found_.max_teacher, b[i]);
-        found_.lowest = fminf(found_.lowest, fminf(a[i], b[i]));
+        found_.lowest = fminf(found_.lowest, a[i]);
         found_.high = fmaxf(found_.high, d);
         found_.low = fminf(found_.low, d);
       }
@@ -108,7 +108,7 @@ struct PackedVector {
         const Pair p = pair_of(a[i]), q = pair_of(b[i]), d = __hsub2(q, p);
         max_student_ = __hmax2_nan(max_student_, p);
         max_teacher_ = __hmax2_nan(max_teacher_, q);
-        lowest_ = __hmin2(lowest_, __hmin2(p, q));
+        lowest_ = __hmin2(lowest_, p);
         high_ = __hmax2(high_, d);
         low_ = __hmin2(low_, d);
       }

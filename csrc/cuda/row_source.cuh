@@ -208,21 +208,27 @@ class ResidentSlice {
   int32_t first_;
 };
 
-// Reads the warp's chunks for the first time, and for ResidentSlice the last. Unrolled: eight loads in flight per lane.
+// The whole chunks of an aligned row, read for the first time. Unrolled: eight loads in flight per lane.
+template <typename T, typename Source>
+__device__ __forceinline__ int32_t scan_whole(const RowPair<T>& row, const Source& source, Chunks chunks, int lane,
+                                              typename LogitVector<T>::Scan* extremes) {
+  const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);
+  int32_t chunk = chunks.begin;
+#pragma unroll 4
+  for (; chunk < whole; ++chunk) {
+    uint4 a, b;
+    row.whole_vectors(chunk * kWarp + lane, &a, &b);
+    source.keep(chunk, lane, a, b);
+    extremes->add(a, b);
+  }
+  return chunk;
+}
+
+// Reads the warp's chunks for the first time, and for ResidentSlice the last.
 template <typename T, typename Source>
 __device__ __forceinline__ Extremes scan(const RowPair<T>& row, const Source& source, Chunks chunks, int lane) {
   typename LogitVector<T>::Scan extremes;
-  int32_t chunk = chunks.begin;
-  if (row.aligned) {
-    const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);
-#pragma unroll 4
-    for (; chunk < whole; ++chunk) {
-      uint4 a, b;
-      row.whole_vectors(chunk * kWarp + lane, &a, &b);
-      source.keep(chunk, lane, a, b);
-      extremes.add(a, b);
-    }
-  }
+  int32_t chunk = row.aligned ? scan_whole(row, source, chunks, lane, &extremes) : chunks.begin;
 #pragma unroll 1
   for (; chunk < chunks.end; ++chunk) {
     uint4 a, b;

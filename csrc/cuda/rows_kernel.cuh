@@ -113,7 +113,8 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   keep_extremes(scan(pair, source, chunks, lane), state, warp, lane);
   __syncthreads();
   const Extremes extremes = extremes_of_block(state, lane);
-  const bool masked = !(extremes.lowest * args.scale > kLowestPlain);
+  const bool masked = !(extremes.lowest * args.scale > kLowestPlain && extremes.low * args.scale > kLowestPlain &&
+                        extremes.high * args.scale < -kLowestPlain);
   const int64_t next = row + gridDim.x / cluster.ranks;
   if (next < args.rows) prefetch(RowPair<T>(args, next), chunks, lane);
 

@@ -1,0 +1,214 @@
+"""The CUDA kernels, executed as PTX: accuracy, traffic, schedules, batches, layouts. No GPU is needed, but nvcc is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import ptx_rows
+import pytest
+import torch
+from ptx import Module, compile_ptx
+from ptx_rows import SOURCES, PtxOperators
+from row_families import families
+from torch import Tensor
+
+import trbext
+from trbext import reference
+
+pytestmark = [
+    pytest.mark.ptx,
+    pytest.mark.skipif(ptx_rows.missing() is not None, reason=str(ptx_rows.missing())),
+]
+
+EPSILONS = (1e-6, 1e-4, 1e-2, 0.02, 0.1, 1.0)
+BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def family_rows(vocab: int, dtype: torch.dtype) -> tuple[list[str], Tensor, Tensor]:
+    pairs = {name: pair for name, pair in families(vocab).items() if "bfloat16" not in name}
+    student, teacher = (torch.stack([pair[i].float() for pair in pairs.values()]).to(dtype) for i in (0, 1))
+    return list(pairs), student, teacher
+
+
+def ordinary(rows: int, vocab: int, dtype: torch.dtype = BFLOAT16) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(vocab)
+    student = torch.randn(rows, vocab, generator=generator) * 2
+    return student.to(dtype), (student + torch.randn(rows, vocab, generator=generator)).to(dtype)
+
+
+def check_solution(names: list[str], student: Tensor, teacher: Tensor, epsilon: float, beta: Tensor, kl: Tensor) -> None:
+    """Feasible on every row, and no larger beta is."""
+    exact = reference.behavior_kl(student, teacher, beta)
+    above = reference.behavior_kl(student, teacher, torch.nextafter(beta, torch.tensor(2.0)).clamp(max=1.0))
+    for i, name in enumerate(names):
+        case = f"{name}, epsilon {epsilon}, beta {beta[i]}, KL {exact[i]}"
+        assert exact[i] <= epsilon * (1 + 1e-4) + 1e-7, case
+        if beta[i] < 1 and not (beta[i] == 0 and reference.solve(student[i], teacher[i], epsilon).beta == 0):
+            assert exact[i] >= epsilon * (1 - 3e-4) or above[i] > epsilon, case
+        assert abs(kl[i] - exact[i]) <= 4e-6 + 2e-5 * exact[i], case
+
+
+@pytest.mark.parametrize(
+    ("kernels", "vocab", "dtype"),
+    [
+        (PtxOperators(80, streamed=True), 4099, BFLOAT16),
+        (PtxOperators(80), 2048, FLOAT16),
+        (PtxOperators(90, ranks=2), 5000, FLOAT32),
+        (PtxOperators(90, ranks=8), 4099, BFLOAT16),
+        (PtxOperators(90, ranks=4, approx_error=2.0**-22), 16384, BFLOAT16),
+        (PtxOperators(120, streamed=True), 3001, FLOAT32),
+    ],
+    ids=lambda value: None if isinstance(value, int) else str(value),
+)
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_families_meet_the_reference(kernels: PtxOperators, vocab: int, dtype: torch.dtype, epsilon: float) -> None:
+    names, student, teacher = family_rows(vocab, dtype)
+    uniform = torch.linspace(0.001, 0.999, len(names), dtype=torch.float64)
+    drawn = kernels.sample(student, teacher, epsilon, uniform=uniform)
+    check_solution(names, student, teacher, epsilon, drawn.beta, drawn.kl)
+    cpu = trbext.sample(student, teacher, epsilon, uniform=uniform)
+    log_mu = reference.behavior_log_probs(student, teacher, drawn.beta)
+    cdf = log_mu.exp().cumsum(-1)
+    for i, name in enumerate(names):
+        token = drawn.token[i]
+        below = cdf[i, token - 1] if token > 0 else torch.zeros(())
+        assert below - 3e-6 <= uniform[i] <= cdf[i, token] + 3e-6, name
+        assert log_mu[i, token] > -torch.inf, name
+        for got, expected in (
+            (drawn.log_prob, log_mu[i]),
+            (drawn.student_log_prob, student[i].double().log_softmax(-1)),
+            (drawn.teacher_log_prob, teacher[i].double().log_softmax(-1)),
+        ):
+            assert abs(got[i] - expected[token]) <= 1e-5 + 1e-6 * abs(expected[token]) or got[i] == expected[token], name
+    assert (drawn.token == cpu.token).float().mean() >= 0.9  # a cell's edge may fall between them
+
+
+@pytest.mark.parametrize(("vocab", "dtype", "ranks"), [(151936, BFLOAT16, 8), (49152, FLOAT16, 4), (32768, FLOAT32, 2)])
+def test_a_resident_row_is_read_once_in_whole_sectors_by_16_byte_loads(
+    vocab: int, dtype: torch.dtype, ranks: int
+) -> None:
+    trb = PtxOperators(90, ranks=ranks)
+    student, teacher = ordinary(2, vocab, dtype)
+    for epsilon in (0.02, 1e-3):
+        uniform = torch.tensor([0.3, 0.9], dtype=torch.float64)
+        drawn = trb.sample(student, teacher, epsilon, uniform=uniform)
+        assert torch.equal(drawn.token, trbext.sample(student, teacher, epsilon, uniform=uniform).token)
+        assert (reference.behavior_kl(student, teacher, drawn.beta) <= epsilon).all()
+        for name in ("student", "teacher"):
+            traffic = trb.results[-1].traffic[name]
+            assert traffic.bytes_loaded == traffic.unique_bytes_loaded == student.nbytes
+            assert traffic.load_sectors == traffic.unique_sectors == student.nbytes // 32
+            assert set(traffic.widths) == {16}
+            assert traffic.bytes_stored == 0
+
+
+@pytest.mark.parametrize(("vocab", "dtype"), [(4099, BFLOAT16), (1023, FLOAT32), (77, FLOAT16)])
+def test_a_misaligned_or_strided_row_is_read_once_and_gives_the_same_bits(vocab: int, dtype: torch.dtype) -> None:
+    trb = PtxOperators(90, ranks=2)
+    student, teacher = ordinary(3, vocab, dtype)
+    uniform = torch.tensor([0.1, 0.5, 0.99], dtype=torch.float64)
+    wide = torch.full((3, 2 * vocab + 3), torch.nan, dtype=dtype)
+    wide[:, 3 : 2 * vocab + 3 : 2] = student
+    strided, transposed = wide[:, 3 : 2 * vocab + 3 : 2], teacher.t().contiguous().t()
+    expected = [*trb.sample(student, teacher, 0.05, uniform=uniform), *trb.blend(student, teacher, 0.05)]
+    for name in ("student", "teacher"):
+        traffic = trb.results[-1].traffic[name]
+        assert traffic.bytes_loaded == traffic.unique_bytes_loaded == student.nbytes
+    for pair in ((strided, transposed), (student[:, :], transposed), (strided, teacher)):
+        got = [*trb.sample(*pair, 0.05, uniform=uniform), *trb.blend(*pair, 0.05)]
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    alone = [*trb.sample(student[1:2], teacher[1:2], 0.05, uniform=uniform[1:2]), *trb.blend(student[1:2], teacher[1:2], 0.05)]
+    assert all(torch.equal(a, b[1:2]) for a, b in zip(alone, expected, strict=True))
+
+
+def test_models_of_different_dtype_meet_as_float32() -> None:
+    trb = PtxOperators(90, ranks=2)
+    student, teacher = ordinary(3, 1000, FLOAT16)[0], ordinary(3, 1000, BFLOAT16)[1]
+    mixed, plain = trb.blend(student, teacher, 0.1), trb.blend(student.float(), teacher.float(), 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(mixed, plain, strict=True))
+
+
+@pytest.mark.parametrize("kernels", [PtxOperators(80, streamed=True), PtxOperators(90, ranks=4)], ids=str)
+def test_schedules_of_warps_change_nothing(kernels: PtxOperators) -> None:
+    _, student, teacher = family_rows(1000, BFLOAT16)
+    student, teacher = student[::4], teacher[::4]
+    uniform = torch.linspace(0.05, 0.95, len(student), dtype=torch.float64)
+    expected = [*kernels.sample(student, teacher, 0.02, uniform=uniform), *kernels.blend(student, teacher, 0.02)]
+    for seed in (0, 1, 2):
+        shuffled = PtxOperators(kernels.arch, kernels.ranks, kernels.streamed, seed=seed, clusters=3)
+        got = [*shuffled.sample(student, teacher, 0.02, uniform=uniform), *shuffled.blend(student, teacher, 0.02)]
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), seed
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_a_cluster_that_solves_many_rows_solves_each_as_if_alone(ranks: int) -> None:
+    _, student, teacher = family_rows(1000, BFLOAT16)
+    student, teacher = student[::2].clone(), teacher[::2].clone()
+    student[3, 5], teacher[6, 7], student[9, :] = torch.nan, torch.inf, -torch.inf  # faults between others
+    teacher[11, 3] = 3e4  # a row in double precision between others
+    uniform = torch.linspace(0.05, 0.95, len(student), dtype=torch.float64)
+    epsilon = torch.linspace(1e-4, 0.3, len(student))
+    outcomes = []
+    for clusters in (None, 1, 3):
+        trb = PtxOperators(90, ranks=ranks, clusters=clusters)
+        outcomes.append(
+            [*trb.sample(student, teacher, epsilon, uniform=uniform), *trb.blend(student, teacher, epsilon),
+             *trb.solve(student, teacher, epsilon)]
+        )  # fmt: skip
+    for got in outcomes[1:]:
+        assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(got, outcomes[0], strict=True))
+    assert (outcomes[0][0] == -1).nonzero().flatten().tolist() == [3, 6, 9]
+
+
+def test_rows_too_large_for_the_chip_are_streamed_in_the_same_order() -> None:
+    """The streamed kernel deals a row to sixteen warps of one block, so sums round differently, but no more than that."""
+    student, teacher = ordinary(1, 262144, FLOAT32)
+    uniform = torch.tensor([0.77], dtype=torch.float64)
+    got = PtxOperators(90, streamed=True).sample(student, teacher, 0.02, uniform=uniform)
+    check_solution(["one"], student, teacher, 0.02, got.beta, got.kl)
+    assert torch.equal(got.token, trbext.sample(student, teacher, 0.02, uniform=uniform).token)
+
+
+PLANTED = {
+    "no barrier before the warps' sums are added": (
+        "rows_kernel.cuh", "  if (lane == 0) state.range[warp] = range;\n  __syncthreads();",
+        "  if (lane == 0) state.range[warp] = range;",
+    ),
+    "no cluster barrier before peers are read": (
+        "rows_kernel.cuh", "    cluster.sync();\n    if (warp == 0) {", "    __syncthreads();\n    if (warp == 0) {",
+    ),
+    "one record for every exchange": ("rows_kernel.cuh", "const int slot = *exchange & 1;", "const int slot = 0;"),
+    "a block leaves while a peer reads it": (
+        "rows_kernel.cuh", "  cluster.sync();  // a peer may still read this block's last record", "",
+    ),
+    "no barrier between the chunks' masses and their sum": (
+        "draw.cuh", "  if (lane == 0) state.mass[warp] = own;\n  __syncthreads();", "  if (lane == 0) state.mass[warp] = own;",
+    ),
+    "vector loads beyond the end": (
+        "row_source.cuh", "const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);",
+        "const int32_t whole = chunks.end;",
+    ),
+    "no __syncwarp between the ranks' sums and their total": (
+        "decision.cuh", "    state.shift_of_row[1] = row_teacher;\n  }\n  __syncwarp();", "    state.shift_of_row[1] = row_teacher;\n  }",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=str)
+def test_a_bug_planted_in_the_kernels_is_found(planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(SOURCES.parent, tmp_path / "csrc")
+    file, right, wrong = PLANTED[planted]
+    source = tmp_path / "csrc" / "cuda" / file
+    text = source.read_text()
+    assert text.count(right) == 1
+    source.write_text(text.replace(right, wrong))
+    kernels = Module.parse(compile_ptx(tmp_path / "csrc" / "cuda" / "rows_bfloat16.cu", 90)).kernels
+    resident = next(kernel for name, kernel in kernels.items() if "resident_rows" in name)
+    monkeypatch.setattr(ptx_rows, "kernels", lambda *_: {"resident": resident})
+    student, teacher = ordinary(4, 4096 + 24)
+    uniform = torch.full((4,), 0.5, dtype=torch.float64)
+    with pytest.raises(AssertionError, match="Finding"):
+        for seed in (None, 0, 1, 2):
+            trb = PtxOperators(90, ranks=2, seed=seed, clusters=2)
+            trb.sample(student, teacher, 0.02, uniform=uniform)

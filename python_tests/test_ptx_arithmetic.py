@@ -42,6 +42,9 @@ BASIC = [(lambda x, y: x + y), (lambda x, y: x * y)]
 @pytest.mark.parametrize(("low", "high"), [(-12, 12), (-149, -60), (30, 128)])
 def test_float32_arithmetic_is_rounded_once_in_every_direction(modules: dict[int, Module], low: int, high: int) -> None:
     a, b, c = operands(np.float32, low, high)
+    # The exact sum lies next to a tie, too close for a float64 to tell.
+    a[4:8] = b[4:8] = 1 + 2.0**-12
+    c[4:8] = [2.0**-70, -(2.0**-70), 2.0**-140, -(2.0**-140)]
     a[:4], b[:4] = [0.0, -0.0, 1.0, -1.0], [-0.0, 0.0, 2.0, -1.0]
     b[b == 0] = 1.5
     a[a == 0] = 2.5
@@ -87,6 +90,9 @@ def test_infinities_survive_fma(modules: dict[int, Module]) -> None:
 
 def test_float64_arithmetic_is_rounded_once_in_every_direction(modules: dict[int, Module]) -> None:
     a, b, c = operands(np.float64, -60, 60)
+    # The exact sum lies next to a tie, too close for a sum of two float64 to tell.
+    a[:4], b[:4] = 1 + 2.0**-40, 2.0**-53 * (1 - 2.0**-40) * np.array([1, -1, 1, -1])
+    c[:4] = [1 + 2.0**-52, -1 - 2.0**-52, 1.0, -1.0]
     got = columns(modules[90], "float64_ops", [a, b, c], 14, np.float64)
     expected = [apply_exactly(f, "f64", m, a, b) for f in BASIC for m in MODES]
     expected.append(apply_exactly(lambda x, y, z: x * y + z, "f64", "rn", a, b, c))

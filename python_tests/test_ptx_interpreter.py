@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ptx import Device, Kernel, Module, Result, compile_ptx, find_nvcc, launch
+from ptx import Device, Kernel, Module, Result, compile_ptx, find_nvcc, launch, unsupported_statements
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: put it on PATH or pip install nvidia-cuda-nvcc")
 KERNELS = Path(__file__).parent / "ptx" / "kernels"
@@ -295,6 +295,14 @@ def test_traffic_of_strided_loads_shows_wasted_sectors(module: Module) -> None:
     )
 
 
+def test_sectors_count_once_per_warp_instruction_whatever_the_order(module: Module) -> None:
+    device = Device()
+    x = device.upload(np.ones(64, np.float32), "x")
+    result = launch(device, module.kernels["scattered"], 1, 64, [x, device.empty(64, np.float32)])
+    sectors = sum(len({t * 37 % 64 // 8 for t in range(first, first + 32)}) for first in (0, 32))
+    assert (result.traffic["x"].load_sectors, result.traffic["x"].unique_sectors) == (sectors, 8)
+
+
 def test_prefetches_are_bounds_checked(module: Module) -> None:
     for past in (0, 4):
         device = Device()
@@ -321,6 +329,13 @@ def test_unknown_statements_are_refused_by_name() -> None:
         module = Module.parse(text.replace("STATEMENT", statement))
         with pytest.raises(NotImplementedError, match=f"line 5: {statement.split()[0]}"):
             launch(Device(), module.kernels["odd"], 1, 32, [0])
+        assert [s.split(": ")[1] for s in unsupported_statements(module.kernels["odd"])] == [statement]
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100, 120])
+def test_every_statement_is_understood_on_every_architecture(cache: Path, arch: int) -> None:
+    kernels = Module.parse(compile_ptx(KERNELS / "cooperation.cu", arch, cache=cache)).kernels
+    assert {name: unsupported_statements(kernel) for name, kernel in kernels.items()} == {name: [] for name in kernels}
 
 
 def test_a_kernel_that_never_ends_is_stopped() -> None:

@@ -99,6 +99,7 @@ extern "C" __global__ void reads_twice(const float4* x, float* out, int n) {
   out[threadIdx.x] = s.x + s.y + s.z + s.w;
 }
 extern "C" __global__ void strided(const float* x, float* out) { out[threadIdx.x] = x[threadIdx.x * 8]; }
+extern "C" __global__ void scattered(const float* x, float* out) { out[threadIdx.x] = x[threadIdx.x * 37 % 64]; }
 extern "C" __global__ void prefetches(const float* x, float* out, int past) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(x + threadIdx.x + past));
   if (threadIdx.x == 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(x), "r"(256 + 4 * past));

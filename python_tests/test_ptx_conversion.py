@@ -49,7 +49,11 @@ def test_widening_of_every_half_is_exact(module: Module) -> None:
 def test_float_to_integer_rounds_saturates_and_sends_nan_to_zero(module: Module) -> None:
     rng = np.random.default_rng(9)
     a = np.concatenate(
-        [rng.uniform(-300, 300, 200), rng.uniform(-1e10, 1e10, 100), [2.5, 3.5, -2.5, 1e30, -1e30, np.nan, 0.5, -0.5]]
+        [
+            rng.uniform(-300, 300, 200),
+            rng.uniform(-1e10, 1e10, 100),
+            [2.0**31, 2.0**32, 2.0**63, 2.0**64, -(2.0**63), 2.5, 3.5, -2.5, 1e30, -1e30, np.nan, 0.5, -0.5],
+        ]
     )
     got = columns(module, "float_to_int", [a], 12, np.int64)
     f = a.astype(np.float32).astype(np.float64)

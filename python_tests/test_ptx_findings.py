@@ -111,6 +111,12 @@ def test_a_planted_bug_in_a_cluster_is_found(bugs: Module, bug: str, seed: int |
         assert any(f.kind == kind and words in f.message for f in result.findings)
 
 
+def test_shared_memory_of_a_block_that_has_exited_is_gone(bugs: Module) -> None:
+    result, _ = run_cluster_kernel(bugs, "EXITED_PEER")
+    messages = [f.message for f in result.findings if f.kind == "dead_cta"]
+    assert any("of block 1: all its threads have exited" in message for message in messages)
+
+
 @pytest.mark.parametrize("seed", SCHEDULES)
 def test_named_barriers_order_those_who_wait_but_not_those_who_only_arrive(bugs: Module, seed: int | None) -> None:
     device = Device()
@@ -124,7 +130,7 @@ def test_named_barriers_order_those_who_wait_but_not_those_who_only_arrive(bugs:
 
 
 def test_every_planted_bug_is_tested() -> None:
-    assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, "ARRIVE_WITHOUT_WAIT"}
+    assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, "ARRIVE_WITHOUT_WAIT", "EXITED_PEER"}
 
 
 @pytest.fixture(scope="module")

@@ -244,10 +244,22 @@ def test_clusters_write_each_others_shared_memory(module: Module, seed: int | No
 
 @pytest.mark.parametrize("seed", SCHEDULES)
 def test_a_block_may_arrive_at_the_cluster_barrier_and_leave(module: Module, seed: int | None) -> None:
-    device = Device()
-    out = device.empty(64, np.float32, "out")
-    assert launch(device, module.kernels["arrives_and_leaves"], 2, 32, [out], seed=seed).findings == []
-    np.testing.assert_array_equal(device.download(out), T)
+    device, n = Device(), 5
+    out = device.empty((4, 32), np.float32, "out")
+    assert launch(device, module.kernels["arrives_and_leaves"], 4, 32, [out, n], seed=seed).findings == []
+    expected = np.arange(32.0)
+    for i in range(n):
+        expected = expected * 3 - i
+    np.testing.assert_array_equal(device.download(out)[[0, 2, 3]], [expected] * 3)
+
+
+def test_seeds_draw_different_schedules_reproducibly(module: Module) -> None:
+    zeros = np.zeros(33, np.int32)
+    orders = [run_int(module.kernels["arrival_order"], 1024, 0, seed, zeros)[1:].tolist() for seed in (None, 1, 2, 1)]
+    assert orders[0] == list(range(32))
+    assert all(sorted(order) == orders[0] for order in orders)
+    assert orders[1] == orders[3]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
 def test_a_block_that_is_no_multiple_of_a_warp(module: Module) -> None:

@@ -129,6 +129,14 @@ def test_named_barriers_order_those_who_wait_but_not_those_who_only_arrive(bugs:
     assert kinds(result) & ({"race"} if seed is None else {"race", "deadlock"})
 
 
+def test_an_earlier_reader_is_not_forgotten_over_a_later_one(bugs: Module) -> None:
+    device = Device()
+    result = launch(device, bugs.kernels["forgotten_reader"], 1, 64, [device.empty(2, np.float32)])
+    assert [f.kind for f in result.findings] == ["race"]
+    assert "block 0 thread 0: store" in result.findings[0].message
+    assert "the read by block 0 thread 32" in result.findings[0].message
+
+
 def test_every_planted_bug_is_tested() -> None:
     assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, "ARRIVE_WITHOUT_WAIT", "EXITED_PEER"}
 

@@ -75,6 +75,13 @@ template <int BUG> __global__ void named_barrier_kernel(int* out) {
     }
   }
 }
+extern "C" __global__ void forgotten_reader(float* out) {  // thread 0 reads last, then writes what thread 32 may still read
+  __shared__ volatile float value;
+  if (threadIdx.x == 0) value = 1;
+  __syncthreads();
+  if (threadIdx.x == 32) out[1] = value;
+  if (threadIdx.x == 0) { out[0] = value; value = 2; }
+}
 template __global__ void named_barrier_kernel<0>(int*);
 template __global__ void named_barrier_kernel<ARRIVE_WITHOUT_WAIT>(int*);
 #if __CUDA_ARCH__ >= 900

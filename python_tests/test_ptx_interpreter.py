@@ -1,19 +1,16 @@
-"""The PTX interpreter: what blocks and clusters do together, planted bugs it must find and twins it must not blame."""
+"""What blocks and clusters do together, as the PTX interpreter runs it: exact results and no findings."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ptx import Device, Kernel, Module, Result, compile_ptx, find_nvcc, launch
+from ptx import Device, Kernel, Module, Result, compile_ptx, find_nvcc, launch, unsupported_statements
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: put it on PATH or pip install nvidia-cuda-nvcc")
 KERNELS = Path(__file__).parent / "ptx" / "kernels"
 SCHEDULES = [None, 1, 2, 3]
-_DEFINED = re.findall(r"^#define (\w+) (\d+)$", (KERNELS / "planted_bugs.cu").read_text(), re.M)
-BUGS = {"NONE": 0, **{name: int(number) for name, number in _DEFINED}}
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +244,22 @@ def test_clusters_write_each_others_shared_memory(module: Module, seed: int | No
 
 @pytest.mark.parametrize("seed", SCHEDULES)
 def test_a_block_may_arrive_at_the_cluster_barrier_and_leave(module: Module, seed: int | None) -> None:
-    device = Device()
-    out = device.empty(64, np.float32, "out")
-    assert launch(device, module.kernels["arrives_and_leaves"], 2, 32, [out], seed=seed).findings == []
-    np.testing.assert_array_equal(device.download(out), T)
+    device, n = Device(), 5
+    out = device.empty((4, 32), np.float32, "out")
+    assert launch(device, module.kernels["arrives_and_leaves"], 4, 32, [out, n], seed=seed).findings == []
+    expected = np.arange(32.0)
+    for i in range(n):
+        expected = expected * 3 - i
+    np.testing.assert_array_equal(device.download(out)[[0, 2, 3]], [expected] * 3)
+
+
+def test_seeds_draw_different_schedules_reproducibly(module: Module) -> None:
+    zeros = np.zeros(33, np.int32)
+    orders = [run_int(module.kernels["arrival_order"], 1024, 0, seed, zeros)[1:].tolist() for seed in (None, 1, 2, 1)]
+    assert orders[0] == list(range(32))
+    assert all(sorted(order) == orders[0] for order in orders)
+    assert orders[1] == orders[3]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
 def test_a_block_that_is_no_multiple_of_a_warp(module: Module) -> None:
@@ -298,6 +307,14 @@ def test_traffic_of_strided_loads_shows_wasted_sectors(module: Module) -> None:
     )
 
 
+def test_sectors_count_once_per_warp_instruction_whatever_the_order(module: Module) -> None:
+    device = Device()
+    x = device.upload(np.ones(64, np.float32), "x")
+    result = launch(device, module.kernels["scattered"], 1, 64, [x, device.empty(64, np.float32)])
+    sectors = sum(len({t * 37 % 64 // 8 for t in range(first, first + 32)}) for first in (0, 32))
+    assert (result.traffic["x"].load_sectors, result.traffic["x"].unique_sectors) == (sectors, 8)
+
+
 def test_prefetches_are_bounds_checked(module: Module) -> None:
     for past in (0, 4):
         device = Device()
@@ -305,135 +322,6 @@ def test_prefetches_are_bounds_checked(module: Module) -> None:
         result = launch(device, module.kernels["prefetches"], 1, 64, [x, out, past])
         assert [f.kind for f in result.findings] == (["out_of_bounds"] * 2 if past else [])
         assert result.traffic["x"].bytes_loaded == 256
-
-
-@pytest.fixture(scope="module")
-def bugs(cache: Path) -> Module:
-    return Module.parse(compile_ptx(KERNELS / "planted_bugs.cu", 90, cache=cache))
-
-
-def variant(bugs: Module, kernel: str, bug: str) -> Kernel:
-    return next(k for name, k in bugs.kernels.items() if f"{len(kernel)}{kernel}ILi{BUGS[bug]}E" in name)
-
-
-def run_block_kernel(bugs: Module, bug: str, seed: int | None = None) -> tuple[Result, np.ndarray]:
-    device, n, blocks = Device(), 5001, 3
-    rng = np.random.default_rng(0)
-    x = device.upload(rng.integers(-4, 5, n).astype(np.float32), "x")
-    out, scratch = (
-        device.empty((blocks * 256 + 1, 2), np.float32, "out"),
-        device.empty(blocks * 256, np.float32, "scratch"),
-    )
-    result = launch(device, variant(bugs, "block_kernel", bug), blocks, 256, [x, out, scratch, n], seed=seed)
-    return result, device.download(scratch)
-
-
-def run_cluster_kernel(bugs: Module, bug: str, seed: int | None = None, blocks: int = 8) -> tuple[Result, np.ndarray]:
-    device = Device()
-    x = device.upload(np.arange(64 * blocks, dtype=np.float32), "x")
-    out = device.empty(64 * blocks, np.float32, "out")
-    result = launch(device, variant(bugs, "cluster_kernel", bug), blocks, 64, [x, out], cluster=4, seed=seed)
-    return result, device.download(out)
-
-
-@pytest.mark.parametrize("run", [run_block_kernel, run_cluster_kernel])
-def test_the_correct_twin_has_no_findings_and_one_result_under_every_schedule(bugs: Module, run) -> None:  # type: ignore[no-untyped-def]
-    results = [run(bugs, "NONE", seed) for seed in SCHEDULES]
-    for result, values in results:
-        assert result.findings == []
-        np.testing.assert_array_equal(values, results[0][1])
-    if run is run_cluster_kernel:
-        sums = np.arange(512).reshape(2, 4, 64).sum(1)
-        np.testing.assert_array_equal(results[0][1], np.repeat(2 * sums, 4, axis=0).ravel())
-
-
-BLOCK_BUGS = {
-    "MISSING_SYNCTHREADS": ("race", "ld.shared.f32"),
-    "MISSING_SYNCWARP": ("race", "ld.volatile.shared.f32"),
-    "OFF_BY_ONE": ("out_of_bounds", "x+20004 of 20004 bytes"),
-    "MISALIGNED": ("misaligned", "out+4 of"),
-    "PARTIAL_WARP": ("partial_warp", "0x0000ffff"),
-    "DIVERGENT_BARRIER": ("divergent_barrier", "bar.sync"),
-    "UNINITIALISED_SHARED": ("uninitialised", "block 0 thread 250"),
-    "UNINITIALISED_GLOBAL": ("uninitialised", "scratch+"),
-    "SHARED_OVERFLOW": ("out_of_bounds", "store of 4 bytes at shared+"),
-    "SINGLE_BUFFER": ("race", "not ordered after the read"),
-    "DEADLOCK": ("deadlock", "bar.sync"),
-    "INACTIVE_LANE": ("inactive_lane", "shfl.sync"),
-    "OVERLAPPING_STORES": ("race", "st.shared.u16"),
-    "TRAP": ("trap", "block 0 thread 0"),
-    "EXITED_BEFORE_BARRIER": ("divergent_barrier", "128 have exited"),
-}
-CLUSTER_BUGS = {
-    "MISSING_FIRST_CLUSTER_SYNC": [("race", "not ordered after the write"), ("unstarted_cta", "no cluster barrier")],
-    "BLOCK_SYNC_FOR_CLUSTER": [("race", "not ordered after the write"), ("unstarted_cta", "no cluster barrier")],
-    "MISSING_LAST_CLUSTER_SYNC": [("dead_cta", "shared memory")],
-    "WRITE_AFTER_ARRIVE": [("race", "not ordered after the write")],
-}
-
-
-@pytest.mark.parametrize("seed", [None, 1])
-@pytest.mark.parametrize("bug", BLOCK_BUGS)
-def test_a_planted_bug_in_a_block_is_found(bugs: Module, bug: str, seed: int | None) -> None:
-    kind, words = BLOCK_BUGS[bug]
-    result, _ = run_block_kernel(bugs, bug, seed)
-    found = [f for f in result.findings if f.kind == kind]
-    assert found, [f.message for f in result.findings]
-    if seed is None:
-        assert any(words in f.message for f in found), [f.message for f in found]
-
-
-@pytest.mark.parametrize("seed", [None, 1])
-@pytest.mark.parametrize("bug", CLUSTER_BUGS)
-def test_a_planted_bug_in_a_cluster_is_found(bugs: Module, bug: str, seed: int | None) -> None:
-    result, _ = run_cluster_kernel(bugs, bug, seed)
-    # Under a random schedule a peer may also read what its neighbour has not written yet.
-    assert kinds(result) - ({"uninitialised"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
-    for kind, words in CLUSTER_BUGS[bug]:
-        assert any(f.kind == kind and words in f.message for f in result.findings)
-
-
-@pytest.mark.parametrize("seed", SCHEDULES)
-def test_named_barriers_order_those_who_wait_but_not_those_who_only_arrive(bugs: Module, seed: int | None) -> None:
-    got = run_int(variant(bugs, "named_barrier_kernel", "NONE"), 128, 128, seed).reshape(2, 64)
-    np.testing.assert_array_equal(got, [(63 - T) * 2, (63 - T) * 2 + 1])
-    device = Device()
-    kernel = variant(bugs, "named_barrier_kernel", "ARRIVE_WITHOUT_WAIT")
-    result = launch(device, kernel, 1, 128, [device.empty(128, np.int32, "out")], seed=seed)
-    # Arrivals of both rounds may also add up to one full barrier, and then the consumers wait for ever.
-    assert kinds(result) & ({"race"} if seed is None else {"race", "deadlock"})
-
-
-def test_every_planted_bug_is_tested() -> None:
-    assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, "ARRIVE_WITHOUT_WAIT"}
-
-
-def launch_findings(kernel: Kernel, arguments: int, **options: object) -> list[str]:
-    device = Device()
-    pointers = [device.upload(np.zeros(4096, np.float32)) for _ in range(arguments)]
-    settings = {"grid": 8, "block": 32, "args": pointers, **options}
-    return [f.message for f in launch(device, kernel, **settings).findings if f.kind == "launch"]  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("arch", "limit"), [(80, 163), (86, 99), (90, 227), (100, 227), (120, 99)])
-def test_too_much_shared_memory_is_refused(module80: Module, arch: int, limit: int) -> None:
-    kernel = module80.kernels["neighbours"]  # 256 bytes of static shared memory
-    bytes_left = limit * 1024 - kernel.shared_bytes
-    assert kernel.shared_bytes == 256
-    assert launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left) == []
-    assert "bytes of shared memory per block" in launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left + 1)[0]
-
-
-def test_launch_limits(module: Module, module80: Module) -> None:
-    shuffles, cluster_sum = module80.kernels["shuffles"], module.kernels["cluster_sum"]
-    assert launch_findings(shuffles, 1, grid=1) == []
-    assert "clusters begin with sm_90" in launch_findings(shuffles, 1, arch=80, cluster=2)[0]
-    assert "at most 1024" in launch_findings(shuffles, 1, block=1056)[0]
-    assert "at most 8 allowed" not in launch_findings(shuffles, 1, grid=8, cluster=8)
-    assert "a cluster of 16 blocks" in launch_findings(shuffles, 1, grid=16, cluster=16)[0]
-    assert "requires (4, 1, 1)" in launch_findings(cluster_sum, 2, cluster=2)[0]
-    assert "not divisible" in launch_findings(cluster_sum, 2, grid=6)[0]
-    assert "does not run there" in launch_findings(cluster_sum, 2, arch=80)[0]
 
 
 def test_unknown_statements_are_refused_by_name() -> None:
@@ -453,6 +341,13 @@ def test_unknown_statements_are_refused_by_name() -> None:
         module = Module.parse(text.replace("STATEMENT", statement))
         with pytest.raises(NotImplementedError, match=f"line 5: {statement.split()[0]}"):
             launch(Device(), module.kernels["odd"], 1, 32, [0])
+        assert [s.split(": ")[1] for s in unsupported_statements(module.kernels["odd"])] == [statement]
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100, 120])
+def test_every_statement_is_understood_on_every_architecture(cache: Path, arch: int) -> None:
+    kernels = Module.parse(compile_ptx(KERNELS / "cooperation.cu", arch, cache=cache)).kernels
+    assert {name: unsupported_statements(kernel) for name, kernel in kernels.items()} == {name: [] for name in kernels}
 
 
 def test_a_kernel_that_never_ends_is_stopped() -> None:

@@ -6,6 +6,7 @@ memory requests per allocation. It says nothing about speed, caches, or the memo
 """
 
 from .compiler import compile_cubin, compile_ptx, find_nvcc
+from .coverage import unsupported_statements
 from .device import Device
 from .findings import KINDS, Finding
 from .launch import Result, launch
@@ -24,4 +25,5 @@ __all__ = [
     "compile_ptx",
     "find_nvcc",
     "launch",
+    "unsupported_statements",
 ]

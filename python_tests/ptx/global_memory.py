@@ -72,7 +72,7 @@ class GlobalMemory:
         refused = bad | crooked
         offset = np.where(refused, 0, offset)
         touched = [(int(w), (which == w) & ~refused) for w in np.unique(which[~refused])]
-        return offset, touched  # type: ignore[return-value]
+        return offset, touched
 
     def _describe(self, offset: int) -> str:
         allocation = self.device.find(offset)
@@ -80,7 +80,9 @@ class GlobalMemory:
             return f"address {offset + BASE:#x}, below every allocation"
         return f"{allocation.name}+{offset - allocation.start} of {allocation.end - allocation.start} bytes"
 
-    def _count(self, lanes: Lanes, offset: np.ndarray, width: int, kind: str, touched: list) -> None:
+    def _count(
+        self, lanes: Lanes, offset: np.ndarray, width: int, kind: str, touched: list[tuple[int, np.ndarray | None]]
+    ) -> None:
         for i, chosen in touched:
             where = offset if chosen is None else offset[chosen]
             warp = lanes.warp_of if chosen is None else lanes.warp_of[chosen]

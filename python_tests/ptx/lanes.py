@@ -104,12 +104,6 @@ class Lanes:
         return len(self.ctas) * self.geometry.threads == self.count
 
     @cached_property
-    def whole_clusters(self) -> bool:
-        """Every cluster present is present with all its threads."""
-        clusters = len(np.unique(self.ctas // self.geometry.cluster))
-        return clusters * self.geometry.cluster * self.geometry.threads == self.count
-
-    @cached_property
     def active_bits(self) -> np.ndarray:
         """For each lane, the mask of active lanes of its warp."""
         bits = self.reduce_warps(np.bitwise_or, np.left_shift(1, self.geometry.lane_id[self.sel]))

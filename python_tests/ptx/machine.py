@@ -17,8 +17,7 @@ from .lanes import Geometry, Lanes, union
 from .opcodes.registry import Next, build, find_collective, find_control
 from .operands import Operands, Run
 from .ready import ReadyLanes
-from .scalar_types import DTYPES
-from .shared_memory import SharedMemory
+from .shared_memory import SharedMemory, narrowest_access
 from .state import LaneState
 from .syntax import Function, Instruction, Kernel
 
@@ -49,7 +48,9 @@ class Machine:
                 self.labels[function.name, label] = len(self.code) + position
             self.code += [(function, instruction) for instruction in function.body.instructions]
         self._label_pcs = set(self.labels.values())
-        self.shared = SharedMemory(geometry, shared_size, _narrowest_shared_access(self.code))
+        self.shared = SharedMemory(
+            geometry, shared_size, narrowest_access([instruction for _, instruction in self.code])
+        )
         self.block_barriers = BlockBarriers(self)
         self.cluster_barriers = ClusterBarriers(self)
         self._segments: dict[int, _Segment] = {}
@@ -172,11 +173,7 @@ class Machine:
             if instruction is None or function is None:
                 raise NotImplementedError(f"{self.kernel.name} runs past its last statement")
             operands = Operands(self, function, instruction, pc)
-            try:
-                run, leave = self._meaning(operands)
-            except KeyError as error:
-                raise operands.unknown() from error
-            operands.refuse_unconsidered()
+            run, leave = self._meaning(operands)
             if leave is not None:
                 if instruction.guard is not None:
                     leave = self._guarded_control(operands, leave)
@@ -193,14 +190,29 @@ class Machine:
 
     def _meaning(self, operands: Operands) -> tuple[Run | None, Callable[[Lanes], Next] | None]:
         """What an instruction does, if it is straight, or else where it sends its lanes."""
-        instruction = operands.instruction
-        control_builder = find_control(instruction.opcode, instruction.modifiers)
-        if control_builder is not None:
-            return None, control_builder(operands)
-        group = find_collective(instruction.opcode, instruction.modifiers)
-        if group is not None:
-            return None, self._collective(operands, group.build(operands), group.mask_operand)
-        return build(operands), None
+        try:
+            instruction = operands.instruction
+            group = find_collective(instruction.opcode, instruction.modifiers)
+            control_builder = find_control(instruction.opcode, instruction.modifiers)
+            run = leave = None
+            if control_builder is not None:
+                leave = control_builder(operands)
+            elif group is not None:
+                leave = self._collective(operands, group.build(operands), group.mask_operand)
+            else:
+                run = build(operands)
+        except KeyError as error:  # a type or form that a table of the builder lacks
+            raise operands.unknown() from error
+        operands.refuse_unconsidered()
+        return run, leave
+
+    def understands(self, pc: int) -> bool:
+        """Whether the statement at `pc` can be executed."""
+        try:
+            self._meaning(Operands(self, *self.code[pc], pc))
+        except NotImplementedError:
+            return False
+        return True
 
     def _guarded_control(self, operands: Operands, leave: Callable[[Lanes], Next]) -> Callable[[Lanes], Next]:
         guard = _guard(operands)
@@ -276,17 +288,3 @@ def _guarded(operands: Operands, run: Run) -> Run:
             run(lanes.where(taken))
 
     return guarded
-
-
-def _narrowest_shared_access(code: list[tuple[Function, Instruction]]) -> int:
-    """Bytes of the narrowest access that may touch shared memory."""
-    narrowest = 16
-    for _, instruction in code:
-        if instruction.opcode not in ("ld", "st", "atom", "red"):
-            continue
-        if any(m in instruction.modifiers for m in ("global", "param", "const", "local")):
-            continue
-        type_name = next(m for m in reversed(instruction.modifiers) if m in DTYPES)
-        vector = next((int(m[1]) for m in instruction.modifiers if m in ("v2", "v4", "v8")), 1)
-        narrowest = min(narrowest, DTYPES[type_name].itemsize * vector)
-    return narrowest

@@ -6,7 +6,7 @@ Addresses: an offset in the block's own window, or `(rank + 1) << RANK_SHIFT | o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from .findings import Findings
 from .lanes import Geometry, Lanes
 from .ordering import Ordering
 from .races import RaceCheck
-from .scalar_types import UNSIGNED
+from .scalar_types import DTYPES, UNSIGNED
 from .syntax import Instruction
 
 RANK_SHIFT = 24
@@ -123,3 +123,17 @@ class SharedMemory:
     def alive(self) -> np.ndarray:
         """Threads of each block that have not exited."""
         return self._alive
+
+
+def narrowest_access(instructions: Sequence[Instruction]) -> int:
+    """Bytes of the narrowest access that may touch shared memory."""
+    narrowest = 16
+    for instruction in instructions:
+        if instruction.opcode not in ("ld", "st", "atom", "red"):
+            continue
+        if any(m.split("::")[0] in ("global", "param", "const", "local") for m in instruction.modifiers):
+            continue
+        type_name = next((m for m in reversed(instruction.modifiers) if m in DTYPES), "b8")
+        vector = next((int(m[1]) for m in instruction.modifiers if m in ("v2", "v4", "v8")), 1)
+        narrowest = min(narrowest, DTYPES[type_name].itemsize * vector)
+    return narrowest

@@ -80,6 +80,9 @@ extern "C" __global__ void atomics(int* out, float* sums) {
   __syncthreads();
   if (t < 4) out[8 + t] = bins[t];
 }
+extern "C" __global__ void arrival_order(int* out) {  // who comes first is the schedule's choice
+  if (threadIdx.x % 32 == 0) out[1 + atomicAdd(out, 1)] = threadIdx.x / 32;
+}
 extern "C" __global__ void matrix_product(const uint32_t* a, const uint32_t* b, const float* c, float* d, int bf) {  // fragments as registers
   int t = threadIdx.x;
   uint32_t x[4], y[2]; float z[4], r[4];
@@ -99,6 +102,7 @@ extern "C" __global__ void reads_twice(const float4* x, float* out, int n) {
   out[threadIdx.x] = s.x + s.y + s.z + s.w;
 }
 extern "C" __global__ void strided(const float* x, float* out) { out[threadIdx.x] = x[threadIdx.x * 8]; }
+extern "C" __global__ void scattered(const float* x, float* out) { out[threadIdx.x] = x[threadIdx.x * 37 % 64]; }
 extern "C" __global__ void prefetches(const float* x, float* out, int past) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(x + threadIdx.x + past));
   if (threadIdx.x == 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(x), "r"(256 + 4 * past));
@@ -129,10 +133,17 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) cluster_push(const float* x
   cluster.sync();
   out[blockIdx.x * 32 + t] = box[t] + (rank == 2 ? arrived : 0);
 }
-extern "C" __global__ void __cluster_dims__(2, 1, 1) arrives_and_leaves(float* out) {  // block 1 goes; block 0 works on and waits for itself
+// Block 1 arrives and goes. Block 2 is late: the barrier must still wait for it.
+extern "C" __global__ void __cluster_dims__(4, 1, 1) arrives_and_leaves(float* out, int n) {
+  __shared__ float late[32];
   cg::cluster_group cluster = cg::this_cluster();
-  if (cluster.block_rank() == 1) { cluster.barrier_arrive(); return; }
-  for (int i = threadIdx.x; i < 64; i += 32) out[i] = i;
+  int t = threadIdx.x, rank = cluster.block_rank();
+  if (rank == 1) { cluster.barrier_arrive(); asm volatile("exit;"); }
+  float s = t;
+  if (rank == 2) for (int i = 0; i < n; i++) s = s * 3 - i;
+  late[t] = s;
+  cluster.sync();
+  out[blockIdx.x * 32 + t] = *cluster.map_shared_rank(&late[t], 2);
   cluster.sync();
 }
 extern "C" __global__ void split_cluster_barrier(const float* x, float* out) {  // arrive, work of its own, wait

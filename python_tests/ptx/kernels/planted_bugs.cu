@@ -22,6 +22,7 @@ namespace cg = cooperative_groups;
 #define BLOCK_SYNC_FOR_CLUSTER 18
 #define WRITE_AFTER_ARRIVE 19
 #define ARRIVE_WITHOUT_WAIT 20
+#define EXITED_PEER 21
 #define IF_RIGHT(bug, statement) if constexpr (BUG != bug) statement
 
 template <int BUG> __global__ void block_kernel(const float* x, float* out, float* scratch, int n) {
@@ -74,6 +75,13 @@ template <int BUG> __global__ void named_barrier_kernel(int* out) {
     }
   }
 }
+extern "C" __global__ void forgotten_reader(float* out) {  // thread 0 reads last, then writes what thread 32 may still read
+  __shared__ volatile float value;
+  if (threadIdx.x == 0) value = 1;
+  __syncthreads();
+  if (threadIdx.x == 32) out[1] = value;
+  if (threadIdx.x == 0) { out[0] = value; value = 2; }
+}
 template __global__ void named_barrier_kernel<0>(int*);
 template __global__ void named_barrier_kernel<ARRIVE_WITHOUT_WAIT>(int*);
 #if __CUDA_ARCH__ >= 900
@@ -83,6 +91,7 @@ template <int BUG> __global__ void cluster_kernel(const float* x, float* out) {
   int t = threadIdx.x, rank = cluster.block_rank(), size = cluster.num_blocks();
   mine[0][t] = x[blockIdx.x * 64 + t];
   if (BUG == BLOCK_SYNC_FOR_CLUSTER) { mine[1][t] = 0; __syncthreads(); } else IF_RIGHT(MISSING_FIRST_CLUSTER_SYNC, cluster.sync());
+  if (BUG == EXITED_PEER && rank == 1) asm volatile("exit;");
   float s = 0;
   for (int r = 0; r < size; r++) s += *cluster.map_shared_rank(&mine[0][t], r);
   cluster.barrier_arrive();
@@ -93,7 +102,7 @@ template <int BUG> __global__ void cluster_kernel(const float* x, float* out) {
   IF_RIGHT(MISSING_LAST_CLUSTER_SYNC, cluster.sync());
 }
 #define CLUSTER(bug) template __global__ void cluster_kernel<bug>(const float*, float*);
-CLUSTER(0) CLUSTER(16) CLUSTER(17) CLUSTER(18) CLUSTER(19)
+CLUSTER(0) CLUSTER(16) CLUSTER(17) CLUSTER(18) CLUSTER(19) CLUSTER(21)
 #endif
 #define BLOCK(bug) template __global__ void block_kernel<bug>(const float*, float*, float*, int);
 BLOCK(0) BLOCK(1) BLOCK(2) BLOCK(3) BLOCK(4) BLOCK(5) BLOCK(6) BLOCK(7) BLOCK(8) BLOCK(9) BLOCK(10) BLOCK(11) BLOCK(12) BLOCK(13) BLOCK(14) BLOCK(15)

@@ -9,6 +9,7 @@ import numpy as np
 from ..lanes import Lanes
 from ..literals import literal
 from ..operands import Operands
+from ..syntax import Function
 from .registry import Next, control
 
 Leave = Callable[[Lanes], Next]
@@ -129,7 +130,7 @@ def _variable(op: Operands, name: str) -> np.ndarray:
     return variable
 
 
-def _formal(op: Operands, callee, name: str) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _formal(op: Operands, callee: Function, name: str) -> np.ndarray:
     variable = op.machine.state.param_variable(callee, name)
     if variable is None:
         raise op.unknown()

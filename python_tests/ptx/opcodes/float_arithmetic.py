@@ -39,7 +39,7 @@ def finish(op: Operands, function: Function) -> Function:
     return run
 
 
-def _in_float64(function: Function, mode: str) -> Function:
+def _in_float64(function: Callable[..., tuple[np.ndarray, np.ndarray]], mode: str) -> Function:
     """A float32 operation done in float64 with its exact error, then rounded in direction `mode`."""
 
     def run(*arguments: np.ndarray) -> np.ndarray:

@@ -1,0 +1,21 @@
+"""Which statements of a kernel the interpreter cannot execute, found without executing any."""
+
+from __future__ import annotations
+
+from . import opcodes
+from .device import Device
+from .findings import Findings
+from .global_memory import GlobalMemory
+from .lanes import Geometry
+from .machine import Machine
+from .syntax import Kernel
+
+assert opcodes.__all__  # importing them registers the opcodes
+
+
+def unsupported_statements(kernel: Kernel) -> list[str]:
+    """Statements of the kernel and of what it calls that would raise NotImplementedError when reached."""
+    machine = Machine(kernel, Geometry((32, 1, 1), 1, 1), kernel.shared_bytes)
+    machine.device, machine.findings = Device(), Findings()
+    machine.global_memory = GlobalMemory(machine.device, machine.findings)
+    return [str(machine.code[pc][1]) for pc in range(len(machine.code)) if not machine.understands(pc)]

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -105,9 +104,7 @@ class PtxOperators:
     device: str = "cpu"  # of the tensors; faults of use are the host's, which checks them alike for every device
     results: list[Result] = field(default_factory=list)  # of the launches, the last one last
 
-    def solve(
-        self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
-    ) -> Solution:
+    def solve(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0) -> Solution:
         out = {"beta": torch.float32, "kl": torch.float32, "sweeps": torch.int32}
         return Solution(**self._run(student, teacher, epsilon, temperature, out))
 
@@ -200,5 +197,3 @@ def missing() -> str | None:
     from ptx import find_nvcc
 
     return None if find_nvcc() is not None else "no nvcc on PATH, in CUDA_HOME, or from the package nvidia-cuda-nvcc"
-
-

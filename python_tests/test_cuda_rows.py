@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import ptx_rows
 import pytest
@@ -37,7 +38,9 @@ def ordinary(rows: int, vocab: int, dtype: torch.dtype = BFLOAT16) -> tuple[Tens
     return student.to(dtype), (student + torch.randn(rows, vocab, generator=generator)).to(dtype)
 
 
-def check_solution(names: list[str], student: Tensor, teacher: Tensor, epsilon: float, beta: Tensor, kl: Tensor) -> None:
+def check_solution(
+    names: list[str], student: Tensor, teacher: Tensor, epsilon: float, beta: Tensor, kl: Tensor
+) -> None:
     """Feasible on every row, and no larger beta is."""
     exact = reference.behavior_kl(student, teacher, beta)
     above = reference.behavior_kl(student, teacher, torch.nextafter(beta, torch.tensor(2.0)).clamp(max=1.0))
@@ -80,7 +83,9 @@ def test_families_meet_the_reference(kernels: PtxOperators, vocab: int, dtype: t
             (drawn.student_log_prob, student[i].double().log_softmax(-1)),
             (drawn.teacher_log_prob, teacher[i].double().log_softmax(-1)),
         ):
-            assert abs(got[i] - expected[token]) <= 1e-5 + 1e-6 * abs(expected[token]) or got[i] == expected[token], name
+            assert abs(got[i] - expected[token]) <= 1e-5 + 1e-6 * abs(expected[token]) or got[i] == expected[token], (
+                name
+            )
     assert (drawn.token == cpu.token).float().mean() >= 0.9  # a cell's edge may fall between them
 
 
@@ -118,8 +123,11 @@ def test_a_misaligned_or_strided_row_is_read_once_and_gives_the_same_bits(vocab:
     for pair in ((strided, transposed), (student[:, :], transposed), (strided, teacher)):
         got = [*trb.sample(*pair, 0.05, uniform=uniform), *trb.blend(*pair, 0.05)]
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    alone = [*trb.sample(student[1:2], teacher[1:2], 0.05, uniform=uniform[1:2]), *trb.blend(student[1:2], teacher[1:2], 0.05)]
-    assert all(torch.equal(a, b[1:2]) for a, b in zip(alone, expected, strict=True))
+    alone = [
+        *trb.sample(student[1:2], teacher[1:2], 0.05, uniform=uniform[1:2]),
+        *trb.blend(student[1:2], teacher[1:2], 0.05),
+    ]
+    assert all(torch.equal(a, b[one]) for a, b in zip(alone, expected, strict=True))
 
 
 def test_models_of_different_dtype_meet_as_float32() -> None:
@@ -170,45 +178,76 @@ def test_rows_too_large_for_the_chip_are_streamed_in_the_same_order() -> None:
     assert torch.equal(got.token, trbext.sample(student, teacher, 0.02, uniform=uniform).token)
 
 
-PLANTED = {
-    "no barrier before the warps' sums are added": (
-        "rows_kernel.cuh", "  if (lane == 0) state.range[warp] = range;\n  __syncthreads();",
+class Planted(NamedTuple):
+    """A bug, as the text of a kernel source that is taken for another."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+PLANTED = (
+    Planted(
+        "no barrier before the warps' sums are added",
+        "rows_kernel.cuh",
+        "  if (lane == 0) state.range[warp] = range;\n  __syncthreads();",
         "  if (lane == 0) state.range[warp] = range;",
     ),
-    "no cluster barrier before peers are read": (
-        "rows_kernel.cuh", "    cluster.sync();\n    if (warp == 0) {", "    __syncthreads();\n    if (warp == 0) {",
+    Planted(
+        "no cluster barrier before peers are read",
+        "rows_kernel.cuh",
+        "    cluster.sync();\n    if (warp == 0) {",
+        "    __syncthreads();\n    if (warp == 0) {",
     ),
-    "one record for every exchange": ("rows_kernel.cuh", "const int slot = *exchange & 1;", "const int slot = 0;"),
-    "a block leaves while a peer reads it": (
-        "rows_kernel.cuh", "  cluster.sync();  // a peer may still read this block's last record", "",
+    Planted(
+        "one record for every exchange", "rows_kernel.cuh", "const int slot = *exchange & 1;", "const int slot = 0;"
     ),
-    "no barrier between the chunks' masses and their sum": (
-        "draw.cuh", "  if (lane == 0) state.mass[warp] = own;\n  __syncthreads();", "  if (lane == 0) state.mass[warp] = own;",
+    Planted(
+        "a block leaves while a peer reads it",
+        "rows_kernel.cuh",
+        "  cluster.sync();  // a peer may still read this block's last record",
+        "",
     ),
-    "vector loads beyond the end": (
-        "row_source.cuh", "const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);",
+    Planted(
+        "no barrier between the chunks' masses and their sum",
+        "draw.cuh",
+        "  if (lane == 0) state.mass[warp] = own;\n  __syncthreads();",
+        "  if (lane == 0) state.mass[warp] = own;",
+    ),
+    Planted(
+        "vector loads beyond the end",
+        "row_source.cuh",
+        "const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);",
         "const int32_t whole = chunks.end;",
     ),
-    "no __syncwarp between the ranks' sums and their total": (
-        "decision.cuh", "    state.shift_of_row[1] = row_teacher;\n  }\n  __syncwarp();", "    state.shift_of_row[1] = row_teacher;\n  }",
+    Planted(
+        "no __syncwarp between the ranks' sums and their total",
+        "decision.cuh",
+        "    state.shift_of_row[1] = row_teacher;\n  }\n  __syncwarp();",
+        "    state.shift_of_row[1] = row_teacher;\n  }",
     ),
-}  # fmt: skip
+)
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=str)
-def test_a_bug_planted_in_the_kernels_is_found(planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
+def test_a_bug_planted_in_the_kernels_is_found(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(SOURCES.parent, tmp_path / "csrc")
-    file, right, wrong = PLANTED[planted]
-    source = tmp_path / "csrc" / "cuda" / file
+    source = tmp_path / "csrc" / "cuda" / planted.file
     text = source.read_text()
-    assert text.count(right) == 1
-    source.write_text(text.replace(right, wrong))
+    assert text.count(planted.right) == 1
+    source.write_text(text.replace(planted.right, planted.wrong))
     kernels = Module.parse(compile_ptx(tmp_path / "csrc" / "cuda" / "rows_bfloat16.cu", 90)).kernels
     resident = next(kernel for name, kernel in kernels.items() if "resident_rows" in name)
     monkeypatch.setattr(ptx_rows, "kernels", lambda *_: {"resident": resident})
     student, teacher = ordinary(4, 4096 + 24)
     uniform = torch.full((4,), 0.5, dtype=torch.float64)
-    with pytest.raises(AssertionError, match="Finding"):
+
+    def on_four_schedules() -> None:
         for seed in (None, 0, 1, 2):
-            trb = PtxOperators(90, ranks=2, seed=seed, clusters=2)
-            trb.sample(student, teacher, 0.02, uniform=uniform)
+            PtxOperators(90, ranks=2, seed=seed, clusters=2).sample(student, teacher, 0.02, uniform=uniform)
+
+    with pytest.raises(AssertionError, match="Finding"):
+        on_four_schedules()

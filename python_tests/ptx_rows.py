@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -164,7 +165,8 @@ class PtxOperators:
         dtype = student.dtype if student.dtype == teacher.dtype else torch.float32
         tokens = LANES * VECTOR_BYTES // dtype.itemsize
         if not self.streamed:
-            args.slice_vectors = -(-(-(-vocab // tokens)) // self.ranks) * LANES
+            chunks = math.ceil(vocab / tokens)
+            args.slice_vectors = math.ceil(chunks / self.ranks) * LANES
         result = launch(
             device,
             kernels(self.arch, dtype)["streamed" if self.streamed else "resident"],

@@ -1,4 +1,5 @@
-"""csrc/blend/ compiles on its own, with warnings and undefined behaviour as errors, and passes its C++ checks."""
+"""Headers that know neither torch nor CUDA compile on their own, with warnings and undefined behaviour as errors, and
+pass their C++ checks."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_solver_on_synthetic_sums(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("program", "headers"), [("solver_test", "blend"), ("launch_table_test", "cuda")])
+def test_a_program_of_checks(program: str, headers: str, tmp_path: Path) -> None:
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler on PATH")
-    program = tmp_path / "solver_test"
     options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover"]
-    source = ROOT / "python_tests" / "csrc" / "solver_test.cpp"
-    subprocess.run([compiler, *options, f"-I{ROOT / 'csrc' / 'blend'}", source, "-o", program], check=True)
-    run = subprocess.run([program], capture_output=True, text=True)
+    source = ROOT / "python_tests" / "csrc" / f"{program}.cpp"
+    built = tmp_path / program
+    subprocess.run([compiler, *options, f"-I{ROOT / 'csrc' / headers}", source, "-o", built], check=True)
+    run = subprocess.run([built], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr

@@ -123,9 +123,10 @@ def test_a_misaligned_or_strided_row_is_read_once_and_gives_the_same_bits(vocab:
     for pair in ((strided, transposed), (student[:, :], transposed), (strided, teacher)):
         got = [*trb.sample(*pair, 0.05, uniform=uniform), *trb.blend(*pair, 0.05)]
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    one = slice(1, 2)
     alone = [
-        *trb.sample(student[1:2], teacher[1:2], 0.05, uniform=uniform[1:2]),
-        *trb.blend(student[1:2], teacher[1:2], 0.05),
+        *trb.sample(student[one], teacher[one], 0.05, uniform=uniform[one]),
+        *trb.blend(student[one], teacher[one], 0.05),
     ]
     assert all(torch.equal(a, b[one]) for a, b in zip(alone, expected, strict=True))
 
@@ -170,7 +171,7 @@ def test_a_cluster_that_solves_many_rows_solves_each_as_if_alone(ranks: int) -> 
 
 
 def test_rows_too_large_for_the_chip_are_streamed_in_the_same_order() -> None:
-    """The streamed kernel deals a row to sixteen warps of one block, so sums round differently, but no more than that."""
+    """The streamed kernel deals a row to the sixteen warps of one block: its sums round differently, no more."""
     student, teacher = ordinary(1, 262144, FLOAT32)
     uniform = torch.tensor([0.77], dtype=torch.float64)
     got = PtxOperators(90, streamed=True).sample(student, teacher, 0.02, uniform=uniform)

@@ -52,7 +52,7 @@ constexpr const Architecture& architecture_of(int capability) {
 constexpr Launch launch_for(int64_t vocab, int64_t logit_bytes, int capability) {
   const Architecture& architecture = architecture_of(capability);
   const int64_t tokens = kVectorsPerChunk * kBytesPerVector / logit_bytes, chunks = (vocab + tokens - 1) / tokens;
-  for (const int blocks_per_multiprocessor : {2, 1}) {
+  for (int blocks_per_multiprocessor = 2; blocks_per_multiprocessor > 0; --blocks_per_multiprocessor) {
     for (const int ranks : kClusterSizes) {
       if (ranks > architecture.largest_cluster) break;
       const Launch launch{ranks, static_cast<int32_t>((chunks + ranks - 1) / ranks * kVectorsPerChunk)};

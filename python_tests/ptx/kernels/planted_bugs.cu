@@ -1,5 +1,6 @@
 // Instantiated once as is and once for each BUG: the same kernel with one line wrong.
 #include <cooperative_groups.h>
+
 #include <cstdint>
 namespace cg = cooperative_groups;
 #define MISSING_SYNCTHREADS 1
@@ -23,9 +24,11 @@ namespace cg = cooperative_groups;
 #define WRITE_AFTER_ARRIVE 19
 #define ARRIVE_WITHOUT_WAIT 20
 #define EXITED_PEER 21
-#define IF_RIGHT(bug, statement) if constexpr (BUG != bug) statement
+#define IF_RIGHT(bug, statement) \
+  if constexpr (BUG != bug) statement
 
-template <int BUG> __global__ void block_kernel(const float* x, float* out, float* scratch, int n) {
+template <int BUG>
+__global__ void block_kernel(const float* x, float* out, float* scratch, int n) {
   __shared__ float tile[256];
   __shared__ float sums[2][8];
   __shared__ __align__(16) uint16_t small[512];
@@ -41,13 +44,20 @@ template <int BUG> __global__ void block_kernel(const float* x, float* out, floa
   IF_RIGHT(MISSING_SYNCWARP, __syncwarp());
   s = exchange[t ^ 1];
   if (BUG != PARTIAL_WARP || lane < 16)
-    for (int o = 16; o; o >>= 1) s += __shfl_xor_sync(BUG == INACTIVE_LANE ? (lane < 16 ? 0xffffu : 0xffff0000u) : 0xffffffffu, s, o);
+    for (int o = 16; o; o >>= 1)
+      s += __shfl_xor_sync(BUG == INACTIVE_LANE ? (lane < 16 ? 0xffffu : 0xffff0000u) : 0xffffffffu, s, o);
   for (int round = 0; round < 3; round++) {  // two buffers make one barrier per round enough
     int parity = BUG == SINGLE_BUFFER ? 0 : round & 1;
     if (lane == 0) sums[parity][warp] = s + round;
     if (BUG == DIVERGENT_BARRIER && round == 1) {
-      if (warp < 4) { scratch[t] = 1; __syncthreads(); scratch[t] = 2; } else __syncthreads();
-    } else __syncthreads();
+      if (warp < 4) {
+        scratch[t] = 1;
+        __syncthreads();
+        scratch[t] = 2;
+      } else
+        __syncthreads();
+    } else
+      __syncthreads();
     for (int w = 0; w < 8; w++) s += sums[parity][w];
   }
   if (BUG == DEADLOCK && warp == 3) asm volatile("bar.sync 5, 64;");
@@ -58,7 +68,8 @@ template <int BUG> __global__ void block_kernel(const float* x, float* out, floa
   reinterpret_cast<float2*>(out + (BUG == MISALIGNED))[t + 256 * blockIdx.x] = make_float2(s, s);
 }
 // Two warps fill a box for two others, twice: they must not refill it before it has been read.
-template <int BUG> __global__ void named_barrier_kernel(int* out) {
+template <int BUG>
+__global__ void named_barrier_kernel(int* out) {
   __shared__ int box[64];
   int t = threadIdx.x;
   for (int round = 0; round < 2; round++) {
@@ -75,34 +86,52 @@ template <int BUG> __global__ void named_barrier_kernel(int* out) {
     }
   }
 }
-extern "C" __global__ void forgotten_reader(float* out) {  // thread 0 reads last, then writes what thread 32 may still read
+extern "C" __global__ void forgotten_reader(
+    float* out) {  // thread 0 reads last, then writes what thread 32 may still read
   __shared__ volatile float value;
   if (threadIdx.x == 0) value = 1;
   __syncthreads();
   if (threadIdx.x == 32) out[1] = value;
-  if (threadIdx.x == 0) { out[0] = value; value = 2; }
+  if (threadIdx.x == 0) {
+    out[0] = value;
+    value = 2;
+  }
 }
 template __global__ void named_barrier_kernel<0>(int*);
 template __global__ void named_barrier_kernel<ARRIVE_WITHOUT_WAIT>(int*);
 #if __CUDA_ARCH__ >= 900
-template <int BUG> __global__ void cluster_kernel(const float* x, float* out) {
+template <int BUG>
+__global__ void cluster_kernel(const float* x, float* out) {
   __shared__ float mine[2][64];
   cg::cluster_group cluster = cg::this_cluster();
   int t = threadIdx.x, rank = cluster.block_rank(), size = cluster.num_blocks();
   mine[0][t] = x[blockIdx.x * 64 + t];
-  if (BUG == BLOCK_SYNC_FOR_CLUSTER) { mine[1][t] = 0; __syncthreads(); } else IF_RIGHT(MISSING_FIRST_CLUSTER_SYNC, cluster.sync());
+  if (BUG == BLOCK_SYNC_FOR_CLUSTER) {
+    mine[1][t] = 0;
+    __syncthreads();
+  } else
+    IF_RIGHT(MISSING_FIRST_CLUSTER_SYNC, cluster.sync());
   if (BUG == EXITED_PEER && rank == 1) asm volatile("exit;");
   float s = 0;
   for (int r = 0; r < size; r++) s += *cluster.map_shared_rank(&mine[0][t], r);
   cluster.barrier_arrive();
   if (BUG == WRITE_AFTER_ARRIVE) mine[1][t] = s;
-  if (BUG == WRITE_AFTER_ARRIVE) { cluster.barrier_wait(); s += *cluster.map_shared_rank(&mine[1][t], rank ^ 1); }
-  else { cluster.barrier_wait(); mine[1][t] = s; cluster.sync(); s += *cluster.map_shared_rank(&mine[1][t], rank ^ 1); }
+  if (BUG == WRITE_AFTER_ARRIVE) {
+    cluster.barrier_wait();
+    s += *cluster.map_shared_rank(&mine[1][t], rank ^ 1);
+  } else {
+    cluster.barrier_wait();
+    mine[1][t] = s;
+    cluster.sync();
+    s += *cluster.map_shared_rank(&mine[1][t], rank ^ 1);
+  }
   out[blockIdx.x * 64 + t] = s;
   IF_RIGHT(MISSING_LAST_CLUSTER_SYNC, cluster.sync());
 }
 #define CLUSTER(bug) template __global__ void cluster_kernel<bug>(const float*, float*);
-CLUSTER(0) CLUSTER(16) CLUSTER(17) CLUSTER(18) CLUSTER(19) CLUSTER(21)
+CLUSTER(0)
+CLUSTER(16) CLUSTER(17) CLUSTER(18) CLUSTER(19) CLUSTER(21)
 #endif
 #define BLOCK(bug) template __global__ void block_kernel<bug>(const float*, float*, float*, int);
-BLOCK(0) BLOCK(1) BLOCK(2) BLOCK(3) BLOCK(4) BLOCK(5) BLOCK(6) BLOCK(7) BLOCK(8) BLOCK(9) BLOCK(10) BLOCK(11) BLOCK(12) BLOCK(13) BLOCK(14) BLOCK(15)
+    BLOCK(0) BLOCK(1) BLOCK(2) BLOCK(3) BLOCK(4) BLOCK(5) BLOCK(6) BLOCK(7) BLOCK(8) BLOCK(9) BLOCK(10) BLOCK(11)
+        BLOCK(12) BLOCK(13) BLOCK(14) BLOCK(15)

@@ -1,0 +1,106 @@
+"""What the CUDA kernels cost that can be known without a GPU: `python python_tests/cuda_tables.py` prints the tables.
+
+Static: registers, spills and stack of each kernel, and the instructions per pair of logits of each of its loops, from
+the machine code nvcc emits. Traffic: bytes and 32-byte sectors requested from device memory, from running the PTX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import sass
+import torch
+from ptx_rows import NAMES, SOURCES, PtxOperators
+from sass import Kind
+
+PROBES = Path(__file__).parent / "sass_kernels" / "sweeps.cu"
+PAIRS = {"bfloat16": 8, "float16": 8, "float32": 4}  # of one lane in one pass of a loop
+LOOPS = ("load", "ends", "direct", "stable")
+UNROLLED = 4  # chunks in one pass of the loop `load`
+
+
+@dataclass(frozen=True)
+class RowLoop:
+    """One loop over a row. `per` is of one pair of logits."""
+
+    arch: str
+    dtype: str
+    name: str
+    per: sass.PerPair
+    loop: sass.Loop
+
+
+@cache
+def probes(arch: str) -> sass.Cubin:
+    return sass.compile_cubin(PROBES, arch)
+
+
+@cache
+def kernels(arch: str, dtype: str) -> sass.Cubin:
+    return sass.compile_cubin(SOURCES / f"rows_{dtype}.cu", arch)
+
+
+def row_loop(arch: str, dtype: str, name: str) -> RowLoop:
+    """Of the loop for whole chunks of an unmasked row: its probe holds no other loop of that size."""
+    innermost = [loop for loop in sass.loops(probes(arch).function(f"{name}_{dtype}")) if loop.innermost]
+    loop = max(innermost, key=lambda loop: len(loop.instructions))
+    return RowLoop(arch, dtype, name, loop.per(PAIRS[dtype] * (UNROLLED if name == "load" else 1)), loop)
+
+
+def traffic(trb: PtxOperators, vocab: int, dtype: torch.dtype, epsilon: float = 0.02) -> Iterator[tuple[str, str]]:
+    """(what, how much) of sampling from two rows [2, vocab]; 1.00 is every byte of both models once."""
+    generator = torch.Generator().manual_seed(0)
+    student = (2 * torch.randn(2, vocab, generator=generator)).to(dtype)
+    teacher = (student.float() + torch.randn(2, vocab, generator=generator)).to(dtype)
+    trb.sample(student, teacher, epsilon, uniform=torch.tensor([0.2, 0.8], dtype=torch.float64))
+    found = [trb.results[-1].traffic[name] for name in ("student", "teacher")]
+    yield "bytes / bytes of the inputs", f"{sum(t.bytes_loaded for t in found) / (student.nbytes + teacher.nbytes):.2f}"
+    sectors = sum(t.unique_sectors for t in found)
+    yield "sectors requested / sectors touched", f"{sum(t.load_sectors for t in found) / sectors:.2f}"
+    widths = sum((t.widths for t in found), start=type(found[0].widths)())
+    wide = sum(width * count for width, count in widths.items() if width == 16)
+    total = sum(width * count for width, count in widths.items())
+    yield "bytes in 16-byte loads", f"{wide / total:.0%}"
+
+
+def main() -> None:
+    print("| architecture | dtype | kernel | registers | spill, stack, bytes | shared memory, static, bytes |")
+    print("|---|---|---|---|---|---|")
+    for arch in sass.supported():
+        for dtype in NAMES.values():
+            for kernel in ("resident_rows", "streamed_rows"):
+                cubin = kernels(arch, dtype)
+                found = cubin.resources[cubin.name(kernel)]
+                print(
+                    f"| {arch} | {dtype} | {kernel} | {found.registers} | {found.spill_bytes}, {found.stack_bytes} "
+                    f"| {found.shared_bytes} |"
+                )
+    print("\n| architecture | dtype | " + " | ".join(LOOPS) + " | load + ends + direct | MUFU |")
+    print("|---|---|" + "---|" * (len(LOOPS) + 2))
+    for arch in sass.supported():
+        for dtype in NAMES.values():
+            loops = {name: row_loop(arch, dtype, name) for name in LOOPS}
+            usual = [loops[name].per for name in ("load", "ends", "direct")]
+            cells = " | ".join(f"{loop.per.total:.2f}" for loop in loops.values())
+            print(
+                f"| {arch} | {dtype} | {cells} | {sum(per.total for per in usual):.2f} "
+                f"| {sum(per[Kind.MUFU] for per in usual):.0f} |"
+            )
+    print("\n| kernel | V | dtype | bytes / inputs | sectors requested / touched | in 16-byte loads |")
+    print("|---|---|---|---|---|---|")
+    for label, trb, vocab, dtype in (
+        ("sm_90, 8 blocks", PtxOperators(90, ranks=8), 151936, torch.bfloat16),
+        ("sm_90, 8 blocks", PtxOperators(90, ranks=8), 151936, torch.float32),
+        ("sm_90, 4 blocks", PtxOperators(90, ranks=4), 50257, torch.bfloat16),
+        ("sm_80, 1 block", PtxOperators(80), 32768, torch.bfloat16),
+        ("sm_80, streamed", PtxOperators(80, streamed=True), 151936, torch.bfloat16),
+    ):
+        cells = " | ".join(value for _, value in traffic(trb, vocab, dtype))
+        print(f"| {label} | {vocab:,} | {NAMES[dtype]} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()

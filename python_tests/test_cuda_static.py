@@ -1,0 +1,58 @@
+"""Static facts of the shipped kernels' machine code: no spills, no stack, no double precision in the loops over a row,
+16-byte loads, and how many instructions a pair of logits costs."""
+
+from __future__ import annotations
+
+import cuda_tables
+import pytest
+import sass
+from cuda_tables import LOOPS, PAIRS, row_loop
+from sass import Kind
+
+pytestmark = [
+    pytest.mark.ptx,
+    pytest.mark.skipif(sass.missing_tool() is not None, reason=str(sass.missing_tool())),
+]
+
+# An H100 issues 39.5 instructions and 4.9 exponentials per lane while its memory delivers a pair of bfloat16 logits.
+ISSUE_SLOTS, EXPONENTIALS = 39.5, 4.9
+BAR = 36.0  # load, first sweep and one exact sweep, sm_90, 16-bit logits
+
+architectures = pytest.mark.parametrize("arch", sass.supported() if sass.missing_tool() is None else [])
+
+
+@architectures
+@pytest.mark.parametrize("dtype", PAIRS)
+def test_no_kernel_spills_or_needs_a_stack(arch: str, dtype: str) -> None:
+    cubin = cuda_tables.kernels(arch, dtype)
+    for kernel in ("resident_rows", "streamed_rows"):
+        found = cubin.resources[cubin.name(kernel)]
+        assert found.spill_bytes == 0
+        assert found.stack_bytes == 0
+        # Two blocks of 256 threads, or one of 512, on a multiprocessor of 65,536 registers.
+        assert found.registers <= 128
+
+
+@architectures
+@pytest.mark.parametrize("dtype", PAIRS)
+def test_the_loops_over_a_row_are_what_they_should_be(arch: str, dtype: str) -> None:
+    exponentials = {"load": 0, "ends": 2, "direct": 1, "stable": 2}
+    for name in LOOPS:
+        loop = row_loop(arch, dtype, name)
+        assert loop.per[Kind.FP64] == 0, name
+        assert loop.per[Kind.MUFU] == exponentials[name], name
+        if name == "load":
+            assert loop.loop.widths(Kind.LDG) == {128: 2 * cuda_tables.UNROLLED}
+        else:
+            assert loop.loop.widths(Kind.LDS) == {128: 2}, name
+            assert loop.per[Kind.LDG] == 0, name
+
+
+@architectures
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_usual_row_is_within_the_budget_of_the_issue_slots(arch: str, dtype: str) -> None:
+    usual = [row_loop(arch, dtype, name).per for name in ("load", "ends", "direct")]
+    assert sum(per.total for per in usual) <= ISSUE_SLOTS
+    assert sum(per[Kind.MUFU] for per in usual) <= EXPONENTIALS
+    if arch == "sm_90":
+        assert sum(per.total for per in usual) <= BAR

@@ -10,7 +10,7 @@ import pytest
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes `trb`, the operators of one device, runs on the CPU, on a GPU where there is one,
-    and as PTX on the interpreter where nvcc is."""
+    and, if it is marked on_ptx (the interpreter is slow), as PTX where nvcc is."""
     if "trb" in metafunc.fixturenames:
         import ptx_rows
         from devices import Operators, cuda_missing
@@ -18,7 +18,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         there = [pytest.param(Operators("cpu"), id="cpu")]
         if cuda_missing() is None:
             there.append(pytest.param(Operators("cuda"), id="cuda", marks=pytest.mark.cuda))
-        if ptx_rows.missing() is None:
+        if ptx_rows.missing() is None and metafunc.definition.get_closest_marker("on_ptx"):
             there += [
                 pytest.param(operators, id=name, marks=pytest.mark.ptx)
                 for name, operators in ptx_rows.on_every_architecture().items()

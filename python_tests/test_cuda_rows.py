@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,6 +180,68 @@ def test_rows_too_large_for_the_chip_are_streamed_in_the_same_order() -> None:
     assert torch.equal(got.token, trbext.sample(student, teacher, 0.02, uniform=uniform).token)
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 1e-3, 0.1, float("inf")])
+@pytest.mark.parametrize(("vocab", "ranks"), [(17, 1), (300, 1), (2500, 4)])
+def test_a_grid_of_uniforms_reproduces_mu_to_two_counts(vocab: int, ranks: int, epsilon: float) -> None:
+    trb, grid = PtxOperators(90, ranks=ranks), 512 if vocab < 1000 else 128
+    uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+    for name in ("language model, close", "both masked"):
+        student, teacher = families(vocab)[name]
+        drawn = trb.sample(student.expand(grid, -1), teacher.expand(grid, -1), epsilon, uniform=uniform)
+        counts = torch.bincount(drawn.token, minlength=vocab)
+        mu = reference.behavior_log_probs(student, teacher, drawn.beta[0]).exp()
+        assert ((counts - grid * mu).abs() <= 2 + 1e-6 * grid).all(), name
+        assert (counts[mu == 0] == 0).all(), name
+
+
+@pytest.mark.parametrize("trb_of", [lambda: PtxOperators(90, ranks=2), lambda: PtxOperators(80, streamed=True)])
+@pytest.mark.parametrize("epsilon", [0.0, 0.008, 0.5, float("inf")])
+def test_the_ends_of_the_uniform_stay_inside_the_support(trb_of: Callable[[], PtxOperators], epsilon: float) -> None:
+    """Also where a whole slice lies so far below the maxima that its weights vanish in the frame of the row."""
+    trb, vocab = trb_of(), 4096
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, vocab, generator=generator) * scale for scale in (3.0, 1.0))
+    student[:, :1], student[:, -1:] = -torch.inf, -torch.inf
+    teacher[1, :1500], teacher[1, -1500:] = -torch.inf, -torch.inf
+    student[2, : vocab // 2] -= 110.0
+    teacher[2, : vocab // 2] -= 110.0
+    student[3, :1024] -= 40.0
+    teacher[3, :1024] -= 130.0
+    for u in (0.0, 2.0**-54, 0.5, 1 - 2.0**-53):
+        uniform = torch.full((6,), u, dtype=torch.float64)
+        drawn = trb.sample(student, teacher, epsilon, uniform=uniform)
+        log_mu = reference.behavior_log_probs(student, teacher, drawn.beta)
+        assert ((drawn.token >= 0) & (drawn.token < vocab)).all()
+        assert (log_mu.gather(1, drawn.token[:, None]) > -torch.inf).all()
+
+
+def test_a_uniform_on_the_boundary_takes_the_token_above_it() -> None:
+    logits = torch.zeros(8, 4)
+    uniform = torch.tensor([k / 4 + offset for k in range(4) for offset in (0.0, 0.25 - 2.0**-50)], dtype=torch.float64)
+    for trb in (PtxOperators(90, ranks=2), PtxOperators(80, streamed=True)):
+        assert trb.sample(logits, logits, 0.0, uniform=uniform).token.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_slice_of_nothing_but_the_lowest_finite_logit_is_no_reason_for_double_precision() -> None:
+    trb = PtxOperators(90, ranks=2)
+    student, teacher = ordinary(2, 4096)
+    student[:, 2048:] = teacher[:, 2048:] = torch.finfo(BFLOAT16).min
+    solved = trb.solve(student, teacher, 0.05)
+    assert (solved.sweeps == 2).all()
+    assert trb.results[-1].instructions["fma.rn.f64"] < 20_000  # the double-precision path takes ten times that
+    check_solution(["a", "b"], student, teacher, 0.05, solved.beta, solved.kl)
+
+
+def test_an_offset_between_float32_models_costs_no_digits() -> None:
+    student, teacher = ordinary(4, 300, FLOAT32)
+    for offset in (1e3, 1e4):
+        for epsilon in (1e-3, 0.05):
+            got = PtxOperators(90, ranks=2).blend(student, teacher + offset, epsilon)
+            check_solution(list("abcd"), student, teacher + offset, epsilon, got.beta, got.kl)
+            log_mu = reference.behavior_log_probs(student, teacher + offset, got.beta)
+            assert torch.allclose(got.log_probs.double(), log_mu, atol=1e-5, rtol=1e-6)
+
+
 class Planted(NamedTuple):
     """A bug, as the text of a kernel source that is taken for another."""
 
@@ -196,25 +259,28 @@ PLANTED = (
         "  if (lane == 0) state.range[warp] = range;",
     ),
     Planted(
-        "no cluster barrier before peers are read",
+        "no cluster barrier before what peers sent is read",
         "rows_kernel.cuh",
-        "    cluster.sync();\n    if (warp == 0) {",
-        "    __syncthreads();\n    if (warp == 0) {",
+        "  cluster.sync(warp);\n  if (warp == 0) {",
+        "  __syncthreads();\n  if (warp == 0) {",
     ),
     Planted(
-        "one record for every exchange", "rows_kernel.cuh", "const int slot = *exchange & 1;", "const int slot = 0;"
+        "one record for every exchange",
+        "rows_kernel.cuh",
+        "slot = (*exchange)++ & 1;\n    sweep",
+        "slot = 0;\n    sweep",
     ),
     Planted(
-        "a block leaves while a peer reads it",
+        "peers are sent to before they have started",
         "rows_kernel.cuh",
-        "  cluster.sync();  // a peer may still read this block's last record",
+        "  cluster.sync(threadIdx.x / kWarp);  // every peer has started, and can be sent to",
         "",
     ),
     Planted(
-        "no barrier between the chunks' masses and their sum",
+        "no barrier between the parts' masses and the choice",
         "draw.cuh",
-        "  if (lane == 0) state.mass[warp] = own;\n  __syncthreads();",
-        "  if (lane == 0) state.mass[warp] = own;",
+        "      if (lane == 0) state.mass[i] = mass;\n    }\n    __syncthreads();",
+        "      if (lane == 0) state.mass[i] = mass;\n    }",
     ),
     Planted(
         "vector loads beyond the end",

@@ -15,6 +15,8 @@ from torch import Tensor
 import trbext
 from trbext import reference
 
+pytestmark = pytest.mark.on_ptx
+
 INF, NAN = float("inf"), float("nan")
 Epsilon = float | Tensor
 

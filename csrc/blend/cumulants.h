@@ -36,21 +36,22 @@ TRB_HD inline Node node_of(double beta, const Tilt& tilt, const Tilt& zero) {
   return node;
 }
 
-// From raw moments S_k = sum w D^k of the weights w = e^{x + beta D - kappa}, with log_zero = A(0).
-TRB_HD inline Node node_of_moments(double beta, const double* s, double kappa, double log_zero) {
-  const double mean = s[1] / s[0], second = s[2] / s[0], third = s[3] / s[0];
-  return node_of(beta, ::log(s[0]) + kappa - log_zero, mean, second - mean * mean,
-                 third - mean * (3.0 * second - 2.0 * mean * mean));
+// From raw moments S_k = sum w D^k; `log_gain` as Node has it: log S_0 and what the weights leave out, less A(0).
+TRB_HD inline Node node_of_moments(double beta, const double* s, double log_gain) {
+  const double inverse = 1.0 / s[0], mean = s[1] * inverse, second = s[2] * inverse, third = s[3] * inverse;
+  return node_of(beta, log_gain, mean, second - mean * mean, third - mean * (3.0 * second - 2.0 * mean * mean));
 }
 
 // From the cancellation-free sums of float_sweep.h: with y, W, Q the sums of p v, p h, p g over that of p,
 //   KL = (Q + y) / (1 + y + W) - log(1 + y + W),
 // whose large terms are all non-negative, and which an inexact centre of D changes only in proportion to KL itself.
 TRB_HD inline Node node_of_stable_sums(double beta, const double* s) {
-  const double y = s[1] / s[0], w = s[2] / s[0], q = s[3] / s[0], mass = 1.0 + y + w;
-  const double v1 = (q + y) / mass, v2 = s[4] / s[0] / mass, v3 = s[5] / s[0] / mass;
+  const double inverse = 1.0 / s[0], y = s[1] * inverse, w = s[2] * inverse, q = s[3] * inverse;
+  const double per_mass = 1.0 / (1.0 + y + w), per_beta = 1.0 / beta;
+  const double v1 = (q + y) * per_mass, v2 = s[4] * inverse * per_mass, v3 = s[5] * inverse * per_mass;
   const double k2 = v2 - v1 * v1, k3 = v3 - v1 * (3.0 * v2 - 2.0 * v1 * v1);
-  Node node = node_of(beta, ::log1p(y + w), v1 / beta, k2 / (beta * beta), k3 / (beta * beta * beta));
+  Node node =
+      node_of(beta, ::log1p(y + w), v1 * per_beta, k2 * per_beta * per_beta, k3 * per_beta * per_beta * per_beta);
   const double f = v1 - node.log_gain;
   node.f = f < 0.0 ? 0.0 : f;
   return node;
@@ -63,11 +64,11 @@ TRB_HD inline double shifted_mass(const Real* s, double h) {
   return s[0] + h * (s[1] + h * (0.5 * s[2] + h * s[3] / 6.0));
 }
 
-// The same from the stable sums, which are of v = beta D: `h` in units of beta.
+// The same from the stable sums, which are of v = beta D, and the sum of w itself: `h` in units of beta.
 template <typename Real>
-TRB_HD inline double shifted_stable_mass(const Real* s, double h) {
-  const double moments[4] = {static_cast<double>(s[0]) + s[1] + s[2], static_cast<double>(s[1]) + s[3],
-                             static_cast<double>(s[4]), static_cast<double>(s[5])};
+TRB_HD inline double shifted_stable_mass(const Real* s, double weight, double h) {
+  const double moments[4] = {weight, static_cast<double>(s[1]) + s[3], static_cast<double>(s[4]),
+                             static_cast<double>(s[5])};
   return shifted_mass(moments, h);
 }
 

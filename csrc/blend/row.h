@@ -60,6 +60,19 @@ struct Tilt {
   // E[log of this distribution's own probabilities] <= 0.
   TRB_HD double negative_entropy() const { return below - ::log(weight.mass); }
 
+  // Joins one token of weight e^t: `merge` of a single atom, with one exponential.
+  TRB_HD void add(double t, double d, double at_x) {
+    const double peak = t > weight.peak ? t : weight.peak, lower = weight.peak - peak;
+    const double kept = lower < 0.0 ? weight.mass * ::exp(lower) : weight.mass, w = lower < 0.0 ? 1.0 : ::exp(t - peak);
+    const double mass = kept + w, q = w / mass, p = 1.0 - q, gap = d - mean;
+    m3 = p * (m3 + q * gap * ((p - q) * gap * gap - 3.0 * m2));
+    m2 = p * (m2 + q * gap * gap);
+    mean += q * gap;
+    below = (kept > 0.0 ? p * (below + lower) : 0.0) + q * (t - peak);
+    x = p * x + q * at_x;
+    weight = {peak, mass};
+  }
+
   // Joins the distribution of the next tokens (the mixture formulas for central moments).
   TRB_HD void merge(const Tilt& next) {
     if (next.weight.empty()) return;

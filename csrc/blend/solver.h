@@ -196,11 +196,14 @@ class Solver {
   TRB_HD bool shift_to_target(const Node& node) {
     const double target = budget_ * (1.0 - 0.5 * kTolerance);
     double h = 0.0;
-    for (int i = 0; i < 4; ++i) h += (target - cubic(node, h)) / (node.f1() + h * (node.f2() + h * node.k3));
+    for (int i = 0; i < 4; ++i) {
+      h += (target - cubic(node, h)) * (Real(1) / static_cast<Real>(node.f1() + h * (node.f2() + h * node.k3)));
+    }
     const float beta = static_cast<float>(node.beta + h);
     h = static_cast<double>(beta) - node.beta;
     const double reach = ::fabs(h) * range_;
-    const double error = (node.beta + ::fabs(h)) * node.k2 * range_ * range_ * ::fabs(h * h * h) * ::exp(reach) / 6.0;
+    const double error = (node.beta + ::fabs(h)) * node.k2 * range_ * range_ * ::fabs(h * h * h) * (1.0 / 6.0) *
+                         std::exp(static_cast<Real>(reach));
     const double f = cubic(node, h);
     if (!(reach <= kLargestShift && beta > 0.0f && beta <= 1.0f)) return false;
     if (!(error <= 0.5 * kTolerance * budget_ && f + error <= budget_ && f - error >= budget_ * (1.0 - kTolerance))) {

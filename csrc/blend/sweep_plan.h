@@ -22,10 +22,10 @@ struct SweepPlan {
 
 constexpr double kLargestExponent = 60.0;  // of a weight relative to its sum's lower bound; e^88 overflows
 
-// `zero_mass`, `zero_mean`: sum of e^x over C and the mean of D under mu_0. `stable_below`: the budget from which down
-// the direct form's rounding would show, nats.
+// `log_zero`, `zero_mean`: log of the sum of e^x over C, and the mean of D under mu_0. `stable_below`: the budget from
+// which down the direct form's rounding would show, nats.
 template <typename Real>
-TRB_HD inline SweepPlan plan_sweep(const Solver<Real>& solver, double zero_mass, double zero_mean, double offset,
+TRB_HD inline SweepPlan plan_sweep(const Solver<Real>& solver, double log_zero, double zero_mean, double offset,
                                    double stable_below) {
   const Node &low = solver.low(), &high = solver.high();
   const double beta = static_cast<double>(solver.swept_beta()) + 2.0 * solver.step();  // the middle one of a fan
@@ -42,7 +42,7 @@ TRB_HD inline SweepPlan plan_sweep(const Solver<Real>& solver, double zero_mass,
           solver.swept_beta(),
           solver.step(),
           centre,
-          std::log(zero_mass) + tangent - beta * centre,
+          log_zero + tangent - beta * centre,
           overshoot <= kLargestExponent};
 }
 

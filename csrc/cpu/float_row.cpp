@@ -142,7 +142,7 @@ bool FloatRow::first_sweep(const RowPair& row, Start* start) {
   for (int node = 0; node < 5; ++node) {
     const double beta = 0.25 * node;
     if (!(sum[node][0] > 1e-30)) continue;  // the middle of two models that exclude each other underflows
-    start->node[start->nodes++] = node_of_moments(beta, sum[node], beta * offset_, log_zero);
+    start->node[start->nodes++] = node_of_moments(beta, sum[node], std::log(sum[node][0]) + beta * offset_ - log_zero);
   }
   const double m = zero_mean_, second = sum[0][2] / zero_mass_, third = sum[0][3] / zero_mass_;
   const double k2 = start->node[0].k2;
@@ -175,8 +175,10 @@ int FloatRow::exact_sweep(const RowPair& row, const SweepFrame& frame, Form form
   const double moved = static_cast<double>(frame.centre) + offset_;
   for (int i = 0; i < count; ++i) {
     const double beta = frame.beta + i * static_cast<double>(frame.step);
-    nodes[i] = form == Form::kStable ? node_of_stable_sums(beta, sum)
-                                     : node_of_moments(beta, sum + 4 * i, frame.shift / kLog2e, std::log(zero_mass_));
+    nodes[i] =
+        form == Form::kStable
+            ? node_of_stable_sums(beta, sum)
+            : node_of_moments(beta, sum + 4 * i, std::log(sum[4 * i]) + frame.shift / kLog2e - std::log(zero_mass_));
     nodes[i].mean += moved;  // back to the row's centre
     nodes[i].log_gain += beta * moved;
   }
@@ -193,7 +195,7 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   Form form = Form::kDirect;
   while (solver.next()) {
     Node nodes[5];
-    const SweepPlan plan = plan_sweep(solver, zero_mass_, zero_mean_, offset_, kStableBelow);
+    const SweepPlan plan = plan_sweep(solver, std::log(zero_mass_), zero_mean_, offset_, kStableBelow);
     if (!plan.in_range) return false;
     form = plan.form;
     frame = frame_of(plan);
@@ -217,7 +219,9 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
                        h * (swept.mean + h * (0.5 * swept.k2 + h * swept.k3 / 6.0));
     for (int64_t block = 0; block < blocks_; ++block) {
       const double* sums = sums_[block].s + 4 * solver.swept_node();
-      answer->mass[block] = form == Form::kStable ? shifted_stable_mass(sums, h / frame.beta) : shifted_mass(sums, h);
+      answer->mass[block] = form == Form::kStable
+                                ? shifted_stable_mass(sums, sums[0] + sums[1] + sums[2], h / frame.beta)
+                                : shifted_mass(sums, h);
     }
   } else {
     const bool student = solver.status() == Status::kStudent;

@@ -3,15 +3,15 @@
 
 #include "../blend/sweep_plan.h"
 #include "cluster.cuh"
+#include "launch_table.h"
 #include "pair_sums.cuh"
 
 namespace trb::cuda {
 
-// What one block tells its peers after a sweep. There are two, used in turn: a block may write its next record while a
-// slow peer still reads the last one, but not the one after, which a barrier separates.
+// What one block tells the others after a sweep.
 struct Record {
   double sums[EndsSweep::kSums];
-  float shift_student, shift_teacher;  // the frame of the sums of the ends; -inf where the slice has no finite logit
+  float shift_student, shift_teacher;  // the frame of the sums of the ends; -inf where the slice has no weight in it
   float max_student, max_teacher;      // NaN: some logit is
   float high, low;                     // of b - a
 };
@@ -32,7 +32,7 @@ struct Answer {
 enum class Action : int32_t { kSweep, kDone, kWide };  // kWide: float32 exponents do not reach, see wide_row.cuh
 
 struct Drawn {
-  int64_t token;
+  int64_t token;  // -1: no token has mass
   float student_logit, teacher_logit;
 };
 
@@ -41,6 +41,8 @@ struct WideSums {
   double min_d, max_d;
 };
 
+constexpr int kParts = 32;  // of what a token is drawn from, one for each lane that chooses
+
 template <int kWarps>
 struct BlockState {
   // Of this block.
@@ -48,25 +50,29 @@ struct BlockState {
   float exact[kWarps][StableSweep::kSums];  // of each warp, last exact sweep
   int32_t extremes[kWarps][5];              // ordered bits of Extremes
   RangeOfD range[kWarps];
-  Record record[2];
+  float shift_of_block[2];  // student, teacher: the frame of the sums of the ends
+  // What the blocks of the row have sent. Two sets in turn: a block may send its next record while a slow peer still
+  // reads the last one, but not the one after, which a barrier separates.
+  Record record[2][kLargestCluster];
   // Of the whole row, the same bits in every block.
-  double by_rank[kMaxRanks][EndsSweep::kSums];  // the ends, in the row's frame; then the last exact sweep
-  double ends_mass[kMaxRanks][2];               // of mu_0 over the student's support and of mu_1, in the row's frame
+  double ends_of_rank[kLargestCluster][EndsSweep::kSums];  // in the row's frame
   double total[EndsSweep::kSums];
+  double log_of[4];         // zero, one, student, teacher: of the sums of the ends
   float extreme_of_row[4];  // max student, max teacher, high, low
   float shift_of_row[2];    // student, teacher
   // The search, by one thread.
+  double epsilon, uniform;
   Solver<float> solver;
-  double zero_mass, zero_mean, one_mass;  // of mu_0 and mu_1 over the common support, in the row's frame
-  double centre;                          // of the last exact sweep's D, in the row's frame
-  double kappa;                           // of the last direct sweep
+  double zero_mean;  // of D under mu_0, in the row's frame
+  double centre;     // of the last exact sweep's D, in the row's frame
+  double kappa;      // of the last direct sweep
   ExactFrame frame;
   Form form;
   Action action;
   Answer answer;
   // The draw.
-  double mass[kMaxRanks > kWarps ? kMaxRanks : kWarps];
-  double target;
+  double mass[kParts];
+  double fraction;
   int32_t chosen_rank, chosen_warp;
   Drawn drawn;
   // A row in double precision.

@@ -5,8 +5,6 @@
 
 namespace trb::cuda {
 
-constexpr int kMaxRanks = 8;  // the largest cluster that every device with clusters can launch
-
 struct Cluster {
   int rank = 0, ranks = 1;
 
@@ -17,11 +15,17 @@ struct Cluster {
 #endif
   }
 
-  // A barrier of all threads of all blocks; shared memory written before it may be read by peers after it.
-  __device__ __forceinline__ void sync() const {
+  // A barrier of all threads of all blocks, for what warp 0 has sent to its peers, and what the other warps have given
+  // to warp 0 through a barrier of the block: their own earlier writes to device memory are not waited for.
+  __device__ __forceinline__ void sync(int warp) const {
 #if __CUDA_ARCH__ >= 900
     if (ranks > 1) {
-      cooperative_groups::this_cluster().sync();
+      if (warp == 0) {
+        asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+      } else {
+        asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+      }
+      asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
       return;
     }
 #endif
@@ -30,9 +34,9 @@ struct Cluster {
 
   // The same object in the shared memory of block `r`.
   template <typename U>
-  __device__ __forceinline__ const U* peer(const U* object, int r) const {
+  __device__ __forceinline__ U* peer(U* object, int r) const {
 #if __CUDA_ARCH__ >= 900
-    if (ranks > 1) return cooperative_groups::this_cluster().map_shared_rank(const_cast<U*>(object), r);
+    if (ranks > 1) return cooperative_groups::this_cluster().map_shared_rank(object, r);
 #endif
     return object;
   }

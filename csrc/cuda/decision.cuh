@@ -1,15 +1,16 @@
-// After each sweep: gather the sums of the cluster's blocks, and let the solver take the next step.
+// After each sweep: add up what the cluster's blocks have sent, and let the solver take the next step.
 //
 // Warp 0 of every block does this for itself from the same numbers in the same order, so all blocks take the same
-// decision to the last bit without telling one another. Scalars in double: a few dozen additions, four logarithms and
-// the divisions of csrc/blend; the search of the interpolation is in float.
+// decision to the last bit without telling one another. Scalars in double: a few dozen additions, one logarithm at a
+// time (the four of the first sweep on four lanes) and the divisions of csrc/blend; the search of the interpolation is
+// in float. All other warps wait for it, so it is kept short.
 #pragma once
 
 #include <new>
 
 #include "block_state.cuh"
 #include "kernel_args.h"
-#include "row_source.cuh"
+#include "sweep.cuh"
 
 namespace trb::cuda {
 
@@ -18,7 +19,6 @@ constexpr double kStableBelow = 1.5e-2;   // budgets, nats: from here down the d
 constexpr double kLargestRange = 1000.0;  // of D, nats
 constexpr float kLargestShiftOfRow = 4e6f;  // whole numbers of log 2 up to here are float32 numbers
 constexpr double kLn2 = 0.6931471805599453;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // An integer of the same order as the float; NaN of positive sign, as max.NaN gives it, is the largest.
 __device__ __forceinline__ int32_t ordered(float value) {
@@ -51,27 +51,22 @@ __device__ __forceinline__ void move_moments(const double* s, double factor, dou
 
 // Warp 0: the first sweep's sums of all blocks, in one frame and added up in state.total.
 template <int kWarps>
-__device__ __forceinline__ void gather_ends(BlockState<kWarps>& state, const Cluster& cluster, int slot, int lane) {
-  const bool holds = lane < cluster.ranks;
-  const Record* record = cluster.peer(&state.record[slot], holds ? lane : 0);
-  const float student = holds ? record->shift_student : -INFINITY, teacher = holds ? record->shift_teacher : -INFINITY;
+__device__ __forceinline__ void gather_ends(BlockState<kWarps>& state, int slot, int ranks, int lane) {
+  const bool holds = lane < ranks;
+  const Record& record = state.record[slot][holds ? lane : 0];
+  const float student = holds ? record.shift_student : -INFINITY, teacher = holds ? record.shift_teacher : -INFINITY;
   const float row_student = max_over_lanes(student), row_teacher = max_over_lanes(teacher);
-  const float max_student = max_over_lanes(record->max_student), max_teacher = max_over_lanes(record->max_teacher);
-  const float high = max_over_lanes(record->high), low = min_over_lanes(record->low);
+  const float max_student = max_over_lanes(record.max_student), max_teacher = max_over_lanes(record.max_teacher);
+  const float high = max_over_lanes(record.high), low = min_over_lanes(record.low);
   if (holds) {
-    double s[EndsSweep::kSums];
-#pragma unroll
-    for (int k = 0; k < EndsSweep::kSums; ++k) s[k] = record->sums[k];
     const double at_zero = power_of_two(student - row_student), at_one = power_of_two(teacher - row_teacher);
     const bool both = student > -INFINITY && teacher > -INFINITY;
     const double delta = both ? static_cast<double>(teacher - student) - (row_teacher - row_student) : 0.0;
-    double* out = state.by_rank[lane];
-    move_moments(s, at_zero, delta, out);
-    move_moments(s + 4, at_one, delta, out + 4);
-    out[8] = s[8] * at_zero;
-    out[9] = s[9] * at_one;
-    state.ends_mass[lane][0] = out[0] + out[8];
-    state.ends_mass[lane][1] = out[4];
+    double* out = state.ends_of_rank[lane];
+    move_moments(record.sums, at_zero, delta, out);
+    move_moments(record.sums + 4, at_one, delta, out + 4);
+    out[8] = record.sums[8] * at_zero;
+    out[9] = record.sums[9] * at_one;
   }
   if (lane == 0) {
     state.extreme_of_row[0] = max_student;
@@ -84,124 +79,143 @@ __device__ __forceinline__ void gather_ends(BlockState<kWarps>& state, const Clu
   __syncwarp();
   if (lane < EndsSweep::kSums) {
     double total = 0.0;
-    for (int r = 0; r < cluster.ranks; ++r) total += state.by_rank[r][lane];
+#pragma unroll 1
+    for (int r = 0; r < ranks; ++r) total += state.ends_of_rank[r][lane];
     state.total[lane] = total;
+  }
+  __syncwarp();
+  if (lane < 4) {
+    const double end = state.total[lane % 2 * 4], lost = lane < 2 ? 0.0 : state.total[8 + lane % 2];
+    state.log_of[lane] = std::log(end + lost);
   }
   __syncwarp();
 }
 
 // Warp 0: the same of an exact sweep, whose frame all blocks share.
 template <int kWarps>
-__device__ __forceinline__ void gather_exact(BlockState<kWarps>& state, const Cluster& cluster, int slot, int lane) {
-  const int count = state.form == Form::kStable ? StableSweep::kSums : DirectSweep::kSums;
-  if (lane < cluster.ranks) {
-    const Record* record = cluster.peer(&state.record[slot], lane);
-#pragma unroll
-    for (int k = 0; k < StableSweep::kSums; ++k) {
-      if (k < count) state.by_rank[lane][k] = record->sums[k];
-    }
-  }
-  __syncwarp();
-  if (lane < count) {
+__device__ __forceinline__ void gather_exact(BlockState<kWarps>& state, int slot, int ranks, int lane) {
+  if (lane < (state.form == Form::kStable ? StableSweep::kSums : DirectSweep::kSums)) {
     double total = 0.0;
-    for (int r = 0; r < cluster.ranks; ++r) total += state.by_rank[r][lane];
+#pragma unroll 1
+    for (int r = 0; r < ranks; ++r) total += state.record[slot][r].sums[lane];
     state.total[lane] = total;
   }
   __syncwarp();
 }
 
-// One thread: the frame of the sweep that the solver asks for, or the answer it has found.
-template <int kWarps>
-__device__ __forceinline__ void follow_solver(BlockState<kWarps>& state, float scale) {
-  Answer& answer = state.answer;
-  const double inverse_temperature = scale * kLn2, ref_student = state.shift_of_row[0] * kLn2,
-               ref_teacher = state.shift_of_row[1] * kLn2;
-  if (state.solver.next()) {
-    const SweepPlan plan = plan_sweep(state.solver, state.zero_mass, state.zero_mean, 0.0, kStableBelow);
-    answer.sweeps = state.solver.sweeps();
-    state.action = plan.in_range ? Action::kSweep : Action::kWide;
-    state.form = plan.form;
-    const double gap = ref_teacher - ref_student;  // D = (b - a) / T - gap
-    ExactFrame& frame = state.frame;
-    frame.scale = scale;
-    frame.centre = static_cast<float>((plan.centre + gap) / inverse_temperature);
-    frame.tilt = static_cast<float>(plan.beta * inverse_temperature);
-    frame.offset = static_cast<float>((plan.centre + gap) * plan.beta);
-    // The centre that the rounded numbers of the frame amount to.
-    state.centre = (plan.form == Form::kStable ? static_cast<double>(frame.offset) / plan.beta
-                                               : frame.centre * inverse_temperature) -
-                   gap;
-    const float kappa = plan.form == Form::kDirect ? floorf(static_cast<float>(plan.kappa) * kLog2e) : 0.0f;
-    frame.shift = state.shift_of_row[0] + kappa;
-    state.kappa = kappa * kLn2;
-    frame.slope = plan.beta * scale;
-    return;
+// Units of a row, from its temperature: logits to nats, and how b - a becomes D. `base`: what float32 differences leave
+// out of b - a (pair_sums.cuh).
+struct Units {
+  double inverse_temperature, temperature;
+  double base;
+  double gap;  // D = (b - a) / T - gap
+
+  template <typename T, int kWarps>
+  static __device__ __forceinline__ Units of(const KernelArgs& args, const BlockState<kWarps>& state) {
+    const bool relative = std::is_same_v<T, float>;
+    return {args.scale * kLn2, args.temperature_of_scale,
+            relative ? static_cast<double>(state.extreme_of_row[1]) - state.extreme_of_row[0] : 0.0,
+            (static_cast<double>(state.shift_of_row[1]) - state.shift_of_row[0]) * kLn2};
   }
-  state.action = Action::kDone;
-  answer.status = state.solver.status();
-  answer.beta = state.solver.beta();
-  answer.kl = state.solver.kl();
-  answer.sweeps = state.solver.sweeps();
+};
+
+// One thread: the frame of the sweep that the solver asks for.
+template <int kWarps>
+__device__ __forceinline__ void frame_sweep(BlockState<kWarps>& state, const SweepPlan& plan, const Units& units,
+                                            float scale) {
+  state.form = plan.form;
+  // Centred by c, a difference d of the frame is D = (d - c) / T + (c + base) / T - gap.
+  const double centre = (plan.centre + units.gap) * units.temperature - units.base;
+  ExactFrame& frame = state.frame;
+  frame.scale = scale;
+  frame.shift = state.shift_of_row[0];
+  frame.slope = plan.beta * scale;
+  frame.base_student = state.extreme_of_row[0];
+  frame.base_teacher = state.extreme_of_row[1];
+  state.kappa = 0.0;
+  double rounded;  // the centre that the rounded numbers of the frame amount to
+  if (plan.form == Form::kStable) {
+    frame.tilt = static_cast<float>(plan.beta * units.inverse_temperature);
+    frame.offset = static_cast<float>(frame.tilt * centre);
+    frame.centre = 0.0f;
+    rounded = static_cast<double>(frame.offset) / frame.tilt;
+  } else {
+    const float kappa = floorf(static_cast<float>(plan.kappa) * kLog2e);
+    frame.shift += kappa;
+    state.kappa = kappa * kLn2;
+    frame.tilt = frame.offset = 0.0f;
+    frame.centre = static_cast<float>(centre);
+    rounded = frame.centre;
+  }
+  state.centre = (rounded + units.base) * units.inverse_temperature - units.gap;
+}
+
+// One thread: the answer that the solver has found.
+template <int kWarps>
+__device__ __forceinline__ void keep_answer(BlockState<kWarps>& state, const Units& units, float scale) {
+  Answer& answer = state.answer;
+  const Solver<float>& solver = state.solver;
+  answer.status = solver.status();
+  answer.beta = solver.beta();
+  answer.kl = solver.kl();
   if (answer.status == Status::kFault) return;
-  answer.inverse_temperature = inverse_temperature;
-  answer.reference_student = ref_student;
-  answer.reference_teacher = ref_teacher;
+  answer.inverse_temperature = units.inverse_temperature;
+  answer.reference_student = state.shift_of_row[0] * kLn2;
+  answer.reference_teacher = state.shift_of_row[1] * kLn2;
   answer.max_student = state.extreme_of_row[0];
   answer.max_teacher = state.extreme_of_row[1];
+  answer.log_student = state.log_of[2];
+  answer.log_teacher = state.log_of[3];
   if (answer.status == Status::kInterior) {
-    const Node& swept = state.solver.swept();
-    const double h = state.solver.shift();
+    const Node& swept = solver.swept();
+    const double h = solver.shift();
     answer.log_norm =
-        std::log(state.zero_mass) + swept.log_gain + h * (swept.mean + h * (0.5 * swept.k2 + h * swept.k3 / 6.0));
+        state.log_of[0] + swept.log_gain + h * (swept.mean + h * (0.5 * swept.k2 + h * swept.k3 * (1.0 / 6.0)));
     state.frame.slope = answer.beta * scale;  // for the weights of the draw
+    if (state.form == Form::kStable)
+      state.frame.centre = static_cast<float>((state.centre + units.gap) * units.temperature - units.base);
   } else {
-    answer.log_norm = answer.status == Status::kStudent ? answer.log_student : std::log(state.one_mass);
+    answer.log_norm = answer.status == Status::kStudent ? answer.log_student : state.log_of[1];
   }
 }
 
 // One thread, after gather_ends: begins the search. False where float32 exponents do not reach.
 template <int kWarps>
-__device__ __forceinline__ bool begin_search(BlockState<kWarps>& state, float scale, double epsilon) {
+__device__ __forceinline__ bool begin_search(BlockState<kWarps>& state, const Units& units) {
   const float max_student = state.extreme_of_row[0], max_teacher = state.extreme_of_row[1];
   const float high = state.extreme_of_row[2], low = state.extreme_of_row[3];
   const double zero = state.total[0], one = state.total[4];
-  const double inverse_temperature = scale * kLn2;
   const bool disjoint = !(low <= high);
   Start start;
   start.nodes = 2;
   start.fault =
       !(max_student < INFINITY && max_teacher < INFINITY && max_student > -INFINITY && max_teacher > -INFINITY);
-  start.range = (static_cast<double>(high) - low) * inverse_temperature;
+  start.range = (static_cast<double>(high) - low) * units.inverse_temperature;
   state.answer.sweeps = 1;
   state.frame = ExactFrame{};
   const bool reachable = fabsf(state.shift_of_row[0]) <= kLargestShiftOfRow &&
                          fabsf(state.shift_of_row[1]) <= kLargestShiftOfRow &&
                          (disjoint || (start.range <= kLargestRange && zero > 1e-30 && one > 1e-30));
   if (!start.fault && !reachable) return false;
-  start.phi = disjoint ? INFINITY : log1p(state.total[8] / zero);
+  start.phi = disjoint ? INFINITY : state.total[8] > 0.0 ? log1p(state.total[8] / zero) : 0.0;
   start.uncertainty = 8e-6 + 4e-7 * start.range;
-  const double log_zero = std::log(zero);
   double s[8], unit = 1.0;
 #pragma unroll
   for (int k = 0; k < 4; ++k, unit *= kLn2) {
     s[k] = state.total[k] * unit;
     s[k + 4] = state.total[k + 4] * unit;
   }
-  start.node[0] = node_of_moments(0.0, s, 0.0, log_zero);
-  start.node[1] = node_of_moments(1.0, s + 4, 0.0, log_zero);
-  state.zero_mass = zero;
-  state.one_mass = one;
+  start.node[0] = node_of_moments(0.0, s, 0.0);
+  start.node[1] = node_of_moments(1.0, s + 4, state.log_of[1] - state.log_of[0]);
   state.zero_mean = start.node[0].mean;
-  state.answer.log_student = std::log(zero + state.total[8]);
-  state.answer.log_teacher = std::log(one + state.total[9]);
-  new (&state.solver) Solver<float>(epsilon, kMaxSweeps, false);
+  new (&state.solver) Solver<float>(state.epsilon, kMaxSweeps, false);
   state.solver.begin(start);
   return true;
 }
 
 // One thread, after gather_exact: tells the search what the sweep found.
 template <int kWarps>
-__device__ __forceinline__ void continue_search(BlockState<kWarps>& state, float scale) {
+__device__ __forceinline__ void continue_search(BlockState<kWarps>& state, const Units& units) {
   const double beta = state.solver.swept_beta();
   Node node;
   if (state.form == Form::kStable) {
@@ -209,24 +223,34 @@ __device__ __forceinline__ void continue_search(BlockState<kWarps>& state, float
   } else {
     double s[4], unit = 1.0;
 #pragma unroll
-    for (int k = 0; k < 4; ++k, unit *= scale * kLn2) s[k] = state.total[k] * unit;
-    node = node_of_moments(beta, s, state.kappa, std::log(state.zero_mass));
+    for (int k = 0; k < 4; ++k, unit *= units.inverse_temperature) s[k] = state.total[k] * unit;
+    node = node_of_moments(beta, s, std::log(s[0]) + state.kappa - state.log_of[0]);
   }
   node.mean += state.centre;
   node.log_gain += beta * state.centre;
   state.solver.update(&node, 1, true);
 }
 
-// One thread: what the row's blocks do next.
-template <int kWarps>
-__device__ __forceinline__ void decide(BlockState<kWarps>& state, bool first, float scale, double epsilon) {
+// One thread: what the row's blocks do next. Not inlined, for the registers of the kernel and its instruction cache.
+template <typename T, int kWarps>
+__device__ __noinline__ void decide(const KernelArgs& args, BlockState<kWarps>& state, bool first) {
+  const Units units = Units::of<T>(args, state);
   if (!first) {
-    continue_search(state, scale);
-  } else if (!begin_search(state, scale, epsilon)) {
+    continue_search(state, units);
+  } else if (!begin_search(state, units)) {
     state.action = Action::kWide;
     return;
   }
-  follow_solver(state, scale);
+  const bool sweep = state.solver.next();
+  state.answer.sweeps = state.solver.sweeps();
+  if (sweep) {
+    const SweepPlan plan = plan_sweep(state.solver, state.log_of[0], state.zero_mean, 0.0, kStableBelow);
+    frame_sweep(state, plan, units, args.scale);
+    state.action = plan.in_range ? Action::kSweep : Action::kWide;
+  } else {
+    keep_answer(state, units, args.scale);
+    state.action = Action::kDone;
+  }
 }
 
 }  // namespace trb::cuda

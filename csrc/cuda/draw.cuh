@@ -1,10 +1,12 @@
 // One token from mu by the inverse of its cumulative distribution, in token order: the first token whose cumulative
 // mass exceeds uniform times the total.
 //
-// Three levels: the rank, then the warp that swept the token, by the masses the last sweep left behind; then the chunks
-// of that warp are read again, and its tokens share its mass exactly. Sums of weights in double: 53 bits of uniform
-// reach tokens of any probability. A part of mass zero never advances the running sum, so a masked token is never
-// drawn; if rounding at uniform -> 1 leaves the target unreached, the last token of positive mass stands.
+// By levels: the rank, the warp that swept the token, a part of that warp's chunks (and a part of the part, until it is
+// one chunk), the lane, the token. Each level holds at most 32 masses, one a lane, and passes on which share of the
+// chosen mass lies before the token: what a level's masses are rounded by, the next one's do not add up. The masses of
+// ranks and warps are those that the last sweep left behind, the others are taken again, with sums in double: 53 bits
+// of uniform reach tokens of any probability. A mass of zero is never chosen, so a masked token never is; if rounding
+// at uniform -> 1 leaves the share unreached, the last mass above zero stands.
 #pragma once
 
 #include "decision.cuh"
@@ -17,26 +19,45 @@ __device__ __forceinline__ double sum_over_lanes(double value) {
   return value;
 }
 
-// Weights of the tokens of a chunk under mu, in any one unit; `a`, `b` are raw logits.
+// All lanes of a warp: the lane at `share` of the sum of their masses, and `share` becomes the one within its mass. -1
+// where no lane has any.
+__device__ __forceinline__ int choose_lane(double mass, int lane, double* share) {
+  const double own = mass > 0.0 ? mass : 0.0;
+  double up_to = own;
+#pragma unroll
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const double other = __shfl_up_sync(kAllLanes, up_to, distance);
+    if (lane >= distance) up_to += other;
+  }
+  const double target = *share * __shfl_sync(kAllLanes, up_to, kWarp - 1);
+  const unsigned passing = __ballot_sync(kAllLanes, own > 0.0 && up_to > target);
+  const unsigned holding = __ballot_sync(kAllLanes, own > 0.0);
+  if (holding == 0) return -1;
+  const int chosen = passing != 0 ? __ffs(passing) - 1 : kWarp - 1 - __clz(holding);
+  const double within = (target - __shfl_sync(kAllLanes, up_to - own, chosen)) / __shfl_sync(kAllLanes, own, chosen);
+  *share = within > 0.0 ? within : 0.0;
+  return chosen;
+}
+
+// Weights under mu, in any one unit of a block; `a`, `b` are raw logits.
+template <typename T>
 struct FloatWeight {
-  ExactFrame frame;
-  float scale, shift_student, shift_teacher;
+  ExactFrame exact;
+  EndsSweep::Frame ends;  // of the block: a slice far below the row's maxima keeps its weights
   Status status;
 
   template <int kWarps>
-  __device__ __forceinline__ FloatWeight(const BlockState<kWarps>& state, float log2e_per_temperature)
-      : frame(state.frame),
-        scale(log2e_per_temperature),
-        shift_student(state.shift_of_row[0]),
-        shift_teacher(state.shift_of_row[1]),
+  __device__ __forceinline__ FloatWeight(const BlockState<kWarps>& state, float scale)
+      : exact(state.frame),
+        ends{scale, state.shift_of_block[0], state.shift_of_block[1]},
         status(state.answer.status) {}
 
   __device__ __forceinline__ double operator()(float a, float b) const {
     const bool in_student = a > -INFINITY, in_teacher = b > -INFINITY;
     if (!in_student || (status != Status::kStudent && !in_teacher)) return 0.0;
-    return status == Status::kStudent   ? ex2(fmaf(a, scale, -shift_student))
-           : status == Status::kTeacher ? ex2(fmaf(b, scale, -shift_teacher))
-                                        : DirectSweep::weight(a, (b - a) - frame.centre, frame);
+    return status == Status::kStudent   ? ex2(fmaf(a, ends.scale, -ends.shift_student))
+           : status == Status::kTeacher ? ex2(fmaf(b, ends.scale, -ends.shift_teacher))
+                                        : DirectSweep::weight(a, difference<T>(a, b, exact) - exact.centre, exact);
   }
 };
 
@@ -59,105 +80,57 @@ struct Weighed {
   }
 };
 
-// All threads of a block: the token among `chunks` at `fraction` of their mass, left in state.drawn.
+// All threads of a block: the token at `share` of the mass of `chunks`, left in state.drawn.
 template <typename T, typename Source, typename Weight, int kWarps>
-__device__ __forceinline__ void draw_from(const Source& source, Chunks chunks, double fraction, const Weight& weight,
+__device__ __forceinline__ void draw_from(const Source& source, Chunks chunks, double share, const Weight& weight,
                                           BlockState<kWarps>& state, int warp, int lane) {
-  double own = 0.0;
+  bool found = true;
+  while (found && chunks.end - chunks.begin > 1) {
+    const int parts = min(kParts, chunks.end - chunks.begin);
 #pragma unroll 1
-  for (int32_t chunk = chunks.begin + warp; chunk < chunks.end; chunk += kWarps) {
-    own += Weighed<T>(source, chunk, lane, weight).sum;
-  }
-  own = sum_over_lanes(own);
-  if (lane == 0) state.mass[warp] = own;
-  __syncthreads();
-  double total = 0.0;
-  for (int i = 0; i < kWarps; ++i) total += state.mass[i];
-  const double target = fraction * total;
-  __syncthreads();
-
-  // Chunks in order, kWarps at a time, until the running sum passes the target.
-  double before = 0.0, before_last = 0.0;
-  int32_t chosen = -1, last = -1;
-  for (int32_t begin = chunks.begin; begin < chunks.end && chosen < 0; begin += kWarps) {
-    const int32_t chunk = begin + warp;
-    const double mass = sum_over_lanes(chunk < chunks.end ? Weighed<T>(source, chunk, lane, weight).sum : 0.0);
-    if (lane == 0) state.mass[warp] = mass;
-    __syncthreads();
-    for (int i = 0; i < kWarps && chosen < 0; ++i) {
-      const double next = before + state.mass[i];
-      if (next > target) {
-        chosen = begin + i;
-      } else {
-        if (state.mass[i] > 0.0) last = begin + i;
-        before_last = state.mass[i] > 0.0 ? before : before_last;
-        before = next;
-      }
+    for (int i = warp; i < parts; i += kWarps) {
+      const Chunks part = chunks.part(i, parts);
+      double mass = 0.0;
+#pragma unroll 1
+      for (int32_t chunk = part.begin; chunk < part.end; ++chunk) mass += Weighed<T>(source, chunk, lane, weight).sum;
+      mass = sum_over_lanes(mass);
+      if (lane == 0) state.mass[i] = mass;
     }
     __syncthreads();
+    const int chosen = choose_lane(lane < parts ? state.mass[lane] : 0.0, lane, &share);
+    __syncthreads();
+    found = chosen >= 0;
+    if (found) chunks = chunks.part(chosen, parts);
   }
   if (warp != 0) return;
-  const bool found = chosen >= 0;
-  if (!found) chosen = last, before = before_last;
-  const Weighed<T> tokens(source, chosen, lane, weight);
-  const double sum = tokens.sum;
-  double up_to = sum;
-#pragma unroll
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const double other = __shfl_up_sync(kAllLanes, up_to, distance);
-    if (lane >= distance) up_to += other;
-  }
-  // The tree may round differently from the sum above it: the last lane that holds mass stands for it.
-  const unsigned passing = __ballot_sync(kAllLanes, found && sum > 0.0 && before + up_to > target);
-  const unsigned holding = __ballot_sync(kAllLanes, sum > 0.0);
-  const int owner = passing != 0 ? __ffs(passing) - 1 : kWarp - 1 - __clz(holding);
-  if (lane != owner) return;
-  double running = before + (up_to - sum);
+  const Weighed<T> tokens(source, chunks.begin, lane, weight);
+  const int owner = choose_lane(found ? tokens.sum : 0.0, lane, &share);
+  if (lane != (owner < 0 ? 0 : owner)) return;
   Drawn drawn{-1, 0.0f, 0.0f};
+  double running = 0.0;
   bool reached = false;
 #pragma unroll
   for (int i = 0; i < Weighed<T>::kTokens; ++i) {
     running += tokens.w[i];
-    if (tokens.w[i] > 0.0 && !reached) {
-      drawn = {(static_cast<int64_t>(chosen) * kWarp + lane) * Weighed<T>::kTokens + i, tokens.a[i], tokens.b[i]};
-      reached = passing != 0 && running > target;
+    if (owner >= 0 && tokens.w[i] > 0.0 && !reached) {
+      drawn = {(static_cast<int64_t>(chunks.begin) * kWarp + lane) * Weighed<T>::kTokens + i, tokens.a[i], tokens.b[i]};
+      reached = running > share * tokens.sum;
     }
   }
   state.drawn = drawn;
-}
-
-// Thread 0: the first of `count` masses whose running sum exceeds `target`, which becomes the rest within it.
-__device__ __forceinline__ int32_t choose(const double* mass, int count, double* target) {
-  double before = 0.0, before_chosen = 0.0;
-  int32_t chosen = -1;
-  for (int i = 0; i < count; ++i) {
-    if (!(mass[i] > 0.0)) continue;
-    chosen = i;
-    before_chosen = before;
-    before += mass[i];
-    if (before > *target) break;
-  }
-  *target -= before_chosen;
-  return chosen;
 }
 
 // The mass of part of a row under the answer, from its sums of the last sweep.
 template <typename Real, int kWarps>
 __device__ __forceinline__ double interior_mass(const BlockState<kWarps>& state, const Real* sums) {
   const double h = state.solver.shift();
-  return state.form == Form::kStable ? shifted_stable_mass(sums, h / state.solver.swept().beta)
+  return state.form == Form::kStable ? shifted_stable_mass(sums, sums[6], h / state.solver.swept().beta)
                                      : shifted_mass(sums, h * state.answer.inverse_temperature);
 }
 
-__device__ __forceinline__ void write_draw(const KernelArgs& args, int64_t row, const Answer& answer,
-                                           const Drawn& drawn) {
-  const double x = drawn.student_logit * answer.inverse_temperature - answer.reference_student,
-               y = drawn.teacher_logit * answer.inverse_temperature - answer.reference_teacher, beta = answer.beta;
-  const double log_weight = beta == 0.0 ? x : beta == 1.0 ? y : (1.0 - beta) * x + beta * y;
-  args.token[row] = drawn.token;
-  args.log_prob[row] = static_cast<float>(log_weight - answer.log_norm);
-  args.student_log_prob[row] = static_cast<float>(x - answer.log_student);
-  args.teacher_log_prob[row] = static_cast<float>(y - answer.log_teacher);
+template <typename Real>
+__device__ __forceinline__ double ends_mass(Status status, const Real* sums) {
+  return status == Status::kStudent ? static_cast<double>(sums[0]) + sums[8] : static_cast<double>(sums[4]);
 }
 
 __device__ __forceinline__ void write_answer(const KernelArgs& args, int64_t row, const Answer& answer) {
@@ -174,53 +147,63 @@ __device__ __forceinline__ void write_fault(const KernelArgs& args, int64_t row,
   args.log_prob[row] = args.student_log_prob[row] = args.teacher_log_prob[row] = NAN;
 }
 
-// All threads of all blocks of the row: the block that holds the token draws it.
+// Whether the row's uniform, if it is to be drawn from, is one.
+template <int kWarps>
+__device__ __forceinline__ bool valid(const KernelArgs& args, const BlockState<kWarps>& state) {
+  return args.token == nullptr || (state.uniform >= 0.0 && state.uniform < 1.0);
+}
+
+// Everything `sample` returns of a row.
+__device__ __forceinline__ void write_draw(const KernelArgs& args, int64_t row, const Answer& answer,
+                                           const Drawn& drawn) {
+  if (drawn.token < 0) {
+    write_fault(args, row, answer.sweeps);
+    return;
+  }
+  write_answer(args, row, answer);
+  const double x = drawn.student_logit * answer.inverse_temperature - answer.reference_student,
+               y = drawn.teacher_logit * answer.inverse_temperature - answer.reference_teacher, beta = answer.beta;
+  const double log_weight = beta == 0.0 ? x : beta == 1.0 ? y : (1.0 - beta) * x + beta * y;
+  args.token[row] = drawn.token;
+  args.log_prob[row] = static_cast<float>(log_weight - answer.log_norm);
+  args.student_log_prob[row] = static_cast<float>(x - answer.log_student);
+  args.teacher_log_prob[row] = static_cast<float>(y - answer.log_teacher);
+}
+
+// All threads of all blocks of the row: the block that holds the token draws it and writes the row's outputs.
 template <typename T, typename Source, int kWarps>
-__device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, double uniform, const Source& source,
-                                     Chunks block_chunks, const Cluster& cluster, BlockState<kWarps>& state, int warp,
-                                     int lane) {
-  const Answer& answer = state.answer;
+__device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const Source& source, Chunks block_chunks,
+                                     const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp, int lane) {
   if (warp == 0) {
+    const Status status = state.answer.status;
+    const bool interior = status == Status::kInterior;
+    double share = state.uniform, mass = 0.0;
     if (lane < cluster.ranks) {
-      const double* ends = state.ends_mass[lane];
-      state.mass[lane] = answer.status == Status::kStudent   ? ends[0]
-                         : answer.status == Status::kTeacher ? ends[1]
-                                                             : interior_mass(state, state.by_rank[lane]);
+      mass =
+          interior ? interior_mass(state, state.record[slot][lane].sums) : ends_mass(status, state.ends_of_rank[lane]);
     }
-    __syncwarp();
+    const int rank = choose_lane(mass, lane, &share);
+    mass = 0.0;
+    if (lane < kWarps) mass = interior ? interior_mass(state, state.exact[lane]) : ends_mass(status, state.ends[lane]);
+    const int chosen_warp = choose_lane(mass, lane, &share);
     if (lane == 0) {
-      double total = 0.0;
-      for (int r = 0; r < cluster.ranks; ++r) total += state.mass[r] > 0.0 ? state.mass[r] : 0.0;
-      state.target = uniform * total;
-      state.chosen_rank = choose(state.mass, cluster.ranks, &state.target);
-    }
-    __syncwarp();
-    if (state.chosen_rank == cluster.rank) {
-      // In the block's own frame and rounding; the target goes over as a share of the block's mass.
-      if (lane == 0) state.target /= state.mass[cluster.rank];
-      __syncwarp();
-      if (lane < kWarps) {
-        const float* ends = state.ends[lane];
-        state.mass[lane] = answer.status == Status::kStudent   ? static_cast<double>(ends[0]) + ends[8]
-                           : answer.status == Status::kTeacher ? static_cast<double>(ends[4])
-                                                               : interior_mass(state, state.exact[lane]);
-      }
-      __syncwarp();
-      if (lane == 0) {
-        double total = 0.0;
-        for (int w = 0; w < kWarps; ++w) total += state.mass[w] > 0.0 ? state.mass[w] : 0.0;
-        state.target *= total;
-        state.chosen_warp = choose(state.mass, kWarps, &state.target);
-        state.target /= state.mass[state.chosen_warp];
-      }
+      // No mass at all (a row at the end of float32's exponents): the first block says so.
+      state.chosen_rank = rank < 0 ? 0 : rank;
+      state.chosen_warp = rank < 0 ? -1 : chosen_warp;
+      state.fraction = share;
     }
   }
   __syncthreads();
   if (state.chosen_rank != cluster.rank) return;
-  draw_from<T>(source, block_chunks.part(state.chosen_warp, kWarps), state.target, FloatWeight(state, args.scale),
-               state, warp, lane);
+  const int chosen_warp = state.chosen_warp;
+  const Chunks chunks = chosen_warp < 0 ? Chunks{0, 0} : block_chunks.part(chosen_warp, kWarps);
+  if (chunks.begin < chunks.end) {
+    draw_from<T>(source, chunks, state.fraction, FloatWeight<T>(state, args.scale), state, warp, lane);
+  } else if (threadIdx.x == 0) {
+    state.drawn = Drawn{-1, 0.0f, 0.0f};
+  }
   __syncthreads();
-  if (threadIdx.x == 0) write_draw(args, row, answer, state.drawn);
+  if (threadIdx.x == 0) write_draw(args, row, state.answer, state.drawn);
 }
 
 }  // namespace trb::cuda

@@ -23,6 +23,7 @@ struct KernelArgs {
   int32_t slice_vectors;  // 16-byte vectors of one model that a block keeps in shared memory; 0 where none are kept
   double inverse_temperature;
   float scale;                   // log2(e) / T
+  double temperature_of_scale;   // log2(e) / scale: the temperature that the rounded scale amounts to
   double epsilon;                // nats, where epsilon_per_row is null
   const float* epsilon_per_row;  // [N]
   int64_t epsilon_stride;

@@ -1,5 +1,5 @@
-// Where a row is held, as a function of (V, bytes of a logit, architecture) and never of N: a row's result is then the
-// same in any batch.
+// Where a row is held, as a function of (V, bytes of a logit, device) and never of N: a row's result is then the same
+// in any batch.
 //
 // As few blocks as keep two of them on a multiprocessor, so that one computes while the other loads or decides; else as
 // few as hold the row at all; else the row is streamed (row_source.cuh).
@@ -9,29 +9,30 @@
 
 namespace trb::cuda {
 
+constexpr int kLargestCluster = 8;  // that every device with clusters can launch
+
 struct Architecture {
   int capability;                     // 10 major + minor; the line holds up to the next one
   int64_t shared_per_block;           // bytes
   int64_t shared_per_multiprocessor;  // bytes, of which each block costs 1 KiB more than it asks for
-  int largest_cluster;  // blocks of one row; 1 where there are no clusters, or too little shared memory for them
+  int largest_cluster;                // blocks of one row; 1 where there are no clusters
 };
 
 constexpr int64_t kKiB = 1024;
 
 constexpr Architecture kArchitectures[] = {
-    {80, 163 * kKiB, 164 * kKiB, 1},   // A100
-    {86, 99 * kKiB, 100 * kKiB, 1},    // A40, RTX 30
-    {87, 163 * kKiB, 164 * kKiB, 1},   // Orin
-    {89, 99 * kKiB, 100 * kKiB, 1},    // L40S, RTX 40
-    {90, 227 * kKiB, 228 * kKiB, 8},   // H100, H200
-    {100, 227 * kKiB, 228 * kKiB, 8},  // B200, B300
-    {120, 99 * kKiB, 100 * kKiB, 1},   // RTX 50, RTX PRO
+    {80, 163 * kKiB, 164 * kKiB, 1},                 // A100
+    {86, 99 * kKiB, 100 * kKiB, 1},                  // A40, RTX 30
+    {87, 163 * kKiB, 164 * kKiB, 1},                 // Orin
+    {89, 99 * kKiB, 100 * kKiB, 1},                  // L40S, RTX 40
+    {90, 227 * kKiB, 228 * kKiB, kLargestCluster},   // H100, H200
+    {100, 227 * kKiB, 228 * kKiB, kLargestCluster},  // B200, B300
+    {120, 99 * kKiB, 100 * kKiB, kLargestCluster},   // RTX 50, RTX PRO
 };
 
-constexpr int kClusterSizes[] = {1, 2, 4, 8};
 constexpr int64_t kVectorsPerChunk = 32;
 constexpr int64_t kBytesPerVector = 16;
-constexpr int64_t kBlockStateBytes = 4 * kKiB;  // an upper bound of sizeof(BlockState), checked where it is known
+constexpr int64_t kBlockStateBytes = 6 * kKiB;  // an upper bound of sizeof(BlockState), checked where it is known
 
 struct Launch {
   int ranks;              // blocks of a cluster
@@ -49,16 +50,19 @@ constexpr const Architecture& architecture_of(int capability) {
   return kArchitectures[found];
 }
 
-constexpr Launch launch_for(int64_t vocab, int64_t logit_bytes, int capability) {
+// `clusters`: whether the kernel was compiled with them. `fewest_blocks`: for a device that cannot run a smaller
+// cluster.
+constexpr Launch launch_for(int64_t vocab, int64_t logit_bytes, int capability, bool clusters = true,
+                            int fewest_blocks = 1) {
   const Architecture& architecture = architecture_of(capability);
+  const int most_blocks = clusters ? architecture.largest_cluster : 1;
   const int64_t tokens = kVectorsPerChunk * kBytesPerVector / logit_bytes, chunks = (vocab + tokens - 1) / tokens;
-  for (int blocks_per_multiprocessor = 2; blocks_per_multiprocessor > 0; --blocks_per_multiprocessor) {
-    for (const int ranks : kClusterSizes) {
-      if (ranks > architecture.largest_cluster) break;
+  for (int per_multiprocessor = 2; per_multiprocessor > 0; --per_multiprocessor) {
+    for (int ranks = fewest_blocks; ranks <= most_blocks; ++ranks) {
       const Launch launch{ranks, static_cast<int32_t>((chunks + ranks - 1) / ranks * kVectorsPerChunk)};
       const int64_t bytes = launch.shared_bytes() + kBlockStateBytes;
       if (bytes <= architecture.shared_per_block &&
-          blocks_per_multiprocessor * (bytes + kKiB) <= architecture.shared_per_multiprocessor) {
+          per_multiprocessor * (bytes + kKiB) <= architecture.shared_per_multiprocessor) {
         return launch;
       }
     }

@@ -42,34 +42,50 @@ cudaLaunchConfig_t configure(const DeviceLaunch& device_launch, int64_t clusters
   return config;
 }
 
+int attribute_of(const char* op, cudaDeviceAttr attribute, int device) {
+  int value = 0;
+  check_cuda(op, cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
+// How many clusters of the launch run at the same time: 0 where the device cannot run one (a slice of a GPU may be
+// short of multiprocessors that can form one).
+int64_t clusters_at_once(const char* op, int device, const DeviceLaunch& device_launch) {
+  int count = 0;
+  if (device_launch.launch.ranks > 1) {
+    cudaLaunchAttribute cluster_dimension;
+    const cudaLaunchConfig_t config = configure(device_launch, 1, nullptr, &cluster_dimension);
+    if (cudaOccupancyMaxActiveClusters(&count, device_launch.kernel, &config) == cudaSuccess) return count;
+    (void)cudaGetLastError();  // a size of cluster that this device does not have
+    return 0;
+  }
+  check_cuda(op, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, device_launch.kernel, device_launch.threads,
+                                                               device_launch.launch.shared_bytes()));
+  return int64_t{count} * attribute_of(op, cudaDevAttrMultiProcessorCount, device);
+}
+
 DeviceLaunch ask_device(const char* op, int device, const RowKernels& kernels, int64_t vocab, int64_t logit_bytes) {
-  int major = 0, minor = 0, multiprocessors = 0;
-  check_cuda(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  check_cuda(op, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  check_cuda(op, cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  const int capability = 10 * attribute_of(op, cudaDevAttrComputeCapabilityMajor, device) +
+                         attribute_of(op, cudaDevAttrComputeCapabilityMinor, device);
   cudaFuncAttributes attributes;
   check_cuda(op, cudaFuncGetAttributes(&attributes, kernels.resident));
-  // Compiled for an older architecture than the device's, the kernel knows no clusters.
-  const int capability = std::min(10 * major + minor, attributes.ptxVersion);
-  DeviceLaunch found{launch_for(vocab, logit_bytes, capability), nullptr, 0, 0};
-  found.kernel = found.launch.resident() ? kernels.resident : kernels.streamed;
-  found.threads = found.launch.resident() ? kResidentThreads : kStreamedThreads;
-  check_cuda(op, cudaFuncSetAttribute(found.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(found.launch.shared_bytes())));
-  int count = 0;
-  if (found.launch.ranks > 1) {
-    cudaLaunchAttribute cluster_dimension;
-    const cudaLaunchConfig_t config = configure(found, 1, nullptr, &cluster_dimension);
-    check_cuda(op, cudaOccupancyMaxActiveClusters(&count, found.kernel, &config));
-    found.clusters = count;
-  } else {
-    check_cuda(op, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, found.kernel, found.threads,
-                                                                 found.launch.shared_bytes()));
-    found.clusters = static_cast<int64_t>(count) * multiprocessors;
+  const bool clusters = attributes.ptxVersion >= 90;  // compiled for less, the kernel knows none
+  // As much shared memory as there is, whatever this vocabulary asks for: the attribute belongs to the kernel, and the
+  // next vocabulary may ask for more.
+  const int most =
+      attribute_of(op, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - static_cast<int>(attributes.sharedSizeBytes);
+  check_cuda(op, cudaFuncSetAttribute(kernels.resident, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  check_cuda(op, cudaFuncSetAttribute(kernels.resident, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                      cudaSharedmemCarveoutMaxShared));
+  for (int fewest_blocks = 1;; ++fewest_blocks) {
+    DeviceLaunch found{launch_for(vocab, logit_bytes, capability, clusters, fewest_blocks), nullptr, 0, 0};
+    found.kernel = found.launch.resident() ? kernels.resident : kernels.streamed;
+    found.threads = found.launch.resident() ? kResidentThreads : kStreamedThreads;
+    found.clusters = clusters_at_once(op, device, found);
+    if (found.clusters > 0) return found;
+    check(found.launch.resident(), op, ": device ", device, " cannot run a block of ", found.threads, " threads");
+    fewest_blocks = found.launch.ranks;
   }
-  check(found.clusters > 0, op, ": a row of ", vocab, " logits needs ", found.launch.ranks, " blocks with ",
-        found.launch.shared_bytes(), " bytes of shared memory at once, which device ", device, " cannot run");
-  return found;
 }
 
 const DeviceLaunch& launch_on(const char* op, int device, DType dtype, int64_t vocab) {
@@ -82,7 +98,12 @@ const DeviceLaunch& launch_on(const char* op, int device, DType dtype, int64_t v
   const RowKernels kernels = dtype == DType::kFloat32   ? float32_rows()
                              : dtype == DType::kFloat16 ? float16_rows()
                                                         : bfloat16_rows();
-  return known.emplace(key, ask_device(op, device, kernels, vocab, dtype == DType::kFloat32 ? 4 : 2)).first->second;
+  // The driver loads the kernel at its first mention, which a stream capture in progress must not forbid.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  check_cuda(op, cudaThreadExchangeStreamCaptureMode(&mode));
+  const DeviceLaunch asked = ask_device(op, device, kernels, vocab, dtype == DType::kFloat32 ? 4 : 2);
+  check_cuda(op, cudaThreadExchangeStreamCaptureMode(&mode));
+  return known.emplace(key, asked).first->second;
 }
 
 Logits logits_of(const Tensor& tensor) {
@@ -94,6 +115,7 @@ Logits logits_of(const Tensor& tensor) {
 }
 
 void run(const Request& request) {
+  constexpr double kLog2e = 1.4426950408889634;
   constexpr int64_t kLargestVocab = (int64_t{1} << 31) - (int64_t{1} << 16);
   const int64_t vocab = request.student.size(1);
   check(vocab <= kLargestVocab, request.op, ": the vocabulary must have at most ", kLargestVocab, " tokens, got ",
@@ -107,7 +129,8 @@ void run(const Request& request) {
   args.rows = request.student.size(0);
   args.vocab = static_cast<int32_t>(vocab);
   args.inverse_temperature = 1.0 / request.temperature;
-  args.scale = static_cast<float>(1.4426950408889634 / request.temperature);
+  args.scale = static_cast<float>(kLog2e / request.temperature);
+  args.temperature_of_scale = kLog2e / static_cast<double>(args.scale);
   args.epsilon = request.epsilon;
   if (request.epsilon_per_row != nullptr) {
     args.epsilon_per_row = static_cast<const float*>(request.epsilon_per_row->const_data_ptr());

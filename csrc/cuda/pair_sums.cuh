@@ -5,10 +5,10 @@
 //
 //   ends     2^{ta} d^k and 2^{tb} d^k, k = 0..3, for ta = a s - shift_a, tb = b s - shift_b, d = tb - ta, which is
 //            beta = 0 and beta = 1; and the mass of tokens that the other model masks. 15 instructions, 2 exponentials
-//   direct   w d^k, k = 0..3, for d = (b - a) - centre (raw logits: formed before anything is rounded) and
+//   direct   w d^k, k = 0..3, for d = (b - a) - centre (formed from raw logits, before anything is rounded) and
 //            w = 2^{a s + slope d - shift}. 10 instructions, 1 exponential
-//   stable   the cancellation-free sums of csrc/blend/cumulants.h, v = beta (D - centre). 22 instructions, 2
-//   exponentials
+//   stable   the cancellation-free sums of csrc/blend/cumulants.h, v = beta (D - centre), and w itself, whose mass is
+//            drawn from: p + p v + p h would cancel. 23 instructions, 2 exponentials
 //
 // The masked form leaves out tokens that either model masks, and those so far below the maximum that their weight is 0
 // in any arithmetic, whose finite logits would still make 0 * inf. Both forms add the same bits for the same tokens: no
@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 namespace trb::cuda {
 
@@ -39,8 +40,8 @@ struct EndsSweep {
     float shift_student, shift_teacher;
   };
 
-  template <bool kMasked>
-  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float (&s)[kSums], RangeOfD* range) {
+  template <bool kMasked, typename T>
+  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float* s, RangeOfD* range) {
     float ta = fmaf(a, frame.scale, -frame.shift_student), tb = fmaf(b, frame.scale, -frame.shift_teacher);
     float p = ex2(ta), q = ex2(tb), d = tb - ta;
     if (kMasked) {
@@ -72,11 +73,22 @@ struct EndsSweep {
 struct ExactFrame {
   float scale;  // log2(e) / T
   float shift;
-  float centre;  // direct: of b - a
-  float slope;   // direct: beta scale
-  float tilt;    // stable: beta / T, so that v = tilt (b - a) - offset, nats
-  float offset;
+  float centre;                      // direct: of the difference
+  float slope;                       // direct: beta scale
+  float tilt, offset;                // stable: v = tilt difference - offset, nats; tilt = beta / T
+  float base_student, base_teacher;  // of float32 logits
 };
+
+// b - a up to a constant of the row. Exact for most pairs of 16-bit logits; float32 ones lose digits to a large offset
+// between the models unless each is taken relative to its maximum first.
+template <typename T>
+__device__ __forceinline__ float difference(float a, float b, const ExactFrame& frame) {
+  return std::is_same_v<T, float> ? (b - frame.base_teacher) - (a - frame.base_student) : b - a;
+}
+
+__device__ __forceinline__ bool has_weight(float a, float b, const ExactFrame& frame) {
+  return a * frame.scale > kNoWeight && b * frame.scale > kNoWeight;
+}
 
 struct DirectSweep {
   static constexpr int kSums = 4, kSlots = 4;
@@ -86,11 +98,11 @@ struct DirectSweep {
     return ex2(fmaf(d, frame.slope, fmaf(a, frame.scale, -frame.shift)));
   }
 
-  template <bool kMasked>
-  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float (&s)[kSums], RangeOfD*) {
-    float d = (b - a) - frame.centre, w = weight(a, d, frame);
+  template <bool kMasked, typename T>
+  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float* s, RangeOfD*) {
+    float d = difference<T>(a, b, frame) - frame.centre, w = weight(a, d, frame);
     if (kMasked) {
-      const bool common = a * frame.scale > kNoWeight && b * frame.scale > kNoWeight;
+      const bool common = has_weight(a, b, frame);
       w = common ? w : 0.0f;
       d = common ? d : 0.0f;
     }
@@ -103,15 +115,16 @@ struct DirectSweep {
 };
 
 struct StableSweep {
-  static constexpr int kSums = 6, kSlots = 8;
+  static constexpr int kSums = 7, kSlots = 8;
   using Frame = ExactFrame;
 
-  template <bool kMasked>
-  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float (&s)[kSums], RangeOfD*) {
+  template <bool kMasked, typename T>
+  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float* s, RangeOfD*) {
     const float t = fmaf(a, frame.scale, -frame.shift);
-    float v = fmaf(b - a, frame.tilt, -frame.offset), p = ex2(t), w = ex2(fmaf(v, kLog2e, t));
+    float v = fmaf(difference<T>(a, b, frame), frame.tilt, -frame.offset);
+    float p = ex2(t), w = ex2(fmaf(v, kLog2e, t));  // not p e^v, which overflows where p is tiny
     if (kMasked) {
-      const bool common = a * frame.scale > kNoWeight && b * frame.scale > kNoWeight;
+      const bool common = has_weight(a, b, frame);
       p = common ? p : 0.0f;
       w = common ? w : 0.0f;
       v = common ? v : 0.0f;
@@ -129,6 +142,7 @@ struct StableSweep {
     s[3] = fmaf(v, ph + pv, s[3]);
     s[4] = fmaf(w, v2, s[4]);
     s[5] = fmaf(w * v2, v, s[5]);
+    s[6] += w;
   }
 };
 

@@ -82,16 +82,20 @@ struct RowPair {
         vocab(args.vocab),
         aligned(student.vectors_of<T>() && teacher.vectors_of<T>()) {}
 
-  // Of a chunk that lies within an aligned row.
+  // Of a chunk that lies within an aligned row. `kOnce`: it is not read again, and may leave the caches first.
+  template <bool kOnce>
   __device__ __forceinline__ void whole_vectors(int32_t vector, uint4* a, uint4* b) const {
-    *a = __ldcs(reinterpret_cast<const uint4*>(student.data) + vector);
-    *b = __ldcs(reinterpret_cast<const uint4*>(teacher.data) + vector);
+    const uint4 *from_student = reinterpret_cast<const uint4*>(student.data) + vector,
+                *from_teacher = reinterpret_cast<const uint4*>(teacher.data) + vector;
+    *a = kOnce ? __ldcs(from_student) : *from_student;
+    *b = kOnce ? __ldcs(from_teacher) : *from_teacher;
   }
 
+  template <bool kOnce>
   __device__ __forceinline__ void vectors(int32_t vector, uint4* a, uint4* b) const {
     const int32_t first = vector * kTokens;
     if (aligned && first + kTokens <= vocab) {
-      whole_vectors(vector, a, b);
+      whole_vectors<kOnce>(vector, a, b);
     } else {
       *a = elements(student, first);
       *b = elements(teacher, first);
@@ -144,9 +148,9 @@ struct Chunks {
 
   // Part `index` of `parts` equal ones.
   __device__ __forceinline__ Chunks part(int index, int parts) const {
-    const int64_t count = end - begin;
-    return {begin + static_cast<int32_t>(count * index / parts),
-            begin + static_cast<int32_t>(count * (index + 1) / parts)};
+    const int32_t each = (end - begin) / parts, longer = (end - begin) % parts;  // the first ones hold one more
+    const int32_t first = begin + index * each + min(index, longer);
+    return {first, first + each + (index < longer)};
   }
 };
 
@@ -160,6 +164,8 @@ __device__ __forceinline__ Chunks chunks_of_row(int32_t vocab) {
 template <typename T>
 class StreamedRow {
  public:
+  static constexpr bool kResident = false;
+
   __device__ __forceinline__ explicit StreamedRow(const RowPair<T>& row) : row_(row) {}
 
   // Whether whole chunks need kAnyRow.
@@ -168,9 +174,9 @@ class StreamedRow {
   template <bool kAnyRow>
   __device__ __forceinline__ void vectors(int32_t chunk, int lane, uint4* a, uint4* b) const {
     if constexpr (kAnyRow) {
-      row_.vectors(chunk * kWarp + lane, a, b);
+      row_.template vectors<false>(chunk * kWarp + lane, a, b);
     } else {
-      row_.whole_vectors(chunk * kWarp + lane, a, b);
+      row_.template whole_vectors<false>(chunk * kWarp + lane, a, b);
     }
   }
 
@@ -183,6 +189,8 @@ class StreamedRow {
 template <typename T>
 class ResidentSlice {
  public:
+  static constexpr bool kResident = true;
+
   // `first_chunk` of the block lies at the start of both buffers.
   __device__ __forceinline__ ResidentSlice(uint4* student, uint4* teacher, int32_t first_chunk)
       : student_(student), teacher_(teacher), first_(first_chunk * kWarp) {}
@@ -217,7 +225,7 @@ __device__ __forceinline__ int32_t scan_whole(const RowPair<T>& row, const Sourc
 #pragma unroll 4
   for (; chunk < whole; ++chunk) {
     uint4 a, b;
-    row.whole_vectors(chunk * kWarp + lane, &a, &b);
+    row.template whole_vectors<Source::kResident>(chunk * kWarp + lane, &a, &b);
     source.keep(chunk, lane, a, b);
     extremes->add(a, b);
   }
@@ -232,7 +240,7 @@ __device__ __forceinline__ Extremes scan(const RowPair<T>& row, const Source& so
 #pragma unroll 1
   for (; chunk < chunks.end; ++chunk) {
     uint4 a, b;
-    row.vectors(chunk * kWarp + lane, &a, &b);
+    row.template vectors<Source::kResident>(chunk * kWarp + lane, &a, &b);
     source.keep(chunk, lane, a, b);
     row.scan(chunk * kWarp + lane, a, b, &extremes);
   }

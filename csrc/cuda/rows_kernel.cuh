@@ -24,8 +24,6 @@
 
 namespace trb::cuda {
 
-constexpr float kLowestPlain = -1e30f;  // log2 units: below, an exponent or a difference of two could overflow
-
 // Every thread: the block's extremes, from those that its warps have written.
 template <int kWarps>
 __device__ __forceinline__ Extremes extremes_of_block(const BlockState<kWarps>& state, int lane) {
@@ -48,24 +46,27 @@ __device__ __forceinline__ void keep_extremes(const Extremes& own, BlockState<kW
   }
 }
 
-// Warp 0: `count` sums of the block's warps, in warp order, for the peers.
+// Warp 0: `count` sums of the block's warps, in warp order, to every block of the row.
 template <int kWarps, int kSums>
-__device__ __forceinline__ void publish(const float (&of_warp)[kWarps][kSums], int count, Record* record, int lane) {
-  if (lane < count) {
-    double sum = 0.0;
+__device__ __forceinline__ void send_sums(const float (&of_warp)[kWarps][kSums], int count, const Cluster& cluster,
+                                          BlockState<kWarps>& state, int slot, int lane) {
+  if (lane >= count) return;
+  double sum = 0.0;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += of_warp[w][lane];
-    record->sums[lane] = sum;
-  }
+  for (int w = 0; w < kWarps; ++w) sum += of_warp[w][lane];
+#pragma unroll 1
+  for (int r = 0; r < cluster.ranks; ++r) cluster.peer(&state.record[slot][cluster.rank], r)->sums[lane] = sum;
 }
 
-// All threads of a block: its sums at both ends of [0, 1], in a frame of its own maxima, left in `record`.
+// All threads of a block: its sums at both ends of [0, 1], in a frame of its own maxima, sent to every block of the
+// row.
 template <typename T, int kWarps, typename Source>
 __device__ __forceinline__ void sweep_ends(const KernelArgs& args, const Source& source, Chunks chunks,
-                                           const Extremes& extremes, bool masked, BlockState<kWarps>& state,
-                                           Record* record, int warp, int lane) {
-  // A slice without a finite logit adds nothing whatever its frame, which must be finite all the same.
-  const bool in_student = extremes.max_student > -INFINITY, in_teacher = extremes.max_teacher > -INFINITY;
+                                           const Extremes& extremes, bool masked, const Cluster& cluster,
+                                           BlockState<kWarps>& state, int slot, int warp, int lane) {
+  // A slice without weight adds nothing whatever its frame, which must be finite all the same.
+  const bool in_student = extremes.max_student * args.scale > kNoWeight,
+             in_teacher = extremes.max_teacher * args.scale > kNoWeight;
   const EndsSweep::Frame frame{args.scale, in_student ? ceilf(extremes.max_student * args.scale) : 0.0f,
                                in_teacher ? ceilf(extremes.max_teacher * args.scale) : 0.0f};
   RangeOfD range;
@@ -75,10 +76,11 @@ __device__ __forceinline__ void sweep_ends(const KernelArgs& args, const Source&
   if (lane == 0) state.range[warp] = range;
   __syncthreads();
   if (warp != 0) return;
-  publish(state.ends, EndsSweep::kSums, record, lane);
+  send_sums(state.ends, EndsSweep::kSums, cluster, state, slot, lane);
   const RangeOfD of_warp = state.range[lane < kWarps ? lane : 0];
   const float high = max_over_lanes(of_warp.high), low = min_over_lanes(of_warp.low);
-  if (lane == 0) {
+  if (lane < cluster.ranks) {
+    Record* const record = cluster.peer(&state.record[slot][cluster.rank], lane);
     record->shift_student = in_student ? frame.shift_student : -INFINITY;
     record->shift_teacher = in_teacher ? frame.shift_teacher : -INFINITY;
     record->max_student = extremes.max_student;
@@ -86,12 +88,17 @@ __device__ __forceinline__ void sweep_ends(const KernelArgs& args, const Source&
     record->high = masked ? high : extremes.high;
     record->low = masked ? low : extremes.low;
   }
+  if (lane == 0) {
+    state.shift_of_block[0] = frame.shift_student;
+    state.shift_of_block[1] = frame.shift_teacher;
+  }
 }
 
 // The same at the beta and in the frame that the solver has asked for.
 template <typename T, int kWarps, typename Source>
 __device__ __forceinline__ void sweep_exactly(const KernelArgs& args, const Source& source, Chunks chunks, bool masked,
-                                              BlockState<kWarps>& state, Record* record, int warp, int lane) {
+                                              const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp,
+                                              int lane) {
   const ExactFrame frame = state.frame;
   const bool stable = state.form == Form::kStable;
   if (stable) {
@@ -100,7 +107,7 @@ __device__ __forceinline__ void sweep_exactly(const KernelArgs& args, const Sour
     sweep_warp<DirectSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.exact[warp], nullptr);
   }
   __syncthreads();
-  if (warp == 0) publish(state.exact, stable ? StableSweep::kSums : DirectSweep::kSums, record, lane);
+  if (warp == 0) send_sums(state.exact, stable ? StableSweep::kSums : DirectSweep::kSums, cluster, state, slot, lane);
 }
 
 template <typename T, int kWarps, typename Source>
@@ -108,49 +115,47 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
                                           const Source& source, const Cluster& cluster, Chunks block_chunks,
                                           BlockState<kWarps>& state, int warp, int lane, int* exchange) {
   const Chunks chunks = block_chunks.part(warp, kWarps);
-  const double epsilon = args.epsilon_per_row ? args.epsilon_per_row[row * args.epsilon_stride] : args.epsilon;
-
+  if (threadIdx.x == 0) {  // early: their latency hides behind the row's
+    state.epsilon = args.epsilon_per_row ? args.epsilon_per_row[row * args.epsilon_stride] : args.epsilon;
+    state.uniform = args.token ? args.uniform[row * args.uniform_stride] : 0.0;
+  }
   keep_extremes(scan(pair, source, chunks, lane), state, warp, lane);
   __syncthreads();
   const Extremes extremes = extremes_of_block(state, lane);
-  const bool masked = !(extremes.lowest * args.scale > kLowestPlain && extremes.low * args.scale > kLowestPlain &&
-                        extremes.high * args.scale < -kLowestPlain);
+  const bool masked = !(extremes.lowest * args.scale > kNoWeight && extremes.low * args.scale > kNoWeight &&
+                        extremes.high * args.scale < -kNoWeight);
   const int64_t next = row + gridDim.x / cluster.ranks;
-  if (next < args.rows) prefetch(RowPair<T>(args, next), chunks, lane);
+  if (Source::kResident && next < args.rows) prefetch(RowPair<T>(args, next), chunks, lane);
 
-  bool first = true;
-  do {
-    const int slot = *exchange & 1;
-    if (first) {
-      sweep_ends<T>(args, source, chunks, extremes, masked, state, &state.record[slot], warp, lane);
-    } else {
-      sweep_exactly<T>(args, source, chunks, masked, state, &state.record[slot], warp, lane);
-    }
-    cluster.sync();
+  int slot = (*exchange)++ & 1;
+  sweep_ends<T>(args, source, chunks, extremes, masked, cluster, state, slot, warp, lane);
+  cluster.sync(warp);
+  if (warp == 0) {
+    gather_ends(state, slot, cluster.ranks, lane);
+    if (lane == 0) decide<T>(args, state, true);
+  }
+  __syncthreads();
+  while (state.action == Action::kSweep) {
+    slot = (*exchange)++ & 1;
+    sweep_exactly<T>(args, source, chunks, masked, cluster, state, slot, warp, lane);
+    cluster.sync(warp);
     if (warp == 0) {
-      if (first) {
-        gather_ends(state, cluster, slot, lane);
-      } else {
-        gather_exact(state, cluster, slot, lane);
-      }
-      if (lane == 0) decide(state, first, args.scale, epsilon);
+      gather_exact(state, slot, cluster.ranks, lane);
+      if (lane == 0) decide<T>(args, state, false);
     }
-    first = false;
-    ++*exchange;
     __syncthreads();
-  } while (state.action == Action::kSweep);
+  }
 
   if (state.action == Action::kWide) {
-    if (cluster.rank == 0) solve_wide_row<T>(args, row, epsilon, pair, state, warp, lane);
+    if (cluster.rank == 0) solve_wide_row<T>(args, row, state, warp, lane);
     return;
   }
   const Answer& answer = state.answer;
-  const double uniform = args.token != nullptr ? args.uniform[row * args.uniform_stride] : 0.0;
-  const bool fault = answer.status == Status::kFault || !(uniform >= 0.0 && uniform < 1.0);
+  const bool fault = answer.status == Status::kFault || !valid(args, state);
   if (cluster.rank == 0 && threadIdx.x == 0) {
     if (fault) {
       write_fault(args, row, answer.sweeps);
-    } else {
+    } else if (args.token == nullptr) {
       write_answer(args, row, answer);
     }
   }
@@ -162,9 +167,13 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
       write_log_probs<T>(source, chunks, lane, args.vocab, answer, out);
     }
   }
-  if (args.token != nullptr && !fault) {
-    draw<T>(args, row, uniform, source, block_chunks, cluster, state, warp, lane);
-  }
+  if (args.token != nullptr && !fault) draw<T>(args, row, source, block_chunks, cluster, state, slot, warp, lane);
+}
+
+// Else the compiler works out every address that a row needs before the first one, and spills them.
+__device__ __forceinline__ int known_in_this_row_alone(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 template <typename T, bool kResident, int kThreads>
@@ -177,11 +186,12 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
   __shared__ alignas(16) unsigned char storage[sizeof(BlockState<kWarps>)];
   BlockState<kWarps>& state = reinterpret_cast<BlockState<kWarps>&>(storage);
   const Cluster cluster;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const Chunks block_chunks = chunks_of_row<T>(args.vocab).part(cluster.rank, cluster.ranks);
   int exchange = 0;
+  cluster.sync(threadIdx.x / kWarp);  // every peer has started, and can be sent to
 #pragma unroll 1
   for (int64_t row = blockIdx.x / cluster.ranks; row < args.rows; row += gridDim.x / cluster.ranks) {
+    const int thread = known_in_this_row_alone(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+    const Chunks block_chunks = chunks_of_row<T>(args.vocab).part(cluster.rank, cluster.ranks);
     const RowPair<T> pair(args, row);
     if constexpr (kResident) {
       const ResidentSlice<T> source(slices, slices + args.slice_vectors, block_chunks.begin);
@@ -191,7 +201,6 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
     }
     __syncthreads();  // the slice and the state of the row are done with
   }
-  cluster.sync();  // a peer may still read this block's last record
 }
 
 template <typename T>

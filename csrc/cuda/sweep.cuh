@@ -10,6 +10,7 @@
 namespace trb::cuda {
 
 constexpr int kFlushTokens = 128;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The masked form is right for any chunk, and takes those of an irregular row too.
 template <typename Sweep, bool kMasked, typename T, typename Source>
@@ -29,7 +30,7 @@ __device__ __forceinline__ void add_chunks(const Source& source, Chunks chunks, 
       LogitVector<T>::unpack(student, a);
       LogitVector<T>::unpack(teacher, b);
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) Sweep::template add<kMasked>(a[i], b[i], frame, part, range);
+      for (int i = 0; i < kTokens; ++i) Sweep::template add<kMasked, T>(a[i], b[i], frame, part, range);
     }
 #pragma unroll
     for (int k = 0; k < Sweep::kSums; ++k) sums[k] += part[k];
@@ -49,11 +50,10 @@ __device__ __forceinline__ float select(bool condition, float yes, float no) {
 // instead of 80. Lane l returns the total of slot l / (32 / kSlots).
 template <int kSlots, int kDistance = kWarp / 2>
 __device__ __forceinline__ float totals_over_lanes(const float (&s)[kSlots], int lane) {
-  constexpr unsigned kAll = 0xffffffffu;
   if constexpr (kSlots == 1) {
     float total = s[0];
 #pragma unroll
-    for (int distance = kDistance; distance > 0; distance /= 2) total += __shfl_xor_sync(kAll, total, distance);
+    for (int distance = kDistance; distance > 0; distance /= 2) total += __shfl_xor_sync(kAllLanes, total, distance);
     return total;
   } else {
     const bool upper = (lane & kDistance) != 0;
@@ -61,7 +61,7 @@ __device__ __forceinline__ float totals_over_lanes(const float (&s)[kSlots], int
 #pragma unroll
     for (int i = 0; i < kSlots / 2; ++i) {
       const float kept = select(upper, s[i + kSlots / 2], s[i]), sent = select(upper, s[i], s[i + kSlots / 2]);
-      half[i] = kept + __shfl_xor_sync(kAll, sent, kDistance);
+      half[i] = kept + __shfl_xor_sync(kAllLanes, sent, kDistance);
     }
     return totals_over_lanes<kSlots / 2, kDistance / 2>(half, lane);
   }

@@ -1,9 +1,10 @@
 // Rows whose logits lie too far apart for float32 exponents (a log-ratio that spans more than 1000 nats: a mask of -1e4
 // or of the lowest finite number in one model alone), in double precision, by one block, straight from device memory.
 //
-// Rare and slow: a few hundred double-precision instructions per token and sweep, about half a millisecond a row on a
-// data-centre GPU. The mathematics are the CPU's (csrc/cpu/double_row.cpp): atoms joined by the mixture formulas of
-// csrc/blend/row.h, a lane's tokens in token order, then a fixed tree over lanes and warps.
+// Rare and slow: a few hundred double-precision instructions per token and sweep, several milliseconds a row on a
+// data-centre GPU, where double precision runs at half speed, and 30 times that elsewhere. The mathematics are the
+// CPU's (csrc/cpu/double_row.cpp): atoms joined by the mixture formulas of csrc/blend/row.h, a lane's tokens in token
+// order, then a fixed tree over lanes and warps.
 #pragma once
 
 #include "draw.cuh"
@@ -32,15 +33,12 @@ __device__ __forceinline__ void sweep_wide(const KernelArgs& args, const RowPair
     const bool in_student = a > -INFINITY, in_teacher = b > -INFINITY, common = in_student && in_teacher;
     if (!(support == Support::kCommon ? common : support == Support::kStudent ? in_student : in_teacher)) continue;
     const double x = a * args.inverse_temperature, y = b * args.inverse_temperature;
-    Tilt atom;
-    atom.weight = {support == Support::kStudent ? x : support == Support::kTeacher ? y : mix(x, y, beta), 1.0};
+    const double t = support == Support::kStudent ? x : support == Support::kTeacher ? y : mix(x, y, beta);
+    own.tilt.add(t, common ? y - x : 0.0, common ? x : 0.0);
     if (common) {
-      atom.mean = y - x;
-      atom.x = x;
       own.min_d = fmin(own.min_d, y - x);
       own.max_d = fmax(own.max_d, y - x);
     }
-    own.tilt.merge(atom);
   }
   // Halves the warp, then lane 0 of each warp in turn.
 #pragma unroll 1
@@ -80,49 +78,55 @@ struct DoubleWeight {
     if (!(a > -INFINITY) || (beta > 0.0 && !(b > -INFINITY))) return -INFINITY;
     return (beta == 0.0 ? x : mix(x, y, beta)) - answer.log_norm;
   }
-  __device__ __forceinline__ double operator()(float a, float b) const { return ::exp(log(a, b)); }
+  // Not inlined: eight of them at a time would take all registers.
+  __device__ __noinline__ double operator()(float a, float b) const { return ::exp(log(a, b)); }
 };
+
+constexpr int kWideEnds = 4;  // mu_0, mu_1, the student, the teacher
+
+// One thread: takes in sweep number `sweep`, and lets the search go on once the ends are known. Not inlined, for the
+// registers of the kernel.
+template <int kWarps>
+__device__ __noinline__ void continue_wide_search(BlockState<kWarps>& state, int sweep, double beta) {
+  const WideSums& swept = state.wide[0];
+  Ends& ends = state.wide_ends;
+  if (sweep == 0) {
+    ends = Ends{};
+    ends.zero = swept.tilt;
+    ends.min_d = swept.min_d;
+    ends.max_d = swept.max_d;
+  } else if (sweep == 1) {
+    ends.one = swept.tilt;
+  } else if (sweep == 2) {
+    ends.student = swept.tilt.weight;
+  } else if (sweep == 3) {
+    ends.teacher = swept.tilt.weight;
+    new (&state.wide_solver) Solver<double>(state.epsilon, kMaxWideSweeps, false);
+    state.start = start_of(ends);  // in shared memory: indexed by a number known at run time only
+    state.wide_solver.begin(state.start);
+  } else {
+    const Node node = node_of(beta, swept.tilt, ends.zero);
+    state.wide_solver.update(&node, 1, true);
+  }
+  if (sweep >= kWideEnds - 1) state.action = state.wide_solver.next() ? Action::kSweep : Action::kDone;
+}
 
 // All threads of the block: everything about the row, from its logits to its outputs.
 template <typename T, int kWarps>
-__device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t row, double epsilon,
-                                               const RowPair<T>& pair, BlockState<kWarps>& state, int warp, int lane) {
+__device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t row, BlockState<kWarps>& state, int warp,
+                                               int lane) {
+  const RowPair<T> pair(args, row);
   // The four ends, then the betas that the solver asks for, in one loop: this much double-precision code is inlined
   // once.
-  constexpr int kEnds = 4;
 #pragma unroll 1
-  for (int sweep = 0; sweep < kEnds || state.action == Action::kSweep; ++sweep) {
+  for (int sweep = 0; sweep < kWideEnds || state.action == Action::kSweep; ++sweep) {
     const Support support = sweep == 2 ? Support::kStudent : sweep == 3 ? Support::kTeacher : Support::kCommon;
-    const double beta = sweep == 0 ? 0.0 : sweep == 1 ? 1.0 : sweep < kEnds ? 0.0 : state.wide_solver.swept_beta();
+    const double beta = sweep == 0 ? 0.0 : sweep == 1 ? 1.0 : sweep < kWideEnds ? 0.0 : state.wide_solver.swept_beta();
     sweep_wide(args, pair, support, beta, state, warp, lane);
-    if (threadIdx.x == 0) {
-      const WideSums& swept = state.wide[0];
-      Ends& ends = state.wide_ends;
-      if (sweep == 0) {
-        ends = Ends{};
-        ends.zero = swept.tilt;
-        ends.min_d = swept.min_d;
-        ends.max_d = swept.max_d;
-      } else if (sweep == 1) {
-        ends.one = swept.tilt;
-      } else if (sweep == 2) {
-        ends.student = swept.tilt.weight;
-      } else if (sweep == 3) {
-        ends.teacher = swept.tilt.weight;
-        new (&state.wide_solver) Solver<double>(epsilon, kMaxWideSweeps, false);
-        state.start = start_of(ends);  // in shared memory: indexed by a number known at run time only
-        state.wide_solver.begin(state.start);
-      } else {
-        const Node node = node_of(beta, swept.tilt, ends.zero);
-        state.wide_solver.update(&node, 1, true);
-      }
-      if (sweep >= kEnds - 1) state.action = state.wide_solver.next() ? Action::kSweep : Action::kDone;
-    }
+    if (threadIdx.x == 0) continue_wide_search(state, sweep, beta);
     __syncthreads();
   }
-  const double uniform = args.token != nullptr ? args.uniform[row * args.uniform_stride] : 0.0;
-  const bool fault = state.wide_solver.status() == Status::kFault || !(uniform >= 0.0 && uniform < 1.0);
-  float* const log_probs = args.log_probs == nullptr ? nullptr : args.log_probs + row * args.vocab;
+  const bool fault = state.wide_solver.status() == Status::kFault || !valid(args, state);
   if (threadIdx.x == 0) {
     Answer& answer = state.answer;
     const Solver<double>& solver = state.wide_solver;
@@ -142,18 +146,21 @@ __device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t r
                           : tilt.weight.log() + h * (tilt.mean + h * (0.5 * tilt.m2 + h * tilt.m3 / 6.0));
     if (fault) {
       write_fault(args, row, answer.sweeps);
-    } else {
+    } else if (args.token == nullptr) {
       write_answer(args, row, answer);
     }
   }
   __syncthreads();
   const DoubleWeight weight{state.answer};
-  for (int32_t token = threadIdx.x; log_probs != nullptr && token < args.vocab; token += kWarps * kWarp) {
-    log_probs[token] =
-        fault ? NAN : static_cast<float>(weight.log(pair.student.logit(token), pair.teacher.logit(token)));
+  if (args.log_probs != nullptr) {
+    float* const log_probs = args.log_probs + row * args.vocab;
+    for (int32_t token = threadIdx.x; token < args.vocab; token += kWarps * kWarp) {
+      log_probs[token] =
+          fault ? NAN : static_cast<float>(weight.log(pair.student.logit(token), pair.teacher.logit(token)));
+    }
   }
   if (args.token == nullptr || fault) return;
-  draw_from<T>(StreamedRow<T>(pair), chunks_of_row<T>(args.vocab), uniform, weight, state, warp, lane);
+  draw_from<T>(StreamedRow<T>(pair), chunks_of_row<T>(args.vocab), state.uniform, weight, state, warp, lane);
   __syncthreads();
   if (threadIdx.x == 0) write_draw(args, row, state.answer, state.drawn);
 }

@@ -309,7 +309,7 @@ def test_a_bug_planted_in_the_kernels_is_found(
     kernels = Module.parse(compile_ptx(tmp_path / "csrc" / "cuda" / "rows_bfloat16.cu", 90)).kernels
     resident = next(kernel for name, kernel in kernels.items() if "resident_rows" in name)
     monkeypatch.setattr(ptx_rows, "kernels", lambda *_: {"resident": resident})
-    student, teacher = ordinary(4, 4096 + 24)
+    student, teacher = ordinary(4, 16384 + 24)
     uniform = torch.full((4,), 0.5, dtype=torch.float64)
 
     def on_four_schedules() -> None:

@@ -6,11 +6,14 @@
 #include <tuple>
 
 #include "../checks.h"
+#include "huge_pages.h"
 #include "isa.h"
 #include "row_solver.h"
 
 namespace trb::cpu {
 namespace {
+
+constexpr int64_t kFreshBytes = 32 << 20;  // glibc maps what is larger afresh every time
 
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
 using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -104,6 +107,7 @@ Triple blend(const Tensor& student_logits, const Tensor& teacher_logits, Epsilon
   Tensor log_probs = new_empty(student_logits, {rows, vocab}, ScalarType::Float);
   Tensor beta = new_empty(student_logits, {rows}, ScalarType::Float);
   Tensor kl = new_empty(student_logits, {rows}, ScalarType::Float);
+  if (4 * rows * vocab >= kFreshBytes) prefer_huge_pages(log_probs.mutable_data_ptr(), 4 * rows * vocab);
   float *log_probs_out = floats(log_probs), *beta_out = floats(beta), *kl_out = floats(kl);
   for_each_row(student_logits, teacher_logits, budget, temperature,
                [&](int64_t row, const RowAnswer& answer, const RowSolver& row_solver) {

@@ -30,6 +30,7 @@ double shifted_stable_mass(const double* s, double h) {
 // Whether the budget binds and the answer is not in the last 3e-4 of it.
 bool misses(const Solver<>& solver, double epsilon) {
   const double budget = solver.budget(), left = epsilon - solver.kl();
+  if (solver.beta() == 1.0f) return false;
   if (solver.status() != Status::kInterior) return solver.status() == Status::kStudent && budget > 0.0;
   return !(left >= -1e-6 * budget && left <= 3e-4 * budget);
 }

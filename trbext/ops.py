@@ -20,6 +20,7 @@ Shared by all functions here:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,9 +42,8 @@ def blend(
     >>> behavior.log_probs.exp().sum(-1)  # 1 in every row
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
-    log_probs, beta, kl = torch.ops.trb.blend(student, teacher, budget, temperature=temperature)
-    shape = student_logits.shape
-    return Blend(log_probs.reshape(shape), beta.reshape(shape[:-1]), kl.reshape(shape[:-1]))
+    outputs = torch.ops.trb.blend(student, teacher, budget, temperature=temperature)
+    return Blend(*_as_batch(outputs, student_logits))
 
 
 def solve(
@@ -55,7 +55,7 @@ def solve(
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
     outputs = torch.ops.trb.solve(student, teacher, budget, temperature=temperature)
-    return Solution(*(output.reshape(student_logits.shape[:-1]) for output in outputs))
+    return Solution(*_as_batch(outputs, student_logits))
 
 
 def sample(
@@ -87,7 +87,7 @@ def sample(
     elif uniform.shape != shape:
         raise ValueError(f"trbext.sample: uniform must have shape {list(shape)}, got {list(uniform.shape)}")
     outputs = torch.ops.trb.sample(student, teacher, budget, uniform.reshape(-1), temperature=temperature)
-    return Sample(*(output.reshape(shape) for output in outputs))
+    return Sample(*_as_batch(outputs, student_logits))
 
 
 def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, temperature: float) -> _Rows:
@@ -112,4 +112,14 @@ def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Te
             ) from None
     elif not epsilon >= 0:  # NaN too
         raise ValueError(f"trbext: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+    if len(shape) == 2:  # a reshape to what is there costs a microsecond, and one row of 32k tokens takes thirty
+        return student_logits, teacher_logits, epsilon
     return student_logits.reshape(-1, shape[-1]), teacher_logits.reshape(-1, shape[-1]), epsilon
+
+
+def _as_batch(outputs: Sequence[Tensor], student_logits: Tensor) -> Sequence[Tensor]:
+    """The operators' [N] and [N, V] as the [...] and [..., V] of the logits."""
+    if student_logits.dim() == 2:
+        return outputs
+    batch = student_logits.shape[:-1]
+    return [output.reshape(batch + output.shape[1:]) for output in outputs]

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tilt_interpolation.h"
+
 namespace trb::cpu {
 namespace {
 
@@ -14,6 +16,14 @@ constexpr int64_t kSegmentTokens = kSegmentBlocks * kBlock;
 constexpr double kLog2e = 1.4426950408889634;
 
 float finite_or_zero(float maximum) { return maximum > -INFINITY ? maximum : 0.0f; }
+
+// Whether the budget binds and the answer is not in the last 3e-4 of it.
+bool misses(const Solver<>& solver, double epsilon) {
+  const double budget = solver.budget(), left = epsilon - solver.kl();
+  if (solver.beta() == 1.0f) return false;
+  if (solver.status() != Status::kInterior) return solver.status() == Status::kStudent && budget > 0.0;
+  return !(left >= -1e-6 * budget && left <= 3e-4 * budget);
+}
 
 }  // namespace
 
@@ -69,7 +79,7 @@ void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
   });
 }
 
-bool FloatRow::first_sweep(const RowPair& row, Start* start) {
+bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate, Start* start) {
   inverse_temperature_ = static_cast<float>(row.inverse_temperature);
   const double scale = inverse_temperature_;
   // Any centre near the mean of D will do, but every segment must use the same one: the gap of the first tokens.
@@ -83,13 +93,14 @@ bool FloatRow::first_sweep(const RowPair& row, Start* start) {
     SegmentScan& scan = scans_[index];
     sweeps_.scan(segment, inverse_temperature_, &scan);
     segment.masked = scan.masked;
+    scan.gentle = scan.gentle && interpolate;
     SweepFrame frame{};
     frame.max_student = finite_or_zero(scan.max_student);
     frame.max_teacher = finite_or_zero(scan.max_teacher);
     frame.inverse_temperature = inverse_temperature_;
     frame.centre = static_cast<float>(
         centre_ - (static_cast<double>(frame.max_teacher) - static_cast<double>(frame.max_student)) * scale);
-    sweeps_.ends(segment, frame, &ends_[index]);
+    sweeps_.ends(segment, frame, scan.gentle, &ends_[index]);
   });
 
   float max_student = -INFINITY, max_teacher = -INFINITY;
@@ -105,7 +116,7 @@ bool FloatRow::first_sweep(const RowPair& row, Start* start) {
   max_teacher_ = max_teacher;
   offset_ = (static_cast<double>(max_teacher) - max_student) * scale - centre_;
 
-  double sum[5][4] = {}, fourth = 0.0, lost_student = 0.0, lost_teacher = 0.0;
+  double gentle[5][4] = {}, sum[5][4] = {}, fourth = 0.0, lost_student = 0.0, lost_teacher = 0.0;
   float min_d = INFINITY, max_d = -INFINITY;
   for (int64_t index = 0; index < segments_; ++index) {
     EndsSums& part = ends_[index];
@@ -113,8 +124,9 @@ bool FloatRow::first_sweep(const RowPair& row, Start* start) {
     const double at_one = std::exp((finite_or_zero(scans_[index].max_teacher) - max_teacher) * scale);
     const double p = std::sqrt(std::sqrt(at_zero)), q = std::sqrt(std::sqrt(at_one));
     const double factor[5] = {at_zero, p * p * p * q, p * p * q * q, p * q * q * q, at_one};
+    auto& group = scans_[index].gentle ? gentle : sum;
     for (int node = 0; node < 5; ++node)
-      for (int k = 0; k < 4; ++k) sum[node][k] += part.node[node][k] * factor[node];
+      for (int k = 0; k < 4; ++k) group[node][k] += part.node[node][k] * factor[node];
     fourth += part.fourth * at_zero;
     lost_student += part.lost_student * at_zero;
     lost_teacher += part.lost_teacher * at_one;
@@ -122,9 +134,12 @@ bool FloatRow::first_sweep(const RowPair& row, Start* start) {
       part.student[block] *= at_zero;
       part.one[block] *= at_one;
     }
-    min_d = std::min(min_d, part.min_d);
-    max_d = std::max(max_d, part.max_d);
+    const SegmentScan& scan = scans_[index];
+    min_d = std::min(min_d, scan.masked ? part.min_d : static_cast<float>(scan.min_gap * scale - centre_));
+    max_d = std::max(max_d, scan.masked ? part.max_d : static_cast<float>(scan.max_gap * scale - centre_));
   }
+  for (int node = 0; node < 5; node += 2)
+    for (int k = 0; k < 4; ++k) sum[node][k] += gentle[node][k];
   zero_mass_ = sum[0][0];
   one_mass_ = sum[4][0];
   student_mass_ = zero_mass_ + lost_student;
@@ -137,18 +152,55 @@ bool FloatRow::first_sweep(const RowPair& row, Start* start) {
   if (!(start->range <= kLargestRange) || !(zero_mass_ > 1e-30) || !(one_mass_ > 1e-30)) return false;
   start->phi = std::log1p(lost_student / zero_mass_);
   start->uncertainty = 4e-6 + 2e-7 * start->range;
-  const double log_zero = std::log(zero_mass_);
   zero_mean_ = sum[0][1] / zero_mass_;
+  const bool known = add_gentle(gentle, epsilon - start->phi, sum, &fourth);
   for (int node = 0; node < 5; ++node) {
-    const double beta = 0.25 * node;
-    if (!(sum[node][0] > 1e-30)) continue;  // the middle of two models that exclude each other underflows
-    start->node[start->nodes++] = node_of_moments(beta, sum[node], std::log(sum[node][0]) + beta * offset_ - log_zero);
+    // The middle of two models that exclude each other underflows.
+    if (sum[node][0] > 1e-30) start->node[start->nodes++] = node_at(node, sum[node]);
   }
   const double m = zero_mean_, second = sum[0][2] / zero_mass_, third = sum[0][3] / zero_mass_;
   const double k2 = start->node[0].k2;
-  start->node[0].k4 =
-      fourth / zero_mass_ - 4.0 * m * third + 6.0 * m * m * second - 3.0 * m * m * m * m - 3.0 * k2 * k2;
+  if (known) {
+    start->node[0].k4 =
+        fourth / zero_mass_ - 4.0 * m * third + 6.0 * m * m * second - 3.0 * m * m * m * m - 3.0 * k2 * k2;
+  }
   return true;
+}
+
+Node FloatRow::node_at(int quarters, const double* sums) const {
+  const double beta = 0.25 * quarters;
+  return node_of_moments(beta, sums, std::log(sums[0]) + beta * offset_ - std::log(zero_mass_));
+}
+
+// Adds the gentle segments' moments at beta = 1/4 and 3/4, and their fourth moment at 0; false if that one is unknown.
+// A node is left empty where it is not known well enough to bracket the answer and to lead to it.
+bool FloatRow::add_gentle(const double (*gentle)[4], double budget, double (*sum)[4], double* fourth) const {
+  if (gentle[0][0] == 0.0 && gentle[4][0] == 0.0) return true;
+  bool known = false;
+  if (gentle[0][0] > 1e-30 && gentle[2][0] > 1e-30 && gentle[4][0] > 1e-30) {
+    const double* const swept[3] = {gentle[0], gentle[2], gentle[4]};
+    const TiltInterpolation<4> by_four(swept, offset_);
+    const TiltInterpolation<3> by_three(swept, offset_);
+    for (int node = 3; node > 0; node -= 2) {
+      double fine[4], coarse[4];
+      const RawMoments four = by_four.moments(0.25 * node), three = by_three.moments(0.25 * node);
+      for (int k = 0; k < 4; ++k) {
+        fine[k] = sum[node][k] + four.s[k];
+        coarse[k] = sum[node][k] + three.s[k];
+      }
+      const Node better = node_at(node, fine), worse = node_at(node, coarse);
+      const double doubt = std::fabs(better.f - worse.f);
+      known = better.f > 0.0 && doubt <= 0.01 * better.f && 4.0 * doubt < std::fabs(better.f - budget) &&
+              std::fabs(better.k2 - worse.k2) <= 0.05 * better.k2;
+      for (int k = 0; k < 4; ++k) sum[node][k] = known ? fine[k] : 0.0;
+    }
+    const double four = by_four.moments(0.0).s[4];
+    known = known && std::fabs(four - by_three.moments(0.0).s[4]) <= 0.2 * four;
+    *fourth += four;
+  } else {
+    sum[1][0] = sum[3][0] = 0.0;
+  }
+  return known;
 }
 
 SweepFrame FloatRow::frame_of(const SweepPlan& plan) const {
@@ -185,24 +237,39 @@ int FloatRow::exact_sweep(const RowPair& row, const SweepFrame& frame, Form form
   return count;
 }
 
-bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
+bool FloatRow::any_gentle() const {
+  return std::any_of(scans_.begin(), scans_.end(), [](const SegmentScan& scan) { return scan.gentle; });
+}
+
+// False where float32 exponents would not reach.
+bool FloatRow::search(const RowPair& row, double epsilon, bool interpolate, Search* found) {
   Start start;
-  answer->sweeps = 1;
-  if (!first_sweep(row, &start)) return false;
-  Solver solver(epsilon, kMaxSweeps, true);
+  ++found->sweeps;
+  if (!first_sweep(row, epsilon, interpolate, &start)) return false;
+  found->solver = Solver(epsilon, kMaxSweeps, true);
+  Solver<>& solver = found->solver;
   solver.begin(start);
-  SweepFrame frame{};
-  Form form = Form::kDirect;
   while (solver.next()) {
     Node nodes[5];
     const SweepPlan plan = plan_sweep(solver, std::log(zero_mass_), zero_mean_, offset_, kStableBelow);
     if (!plan.in_range) return false;
-    form = plan.form;
-    frame = frame_of(plan);
-    const int count = exact_sweep(row, frame, form, nodes);
-    solver.update(nodes, count, form != Form::kFan || solver.budget() >= kStableBelow);
-    answer->sweeps = solver.sweeps();
+    found->form = plan.form;
+    found->frame = frame_of(plan);
+    const int count = exact_sweep(row, found->frame, found->form, nodes);
+    ++found->sweeps;
+    solver.update(nodes, count, found->form != Form::kFan || solver.budget() >= kStableBelow);
   }
+  return true;
+}
+
+bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
+  Search found{Solver(epsilon, kMaxSweeps, true)};
+  bool reached = search(row, epsilon, true, &found);
+  // Interpolated nodes could mislead the search on a row unlike any that was tried; swept ones cannot.
+  if (reached && misses(found.solver, epsilon) && any_gentle()) reached = search(row, epsilon, false, &found);
+  answer->sweeps = found.sweeps;
+  if (!reached) return false;
+  const Solver<>& solver = found.solver;
   answer->status = solver.status();
   answer->beta = solver.beta();
   answer->kl = solver.kl();
@@ -219,8 +286,8 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
                        h * (swept.mean + h * (0.5 * swept.k2 + h * swept.k3 / 6.0));
     for (int64_t block = 0; block < blocks_; ++block) {
       const double* sums = sums_[block].s + 4 * solver.swept_node();
-      answer->mass[block] = form == Form::kStable
-                                ? shifted_stable_mass(sums, sums[0] + sums[1] + sums[2], h / frame.beta)
+      answer->mass[block] = found.form == Form::kStable
+                                ? shifted_stable_mass(sums, sums[0] + sums[1] + sums[2], h / found.frame.beta)
                                 : shifted_mass(sums, h);
     }
   } else {

@@ -23,7 +23,18 @@ class FloatRow {
  private:
   template <typename Body>
   void for_each_segment(const RowPair& row, const Body& body) const;
-  bool first_sweep(const RowPair& row, Start* start);
+  struct Search {
+    Solver<> solver;
+    SweepFrame frame{};  // of the last sweep
+    Form form = Form::kDirect;
+    int sweeps = 0;
+  };
+  bool search(const RowPair& row, double epsilon, bool interpolate, Search* found);
+  // `interpolate`: the nodes between of gentle segments from the others instead of a sweep of all five.
+  bool first_sweep(const RowPair& row, double epsilon, bool interpolate, Start* start);
+  bool any_gentle() const;
+  Node node_at(int quarters, const double* sums) const;
+  bool add_gentle(const double (*gentle)[4], double budget, double (*sum)[4], double* fourth) const;
   SweepFrame frame_of(const SweepPlan& plan) const;
   int exact_sweep(const RowPair& row, const SweepFrame& frame, Form form, Node* nodes);
 

@@ -5,13 +5,12 @@
 // With x = (a - max a) / T, y = (b - max b) / T and D = y - x - centre (from the maxima, so that a constant offset
 // between the models costs no digits), each sweep sums, over the common support C of the segment,
 //   ends     w D^k, k = 0..3, for w = e^x e^{beta (y - x)} at beta = 0, 1/4, .., 1 from two exponentials per token:
-//   p^4,
-//            p^3 q, .., q^4 with p = e^{x/4}, q = e^{y/4}; steers only
+//            p^4, p^3 q, .., q^4 with p = e^{x/4}, q = e^{y/4}; of a gentle segment at 0, 1/2, 1. Steers only
 //   direct   w D^k for w = e^{x + beta D - kappa}: one exponential
 //   fan      the same at five equally spaced betas, from two exponentials
-//   stable   p, p v, p h(v), p g(v), w v^2, w v^3 for p = e^x, v = beta D, w = p e^v, h = e^v - 1 - v, g = v (e^v - 1):
-//   all
-//            large terms are non-negative, so KL keeps its relative accuracy for small budgets. Two exponentials
+//   stable   p, p v, p h(v), p g(v), w v^2, w v^3 for p = e^x, v = beta D, w = p e^v, h = e^v - 1 - v,
+//            g = v (e^v - 1): all large terms are non-negative, so KL keeps its relative accuracy for small budgets.
+//            Two exponentials
 // A float accumulator takes at most 64 additions before it is added to a double.
 #pragma once
 
@@ -33,15 +32,17 @@ struct Segment {
 
 struct SegmentScan {
   float max_student, max_teacher;  // -inf where the segment has no finite logit
+  float min_gap, max_gap;          // of teacher's minus student's logits; of no use where masked
   bool masked;                     // see Segment
+  bool gentle;                     // not masked, and D spans so little that its moments at 0, 1/2, 1 tell the others
 };
 
 struct EndsSums {
-  double node[5][4];               // sum w D^k at beta = 0, 1/4, 1/2, 3/4, 1, over C
-  double fourth;                   // sum w D^4 at beta = 0
+  double node[5][4];               // sum w D^k at beta = 0, 1/4, 1/2, 3/4, 1, over C; 0 at 1/4, 3/4 where gentle
+  double fourth;                   // sum w D^4 at beta = 0; 0 where gentle
   double lost_student;             // e^x of tokens the teacher masks
   double lost_teacher;             // e^y of tokens the student masks
-  float min_d, max_d;              // over C; +inf, -inf where C is empty
+  float min_d, max_d;              // over C, where masked; +inf, -inf where C is empty
   bool fault;                      // NaN or +inf among the logits
   double student[kSegmentBlocks];  // e^x of each block over S
   double one[kSegmentBlocks];      // e^y of each block over C
@@ -63,7 +64,7 @@ struct BlockSums {  // of one block
 struct SweepTable {
   const char* isa;
   void (*scan)(const Segment&, float inverse_temperature, SegmentScan*);
-  void (*ends)(const Segment&, const SweepFrame&, EndsSums*);
+  void (*ends)(const Segment&, const SweepFrame&, bool gentle, EndsSums*);
   void (*direct)(const Segment&, const SweepFrame&, BlockSums*);
   void (*fan)(const Segment&, const SweepFrame&, BlockSums*);
   void (*stable)(const Segment&, const SweepFrame&, BlockSums*);

@@ -2,21 +2,28 @@
 // file that defines TRB_LANES (floats per vector) and TRB_TABLE (name of the table); everything here is local to that
 // file.
 //
-// Instructions per vector of token pairs, roughly: scan 6, ends 64, direct 26, fan 53, stable 50.
+// Instructions per vector of token pairs with AVX-512, roughly: scan 7, ends 58 or, where gentle, 41; direct 24, fan
+// 55, stable 49.
 #include <cstdint>
 #include <cstring>
 
 #include "float_sweep.h"
 
+#if TRB_LANES == 16
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int64_t kLanes = TRB_LANES;
-constexpr int64_t kTokens = 1024;    // of a block
-constexpr int64_t kFlush = 64;       // vectors between two flushes of the float accumulators
-constexpr int64_t kExactFlush = 16;  // the same where the sums decide: a peaked row adds small weights to a large one
-static_assert(kTokens % (kFlush * kLanes) == 0 && kFlush % kExactFlush == 0, "flushes end with the block");
+constexpr int64_t kTokens = 1024;  // of a block
+constexpr int64_t kFlush = 64;     // vectors between two additions of the float accumulators to double ones
+constexpr int64_t kRun =
+    16;  // vectors summed apart first where the sums decide: a peaked row adds small weights to a large one
+static_assert(kTokens % (kFlush * kLanes) == 0 && kFlush % kRun == 0, "flushes end with the block");
 constexpr float kLog2e = 1.44269504f;
 constexpr float kUnclampedRange = 300.0f;  // nats: e^{-300 / 4} is still a normal float
+constexpr float kGentleRange = 24.0f;      // nats of D: from 32 up interpolated nodes cost families of rows more sweeps
 
 typedef float Float __attribute__((vector_size(4 * TRB_LANES)));
 typedef int32_t Int __attribute__((vector_size(4 * TRB_LANES)));
@@ -26,8 +33,14 @@ typedef double Double __attribute__((vector_size(8 * TRB_LANES)));
 #define TRB_INLINE inline __attribute__((always_inline))
 
 TRB_INLINE Float splat(float value) { return Float{} + value; }
+// b where either is NaN, as the instructions have it; compilers do not always find them in the comparison.
+#if TRB_LANES == 16
+TRB_INLINE Float larger(Float a, Float b) { return _mm512_max_ps(a, b); }
+TRB_INLINE Float smaller(Float a, Float b) { return _mm512_min_ps(a, b); }
+#else
 TRB_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
 TRB_INLINE Float smaller(Float a, Float b) { return a < b ? a : b; }
+#endif
 TRB_INLINE Int bits(Float a) { return reinterpret_cast<Int>(a); }
 
 // Two vectors of a row from 2 kLanes tokens. bfloat16 comes as its even and its odd tokens, which costs a shift and a
@@ -69,13 +82,15 @@ struct BFloat16 {
 
 // The next segment is fetched into the second-level cache while this one is computed on: its scan would wait for
 // memory.
-template <typename Row, typename Body>
+template <typename Row, bool kFetch = true, typename Body>
 TRB_INLINE void each_pair(const trb::cpu::Segment& segment, int64_t begin, int64_t end, const Body& body) {
   constexpr int64_t ahead = trb::cpu::kSegmentBlocks * kTokens;
   for (int64_t i = begin; i < end; i += 2 * kLanes) {
     Float a0, a1, b0, b1;
-    Row::prefetch(segment.student, i + ahead);
-    Row::prefetch(segment.teacher, i + ahead);
+    if (kFetch) {
+      Row::prefetch(segment.student, i + ahead);
+      Row::prefetch(segment.teacher, i + ahead);
+    }
     Row::load(segment.student, i, &a0, &a1);
     Row::load(segment.teacher, i, &b0, &b1);
     body(a0, b0);
@@ -83,21 +98,37 @@ TRB_INLINE void each_pair(const trb::cpu::Segment& segment, int64_t begin, int64
   }
 }
 
-// 2^t for t <= 127, relative error <= 1.7e-7 (1.5 ulp); below 2^-126 the result is at most 2^-126. Rounds t to an
-// integer by adding 1.5 * 2^23, whose low bits then are that integer: it is added to the exponent of a degree-5 minimax
-// polynomial.
+// 2^t for t <= 127, relative error <= 1.7e-7 (1.5 ulp) and zero in the mean, for a mean error would enter every KL;
+// below 2^-126 the result is at most 2^-126. Rounds t to an integer by adding 1.5 * 2^23, whose low bits then are that
+// integer: it is added to the exponent of a degree-6 minimax polynomial. AVX-512 looks 2^(j / 32) up in two registers
+// instead, rounds t to 32nds by adding 1.5 * 2^18, and needs degree 2. kRoots[j] is 2^(j / 32) less the bits that j
+// itself adds when the rounded t is shifted into the exponent; four of the roots are rounded away for the sake of the
+// mean.
 template <bool kClamp = true>
 TRB_INLINE Float exp2_of(Float t) {
-  const Float magic = splat(12582912.0f);
   if (kClamp) t = larger(splat(-126.0f), t);
-  const Float shifted = t + magic, r = t - (shifted - magic);
-  Float p = splat(1.32647261e-3f);
-  p = p * r + 9.67151299e-3f;
-  p = p * r + 5.55073358e-2f;
-  p = p * r + 2.40222424e-1f;
-  p = p * r + 6.93147004e-1f;
+#if TRB_LANES == 16
+  static const int32_t kRoots[32] = {0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980e, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3,
+                                     0x3f78f4f0, 0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b,
+                                     0x3f75583f, 0x3f7523f6, 0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a,
+                                     0x3f75b9bd, 0x3f76248c, 0x3f76a81e, 0x3f7744fd, 0x3f77fbb7, 0x3f78ccdf, 0x3f79b907,
+                                     0x3f7ac0c7, 0x3f7be4b9, 0x3f7d257d, 0x3f7e83b3};
+  const Float magic = splat(393216.0f), shifted = t + magic, r = t - (shifted - magic);
+  const __m512i index = reinterpret_cast<__m512i>(shifted);
+  const __m512i root = _mm512_permutex2var_epi32(_mm512_loadu_si512(kRoots), index, _mm512_loadu_si512(kRoots + 16));
+  const Float power = reinterpret_cast<Float>(reinterpret_cast<Int>(root) + (bits(shifted) << 18));
+  return power + power * (r * (r * 0.2402265f + 0.6931573f));
+#else
+  const Float magic = splat(12582912.0f), shifted = t + magic, r = t - (shifted - magic);
+  Float p = splat(1.5353362e-4f);
+  p = p * r + 1.3398875e-3f;
+  p = p * r + 9.618437e-3f;
+  p = p * r + 5.5503324e-2f;
+  p = p * r + 2.4022648e-1f;
+  p = p * r + 6.931472e-1f;
   p = p * r + 1.0f;
   return reinterpret_cast<Float>(bits(p) + (bits(shifted) << 23));
+#endif
 }
 
 template <int kWidth>
@@ -121,84 +152,104 @@ TRB_INLINE void flush(Double& sum, Float& part) {
   part = Float{};
 }
 
+TRB_INLINE float highest(Float v) {
+  float result = v[0];
+  for (int64_t lane = 1; lane < kLanes; ++lane) result = v[lane] > result ? v[lane] : result;
+  return result;
+}
+
+TRB_INLINE float lowest(Float v) { return -highest(-v); }
+
 TRB_INLINE Float keep(Int mask, Float value) { return reinterpret_cast<Float>(mask & bits(value)); }
 
 template <typename Row>
 void scan_segment(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {
-  Float max_a = splat(-__builtin_inff()), max_b = max_a, low = splat(__builtin_inff());
-  each_pair<Row>(segment, 0, segment.blocks * kTokens, [&](Float a, Float b) __attribute__((always_inline)) {
+  Float max_a = splat(-__builtin_inff()), max_b = max_a, max_gap = max_a;
+  Float min_a = splat(__builtin_inff()), min_gap = min_a;
+  each_pair<Row, false>(segment, 0, segment.blocks * kTokens, [&](Float a, Float b) __attribute__((always_inline)) {
+    const Float gap = b - a;
     max_a = larger(max_a, a);
     max_b = larger(max_b, b);
-    low = smaller(low, smaller(a, b));
+    min_a = smaller(min_a, a);
+    max_gap = larger(max_gap, gap);
+    min_gap = smaller(min_gap, gap);
   });
-  *out = {-__builtin_inff(), -__builtin_inff(), false};
-  float lowest = __builtin_inff();
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    out->max_student = max_a[lane] > out->max_student ? max_a[lane] : out->max_student;
-    out->max_teacher = max_b[lane] > out->max_teacher ? max_b[lane] : out->max_teacher;
-    lowest = low[lane] < lowest ? low[lane] : lowest;
-  }
-  const float highest = out->max_student > out->max_teacher ? out->max_student : out->max_teacher;
-  out->masked = !((highest - lowest) * inverse_temperature < kUnclampedRange);
+  out->max_student = highest(max_a);
+  out->max_teacher = highest(max_b);
+  out->min_gap = lowest(min_gap);
+  out->max_gap = highest(max_gap);
+  // The least logit of the teacher is at least the student's plus the least gap. All are false for infinities and NaN.
+  const float low_a = lowest(min_a), range_a = (out->max_student - low_a) * inverse_temperature;
+  const float range_b = (out->max_teacher - low_a - out->min_gap) * inverse_temperature;
+  const float range = (out->max_gap - out->min_gap) * inverse_temperature;
+  out->masked = !(range_a < kUnclampedRange && range_b < kUnclampedRange);
+  out->gentle = range < kGentleRange && range_a < 0.5f * kUnclampedRange && range_b < 0.5f * kUnclampedRange;
 }
 
-template <typename Row, bool kMasked>
+// kNodes = 5: every fourth of beta, from fourth roots of the weights at the ends; 3: every half, from square roots.
+template <typename Row, bool kMasked, int kNodes>
 void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::EndsSums* out) {
-  const float quarter = 0.25f * kLog2e * frame.inverse_temperature;
-  const Float lowest = splat(-__builtin_inff());
-  Double sum[5][4] = {}, fourth = {}, lost_a = {}, lost_b = {};
-  Float min_d = splat(__builtin_inff()), max_d = lowest;
+  constexpr int kLast = kNodes - 1;
+  const float root = kLog2e / kLast * frame.inverse_temperature;
+  const Float none = splat(-__builtin_inff());
+  Double sum[kNodes][4] = {}, fourth = {}, lost_a = {}, lost_b = {};
+  Float min_d = splat(__builtin_inff()), max_d = none;
   Int unordered = {};
   for (int64_t block = 0; block < segment.blocks; ++block) {
-    Double zero_before = sum[0][0], one_before = sum[4][0], lost_before = lost_a;
+    Double zero_before = sum[0][0], one_before = sum[kLast][0], lost_before = lost_a;
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
-      Float s[5][4] = {}, s04 = {}, la = {}, lb = {};
+      Float s[kNodes][4] = {}, s04 = {}, la = {}, lb = {}, zero = {}, one = {};
       const auto add = [&](Float a, Float b) __attribute__((always_inline)) {
         const Float x = a - frame.max_student, y = b - frame.max_teacher;
         Float d = (y - x) * frame.inverse_temperature - frame.centre;
-        Float p = exp2_of<kMasked>(x * quarter), q = exp2_of<kMasked>(y * quarter);
+        Float p = exp2_of<kMasked>(x * root), q = exp2_of<kMasked>(y * root);
         if (kMasked) {
-          const Int common = (a > lowest) & (b > lowest);
+          const Int common = (a > none) & (b > none);
           const Float p2 = p * p, q2 = q * q;
           unordered |= (a != a) | (b != b);  // or the mask below would hide a NaN; without a mask it reaches every sum
-          la += keep(~common & (a > lowest), p2 * p2);
-          lb += keep(~common & (b > lowest), q2 * q2);
+          la += keep(~common & (a > none), p2 * p2);
+          lb += keep(~common & (b > none), q2 * q2);
           p = keep(common, p);
           q = keep(common, q);
           d = keep(common, d);
           min_d = smaller(min_d, common ? d : splat(__builtin_inff()));
-          max_d = larger(max_d, common ? d : lowest);
-        } else {
-          min_d = smaller(min_d, d);
-          max_d = larger(max_d, d);
+          max_d = larger(max_d, common ? d : none);
         }
         const Float d2 = d * d, d3 = d2 * d, p2 = p * p, q2 = q * q, pq = p * q;
-        const Float w[5] = {p2 * p2, p2 * pq, p2 * q2, pq * q2, q2 * q2};
-        for (int node = 0; node < 5; ++node) {
+        Float w[kNodes];
+        if constexpr (kNodes == 5) {
+          w[0] = p2 * p2, w[1] = p2 * pq, w[2] = p2 * q2, w[3] = pq * q2, w[4] = q2 * q2;
+          s04 += w[0] * (d2 * d2);
+        } else {
+          w[0] = p2, w[1] = pq, w[2] = q2;
+        }
+        for (int node = 0; node < kNodes; ++node) {
           s[node][0] += w[node];
           s[node][1] += w[node] * d;
           s[node][2] += w[node] * d2;
           s[node][3] += w[node] * d3;
         }
-        s04 += w[0] * (d2 * d2);
       };
-      for (int64_t part = begin; part < begin + kFlush * kLanes; part += kExactFlush * kLanes) {
-        each_pair<Row>(segment, part, part + kExactFlush * kLanes, add);
+      for (int64_t part = begin; part < begin + kFlush * kLanes; part += kRun * kLanes) {
+        each_pair<Row>(segment, part, part + kRun * kLanes, add);
         // log sum e^x enters every KL, and both sums are masses that are sampled from.
-        flush(sum[0][0], s[0][0]), flush(sum[4][0], s[4][0]);
+        zero += s[0][0], one += s[kLast][0];
+        s[0][0] = s[kLast][0] = Float{};
       }
-      for (int node = 0; node < 5; ++node)
+      s[0][0] = zero, s[kLast][0] = one;
+      for (int node = 0; node < kNodes; ++node)
         for (int k = 0; k < 4; ++k) flush(sum[node][k], s[node][k]);
-      flush(fourth, s04);
+      if (kNodes == 5) flush(fourth, s04);
       if (kMasked) flush(lost_a, la), flush(lost_b, lb);
     }
     Double student = sum[0][0] - zero_before;
     if (kMasked) student += lost_a - lost_before;
     out->student[block] = total(student);
-    out->one[block] = total(sum[4][0] - one_before);
+    out->one[block] = total(sum[kLast][0] - one_before);
   }
-  for (int node = 0; node < 5; ++node)
-    for (int k = 0; k < 4; ++k) out->node[node][k] = total(sum[node][k]);
+  std::memset(out->node, 0, sizeof out->node);
+  for (int node = 0; node < kNodes; ++node)
+    for (int k = 0; k < 4; ++k) out->node[node * (4 / kLast)][k] = total(sum[node][k]);
   out->fourth = total(fourth);
   // The sums of weights are finite whatever D is, unless a logit was NaN (or +inf: inf - inf).
   const double weights = out->node[0][0] + out->node[4][0];
@@ -206,12 +257,36 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
   for (int64_t lane = 0; lane < kLanes; ++lane) out->fault = out->fault || unordered[lane] != 0;
   out->lost_student = total(lost_a);
   out->lost_teacher = total(lost_b);
-  out->min_d = __builtin_inff();
-  out->max_d = -__builtin_inff();
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    out->min_d = min_d[lane] < out->min_d ? min_d[lane] : out->min_d;
-    out->max_d = max_d[lane] > out->max_d ? max_d[lane] : out->max_d;
+  out->min_d = lowest(min_d);
+  out->max_d = highest(max_d);
+}
+
+template <typename Row>
+void gentle_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::EndsSums* out) {
+  sweep_ends<Row, false, 3>(segment, frame, out);
+}
+
+template <typename Row, bool kMasked>
+void steep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::EndsSums* out) {
+  sweep_ends<Row, kMasked, 5>(segment, frame, out);
+}
+
+// Sums of float32 terms over a block: `add(a, b, s)` adds a vector of token pairs to the kSums accumulators s, which
+// start afresh every kRun vectors.
+template <typename Row, int kSums, typename Add>
+TRB_INLINE void sum_block(const trb::cpu::Segment& segment, int64_t block, double* out, const Add& add) {
+  Double sum[kSums] = {};
+  for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
+    Float runs[kSums] = {};
+    for (int64_t part = begin; part < begin + kFlush * kLanes; part += kRun * kLanes) {
+      Float s[kSums] = {};
+      each_pair<Row>(segment, part, part + kRun * kLanes,
+                     [&](Float a, Float b) __attribute__((always_inline)) { add(a, b, s); });
+      for (int k = 0; k < kSums; ++k) runs[k] += s[k];
+    }
+    for (int k = 0; k < kSums; ++k) flush(sum[k], runs[k]);
   }
+  for (int k = 0; k < kSums; ++k) out[k] = total(sum[k]);
 }
 
 // The direct form at kNodes equally spaced betas: 1, or the 5 of a fan, which takes one more exponential.
@@ -219,34 +294,35 @@ template <typename Row, bool kMasked, int kNodes>
 void sweep_weights(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
   const float scale = kLog2e * frame.inverse_temperature, slope = kLog2e * frame.beta, shift = frame.shift,
               step = kLog2e * frame.step;
-  const Float lowest = splat(-__builtin_inff());
-  for (int64_t block = 0; block < segment.blocks; ++block) {
-    Double sum[4 * kNodes] = {};
-    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
-      Float s[4 * kNodes] = {};
-      each_pair<Row>(segment, begin, begin + kExactFlush * kLanes,
-                     [&](Float a, Float b) __attribute__((always_inline)) {
-                       const Float x = a - frame.max_student;
-                       Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
-                       Float w = exp2_of((x * scale - shift) + d * slope);
-                       if (kMasked) {
-                         const Int common = (a > lowest) & (b > lowest);
-                         w = keep(common, w);
-                         d = keep(common, d);
-                       }
-                       const Float growth = kNodes > 1 ? exp2_of(d * step) : Float{}, d2 = d * d, d3 = d2 * d;
-                       for (int node = 0; node < kNodes; ++node) {
-                         s[4 * node] += w;
-                         s[4 * node + 1] += w * d;
-                         s[4 * node + 2] += w * d2;
-                         s[4 * node + 3] += w * d3;
-                         w *= growth;
-                       }
-                     });
-      for (int k = 0; k < 4 * kNodes; ++k) flush(sum[k], s[k]);
+  const Float none = splat(-__builtin_inff());
+  const auto add = [&](Float a, Float b, Float* s) __attribute__((always_inline)) {
+    const Float x = a - frame.max_student;
+    Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
+    Float w = exp2_of((x * scale - shift) + d * slope);
+    if (kMasked) {
+      const Int common = (a > none) & (b > none);
+      w = keep(common, w);
+      d = keep(common, d);
     }
-    for (int k = 0; k < 4 * kNodes; ++k) out[block].s[k] = total(sum[k]);
-  }
+    if constexpr (kNodes == 1) {
+      const Float wd = w * d, wd2 = wd * d;
+      s[0] += w;
+      s[1] += wd;
+      s[2] += wd2;
+      s[3] += wd2 * d;
+    } else {
+      const Float growth = exp2_of(d * step), d2 = d * d, d3 = d2 * d;
+      for (int node = 0; node < kNodes; ++node) {
+        s[4 * node] += w;
+        s[4 * node + 1] += w * d;
+        s[4 * node + 2] += w * d2;
+        s[4 * node + 3] += w * d3;
+        w *= growth;
+      }
+    }
+  };
+  for (int64_t block = 0; block < segment.blocks; ++block)
+    sum_block<Row, 4 * kNodes>(segment, block, out[block].s, add);
 }
 
 template <typename Row, bool kMasked>
@@ -262,45 +338,36 @@ void sweep_fan(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fra
 template <typename Row, bool kMasked>
 void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
   const float scale = kLog2e * frame.inverse_temperature;
-  const Float lowest = splat(-__builtin_inff());
-  for (int64_t block = 0; block < segment.blocks; ++block) {
-    Double sum[6] = {};
-    for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kExactFlush * kLanes) {
-      Float s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {};
-      each_pair<Row>(
-          segment, begin, begin + kExactFlush * kLanes, [&](Float a, Float b) __attribute__((always_inline)) {
-            const Float x = a - frame.max_student, t = x * scale;
-            Float v = (((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre) * frame.beta;
-            Float p = exp2_of(t);
-            if (kMasked) {
-              const Int common = (a > lowest) & (b > lowest);
-              p = keep(common, p);
-              v = keep(common, v);
-            }
-            Float w = exp2_of(t + v * kLog2e);  // not p e^v, which overflows where p is tiny
-            if (kMasked) w = keep((a > lowest) & (b > lowest), w);
-            // h(v) = e^v - 1 - v: for small v its Taylor series, where the difference would cancel (error 2e-9 at |v| =
-            // 0.35)
-            const Float v2 = v * v, pv = p * v;
-            Float series = v * (1.0f / 40320) + 1.0f / 5040;
-            series = v * series + 1.0f / 720;
-            series = v * series + 1.0f / 120;
-            series = v * series + 1.0f / 24;
-            series = v * series + 1.0f / 6;
-            series = v * series + 0.5f;
-            const Float ph = v2 < 0.1225f ? p * (v2 * series) : (w - p) - pv;
-            const Float wv2 = w * v2;
-            s0 += p;
-            s1 += pv;
-            s2 += ph;
-            s3 += v * (ph + pv);
-            s4 += wv2;
-            s5 += wv2 * v;
-          });
-      flush(sum[0], s0), flush(sum[1], s1), flush(sum[2], s2), flush(sum[3], s3), flush(sum[4], s4), flush(sum[5], s5);
+  const Float none = splat(-__builtin_inff());
+  const auto add = [&](Float a, Float b, Float* s) __attribute__((always_inline)) {
+    const Float x = a - frame.max_student, t = x * scale;
+    Float v = (((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre) * frame.beta;
+    Float p = exp2_of(t);
+    if (kMasked) {
+      const Int common = (a > none) & (b > none);
+      p = keep(common, p);
+      v = keep(common, v);
     }
-    for (int k = 0; k < 6; ++k) out[block].s[k] = total(sum[k]);
-  }
+    Float w = exp2_of(t + v * kLog2e);  // not p e^v, which overflows where p is tiny
+    if (kMasked) w = keep((a > none) & (b > none), w);
+    // h(v) = e^v - 1 - v: for small v its Taylor series, where the difference would cancel (error 2e-9 at |v| = 0.35)
+    const Float v2 = v * v, pv = p * v;
+    Float series = v * (1.0f / 40320) + 1.0f / 5040;
+    series = v * series + 1.0f / 720;
+    series = v * series + 1.0f / 120;
+    series = v * series + 1.0f / 24;
+    series = v * series + 1.0f / 6;
+    series = v * series + 0.5f;
+    const Float ph = v2 < 0.1225f ? p * (v2 * series) : (w - p) - pv;
+    const Float wv2 = w * v2;
+    s[0] += p;
+    s[1] += pv;
+    s[2] += ph;
+    s[3] += v * (ph + pv);
+    s[4] += wv2;
+    s[5] += wv2 * v;
+  };
+  for (int64_t block = 0; block < segment.blocks; ++block) sum_block<Row, 6>(segment, block, out[block].s, add);
 }
 
 template <typename Row, bool kMasked>
@@ -341,8 +408,12 @@ void write_log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFram
 void scan(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {
   TRB_BY_ROW(scan_segment, inverse_temperature, out);
 }
-void ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::EndsSums* out) {
-  TRB_BY_ROW_AND_MASK(sweep_ends, frame, out);
+void ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, bool gentle, trb::cpu::EndsSums* out) {
+  if (gentle) {
+    TRB_BY_ROW(gentle_ends, frame, out);
+  } else {
+    TRB_BY_ROW_AND_MASK(steep_ends, frame, out);
+  }
 }
 void direct(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
   TRB_BY_ROW_AND_MASK(sweep_direct, frame, out);

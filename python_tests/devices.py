@@ -37,6 +37,7 @@ class Operators:
     """`trbext.solve`, `blend` and `sample` on one device, which the arguments move to and the outputs return from."""
 
     device: str
+    interpreted: bool = False  # so slow that a test of size alone is left out
 
     def solve(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, **options: Any) -> Solution:
         return Solution(*self._call(trbext.solve, student, teacher, epsilon, **options))

@@ -104,6 +104,7 @@ class PtxOperators:
     clusters: int | None = None  # of the grid; None: one for each row
     seed: int | None = None  # of the schedule of warps; None: all in step
     approx_error: float = 0.0  # relative, of .approx instructions
+    interpreted: bool = True  # see devices.Operators
     device: str = "cpu"  # of the tensors; faults of use are the host's, which checks them alike for every device
     results: list[Result] = field(default_factory=list)  # of the launches, the last one last
 

@@ -9,6 +9,8 @@ import sass
 from cuda_tables import LOOPS, PAIRS, row_loop
 from sass import Kind
 
+from benchmarks.cuda_counts import MEASURED
+
 pytestmark = [
     pytest.mark.ptx,
     pytest.mark.skipif(sass.missing_tool() is not None, reason=str(sass.missing_tool())),
@@ -56,3 +58,16 @@ def test_a_usual_row_is_within_the_budget_of_the_issue_slots(arch: str, dtype: s
     assert sum(per[Kind.MUFU] for per in usual) <= EXPONENTIALS
     if arch == "sm_90":
         assert sum(per.total for per in usual) <= BAR
+
+
+@pytest.mark.skipif("sm_90" not in sass.supported(), reason="this nvcc does not know sm_90")
+def test_the_model_of_the_speed_is_fed_with_these_counts() -> None:
+    for name, loop in (
+        ("load", MEASURED.load),
+        ("ends", MEASURED.first),
+        ("direct", MEASURED.direct),
+        ("stable", MEASURED.stable),
+    ):
+        per = row_loop("sm_90", "bfloat16", name).per
+        assert abs(per.total - loop.issue) < 0.5, name
+        assert (per[Kind.MUFU], per[Kind.FP32]) == (loop.mufu, loop.fp32), name

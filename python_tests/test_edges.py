@@ -286,6 +286,8 @@ def test_odd_vocabularies_misaligned_storage_and_transposed_inputs(
 
 def test_more_than_2_to_the_31_logits(op: Operator, overload: Overload) -> None:
     """Rows 2^31 elements into the storage; expanded from one padded row, so no memory is spent on them."""
+    if op.trb.interpreted:
+        pytest.skip("the storage of 2^31 logits is too large for the interpreter")
     if op.trb.device == "cuda" and torch.cuda.mem_get_info()[0] < 6e9:
         pytest.skip(f"needs 6 GB of GPU memory, got {torch.cuda.mem_get_info()[0] / 1e9:.1f}")
     rows, vocab = 5, 1000

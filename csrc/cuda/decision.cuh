@@ -181,7 +181,7 @@ __device__ __forceinline__ void keep_answer(BlockState<kWarps>& state, const Uni
 
 // One thread, after gather_ends: begins the search. False where float32 exponents do not reach.
 template <int kWarps>
-__device__ __forceinline__ bool begin_search(BlockState<kWarps>& state, const Units& units) {
+__device__ __forceinline__ bool begin_search(BlockState<kWarps>& state, const Units& units, int32_t vocab) {
   const float max_student = state.extreme_of_row[0], max_teacher = state.extreme_of_row[1];
   const float high = state.extreme_of_row[2], low = state.extreme_of_row[3];
   const double zero = state.total[0], one = state.total[4];
@@ -193,7 +193,8 @@ __device__ __forceinline__ bool begin_search(BlockState<kWarps>& state, const Un
   start.range = (static_cast<double>(high) - low) * units.inverse_temperature;
   state.answer.sweeps = 1;
   state.frame = ExactFrame{};
-  const bool reachable = fabsf(state.shift_of_row[0]) <= kLargestShiftOfRow &&
+  // One token has probability 1, which double precision says exactly.
+  const bool reachable = vocab > 1 && fabsf(state.shift_of_row[0]) <= kLargestShiftOfRow &&
                          fabsf(state.shift_of_row[1]) <= kLargestShiftOfRow &&
                          (disjoint || (start.range <= kLargestRange && zero > 1e-30 && one > 1e-30));
   if (!start.fault && !reachable) return false;
@@ -237,7 +238,7 @@ __device__ __noinline__ void decide(const KernelArgs& args, BlockState<kWarps>& 
   const Units units = Units::of<T>(args, state);
   if (!first) {
     continue_search(state, units);
-  } else if (!begin_search(state, units)) {
+  } else if (!begin_search(state, units, args.vocab)) {
     state.action = Action::kWide;
     return;
   }

@@ -5,7 +5,7 @@ shared memory, divergent barriers, partial-warp collectives, lives of the blocks
 memory requests per allocation. It says nothing about speed, caches, or the memory model between blocks.
 """
 
-from .compiler import compile_cubin, compile_ptx, find_nvcc
+from .compiler import compile_ptx, find_nvcc
 from .coverage import unsupported_statements
 from .device import Device
 from .findings import KINDS, Finding
@@ -21,7 +21,6 @@ __all__ = [
     "Module",
     "Result",
     "Traffic",
-    "compile_cubin",
     "compile_ptx",
     "find_nvcc",
     "launch",

@@ -1,33 +1,18 @@
-"""Finding nvcc and compiling a .cu file to PTX or to a cubin, once per distinct input."""
+"""Compiling a .cu file to PTX, once per distinct input."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import site
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-
-def find_nvcc() -> Path | None:
-    """nvcc on PATH, under CUDA_HOME, CUDA_PATH or /usr/local/cuda, or of the wheel nvidia-cuda-nvcc; else None."""
-    on_path = shutil.which("nvcc")
-    roots = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    packages = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
-    wheels = [Path(p) / "nvidia" / f"cu{major}" for p in sorted(packages) for major in (13, 14)]
-    candidates = [root / "bin" / "nvcc" for root in (*roots, Path("/usr/local/cuda"), *wheels)]
-    if on_path is not None:
-        candidates.insert(0, Path(on_path))
-    return next((c for c in candidates if c.is_file() and os.access(c, os.X_OK)), None)
+from sass.toolchain import find_nvcc
 
 
-def _compile(
-    source: Path, arch: int, kind: str, include: Sequence[Path], defines: Mapping[str, str], cache: Path | None
-) -> bytes:
+def _compile(source: Path, arch: int, include: Sequence[Path], defines: Mapping[str, str], cache: Path | None) -> bytes:
     nvcc = find_nvcc()
     if nvcc is None:
         raise FileNotFoundError(
@@ -35,20 +20,20 @@ def _compile(
             "pip install nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt "
             "nvidia-cuda-cccl nvidia-cuda-runtime"
         )
-    command = [str(nvcc), "-std=c++17", f"-arch=sm_{arch}", f"-{kind}", str(source)]
+    command = [str(nvcc), "-std=c++17", f"-arch=sm_{arch}", "-ptx", str(source)]
     command += [f"-I{directory}" for directory in include]
     command += [f"-D{name}={value}" if value else f"-D{name}" for name, value in sorted(defines.items())]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if cache is not None:
             # Headers are part of the input: the preprocessed text decides, not the file's date.
-            text = _run([*(c for c in command if c != f"-{kind}"), "-E"], source)
+            text = _run([*(c for c in command if c != "-ptx"), "-E"], source)
             key = hashlib.sha256(repr(command).encode() + text).hexdigest()[:24]
             cache.mkdir(parents=True, exist_ok=True)
-            stored = cache / f"{source.stem}-sm{arch}-{key}.{kind}"
+            stored = cache / f"{source.stem}-sm{arch}-{key}.ptx"
             if stored.exists():
                 return stored.read_bytes()
-        output = folder / f"out.{kind}"
+        output = folder / "out.ptx"
         _run([*command, "-o", str(output)], source)
         data = output.read_bytes()
         if cache is not None:
@@ -73,11 +58,4 @@ def compile_ptx(
     `cache` is a directory for results, keyed by the preprocessed text and the command.
     Raises FileNotFoundError without nvcc and RuntimeError with nvcc's own words when it refuses the file.
     """
-    return _compile(Path(source), arch, "ptx", include, defines, cache).decode()
-
-
-def compile_cubin(
-    source: Path, arch: int, include: Sequence[Path] = (), defines: Mapping[str, str] = {}, cache: Path | None = None
-) -> bytes:
-    """Machine code of a .cu file, for the disassembler; as compile_ptx."""
-    return _compile(Path(source), arch, "cubin", include, defines, cache)
+    return _compile(Path(source), arch, include, defines, cache).decode()

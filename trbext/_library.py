@@ -62,7 +62,7 @@ def _fake_sample(
 def _no_cuda_kernels(*args: Any, **kwargs: Any) -> NoReturn:
     raise RuntimeError(
         "trbext was built without CUDA kernels, so torch.ops.trb takes CPU tensors only, got CUDA tensors. Move them "
-        "to the CPU, or install the CUDA toolkit (nvcc >= 12.4) and a trbext version with CUDA kernels: "
+        "to the CPU, or install the CUDA toolkit (nvcc >= 12.4) and trbext again: "
         "TRB_CUDA=ON pip install --force-reinstall --no-deps ."
     )
 

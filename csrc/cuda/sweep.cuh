@@ -37,13 +37,12 @@ __device__ __forceinline__ void add_chunks(const Source& source, Chunks chunks, 
   }
 }
 
-// An asm select: written as ?: it becomes a select of addresses, and the array moves to local memory.
-__device__ __forceinline__ float select(bool condition, float yes, float no) {
-  float out;
-  asm("{ .reg .pred p; setp.ne.s32 p, %3, 0; selp.f32 %0, %1, %2, p; }"
-      : "=f"(out)
-      : "f"(yes), "f"(no), "r"(static_cast<int>(condition)));
-  return out;
+// Of two numbers, the one that a lane keeps and the one it sends. In asm: written as ?: it becomes a select of
+// addresses, and the array they come from moves to local memory.
+__device__ __forceinline__ void split(bool upper, float low, float high, float* kept, float* sent) {
+  asm("{ .reg .pred p; setp.ne.s32 p, %4, 0; selp.f32 %0, %3, %2, p; selp.f32 %1, %2, %3, p; }"
+      : "=f"(*kept), "=f"(*sent)
+      : "f"(low), "f"(high), "r"(static_cast<int>(upper)));
 }
 
 // Sums kSlots numbers over the lanes: each step exchanges half of what is left, so that 16 numbers take 16 shuffles
@@ -60,7 +59,8 @@ __device__ __forceinline__ float totals_over_lanes(const float (&s)[kSlots], int
     float half[kSlots / 2];
 #pragma unroll
     for (int i = 0; i < kSlots / 2; ++i) {
-      const float kept = select(upper, s[i + kSlots / 2], s[i]), sent = select(upper, s[i], s[i + kSlots / 2]);
+      float kept, sent;
+      split(upper, s[i], s[i + kSlots / 2], &kept, &sent);
       half[i] = kept + __shfl_xor_sync(kAllLanes, sent, kDistance);
     }
     return totals_over_lanes<kSlots / 2, kDistance / 2>(half, lane);

@@ -89,6 +89,9 @@ def main() -> None:
                 f"| {arch} | {dtype} | {cells} | {sum(per.total for per in usual):.2f} "
                 f"| {sum(per[Kind.MUFU] for per in usual):.0f} |"
             )
+    print("\n| sm_90, bfloat16 | instructions per pair by class |\n|---|---|")
+    for name in LOOPS if "sm_90" in sass.supported() else ():
+        print(f"| {name} | {row_loop('sm_90', 'bfloat16', name).per} |")
     print("\n| kernel | V | dtype | bytes / inputs | sectors requested / touched | in 16-byte loads |")
     print("|---|---|---|---|---|---|")
     for label, trb, vocab, dtype in (

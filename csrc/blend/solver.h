@@ -13,8 +13,8 @@
 // one).
 //
 // The last step needs no sweep. |A''''| <= R^2 A'' and |A'''| <= R A'' for a variable of range R, so
-//   f(beta + h) = f + f' h + f'' h^2 / 2 + A''' h^3 / 3 + err,   |err| <= E(h) = (beta + |h|) A'' R^2 |h|^3 e^{R |h|} /
-//   6,
+//   f(beta + h) = f + f' h + f'' h^2 / 2 + A''' h^3 / 3 + err,
+//   |err| <= E(h) = (beta + |h|) A'' R^2 |h|^3 e^{R |h|} / 6,
 // and beta + h is accepted where the cubic meets (1 - tolerance / 2) budget and E(h) <= tolerance / 2 budget: then
 // KL <= budget is certain, and the answer hardly depends on where the sweep happened to be.
 //

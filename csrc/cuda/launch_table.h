@@ -50,8 +50,7 @@ constexpr const Architecture& architecture_of(int capability) {
   return kArchitectures[found];
 }
 
-// `clusters`: whether the kernel was compiled with them. `fewest_blocks`: for a device that cannot run a smaller
-// cluster.
+// `clusters`: whether the kernel was compiled with them. `fewest_blocks`: where the device cannot run fewer at once.
 constexpr Launch launch_for(int64_t vocab, int64_t logit_bytes, int capability, bool clusters = true,
                             int fewest_blocks = 1) {
   const Architecture& architecture = architecture_of(capability);

@@ -1,8 +1,9 @@
 // Sixteen bytes of logits: how they become float32, and the extremes of a pair of them.
 //
-// Extremes cost 5 instructions per pair for float32, 2.5 for two packed 16-bit pairs. They give both maxima (a NaN,
-// which max.NaN keeps, or +inf in them marks the row as faulty), the lowest logit (-inf asks for the masked sweeps) and
-// the range of b - a, which certifies the solver's last step and so is rounded outward.
+// Extremes cost 6 instructions per pair for float32, and as many for two packed 16-bit pairs (4 where minima and maxima
+// take three inputs). They give both maxima (a NaN, which max.NaN keeps, or +inf in them marks the row as faulty) and
+// the range of b - a, which certifies the solver's last step and so is rounded outward. That range and the lowest
+// student logit tell whether any logit of either model is masked, or nearly.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -69,7 +70,7 @@ struct Packed;
 
 template <>
 struct Packed<__nv_bfloat162> {
-  static constexpr float kRounding = 0x1p-8f;  // twice half a unit in the last place
+  static constexpr float kRounding = 0x1p-8f;  // of a difference, relative
   static __device__ __forceinline__ float low(uint32_t bits) { return __uint_as_float(bits << 16); }
   static __device__ __forceinline__ float high(uint32_t bits) { return __uint_as_float(bits & 0xffff0000u); }
 };

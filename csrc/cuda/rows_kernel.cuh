@@ -4,9 +4,8 @@
 // A row is solved by the blocks of one cluster (or by one block). Each
 //   1. copies its chunks of both models into shared memory, once, taking their extremes on the way (ResidentSlice), and
 //      asks the second-level cache for its chunks of the row it solves next;
-//   2. sweeps them at beta = 0 and 1 in a frame of its own maxima, publishes ten sums, and after one cluster barrier
-//   reads
-//      those of its peers: all blocks then hold the same numbers and take the same decision (decision.cuh);
+//   2. sweeps them at beta = 0 and 1 in a frame of its own maxima and sends ten sums to every block of the row: after
+//      one cluster barrier all hold the same numbers and take the same decision (decision.cuh);
 //   3. sweeps them again at the beta the solver asks for, until it has an answer: usually once;
 //   4. writes its outputs. The token is drawn by the block that holds it (draw.cuh).
 // Bytes: 2 V sizeof(T) read once, 4 V written for log mu. StreamedRow reads the row again in each step instead, where
@@ -58,8 +57,7 @@ __device__ __forceinline__ void send_sums(const float (&of_warp)[kWarps][kSums],
   for (int r = 0; r < cluster.ranks; ++r) cluster.peer(&state.record[slot][cluster.rank], r)->sums[lane] = sum;
 }
 
-// All threads of a block: its sums at both ends of [0, 1], in a frame of its own maxima, sent to every block of the
-// row.
+// All threads of a block: its sums at both ends of [0, 1], in a frame of its own maxima, to every block of the row.
 template <typename T, int kWarps, typename Source>
 __device__ __forceinline__ void sweep_ends(const KernelArgs& args, const Source& source, Chunks chunks,
                                            const Extremes& extremes, bool masked, const Cluster& cluster,

@@ -19,12 +19,14 @@ static int failures = 0;
   } while (false)
 
 // Known at compile time.
-static_assert(launch_for(151936, 2, 90).ranks == 8 && launch_for(151936, 2, 90).resident());
-static_assert(launch_for(151936, 4, 90).ranks == 8 && launch_for(151936, 4, 90).resident());
+static_assert(launch_for(151936, 2, 90).ranks == 6 && launch_for(151936, 2, 90).resident());
+static_assert(launch_for(151936, 4, 90).ranks == 6 && launch_for(151936, 4, 90).resident());
+static_assert(launch_for(151936, 2, 90, true, 7).ranks == 7 && launch_for(151936, 2, 90, true, 9).ranks == 1);
+static_assert(!launch_for(151936, 2, 90, false).resident());
 static_assert(launch_for(32768, 2, 90).ranks == 2);
 static_assert(launch_for(32768, 2, 80).ranks == 1 && launch_for(32768, 2, 80).resident());
 static_assert(!launch_for(151936, 2, 80).resident());
-static_assert(!launch_for(32768, 2, 89).resident() && !launch_for(32768, 2, 120).resident());
+static_assert(!launch_for(32768, 2, 89).resident() && launch_for(32768, 2, 120).ranks > 1);
 static_assert(!launch_for(262144, 4, 90).resident() && launch_for(262144, 2, 90).resident());
 
 int main() {

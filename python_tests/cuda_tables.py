@@ -95,9 +95,9 @@ def main() -> None:
     print("\n| kernel | V | dtype | bytes / inputs | sectors requested / touched | in 16-byte loads |")
     print("|---|---|---|---|---|---|")
     for label, trb, vocab, dtype in (
-        ("sm_90, 8 blocks", PtxOperators(90, ranks=8), 151936, torch.bfloat16),
-        ("sm_90, 8 blocks", PtxOperators(90, ranks=8), 151936, torch.float32),
-        ("sm_90, 4 blocks", PtxOperators(90, ranks=4), 50257, torch.bfloat16),
+        ("sm_90, 6 blocks", PtxOperators(90, ranks=6), 151936, torch.bfloat16),
+        ("sm_90, 6 blocks", PtxOperators(90, ranks=6), 151936, torch.float32),
+        ("sm_90, 2 blocks", PtxOperators(90, ranks=2), 50257, torch.bfloat16),
         ("sm_80, 1 block", PtxOperators(80), 32768, torch.bfloat16),
         ("sm_80, streamed", PtxOperators(80, streamed=True), 151936, torch.bfloat16),
     ):

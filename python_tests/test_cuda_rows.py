@@ -132,6 +132,19 @@ def test_a_misaligned_or_strided_row_is_read_once_and_gives_the_same_bits(vocab:
     assert all(torch.equal(a, b[one]) for a, b in zip(alone, expected, strict=True))
 
 
+def test_rows_at_odd_addresses_are_read_by_16_byte_loads_all_the_same() -> None:
+    for dtype, ranks in ((BFLOAT16, 2), (FLOAT32, 3)):
+        trb = PtxOperators(90, ranks=ranks)
+        student, teacher = ordinary(8, 16385, dtype)  # each row begins elsewhere within its 16 bytes
+        got = trb.solve(student, teacher, 0.05)
+        assert torch.equal(got.beta, trb.solve(student.t().contiguous().t(), teacher, 0.05).beta)
+        for name in ("student", "teacher"):
+            traffic = trb.results[0].traffic[name]
+            assert traffic.bytes_loaded == traffic.unique_bytes_loaded == student.nbytes
+            assert traffic.widths[16] * 16 > 0.97 * student.nbytes
+            assert traffic.load_sectors < 1.15 * traffic.unique_sectors
+
+
 def test_models_of_different_dtype_meet_as_float32() -> None:
     trb = PtxOperators(90, ranks=2)
     student, teacher = ordinary(3, 1000, FLOAT16)[0], ordinary(3, 1000, BFLOAT16)[1]

@@ -1,0 +1,144 @@
+// One row of both models as it lies in device memory: any strides, any alignment, dtypes that may differ.
+#pragma once
+
+#include <type_traits>
+
+#include "kernel_args.h"
+#include "logit_vector.cuh"
+
+namespace trb::cuda {
+
+constexpr int kWarp = 32;
+
+template <typename T>
+constexpr int kChunkTokens = kWarp * LogitVector<T>::kTokens;
+
+template <typename T>
+constexpr DType kDTypeOf = std::is_same_v<T, float>    ? DType::kFloat32
+                           : std::is_same_v<T, __half> ? DType::kFloat16
+                                                       : DType::kBFloat16;
+
+template <typename T>
+__device__ __forceinline__ uint4 minus_infinities() {
+  const uint32_t word = std::is_same_v<T, float> ? 0xff800000u : std::is_same_v<T, __half> ? 0xfc00fc00u : 0xff80ff80u;
+  return make_uint4(word, word, word, word);
+}
+
+// One row of one model in device memory.
+struct LogitsRow {
+  const char* data;
+  int64_t stride;
+  DType dtype;
+
+  __device__ __forceinline__ LogitsRow(const Logits& logits, int64_t row)
+      : data(static_cast<const char*>(logits.data) +
+             row * logits.row_stride * (logits.dtype == DType::kFloat32 ? 4 : 2)),
+        stride(logits.stride),
+        dtype(logits.dtype) {}
+
+  // Whether its logits are T, one after another.
+  template <typename T>
+  __device__ __forceinline__ bool contiguous_of() const {
+    return stride == 1 && dtype == kDTypeOf<T> && reinterpret_cast<uintptr_t>(data) % sizeof(T) == 0;
+  }
+  __device__ __forceinline__ int bytes_past_alignment() const {
+    return static_cast<int>(reinterpret_cast<uintptr_t>(data) % kVectorBytes);
+  }
+
+  __device__ __forceinline__ float logit(int64_t token) const {
+    if (dtype == DType::kFloat32) return reinterpret_cast<const float*>(data)[token * stride];
+    const uint16_t bits = reinterpret_cast<const uint16_t*>(data)[token * stride];
+    return dtype == DType::kFloat16 ? __half2float(__ushort_as_half(bits)) : __uint_as_float(uint32_t{bits} << 16);
+  }
+};
+
+// A float32 that came from a T, or from a narrower type if T is float, as the bits of a T: exact.
+template <typename T>
+__device__ __forceinline__ uint32_t bits_of(float value) {
+  if constexpr (std::is_same_v<T, float>) {
+    return __float_as_uint(value);
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __half_as_ushort(__float2half_rn(value));
+  } else {
+    return __float_as_uint(value) >> 16;
+  }
+}
+
+// Token i of a 16-byte vector becomes `bits`.
+template <typename T>
+__device__ __forceinline__ void set_token(int i, uint32_t bits, uint32_t* words) {
+  constexpr int kPerWord = 4 / sizeof(T);
+  const int shift = 16 * (i % kPerWord);
+  words[i / kPerWord] = kPerWord == 1 ? bits : (words[i / kPerWord] & ~(0xffffu << shift)) | (bits << shift);
+}
+
+template <typename T>
+struct RowPair {
+  LogitsRow student, teacher;
+  int32_t vocab;
+  bool contiguous;  // both rows, and of type T
+  bool aligned;     // and at multiples of 16 bytes
+
+  __device__ __forceinline__ RowPair(const KernelArgs& args, int64_t row)
+      : student(args.student, row),
+        teacher(args.teacher, row),
+        vocab(args.vocab),
+        contiguous(student.contiguous_of<T>() && teacher.contiguous_of<T>()),
+        aligned(contiguous && student.bytes_past_alignment() == 0 && teacher.bytes_past_alignment() == 0) {}
+
+  // Of a chunk that lies within an aligned row. `kOnce`: it is not read again, and may leave the caches first.
+  template <bool kOnce>
+  __device__ __forceinline__ void whole_vectors(int32_t vector, uint4* a, uint4* b) const {
+    const uint4 *from_student = reinterpret_cast<const uint4*>(student.data) + vector,
+                *from_teacher = reinterpret_cast<const uint4*>(teacher.data) + vector;
+    *a = kOnce ? __ldcs(from_student) : *from_student;
+    *b = kOnce ? __ldcs(from_teacher) : *from_teacher;
+  }
+
+  template <bool kOnce>
+  __device__ __forceinline__ void vectors(int32_t vector, uint4* a, uint4* b) const {
+    const int32_t first = vector * kTokens;
+    if (aligned && first + kTokens <= vocab) {
+      whole_vectors<kOnce>(vector, a, b);
+    } else {
+      *a = elements(student, first);
+      *b = elements(teacher, first);
+    }
+  }
+
+  // Adds a vector that `vectors` read, without its padding.
+  __device__ __forceinline__ void scan(int32_t vector, uint4 a, uint4 b,
+                                       typename LogitVector<T>::Scan* extremes) const {
+    const int32_t count = vocab - vector * kTokens;
+    if (count >= kTokens) {
+      extremes->add(a, b);
+    } else if (count > 0) {
+      extremes->add(without_padding(a, count), without_padding(b, count));
+    }
+  }
+
+ private:
+  static constexpr int kTokens = LogitVector<T>::kTokens, kPerWord = kTokens / 4;
+
+  __device__ __forceinline__ uint4 elements(const LogitsRow& row, int32_t first) const {
+    uint4 vector = minus_infinities<T>();
+    uint32_t* words = reinterpret_cast<uint32_t*>(&vector);
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      if (first + i < vocab) set_token<T>(i, bits_of<T>(row.logit(first + i)), words);
+    }
+    return vector;
+  }
+
+  // Tokens from `count` on become the first one, so that extremes are those of the row.
+  static __device__ __forceinline__ uint4 without_padding(uint4 vector, int count) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(&vector);
+#pragma unroll
+    for (int i = 1; i < kTokens; ++i) {
+      if (i >= count) set_token<T>(i, kPerWord == 1 ? words[0] : words[0] & 0xffffu, words);
+    }
+    return vector;
+  }
+};
+
+}  // namespace trb::cuda

@@ -122,9 +122,11 @@ class PtxOperators:
         teacher: Tensor,
         epsilon: float | Tensor,
         *,
-        uniform: Tensor,
+        uniform: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Sample:
+        if uniform is None:
+            uniform = torch.rand(student.shape[:-1], dtype=torch.float64)
         floats = ("log_prob", "student_log_prob", "teacher_log_prob", "beta", "kl")
         out = {"token": torch.int64, **dict.fromkeys(floats, torch.float32)}
         return Sample(**self._run(student, teacher, epsilon, temperature, out, uniform))

@@ -88,6 +88,18 @@ DeviceLaunch ask_device(const char* op, int device, const RowKernels& kernels, i
   }
 }
 
+// The driver loads a kernel at its first mention, which a stream capture in progress must not forbid.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // then what it was before
+};
+
 const DeviceLaunch& launch_on(const char* op, int device, DType dtype, int64_t vocab) {
   static std::mutex mutex;
   static std::map<std::tuple<int, DType, int64_t>, DeviceLaunch> known;
@@ -98,11 +110,8 @@ const DeviceLaunch& launch_on(const char* op, int device, DType dtype, int64_t v
   const RowKernels kernels = dtype == DType::kFloat32   ? float32_rows()
                              : dtype == DType::kFloat16 ? float16_rows()
                                                         : bfloat16_rows();
-  // The driver loads the kernel at its first mention, which a stream capture in progress must not forbid.
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  check_cuda(op, cudaThreadExchangeStreamCaptureMode(&mode));
+  const RelaxedCapture relaxed;
   const DeviceLaunch asked = ask_device(op, device, kernels, vocab, dtype == DType::kFloat32 ? 4 : 2);
-  check_cuda(op, cudaThreadExchangeStreamCaptureMode(&mode));
   return known.emplace(key, asked).first->second;
 }
 

@@ -298,8 +298,8 @@ PLANTED = (
     Planted(
         "vector loads beyond the end",
         "row_source.cuh",
-        "const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);",
-        "const int32_t whole = chunks.end;",
+        "const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);\n  int32_t chunk = chunks.begin;\n#pragma",
+        "const int32_t whole = chunks.end;\n  int32_t chunk = chunks.begin;\n#pragma",
     ),
     Planted(
         "no __syncwarp between the ranks' sums and their total",

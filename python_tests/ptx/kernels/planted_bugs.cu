@@ -131,8 +131,14 @@ __global__ void cluster_kernel(const float* x, float* out) {
 #define CLUSTER(bug) template __global__ void cluster_kernel<bug>(const float*, float*);
 CLUSTER(0)
 CLUSTER(16)
-CLUSTER(17) CLUSTER(18) CLUSTER(19) CLUSTER(21)
+CLUSTER(17)
+CLUSTER(18)
+CLUSTER(19)
+CLUSTER(21)
 #endif
 #define BLOCK(bug) template __global__ void block_kernel<bug>(const float*, float*, float*, int);
-    BLOCK(0) BLOCK(1) BLOCK(2) BLOCK(3) BLOCK(4) BLOCK(5) BLOCK(6) BLOCK(7) BLOCK(8) BLOCK(9) BLOCK(10) BLOCK(11)
-        BLOCK(12) BLOCK(13) BLOCK(14) BLOCK(15)
+BLOCK(0)
+BLOCK(1)
+BLOCK(2)
+BLOCK(3)
+BLOCK(4) BLOCK(5) BLOCK(6) BLOCK(7) BLOCK(8) BLOCK(9) BLOCK(10) BLOCK(11) BLOCK(12) BLOCK(13) BLOCK(14) BLOCK(15)

@@ -30,8 +30,8 @@ class Counts:
     decision_cycles: float = (
         1800.0  # from the last pair of a sweep to the first of the next: reduction, exchange, solver
     )
-    # A CTA executes for a row outside the loops: 6,000 to 7,000 of PTX (counted by running a row of one chunk on the
-    # interpreter), of which ptxas drops about a third as moves.
+    # A CTA executes for a row outside the loops. A guess of what ptxas makes of the 7,000 instructions of PTX, moves
+    # among them, that a row of one chunk takes on the interpreter (python_tests/cuda_tables.py).
     fixed_warp_instructions: float = 4500.0
 
 

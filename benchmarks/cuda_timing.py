@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from .timing import FEWEST, LONGEST_CALL, Method
+from .timing import FEWEST, LONGEST_CALL, Method, turns
 
 COLD_CACHES = 5  # L2 caches' worth of other data read before a call
 HEAD_START = 200_000  # GPU cycles, about 0.1 ms, that the host gets to enqueue a call before the GPU reaches it
@@ -101,12 +100,6 @@ def time_rounds(methods: Sequence[Method], clock: Clock, cache: str, *, repetiti
             method.note = f"left out: one call takes {lasted:.0f} s"
             continue
         counts[id(method)] = min(repetitions, max(FEWEST, int(share / max(lasted, 1e-6))))
-    timed = [method for method in methods if not method.note]
-    shuffle = random.Random(0).shuffle
-    for turn in range(repetitions):
-        shuffle(timed)
-        for method in timed:
-            count = counts[id(method)]
-            if (turn + 1) * count // repetitions > turn * count // repetitions:
-                before = clock.cool if cache == "cold" else method.call
-                method.seconds.append(clock.seconds(before, method.call))
+    for method in turns(methods, counts, repetitions):
+        before = clock.cool if cache == "cold" else method.call
+        method.seconds.append(clock.seconds(before, method.call))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,13 @@ def time_interleaved(
         if lasted < share:  # else the first call's own costs cannot matter
             lasted, _ = _timed(method.call)
         counts[id(method)] = min(repetitions, max(FEWEST, int(share / lasted)))
+    for method in turns(methods, counts, repetitions):
+        before()
+        method.seconds.append(_timed(method.call)[0])
+
+
+def turns(methods: Sequence[Method], counts: Mapping[int, int], repetitions: int) -> Iterator[Method]:
+    """Each method without a note as often as `counts` has it (by id), in rounds of random order, evenly spread."""
     timed = [method for method in methods if not method.note]
     shuffle = random.Random(0).shuffle
     for turn in range(repetitions):
@@ -65,8 +72,7 @@ def time_interleaved(
         for method in timed:
             count = counts[id(method)]
             if (turn + 1) * count // repetitions > turn * count // repetitions:
-                before()
-                method.seconds.append(_timed(method.call)[0])
+                yield method
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -1,5 +1,5 @@
-// The contract: every schema of torch.ops.trb. Kernels are registered per device (cpu/ops_cpu.cpp), fake kernels and
-// the absence of autograd in trbext/_register.py, documentation in trbext/ops.py.
+// The contract: every schema of torch.ops.trb. Kernels are registered per device (cpu/ops_cpu.cpp, cuda/ops_cuda.cpp),
+// fake kernels and the absence of autograd in trbext/_library.py, documentation in trbext/ops.py.
 //
 // uniform: float64 [N] in [0, 1), drawn by the caller, so the ops are pure functions of their arguments.
 // epsilon: nats; a float for all rows, or float32 [N].

@@ -14,6 +14,7 @@ from pathlib import Path
 import sass
 import torch
 from ptx_rows import NAMES, SOURCES, PtxOperators
+from row_families import families
 from sass import Kind
 
 PROBES = Path(__file__).parent / "sass_kernels" / "sweeps.cu"
@@ -66,6 +67,26 @@ def traffic(trb: PtxOperators, vocab: int, dtype: torch.dtype, epsilon: float = 
     yield "bytes in 16-byte loads", f"{wide / total:.0%}"
 
 
+def decision_cost(epsilon: float) -> str:
+    """What a block executes for a row of one chunk [1, 256], whose loops are a few hundred instructions."""
+    generator = torch.Generator().manual_seed(0)
+    student = (2 * torch.randn(1, 256, generator=generator)).bfloat16()
+    teacher = (student.float() + torch.randn(1, 256, generator=generator)).bfloat16()
+    trb = PtxOperators(90)
+    trb.solve(student, teacher, epsilon)
+    counts = trb.results[-1].instructions
+    double = sum(count for opcode, count in counts.items() if ".f64" in opcode)
+    return f"{sum(counts.values())} instructions of PTX, {double} of them in double precision"
+
+
+def family_sweeps(epsilon: float, vocab: int = 4099) -> str:
+    pairs = [pair for name, pair in families(vocab).items() if "bfloat16" not in name]
+    student, teacher = (torch.stack([pair[i].float() for pair in pairs]).bfloat16() for i in (0, 1))
+    solved = PtxOperators(90, ranks=4).solve(student, teacher, epsilon)
+    sweeps = solved.sweeps[(solved.beta > 0) & (solved.beta < 1)]
+    return f"{len(sweeps)} rows: {sweeps.min()} to {sweeps.max()}, mean {sweeps.float().mean():.2f}"
+
+
 def main() -> None:
     print("| architecture | dtype | kernel | registers | spill, stack, bytes | shared memory, static, bytes |")
     print("|---|---|---|---|---|---|")
@@ -103,6 +124,10 @@ def main() -> None:
     ):
         cells = " | ".join(value for _, value in traffic(trb, vocab, dtype))
         print(f"| {label} | {vocab:,} | {NAMES[dtype]} | {cells} |")
+
+    for epsilon in (0.1, 0.005):
+        print(f"\nA row outside its loops, epsilon = {epsilon}: {decision_cost(epsilon)}")
+    print(f"\nSweeps of the row families whose budget binds, V = 4099, epsilon = 0.02: {family_sweeps(0.02)}")
 
 
 if __name__ == "__main__":

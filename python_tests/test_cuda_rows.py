@@ -134,7 +134,7 @@ def test_a_misaligned_or_strided_row_is_read_once_and_gives_the_same_bits(vocab:
 
 def test_rows_at_odd_addresses_are_read_by_16_byte_loads_all_the_same() -> None:
     for dtype, ranks in ((BFLOAT16, 2), (FLOAT32, 3)):
-        trb = PtxOperators(90, ranks=ranks)
+        trb = PtxOperators(90, ranks=ranks, clusters=4)
         student, teacher = ordinary(8, 16385, dtype)  # each row begins elsewhere within its 16 bytes
         got = trb.solve(student, teacher, 0.05)
         assert torch.equal(got.beta, trb.solve(student.t().contiguous().t(), teacher, 0.05).beta)

@@ -132,19 +132,18 @@ __device__ __forceinline__ void frame_sweep(BlockState<kWarps>& state, const Swe
   frame.slope = plan.beta * scale;
   frame.base_student = state.extreme_of_row[0];
   frame.base_teacher = state.extreme_of_row[1];
+  frame.centre = static_cast<float>(centre);
   state.kappa = 0.0;
   double rounded;  // the centre that the rounded numbers of the frame amount to
   if (plan.form == Form::kStable) {
     frame.tilt = static_cast<float>(plan.beta * units.inverse_temperature);
     frame.offset = static_cast<float>(frame.tilt * centre);
-    frame.centre = 0.0f;
     rounded = static_cast<double>(frame.offset) / frame.tilt;
   } else {
     const float kappa = floorf(static_cast<float>(plan.kappa) * kLog2e);
     frame.shift += kappa;
     state.kappa = kappa * kLn2;
     frame.tilt = frame.offset = 0.0f;
-    frame.centre = static_cast<float>(centre);
     rounded = frame.centre;
   }
   state.centre = (rounded + units.base) * units.inverse_temperature - units.gap;
@@ -172,8 +171,6 @@ __device__ __forceinline__ void keep_answer(BlockState<kWarps>& state, const Uni
     answer.log_norm =
         state.log_of[0] + swept.log_gain + h * (swept.mean + h * (0.5 * swept.k2 + h * swept.k3 * (1.0 / 6.0)));
     state.frame.slope = answer.beta * scale;  // for the weights of the draw
-    if (state.form == Form::kStable)
-      state.frame.centre = static_cast<float>((state.centre + units.gap) * units.temperature - units.base);
   } else {
     answer.log_norm = answer.status == Status::kStudent ? answer.log_student : state.log_of[1];
   }

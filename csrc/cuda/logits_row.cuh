@@ -9,6 +9,7 @@
 namespace trb::cuda {
 
 constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <typename T>
 constexpr int kChunkTokens = kWarp * LogitVector<T>::kTokens;

@@ -73,7 +73,7 @@ struct EndsSweep {
 struct ExactFrame {
   float scale;  // log2(e) / T
   float shift;
-  float centre;                      // direct: of the difference
+  float centre;                      // of the difference: direct, and the weights of a draw
   float slope;                       // direct: beta scale
   float tilt, offset;                // stable: v = tilt difference - offset, nats; tilt = beta / T
   float base_student, base_teacher;  // of float32 logits

@@ -147,7 +147,7 @@ __device__ __forceinline__ Extremes scan(const RowPair<T>& row, const Source& so
 // Asks the second-level cache for the same chunks of the row this block solves next, 128 bytes a request.
 template <typename T>
 __device__ __forceinline__ void prefetch(const RowPair<T>& row, Chunks chunks, int lane) {
-  if (!row.aligned) return;
+  if (!row.contiguous) return;
   constexpr int kLines = kWarp * kVectorBytes / 128;  // of one chunk of one model
   const int64_t begin = static_cast<int64_t>(chunks.begin) * kLines, count = (chunks.end - chunks.begin) * kLines;
   const int64_t bytes = static_cast<int64_t>(row.vocab) * (kVectorBytes / LogitVector<T>::kTokens);

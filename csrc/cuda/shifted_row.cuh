@@ -53,15 +53,13 @@ class ShiftedRow {
 };
 
 __device__ __forceinline__ uint4 shuffle_down(uint4 v) {
-  constexpr unsigned kAll = 0xffffffffu;
-  return make_uint4(__shfl_down_sync(kAll, v.x, 1), __shfl_down_sync(kAll, v.y, 1), __shfl_down_sync(kAll, v.z, 1),
-                    __shfl_down_sync(kAll, v.w, 1));
+  return make_uint4(__shfl_down_sync(kAllLanes, v.x, 1), __shfl_down_sync(kAllLanes, v.y, 1),
+                    __shfl_down_sync(kAllLanes, v.z, 1), __shfl_down_sync(kAllLanes, v.w, 1));
 }
 
 __device__ __forceinline__ uint4 of_first_lane(uint4 v) {
-  constexpr unsigned kAll = 0xffffffffu;
-  return make_uint4(__shfl_sync(kAll, v.x, 0), __shfl_sync(kAll, v.y, 0), __shfl_sync(kAll, v.z, 0),
-                    __shfl_sync(kAll, v.w, 0));
+  return make_uint4(__shfl_sync(kAllLanes, v.x, 0), __shfl_sync(kAllLanes, v.y, 0), __shfl_sync(kAllLanes, v.z, 0),
+                    __shfl_sync(kAllLanes, v.w, 0));
 }
 
 // All lanes of a warp: its vectors of consecutive chunks, one chunk a call.

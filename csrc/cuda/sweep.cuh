@@ -10,7 +10,6 @@
 namespace trb::cuda {
 
 constexpr int kFlushTokens = 128;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The masked form is right for any chunk, and takes those of an irregular row too.
 template <typename Sweep, bool kMasked, typename T, typename Source>

@@ -1,6 +1,6 @@
 """Trust-Region Behavior Blending (arXiv 2605.31159): `torch.ops.trb` and what a trainer needs around it.
 
-`blend`, `solve` and `sample` are documented in `trbext.ops`; `trbext.reference` is the same in plain PyTorch.
+`blend`, `solve`, `sample` and `verify` are documented in `trbext.ops`; `trbext.reference` is the same in plain PyTorch.
 """
 
 from pathlib import Path as _Path
@@ -24,7 +24,7 @@ except ImportError as _error:
     ) from None
 
 from . import _library  # noqa: F401  (registers the operators)
-from .ops import blend, sample, solve
+from .ops import blend, sample, solve, verify
 
 __version__ = _C.version
-__all__ = ["blend", "sample", "solve"]
+__all__ = ["blend", "sample", "solve", "verify"]

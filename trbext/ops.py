@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .reference import Blend, Sample, Solution
+from .reference import STUDENT_KINDS, Blend, Sample, Solution, Verification
 
 _Rows = tuple[Tensor, Tensor, "float | Tensor"]
 
@@ -88,6 +88,54 @@ def sample(
         raise ValueError(f"trbext.sample: uniform must have shape {list(shape)}, got {list(uniform.shape)}")
     outputs = torch.ops.trb.sample(student, teacher, budget, uniform.reshape(-1), temperature=temperature)
     return Sample(*_as_batch(outputs, student_logits))
+
+
+def verify(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    draft_tokens: Tensor,
+    offsets: Tensor,
+    epsilon: float | Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    accept_uniform: Tensor,
+    draw_uniform: Tensor,
+    student_rows: Tensor | None = None,
+    teacher_rows: Tensor | None = None,
+    width: int,
+    vocab: int = 0,
+    student_kind: int | str = 0,
+    log_probs: bool = False,
+) -> Verification:
+    """Exact speculative sampling of mu: which of the student's drafts stand, and what stands after them."""
+    if isinstance(student_kind, str):
+        if student_kind not in STUDENT_KINDS:
+            raise ValueError(f"trbext.verify: student_kind must be one of {list(STUDENT_KINDS)}, got {student_kind!r}")
+        student_kind = STUDENT_KINDS[student_kind]
+
+    def per_request(value: float | Tensor) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        return torch.full((max(len(offsets) - 1, 0),), value, dtype=torch.float32, device=student_logits.device)
+
+    return Verification(
+        *torch.ops.trb.verify(
+            student_logits,
+            teacher_logits,
+            draft_tokens,
+            offsets,
+            per_request(epsilon),
+            per_request(temperature),
+            accept_uniform,
+            draw_uniform,
+            student_rows=student_rows,
+            teacher_rows=teacher_rows,
+            width=width,
+            vocab=vocab,
+            student_kind=student_kind,
+            log_probs=log_probs,
+        )
+    )
 
 
 def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, temperature: float) -> _Rows:

@@ -45,6 +45,21 @@ class Sample(NamedTuple):
     kl: Tensor  # [...]
 
 
+class Verification(NamedTuple):
+    """What stands of B ragged blocks of drafts (N rows in all), and the token drawn where one does not."""
+
+    tokens: Tensor  # [B, width] int64: accepted drafts, then at most one drawn token, then -1
+    emitted: Tensor  # [B] int32, how many tokens; -1 where the request met a fault
+    accepted: Tensor  # [B] int32, how many of them are drafts: emitted or one less, also before a fault
+    beta: Tensor  # [N]; NaN for rows at fault, after a request's stop, or of no request
+    kl: Tensor  # [N] KL(mu_beta || pi_S), nats; NaN alike
+    log_probs: Tensor  # [B, width, 3] log pi_S, pi_T, mu of the tokens, nats, NaN past them; [0, 0, 3] unless asked for
+
+
+# What the student's rows hold: raw logits, probabilities at the temperature, or logits divided by it already.
+STUDENT_KINDS = {"logits": 0, "probabilities": 1, "scaled_logits": 2}
+
+
 def rows_at_fault(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """[...] bool: the row holds NaN or +inf, or has no finite logit at all."""
 
@@ -118,6 +133,15 @@ def blend(
     return Blend(log_probs.masked_fill(beta.isnan()[..., None], torch.nan), beta, kl)
 
 
+def token_at(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The token, [...] int64, whose cell of the cumulative sum of `weights` [..., V] holds `uniform` [...] of it."""
+    cumulative = weights.cumsum(-1)
+    token = (cumulative <= (uniform * cumulative[..., -1])[..., None]).sum(-1)
+    # Rounding at u -> 1 must not leave the support.
+    last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(-1)
+    return torch.minimum(token, last)
+
+
 def sample(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -129,11 +153,7 @@ def sample(
     """The token whose cell of the cumulative distribution of mu holds `uniform`. Same semantics as `trbext.sample`."""
     log_probs, beta, kl = blend(student_logits, teacher_logits, epsilon, temperature=temperature)
     fault = beta.isnan() | ~((uniform >= 0) & (uniform < 1))
-    mu = log_probs.exp().nan_to_num(0.0)
-    cumulative = mu.cumsum(-1)
-    token = (cumulative <= (uniform * cumulative[..., -1])[..., None]).sum(-1)
-    last = mu.shape[-1] - 1 - (mu.flip(-1) > 0).int().argmax(-1)  # rounding at u -> 1 must not leave the support
-    token = torch.minimum(token, last)
+    token = token_at(log_probs.exp().nan_to_num(0.0), uniform)
 
     def at_token(values: Tensor) -> Tensor:
         return values.gather(-1, token[..., None])[..., 0].masked_fill(fault, torch.nan)
@@ -146,3 +166,93 @@ def sample(
         beta.masked_fill(fault, torch.nan),
         kl.masked_fill(fault, torch.nan),
     )
+
+
+def verify(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    draft_tokens: Tensor,
+    offsets: Tensor,
+    epsilon: float | Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    accept_uniform: Tensor,
+    draw_uniform: Tensor,
+    student_rows: Tensor | None = None,
+    teacher_rows: Tensor | None = None,
+    width: int,
+    vocab: int = 0,
+    student_kind: int | str = 0,
+    log_probs: bool = False,
+) -> Verification:
+    """Speculative sampling of mu, one request and one row after another. Same semantics as `trbext.verify`.
+
+    A draft x ~ pi_S is kept with probability min(1, mu(x) / pi_S(x)), else replaced by a draw from max(mu - pi_S, 0),
+    whose sum is the probability of that: the token follows min(pi_S, mu) + max(mu - pi_S, 0) = mu (Leviathan et al.,
+    arXiv 2211.17192). The next row counts only where the draft was kept, since its prefix holds it.
+    """
+    count, requests = len(draft_tokens), len(offsets) - 1
+    kind = STUDENT_KINDS[student_kind] if isinstance(student_kind, str) else student_kind
+    columns = vocab or min(student_logits.shape[1], teacher_logits.shape[1])
+    budget, heat = (torch.as_tensor(v, dtype=torch.float32).expand(requests).double() for v in (epsilon, temperature))
+    request_fault = ~(budget >= 0) | ~((heat > 0) & (heat < torch.inf))
+    begins, ends, owner, reached = offsets[:-1].tolist(), offsets[1:].tolist(), torch.full((count,), -1), 0
+    out_of_place = [False] * requests
+    for r, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        out_of_place[r] = not reached <= begin <= end <= count
+        if not out_of_place[r]:
+            reached, owner[begin:end] = end, r
+
+    def chosen(logits: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        index = torch.arange(count) if rows is None else rows.long()
+        missing = (index < 0) | (index >= len(logits))
+        there = logits if len(logits) else logits.new_zeros(1, columns)
+        return there[index.masked_fill(missing, 0), :columns].double(), missing
+
+    student, no_student = chosen(student_logits, student_rows)
+    teacher, no_teacher = chosen(teacher_logits, teacher_rows)
+    per_row = heat[owner] if requests else heat.new_ones(count)
+    teacher = teacher / per_row[:, None]
+    student = {0: student / per_row[:, None], 1: student.log(), 2: student}[kind]
+    budget_of_row = budget[owner] if requests else heat.new_zeros(count)
+    policy = blend(student, teacher, budget_of_row)
+    log_student, log_teacher = student.log_softmax(-1), teacher.log_softmax(-1)
+    drafts = draft_tokens.long()
+    row_fault = policy.beta.isnan() | no_student | no_teacher | (drafts < -1) | (drafts >= columns)
+
+    def in_range(uniform: Tensor) -> bool:
+        return bool((uniform >= 0) & (uniform < 1))
+
+    def drawn(row: int, uniform: Tensor) -> int:
+        """The token that stands instead of the draft, or where there is none."""
+        mu = policy.log_probs[row].exp()
+        residual = (mu - log_student[row].exp()).clamp(min=0) if drafts[row] >= 0 else mu
+        return int(token_at(residual if residual.sum() > 0 else mu, uniform))
+
+    tokens = torch.full((requests, width), -1)
+    beta, kl = torch.full((2, count), torch.nan)
+    emitted, accepted = torch.zeros(2, requests, dtype=torch.int32)
+    values = torch.full((requests, width, 3), torch.nan)
+    for r, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        if out_of_place[r] or (end > begin and (request_fault[r] or end - begin > width)):
+            emitted[r] = -1
+            continue
+        for row in range(begin, end):
+            draft = int(drafts[row])
+            if row_fault[row] or (draft >= 0 and not in_range(accept_uniform[row])):
+                emitted[r] = -1
+                break
+            ratio = (policy.log_probs[row, draft] - log_student[row, draft]).exp()  # NaN where both are 0
+            stands = draft >= 0 and bool(accept_uniform[row] < ratio)
+            if not stands and not in_range(draw_uniform[r]):
+                emitted[r] = -1
+                break
+            token, place = draft if stands else drawn(row, draw_uniform[r]), row - begin
+            tokens[r, place] = token
+            values[r, place] = torch.stack([p[row, token] for p in (log_student, log_teacher, policy.log_probs)])
+            beta[row], kl[row] = policy.beta[row], policy.kl[row]
+            emitted[r] += 1
+            accepted[r] += stands
+            if not stands:
+                break
+    return Verification(tokens, emitted, accepted, beta, kl, values if log_probs else torch.empty(0, 0, 3))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..ops import sample
 from ..vocab import Alignment
 from .cached_model import CachedModel, next_token_exists, unwrap
+from .hidden_states import HiddenStates
 from .output import Rollout
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def lockstep(
     pad_token_id: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    teacher_states_limit: float = 0.0,
 ) -> Rollout:
     """Completions of a batch of prompts, drawn from the behavior policy.
 
@@ -62,6 +64,7 @@ def lockstep(
     generator: on any device; None is the default generator of the prompts' device. The same seed gives a bitwise equal
         rollout. A row's rollout depends on its prompt, its index in the batch and the seed alone, up to the rounding of
         the models' own kernels, which may change with the batch size.
+    teacher_states_limit: bytes up to which `Rollout.teacher_states` are kept; 0 keeps none, and beyond it there are none.
 
     ValueError: shapes; a mask that is not left padding; a negative or NaN budget; a budget without a teacher; models on
         different devices; completions that would outgrow `max_position_embeddings`.
@@ -89,10 +92,15 @@ def lockstep(
     mask = F.pad(prompt_mask, (0, max_new_tokens), value=1)
     padded = bool((lengths < width).any())
     read_at = next_host_read(0)
-    with torch.no_grad(), _evaluating(models):
+    with torch.no_grad(), _evaluating(models), ExitStack() as stack:
+        states = None
+        if teacher_states_limit > 0 and not pure_student and teacher is not None:
+            states = stack.enter_context(HiddenStates(teacher, batch, limit_bytes=teacher_states_limit))
         caches = [CachedModel(model) for model in models]
         logits = [cached.prefill(input_ids, prompt_mask) for cached in caches]
         for step in range(max_new_tokens):
+            if states is not None:
+                states.keep(rows, torch.full_like(rows, step)[:, None], step + 1)
             aligned = [alignment.canonical(raw, temperature, in_place=True) for raw in logits]
             # Without a teacher the student takes both places: at epsilon = 0 the operator draws from it.
             drawn = sample(aligned[0], aligned[-1], budget, uniform=uniforms[step, rows], temperature=temperature)
@@ -123,7 +131,15 @@ def lockstep(
     stopped = tokens[:, :generated] == alignment.stop
     finished = stopped.any(1)
     completed = torch.where(finished, stopped.int().argmax(1) + 1, generated)
-    return Rollout.trim(tokens, values, completed, finished, pad_token_id=pad_token_id, teacher=not pure_student)
+    return Rollout.trim(
+        tokens,
+        values,
+        completed,
+        finished,
+        pad_token_id=pad_token_id,
+        teacher=not pure_student,
+        teacher_states=states,
+    )
 
 
 def next_host_read(generated: int) -> int:

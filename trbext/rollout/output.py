@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .hidden_states import HiddenStates
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How a speculative rollout went, over the rows that were still decoding."""
+
+    rounds: int  # passes of the teacher over the batch
+    row_passes: int  # the same, each counted for every row in it
+    drafted: int  # drafts tested, up to the one that fell in each round
+    accepted: int  # of these
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the tested drafts that stood; estimates 1 - TV(mu, pi_S)."""
+        return self.accepted / self.drafted if self.drafted else float("nan")
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,8 @@ class Rollout:
     beta: Tensor  # [B, T] the paper's coefficient, in [0, 1]
     kl: Tensor  # [B, T] KL(mu || pi_S) spent at this token, nats
     finished: Tensor  # [B] bool; True where the row ended by itself, False where the length limit cut it
+    teacher_states: Tensor | None = None  # [B, T, H] its last hidden states at the prefix of each token, if asked for
+    speculation: Speculation | None = None  # None where the rollout was decoded in lockstep
 
     @property
     def lengths(self) -> Tensor:
@@ -33,7 +54,16 @@ class Rollout:
 
     @classmethod
     def trim(
-        cls, tokens: Tensor, values: Tensor, lengths: Tensor, finished: Tensor, *, pad_token_id: int, teacher: bool
+        cls,
+        tokens: Tensor,
+        values: Tensor,
+        lengths: Tensor,
+        finished: Tensor,
+        *,
+        pad_token_id: int,
+        teacher: bool,
+        teacher_states: HiddenStates | None = None,
+        speculation: Speculation | None = None,
     ) -> Rollout:
         """A rollout from buffers of any width, whose content past each row's `lengths` [B] is dropped.
 
@@ -52,4 +82,6 @@ class Rollout:
             beta=beta,
             kl=kl,
             finished=finished,
+            teacher_states=None if teacher_states is None else teacher_states.of_lengths(longest),
+            speculation=speculation,
         )

@@ -1,0 +1,156 @@
+"""How many tokens to draft for one pass of the teacher: the k that maximises tokens per second, by measured costs.
+
+With a the probability that a draft stands, s the seconds of a student step and t(k) those of a teacher pass over k tokens,
+a round of k drafts emits E(k) = (1 - a^k) / (1 - a) tokens per row in k s + t(k) seconds. k = 1 is lockstep's cost: where a
+pass is bound by arithmetic, t(k) grows like k and nothing beats it; where it is bound by reading weights, t(k) hardly grows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_left
+from collections import defaultdict, deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LONGEST = 16  # drafts of a round: with 0.95 of them standing, 16 already emit two thirds of what 64 would
+_SAMPLES = 8  # of each cost, the latest
+_PRIOR = 4.0  # drafts that the acceptance expected from epsilon counts for
+_GAIN = 1.02  # over lockstep's cost, below which noise decides
+
+
+class DraftLength:
+    """Chooses k round by round, from costs measured on the way; one may serve many rollouts of the same models.
+
+    `freeze()` ends the measuring: from then on choices follow from the costs so far and the acceptance within a rollout,
+    which are the same numbers when a run is resumed with `state()`.
+    """
+
+    def __init__(self, longest: int = LONGEST) -> None:
+        if longest < 1:
+            raise ValueError(f"longest must be at least 1 draft, got {longest}")
+        self.longest = longest
+        self.frozen = False
+        self._student: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))  # by rows
+        self._teacher: dict[int, dict[int, deque[float]]] = defaultdict(
+            lambda: defaultdict(lambda: deque(maxlen=_SAMPLES))
+        )  # by rows, then k
+        self.begin(0.0)
+
+    def begin(self, epsilon: float | Tensor) -> None:
+        """Before a rollout at the budget `epsilon` (nats): what share of drafts to expect to stand.
+
+        Where the budget binds and D is roughly normal it is 1 - TV(mu, pi_S) = 1 - sqrt(epsilon / pi), for small epsilon.
+        """
+        budget = torch.as_tensor(epsilon, dtype=torch.float64)
+        expected = float((1 - (budget / math.pi).sqrt()).clamp(min=0.3).mean())
+        self._stood, self._tested = expected * _PRIOR, _PRIOR
+
+    @property
+    def acceptance(self) -> float:
+        """The share of drafts that stand, as estimated in this rollout."""
+        return self._stood / self._tested
+
+    def saw_drafts(self, stood: int, tested: int) -> None:
+        """`stood` of `tested` drafts were accepted."""
+        self._stood += stood
+        self._tested += tested
+
+    def saw_costs(self, rows: int, k: int, student_seconds: float, teacher_seconds: float) -> None:
+        """One round of `rows` rows: k student steps and one teacher pass over k tokens took so long."""
+        if not self.frozen:
+            bucket = _bucket(rows)
+            self._student[bucket].append(student_seconds / k)
+            self._teacher[bucket][k].append(teacher_seconds)
+
+    def choose(self, rows: int, most: int) -> int:
+        """Drafts of the next round, 1 .. min(longest, most)."""
+        most = min(self.longest, most)
+        bucket = _bucket(rows)
+        if not self.frozen:
+            for k in (1, 2):  # t(2) - t(1) tells what a token more costs, of which longer drafts are judged
+                if k <= most and len(self._teacher[bucket][k]) < 2:
+                    return k
+        elif not self._teacher.get(bucket):
+            if not self._teacher:
+                return 1
+            bucket = min(self._teacher, key=lambda known: abs(math.log(known / bucket)))
+        return self._best(bucket, most)
+
+    def _best(self, bucket: int, most: int) -> int:
+        student = _typical(self._student[bucket])
+        teacher = {k: _typical(samples) for k, samples in sorted(self._teacher[bucket].items()) if samples}
+        most = min(most, 2 * max(teacher))  # no further than what was measured can tell
+        a = min(self.acceptance, 1 - 1e-9)
+
+        def rate(k: int) -> float:
+            return (1 - a**k) / (1 - a) / (k * student + _interpolated(teacher, k))
+
+        best = max(range(1, most + 1), key=rate)
+        return best if rate(best) >= _GAIN * rate(1) else 1
+
+    def freeze(self) -> None:
+        """Measure no more."""
+        self.frozen = True
+
+    def state(self) -> dict[str, Any]:
+        """The measured costs, for `load_state`; JSON."""
+        return {
+            "frozen": self.frozen,
+            "student": {str(rows): list(samples) for rows, samples in self._student.items()},
+            "teacher": {
+                str(rows): {str(k): list(samples) for k, samples in by_k.items()} for rows, by_k in self._teacher.items()
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.frozen = state["frozen"]
+        self._student.clear()
+        self._teacher.clear()
+        for rows, samples in state["student"].items():
+            self._student[int(rows)].extend(samples)
+        for rows, by_k in state["teacher"].items():
+            for k, samples in by_k.items():
+                self._teacher[int(rows)][int(k)].extend(samples)
+
+
+def _bucket(rows: int) -> int:
+    """Batches within a factor of two share their costs."""
+    return 1 << (max(rows, 1) - 1).bit_length()
+
+
+def _typical(samples: deque[float]) -> float:
+    """The lower median: a first call's own costs, and another process's, only ever add."""
+    return sorted(samples)[(len(samples) - 1) // 2]
+
+
+def _interpolated(teacher: dict[int, float], k: int) -> float:
+    """t(k) on straight lines through the measured ones, the last of which goes on."""
+    known = list(teacher)
+    if k in teacher or len(known) == 1:
+        return teacher.get(k, teacher[known[0]])
+    upper = min(max(bisect_left(known, k), 1), len(known) - 1)
+    low, high = known[upper - 1], known[upper]
+    slope = max(0.0, (teacher[high] - teacher[low]) / (high - low))
+    return teacher[low] + slope * (k - low)
+
+
+class Stopwatch:
+    """Marks in the work of a device, whose distance can be read later: nothing waits for a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Between two marks that the device has passed."""
+        return end - begin if self._device.type != "cuda" else begin.elapsed_time(end) / 1e3

@@ -1,0 +1,69 @@
+"""The teacher's last hidden states at the prefixes of a rollout, kept so that the loss needs no teacher forward.
+
+They are what the backbone hands to the lm_head, which is also what TRL's loss computes from a forward of its own: H numbers
+of the model's dtype per generated token, a hundredth of its logits.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .cached_model import unwrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class HiddenStates:
+    """Collects the states of a batch of B rows while `model` decodes, in a `with` block.
+
+    limit_bytes: beyond it everything kept so far is dropped, and `of_lengths` returns None: half of the states would save
+        nothing, and a rollout must not run out of memory for a saving.
+    """
+
+    def __init__(self, model: PreTrainedModel, batch: int, *, limit_bytes: float) -> None:
+        self._backbone = unwrap(model).base_model
+        self._batch = batch
+        self._limit = limit_bytes
+        self._last: Tensor | None = None  # [n, q, H] of the last forward
+        self._kept: Tensor | None = None  # [B, tokens, H]
+        self.dropped = False
+
+    def __enter__(self) -> HiddenStates:
+        self._handle = self._backbone.register_forward_hook(self._remember)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._handle.remove()
+
+    def _remember(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        self._last = None if self.dropped else output.last_hidden_state
+
+    def keep(self, rows: Tensor, token: Tensor, end: int) -> None:
+        """Keep the last forward's states at its last q positions as those that predict `token` [n, q] of `rows` [n].
+
+        token: indices in the completion, all below `end`, which the host knows. An index kept before is written over.
+        """
+        if self._last is None:
+            return
+        states = self._last[:, -token.shape[1] :]
+        self._last = None
+        if self._kept is None or self._kept.shape[1] < end:
+            have = 0 if self._kept is None else self._kept.shape[1]
+            room = max(end, 2 * have, 16)
+            if self._batch * end * states.shape[2] * states.element_size() > self._limit:
+                self._kept, self.dropped = None, True
+                return
+            grown = states.new_zeros((self._batch, room, states.shape[2]))
+            if self._kept is not None:
+                grown[:, :have] = self._kept
+            self._kept = grown
+        self._kept[rows[:, None], token] = states
+
+    def of_lengths(self, longest: int) -> Tensor | None:
+        """[B, longest, H], or None where the limit was passed."""
+        return None if self._kept is None else self._kept[:, :longest]

@@ -1,0 +1,207 @@
+"""A causal LM whose KV cache takes back tokens, row by row: what a rejected draft asks for.
+
+Keys and values lie in buffers [B, heads, columns, head_dim] that are allocated ahead. A prompt of L tokens ends at column
+P - 1, left padded; the token at position p of the row lies at column p + P - L for good. To take tokens back is then to
+write the next ones over them: nothing is copied or compacted, and no column is wasted, whatever rows have rejected.
+What attention may see is told by a mask of the attention's own shape [B, 1, q, columns], and positions are explicit.
+
+That holds for models all of whose layers attend to the whole prefix. A sliding window drops the keys that a taken-back
+token pushed out; a recurrent state cannot be taken back at all. `cannot_roll_back` says which models those are.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+
+from .cached_model import unwrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MASKED_ATTENTION = ("sdpa", "eager")  # implementations that take a mask of the attention's own shape
+
+
+class _Slots:
+    """Where the next forward writes, the same in every layer."""
+
+    def __init__(self, columns: int) -> None:
+        self.capacity = columns
+        self.seen = 0  # columns that attention sees in the next forward
+        self.columns: Tensor | None = None  # [B, q]; None for the first `seen` ones of every row
+
+
+class _RollbackLayer(CacheLayerMixin):
+    """Keys and values of one layer, written where `slots` says."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, slots: _Slots) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        # Zeros: attention multiplies what it does not see by 0, and 0 * NaN is not 0.
+        self.keys, self.values = (
+            states.new_zeros((*states.shape[:2], self.slots.capacity, states.shape[3]))
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        columns, seen = self.slots.columns, self.slots.seen
+        if columns is None:
+            self.keys[:, :, :seen], self.values[:, :, :seen] = key_states, value_states
+        else:
+            rows = torch.arange(len(columns), device=columns.device)[:, None]
+            self.keys[rows, :, columns] = key_states.transpose(1, 2)
+            self.values[rows, :, columns] = value_states.transpose(1, 2)
+        return self.keys[:, :, :seen], self.values[:, :, :seen]
+
+    def get_seq_length(self) -> int:
+        return self.slots.seen if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return max(self.get_seq_length(), query_length), 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def grow(self, columns: int) -> None:
+        more = columns - self.keys.shape[2]
+        self.keys, self.values = (
+            torch.nn.functional.pad(states, (0, 0, 0, more)) for states in (self.keys, self.values)
+        )
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.keys, self.values = self.keys[indices], self.values[indices]
+
+
+class RollbackModel:
+    """A causal LM and its KV cache over a batch: `prefill`, `extend` at any columns, `keep_rows`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        inner = unwrap(model)
+        self.model = model
+        self._limits_logits = "logits_to_keep" in inspect.signature(type(inner).forward).parameters
+        self._additive_mask = inner.config._attn_implementation == "eager"
+        self._first = torch.empty(0)  # [B, 1] column of each row's first token
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor, columns: int) -> None:
+        """Begin with the prompts [B, P], left padded, in a cache of `columns` columns, which grows when it must."""
+        self._first = input_ids.shape[1] - attention_mask.sum(1, keepdim=True)
+        self._slots = _Slots(max(columns, input_ids.shape[1]))
+        self._cache = Cache(layer_class_to_replicate=functools.partial(_RollbackLayer, self._slots))  # type: ignore[arg-type]
+        self._slots.seen = input_ids.shape[1]
+        if input_ids.shape[1] > 0:
+            positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+            self._forward(input_ids, positions, attention_mask, logits=1)
+
+    def extend(self, tokens: Tensor, columns: Tensor, seen: int, *, last_position: Tensor | None = None) -> Tensor:
+        """The logits [B, q, V] after each of `tokens` [B, q], written at `columns` [B, q], which follow one another.
+
+        A column written before is written over: what it and all later ones held is taken back.
+        seen: columns that exist for the row farthest on, this forward included; known to the host.
+        last_position: [B, 1], an upper bound for the position of what will be thrown away (position tables have an end).
+        """
+        if seen > self._slots.capacity:
+            self._slots.capacity = max(seen, self._slots.capacity * 3 // 2)
+            for layer in self._cache.layers:
+                layer.grow(self._slots.capacity)
+        self._slots.columns, self._slots.seen = columns, seen
+        positions = columns - self._first
+        if last_position is not None:
+            positions = torch.minimum(positions, last_position)
+        every = torch.arange(seen, device=columns.device)
+        mask = (every >= self._first)[:, None, None] & (every <= columns[..., None])[:, None]
+        if self._additive_mask:
+            dtype = unwrap(self.model).dtype
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return self._forward(tokens, positions, mask, logits=tokens.shape[1])
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but `rows` [m]."""
+        self._first = self._first[rows]
+        for layer in self._cache.layers:
+            layer.batch_select_indices(rows)
+
+    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, *, logits: int) -> Tensor:
+        options: dict[str, Any] = {"logits_to_keep": logits} if self._limits_logits else {}
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            return_dict=True,
+            **options,
+        )
+        kept: Tensor = output.logits[:, -logits:]
+        return kept.float() if kept.dtype == torch.float64 else kept  # the operators take no float64
+
+
+_verdicts: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def cannot_roll_back(model: PreTrainedModel) -> str | None:
+    """Why tokens cannot be taken back from the model's KV cache, naming its class; None where they can.
+
+    Asked once of each model: by what it declares, and then by trying it on a few tokens, since a model may compute
+    positions or masks of its own. Call it in eval mode and without gradients.
+    """
+    inner = unwrap(model)
+    if inner not in _verdicts:
+        reason = _declared(inner) or _tried(model)
+        _verdicts[inner] = f"{type(inner).__name__} {reason}" if reason else ""
+    return _verdicts[inner] or None
+
+
+def _declared(inner: PreTrainedModel) -> str | None:
+    missing = {"position_ids", "past_key_values", "attention_mask"} - set(inspect.signature(type(inner).forward).parameters)
+    if missing:
+        return f"takes no {' and no '.join(sorted(missing))}"
+    kinds = {type(layer).__name__ for layer in DynamicCache(config=inner.config.get_text_config()).layers}
+    if kinds - {DynamicLayer.__name__}:
+        return f"has a cache of {', '.join(sorted(kinds))}"
+    attention = inner.config._attn_implementation
+    if attention not in MASKED_ATTENTION or not inner._supports_attention_backend:
+        return f"runs attention {attention!r}, and only {' and '.join(MASKED_ATTENTION)} take a mask per token"
+    return None
+
+
+def _tried(model: PreTrainedModel) -> str | None:
+    """Rows of different length, one of which takes a token back, against forwards without a cache."""
+    inner = unwrap(model)
+    device, vocab = inner.device, inner.config.get_text_config().vocab_size
+    one, two = ((torch.arange(5, device=device) * step + 1) % vocab for step in (7, 11))
+    prompts, mask = torch.stack([one[:2], two[:2]]), torch.tensor([[1, 1], [0, 1]], device=device)
+    column = torch.tensor([[2, 3]], device=device)
+    try:
+        cached = RollbackModel(model)
+        cached.prefill(prompts, mask, columns=4)
+        cached.extend(torch.stack([one[[2, 0]], two[2:4]]), column.expand(2, 2), seen=4)
+        follow = torch.stack([one[3:], two[[4, 0]]])  # the first row takes its second token back
+        logits = cached.extend(follow, torch.cat([column + 1, column + 2]), seen=6)[:, -1]
+        plain = [
+            model(input_ids=ids[None], use_cache=False).logits[0, -1]
+            for ids in (torch.cat([one[:3], one[3:]]), torch.cat([two[1:], two[:1]]))
+        ]
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"does not take the cache: {' '.join(str(error).split())}"
+    expected = torch.stack(plain).float()
+    if not expected.isfinite().all():
+        return None  # nothing to compare; the rollout itself names rows without finite logits
+    tolerance = 1e-3 if inner.dtype in (torch.float32, torch.float64) else 0.15
+    error = (logits.float() - expected).abs().max() / expected.std().clamp(min=1e-6)
+    return None if error < tolerance else f"gives other logits after a token was taken back (by {float(error):.2g} of their spread)"

@@ -1,0 +1,316 @@
+"""Speculative decoding of the behavior policy: the student drafts, one teacher pass verifies, and the law stays mu.
+
+A round drafts k tokens from the student, feeds them to the teacher in one pass, and `trbext.verify` keeps each draft x with
+probability min(1, mu(x) / pi_S(x)); the first that falls is replaced by a draw from max(mu - pi_S, 0), and the rest is
+taken back. Every token then follows mu = pi_S^(1-beta) pi_T^beta / Z with KL(mu || pi_S) <= epsilon (arXiv 2605.31159; the
+scheme is Leviathan et al., arXiv 2211.17192, with mu in the place of the target). A draft falls with probability
+TV(mu, pi_S) <= sqrt(epsilon / 2), so at small budgets most stand and the teacher runs once for several tokens.
+
+No token is added after k that stood: the teacher's alone would not follow mu, and the student's next step plus a draw from
+mu costs and yields exactly what drafting k + 1 does.
+
+Randomness: three uniforms per row and position, of the draft, of its acceptance and of the token drawn in its place, all
+drawn before the first round. Which token stands at a position then depends on the prefix and these alone, not on how the
+completion was cut into rounds: any sequence of draft lengths gives the same rollout, up to the rounding of the models' own
+kernels.
+
+Host reads are those of `lockstep`: rows end, leave the batch and have their costs read where `next_host_read` says. Between
+them the host knows how far the farthest row can be at most, which is all it needs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..ops import sample
+from ..reference import verify
+from ..vocab import Alignment
+from .draft_length import DraftLength, Stopwatch
+from .hidden_states import HiddenStates
+from .lockstep import (
+    ENDED,
+    FAULT,
+    RUNNING,
+    _check_epsilon,
+    _check_models,
+    _check_prompts,
+    _evaluating,
+    _raise_fault,
+    host_read,
+    lockstep,
+    next_host_read,
+)
+from .output import Rollout, Speculation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DraftLengths = int | Literal["auto"] | DraftLength
+
+
+def speculative(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    epsilon: float | Tensor,
+    max_new_tokens: int,
+    alignment: Alignment,
+    pad_token_id: int,
+    draft_length: DraftLengths = "auto",
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    teacher_states_limit: float = 0.0,
+) -> Rollout:
+    """Completions of a batch of prompts, drawn from the behavior policy by speculation.
+
+    Arguments, errors and what is returned: as `lockstep`, and
+
+    draft_length: k >= 1 drafts for every pass of the teacher; "auto" measures and chooses k round by round, as does a
+        `DraftLength`, which may be kept from one rollout to the next. 0 is `lockstep` itself, and so is the float epsilon
+        0, which needs no teacher. The law is the same for all, and the rollout for all k >= 1, up to rounding.
+
+    A model whose cache cannot take tokens back is decoded in lockstep, with a warning that names its class.
+    """
+    auto = DraftLength() if draft_length == "auto" else draft_length if isinstance(draft_length, DraftLength) else None
+    fixed = 0 if auto is not None else _checked_length(draft_length)
+    _check_epsilon(epsilon, input_ids)
+    pure_student = not isinstance(epsilon, Tensor) and epsilon == 0
+
+    def in_lockstep() -> Rollout:
+        return lockstep(
+            student,
+            teacher,
+            input_ids,
+            attention_mask,
+            epsilon=epsilon,
+            max_new_tokens=max_new_tokens,
+            alignment=alignment,
+            pad_token_id=pad_token_id,
+            temperature=temperature,
+            generator=generator,
+            teacher_states_limit=teacher_states_limit,
+        )
+
+    if pure_student or teacher is None or (auto is None and fixed == 0):
+        return in_lockstep()
+    models = [student, teacher]
+    prompts, prompt_mask, lengths = _check_prompts(input_ids, attention_mask)
+    _check_models(models, prompts.shape[1], max_new_tokens)
+    from .rollback import cannot_roll_back  # needs transformers, which `import trbext.rollout` does not
+
+    with torch.no_grad(), ExitStack() as stack:
+        stack.enter_context(_evaluating(models))
+        reasons = [reason for reason in map(cannot_roll_back, models) if reason is not None]
+        if reasons:
+            warnings.warn(f"decoding in lockstep: {' and '.join(reasons)}", stacklevel=2)
+            return in_lockstep()
+        states = None
+        if teacher_states_limit > 0:
+            states = stack.enter_context(HiddenStates(teacher, len(prompts), limit_bytes=teacher_states_limit))
+        decoder = _Decoder(
+            student,
+            teacher,
+            prompts,
+            prompt_mask,
+            lengths,
+            epsilon,
+            max_new_tokens,
+            alignment,
+            temperature,
+            generator,
+            auto.longest if auto is not None else fixed,
+        )
+        return decoder.run(auto or fixed, states, pad_token_id)
+
+
+def _checked_length(draft_length: Any) -> int:
+    if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 0:
+        raise ValueError(
+            f"draft_length must be 'auto', 0 for lockstep, or a number of drafts k >= 1, got {draft_length!r}"
+        )
+    return draft_length
+
+
+class _Decoder:
+    """One rollout: the rows still in the batch, and what all rows have written."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        prompts: Tensor,
+        prompt_mask: Tensor,
+        lengths: Tensor,
+        epsilon: float | Tensor,
+        max_new_tokens: int,
+        alignment: Alignment,
+        temperature: float,
+        generator: torch.Generator | None,
+        longest: int,
+    ) -> None:
+        from .rollback import RollbackModel
+
+        self.models, self.prompts, self.limit = (student, teacher), (prompts, prompt_mask), max_new_tokens
+        self.alignment, self.temperature, self.epsilon = alignment, temperature, epsilon
+        (batch, width), device = prompts.shape, prompts.device
+        self.width, self.device = width, device
+        source = device if generator is None else generator.device
+        uniforms = torch.rand((3, batch, max_new_tokens), dtype=torch.float64, generator=generator, device=source)
+        self.uniforms = uniforms.to(device)
+        # A round may write past the limit; a row's own content ends where the next round began.
+        self.tokens = torch.zeros((batch, max_new_tokens + longest), dtype=torch.int64, device=device)
+        self.values = torch.zeros((5, *self.tokens.shape), dtype=torch.float32, device=device)
+        self.written_of_all = torch.zeros(batch, dtype=torch.int64, device=device)
+        # Of the rows still in the batch: index, status, tokens written, the last one, which neither cache holds yet.
+        self.rows = torch.arange(batch, device=device)
+        self.status = torch.full_like(self.rows, RUNNING)
+        self.written = torch.zeros_like(self.rows)
+        self.pending = prompts[:, -1]
+        per_row = epsilon.to(device, torch.float32) if isinstance(epsilon, Tensor) else None
+        self.budget = torch.full((batch,), float(epsilon), device=device) if per_row is None else per_row
+        self.last_position = lengths.to(device)[:, None] + max_new_tokens - 1
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # drafts that stood, drafts tested
+        self.caches = [RollbackModel(model) for model in self.models]
+        for cache in self.caches:
+            cache.prefill(prompts[:, :-1], prompt_mask[:, :-1], columns=width + min(max_new_tokens, 64) + longest)
+        self.student_logits = torch.empty(0, device=device)
+
+    def run(self, draft_length: int | DraftLength, states: HiddenStates | None, pad_token_id: int) -> Rollout:
+        auto = draft_length if isinstance(draft_length, DraftLength) else None
+        if auto is not None:
+            auto.begin(self.epsilon)
+        stopwatch, timed = Stopwatch(self.device), []
+        fewest = farthest = rounds = row_passes = stood = tested = 0  # as the host knows
+        read_at = next_host_read(0)
+        while True:
+            left = self.limit - fewest
+            k = min(draft_length, left) if isinstance(draft_length, int) else draft_length.choose(len(self.rows), left)
+            marks = [stopwatch.mark()]
+            columns = self.width - 1 + self.written[:, None] + torch.arange(k, device=self.device)
+            seen = self.width - 1 + farthest + k
+            drafts = self._draft(k, columns, seen)
+            marks.append(stopwatch.mark())
+            fed = torch.cat([self.pending[:, None], drafts[:, :-1]], 1)
+            teacher_logits = self.caches[1].extend(fed, columns, seen, last_position=self.last_position)
+            marks.append(stopwatch.mark())
+            if states is not None:
+                states.keep(self.rows, self.written[:, None] + torch.arange(k, device=self.device), farthest + k)
+            self._verify(k, drafts, teacher_logits)
+            timed.append((len(self.rows), k, marks))
+            rounds, row_passes, farthest = rounds + 1, row_passes + len(self.rows), farthest + k
+            if farthest < min(read_at, self.limit):
+                continue
+            host = host_read(torch.cat([self.status, self.written, self.counts]))
+            state, written = host[: len(self.rows)], host[len(self.rows) : -2]
+            _raise_fault(state, self.rows, self.prompts, self.tokens, list(self.models))
+            newly_stood, newly_tested = host[-2:].tolist()
+            if auto is not None:
+                auto.saw_drafts(newly_stood - stood, newly_tested - tested)
+                for size, length, (begin, drafted, passed) in timed:
+                    auto.saw_costs(size, length, stopwatch.seconds(begin, drafted), stopwatch.seconds(drafted, passed))
+            stood, tested = newly_stood, newly_tested
+            timed.clear()
+            running = (state == RUNNING).nonzero()[:, 0]
+            if len(running) == 0:
+                break
+            if len(running) < len(state):
+                self._keep(running.to(self.device))
+            fewest, farthest = int(written[running].min()), int(written[running].max())
+            read_at = next_host_read(farthest)
+        self.written_of_all[self.rows] = self.written
+        return self._rollout(pad_token_id, states, Speculation(rounds, row_passes, tested, stood))
+
+    def _draft(self, k: int, columns: Tensor, seen: int) -> Tensor:
+        """[n, k] tokens, each from the student given those before it; its logits stay in `student_logits` [k, n, V]."""
+        token, drafts = self.pending, []
+        positions = self._positions(k)
+        for j in range(k):
+            raw = self.caches[0].extend(
+                token[:, None], columns[:, j : j + 1], seen, last_position=self.last_position
+            )[:, 0]
+            logits = self.alignment.canonical(raw, self.temperature, in_place=True)
+            if j == 0 and (k > len(self.student_logits) or len(self.rows) != self.student_logits.shape[1]):
+                self.student_logits = logits.new_empty((k, *logits.shape))
+            self.student_logits[j] = logits
+            uniform = self.uniforms[0, self.rows, positions[:, j]]
+            token = sample(logits, logits, 0.0, uniform=uniform, temperature=self.temperature).token
+            drafts.append(token)
+            token = token.clamp(min=0)  # a row at fault goes on with a harmless id: `verify` finds the fault
+        return torch.stack(drafts, 1)
+
+    def _verify(self, k: int, drafts: Tensor, teacher_logits: Tensor) -> None:
+        """Writes what stands of the drafts, and moves each running row on by it."""
+        n = len(self.rows)
+        teacher = self.alignment.canonical(teacher_logits.flatten(0, 1), self.temperature, in_place=True)
+        every = torch.arange(n * k, device=self.device)
+        positions = self._positions(k)
+        _, accept, draw = self.uniforms[:, self.rows[:, None], positions].flatten(1)
+        verdict = verify(
+            self.student_logits.flatten(0, 1),
+            teacher,
+            drafts.flatten().clamp(min=0),
+            torch.arange(n + 1, device=self.device) * k,
+            self.budget,
+            temperature=self.temperature,
+            accept_uniform=accept,
+            draw_uniform=draw,
+            student_rows=every % k * n + every // k,  # drafted token by token, verified row by row
+            width=k,
+            log_probs=True,
+        )
+        # All k columns: what did not stand is written over by the next round, and cut off after the last one.
+        where = self.rows[:, None], self.written[:, None] + torch.arange(k, device=self.device)
+        self.tokens[where] = verdict.tokens
+        student, teacher_log_prob, behavior = verdict.log_probs.unbind(-1)
+        self.values[:, where[0], where[1]] = torch.stack(
+            [behavior, student, teacher_log_prob, verdict.beta.view(n, k), verdict.kl.view(n, k)]
+        )
+        running = self.status == RUNNING
+        emitted = verdict.emitted.long()
+        moved = torch.where(running, emitted.clamp(min=0), 0)
+        new = torch.arange(k, device=self.device) < moved[:, None]
+        ended = (new & (verdict.tokens == self.alignment.stop)).any(1) | (self.written + moved >= self.limit)
+        event = torch.where(emitted < 0, FAULT, ended * ENDED)
+        self.status = torch.where(running, event, self.status)
+        last = verdict.tokens.gather(1, (moved - 1).clamp(min=0)[:, None])[:, 0]
+        self.pending = torch.where(moved > 0, last, self.pending).clamp(min=0)
+        self.written = (self.written + moved).clamp(max=self.limit)
+        fell = verdict.accepted < k
+        self.counts += torch.stack([(running * verdict.accepted).sum(), (running * (verdict.accepted + fell)).sum()])
+
+    def _positions(self, k: int) -> Tensor:
+        """[n, k] indices in the completion of the next tokens; drafts past the limit share the last one's uniforms."""
+        return (self.written[:, None] + torch.arange(k, device=self.device)).clamp(max=self.limit - 1)
+
+    def _keep(self, kept: Tensor) -> None:
+        """Drop all rows but `kept`."""
+        self.written_of_all[self.rows] = self.written
+        for name in ("rows", "status", "written", "pending", "budget", "last_position"):
+            setattr(self, name, getattr(self, name)[kept])
+        for cache in self.caches:
+            cache.keep_rows(kept)
+
+    def _rollout(self, pad_token_id: int, states: HiddenStates | None, speculation: Speculation) -> Rollout:
+        width = self.tokens.shape[1]
+        written = self.written_of_all
+        inside = torch.arange(width, device=self.device) < written[:, None]
+        stopped = inside & (self.tokens == self.alignment.stop)
+        finished = stopped.any(1)
+        completed = torch.where(finished, stopped.int().argmax(1) + 1, written)
+        return Rollout.trim(
+            self.tokens,
+            self.values,
+            completed,
+            finished,
+            pad_token_id=pad_token_id,
+            teacher=True,
+            teacher_states=states,
+            speculation=speculation,
+        )

@@ -83,6 +83,27 @@ class TRBConfig(DistillationConfig):  # type: ignore[misc]  # TRL is untyped
             '{"0": 0.05, "20": 0.01, "50": 0}; straight lines between them, constant after the last.'
         },
     )
+    draft_length: str = field(
+        default="auto",
+        metadata={
+            "help": "Tokens the student drafts for one pass of the teacher, whatever it is the rollout follows the same "
+            "policy: 'auto' = measured in the first step and chosen round by round, 0 = lockstep, or a number."
+        },
+    )
+    reuse_teacher_states: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep the teacher's last hidden states of blended rollouts, so that the loss needs no teacher "
+            "forward of its own."
+        },
+    )
+    teacher_states_gib: float = field(
+        default=4.0,
+        metadata={
+            "help": "Memory for reuse_teacher_states on each process, GiB; where a step's rollouts need more, the loss "
+            "asks the teacher again."
+        },
+    )
     loss_top_k: int | None = field(
         default=None,
         metadata={
@@ -121,6 +142,10 @@ class TRBConfig(DistillationConfig):  # type: ignore[misc]  # TRL is untyped
         if self.trb_schedule_points is not None:
             self.trb_schedule_points = _points_by_step(self.trb_schedule_points)
         self.schedule(total_steps=0)  # the schedule's own checks, now rather than at the first step
+        if self.draft_length != "auto" and not str(self.draft_length).isdecimal():
+            raise ValueError(f"draft_length must be 'auto', 0 or a number of tokens, got {self.draft_length!r}")
+        if not self.teacher_states_gib >= 0:
+            raise ValueError(f"teacher_states_gib is a size in GiB and must be >= 0, got {self.teacher_states_gib}")
         if self.loss_top_k is not None and self.loss_top_k < 1:
             raise ValueError(f"loss_top_k must be at least 1, or unset for the whole vocabulary, got {self.loss_top_k}")
         if self.loss_top_k is not None and self.beta != 1.0:

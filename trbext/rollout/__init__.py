@@ -2,5 +2,6 @@
 
 from .lockstep import lockstep
 from .output import Rollout
+from .policies import Policy, TrustRegion, draw_from
 
-__all__ = ["Rollout", "lockstep"]
+__all__ = ["Policy", "Rollout", "TrustRegion", "draw_from", "lockstep"]

@@ -1,8 +1,8 @@
 """`python -m benchmarks.rollout`: tokens a second of rollouts by the student alone, in lockstep and by speculation.
 
-Every method of a case is called once a round, in random order and from the same seed, so that drift of the machine meets all
-alike; medians over the rounds. "auto" is one `DraftLength` per case: its first call measures, which its first round shows.
-Prints one table and the bars; writes rollout.csv and rollout.png.
+Every method of a case is called once a round, in random order and from the same seed, so that drift of the machine
+meets all alike; medians over the rounds. "auto" is one `DraftLength` per case: its first call measures, which its first
+round shows. Prints one table and the bars; writes rollout.csv and rollout.png.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class Prompts:
 
 
 def random_pair(batch: int, seed: int = 0) -> Prompts:
-    """Random models of which the teacher's step takes about ten times the student's. The lm_heads are scaled until the two
-    disagree as strangers do: every budget binds."""
+    """Random models of which the teacher's step takes about ten times the student's. The lm_heads are scaled until the
+    two disagree as strangers do: every budget binds."""
 
     def model(hidden: int, layers: int, heads: int, seed: int) -> LlamaForCausalLM:
         config = LlamaConfig(

@@ -47,7 +47,7 @@ def print_table(records: Sequence[RolloutRecord], machine: Machine, console: Con
     methods = list(dict.fromkeys(record.method for record in records))
     table = Table(
         title=str(machine),
-        caption="Tokens a second, medians; in brackets the ratio to lockstep. acceptance and teacher passes a token: of k = 4.",
+        caption="Tokens a second, medians; in brackets the ratio to lockstep. Acceptance, passes of the teacher: of k = 4.",
         caption_justify="left",
     )
     for heading in ("pair", "batch", "epsilon", *methods, "acceptance", "passes"):
@@ -72,7 +72,11 @@ def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
     def gain(found: dict[str, RolloutRecord]) -> float:
         return found["auto"].tokens_per_s / found["lockstep"].tokens_per_s
 
-    big = [gain(found) for (pair, batch, eps), found in cases.items() if pair.startswith("random") and (batch, eps) == (1, 0.05)]
+    big = [
+        gain(found)
+        for (pair, batch, eps), found in cases.items()
+        if pair.startswith("random") and (batch, eps) == (1, 0.05)
+    ]
     passes = [found["k = 4"].passes_per_token for (_, _, eps), found in cases.items() if eps == 0.01]
     best = [
         found["auto"].tokens_per_s / max(record.tokens_per_s for name, record in found.items() if name != "student")

@@ -188,7 +188,7 @@ def sequence_law(
     return ended | alive
 
 
-def p_value(law: dict[tuple[int, ...], float], rollout: Rollout, rows: slice) -> float:
+def p_value(law: dict[tuple[int, ...], float], rollout: Rollout, rows: slice, *, bins_above: int = 30) -> float:
     """Chi-square of the completions against their law, rare ones merged until at least 10 are expected in a bin."""
     counts = dict.fromkeys(law, 0)
     for tokens, length in zip(rollout.tokens[rows].tolist(), rollout.lengths[rows].tolist(), strict=True):
@@ -204,7 +204,7 @@ def p_value(law: dict[tuple[int, ...], float], rollout: Rollout, rows: slice) ->
             bins.append((observed, expected))
             expected, observed = 0.0, 0
     bins[-1] = (bins[-1][0] + observed, bins[-1][1] + expected)
-    assert len(bins) > 30
+    assert len(bins) > bins_above
     statistic = sum((observed - expected) ** 2 / expected for observed, expected in bins)
     return float(stats.chi2.sf(statistic, len(bins) - 1))
 

@@ -86,8 +86,8 @@ class TRBConfig(DistillationConfig):  # type: ignore[misc]  # TRL is untyped
     draft_length: str = field(
         default="auto",
         metadata={
-            "help": "Tokens the student drafts for one pass of the teacher, whatever it is the rollout follows the same "
-            "policy: 'auto' = measured in the first step and chosen round by round, 0 = lockstep, or a number."
+            "help": "Tokens the student drafts for one pass of the teacher; the law of the rollout is the same for all: "
+            "'auto' = chosen round by round by costs measured in the first step, 0 = lockstep, or a number."
         },
     )
     reuse_teacher_states: bool = field(

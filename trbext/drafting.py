@@ -1,4 +1,5 @@
-"""What a trainer keeps of speculative rollouts: the draft length's costs over steps and checkpoints, and the metrics."""
+"""What a trainer keeps of speculative rollouts: the draft length's costs over steps and checkpoints, and the
+metrics."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ COSTS = "draft_length.json"  # in a checkpoint
 class Drafting:
     """The draft length of a run: a fixed one, or one whose costs are measured in the run's first blended step.
 
-    The main process's costs then hold for all processes and all later steps, and go into every checkpoint: a resumed run
-    chooses as the run that was not interrupted, and repeats it exactly.
+    The main process's costs then hold for all processes and all later steps, and go into every checkpoint: a resumed
+    run chooses as the run that was not interrupted, and repeats it exactly.
     """
 
     def __init__(self, draft_length: str | int) -> None:

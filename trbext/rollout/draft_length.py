@@ -1,8 +1,9 @@
 """How many tokens to draft for one pass of the teacher: the k that maximises tokens per second, by measured costs.
 
-With a the probability that a draft stands, s the seconds of a student step and t(k) those of a teacher pass over k tokens,
-a round of k drafts emits E(k) = (1 - a^k) / (1 - a) tokens per row in k s + t(k) seconds. k = 1 is lockstep's cost: where a
-pass is bound by arithmetic, t(k) grows like k and nothing beats it; where it is bound by reading weights, t(k) hardly grows.
+With a the probability that a draft stands, s the seconds of a student step and t(k) those of a teacher pass over k
+tokens, a round of k drafts emits E(k) = (1 - a^k) / (1 - a) tokens per row in k s + t(k) seconds. k = 1 is lockstep's
+cost: where a pass is bound by arithmetic, t(k) grows like k and nothing beats it; where it is bound by reading weights,
+t(k) hardly grows.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _GAIN = 1.02  # over lockstep's cost, below which noise decides
 class DraftLength:
     """Chooses k round by round, from costs measured on the way; one may serve many rollouts of the same models.
 
-    `freeze()` ends the measuring: from then on choices follow from the costs so far and the acceptance within a rollout,
-    which are the same numbers when a run is resumed with `state()`.
+    `freeze()` ends the measuring: from then on choices follow from the costs so far and the acceptance within a
+    rollout, which are the same numbers when a run is resumed with `state()`.
     """
 
     def __init__(self, longest: int = LONGEST) -> None:
@@ -43,7 +44,8 @@ class DraftLength:
     def begin(self, epsilon: float | Tensor) -> None:
         """Before a rollout at the budget `epsilon` (nats): what share of drafts to expect to stand.
 
-        Where the budget binds and D is roughly normal it is 1 - TV(mu, pi_S) = 1 - sqrt(epsilon / pi), for small epsilon.
+        Where the budget binds and D is roughly normal it is 1 - TV(mu, pi_S) = 1 - sqrt(epsilon / pi), for small
+        epsilon.
         """
         budget = torch.as_tensor(epsilon, dtype=torch.float64)
         expected = float((1 - (budget / math.pi).sqrt()).clamp(min=0.3).mean())
@@ -102,7 +104,8 @@ class DraftLength:
             "frozen": self.frozen,
             "student": {str(rows): list(samples) for rows, samples in self._student.items()},
             "teacher": {
-                str(rows): {str(k): list(samples) for k, samples in by_k.items()} for rows, by_k in self._teacher.items()
+                str(rows): {str(k): list(samples) for k, samples in by_k.items()}
+                for rows, by_k in self._teacher.items()
             },
         }
 
@@ -153,4 +156,4 @@ class Stopwatch:
 
     def seconds(self, begin: Any, end: Any) -> float:
         """Between two marks that the device has passed."""
-        return end - begin if self._device.type != "cuda" else begin.elapsed_time(end) / 1e3
+        return float(end - begin if self._device.type != "cuda" else begin.elapsed_time(end) / 1e3)

@@ -1,7 +1,7 @@
 """The teacher's last hidden states at the prefixes of a rollout, kept so that the loss needs no teacher forward.
 
-They are what the backbone hands to the lm_head, which is also what TRL's loss computes from a forward of its own: H numbers
-of the model's dtype per generated token, a hundredth of its logits.
+They are what the backbone hands to the lm_head, which is also what TRL's loss computes from a forward of its own: H
+numbers of the model's dtype per generated token, a hundredth of its logits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class HiddenStates:
     """Collects the states of a batch of B rows while `model` decodes, in a `with` block.
 
-    limit_bytes: beyond it everything kept so far is dropped, and `of_lengths` returns None: half of the states would save
+    limit_bytes: beyond it everything kept so far is dropped, and `of_lengths` returns None: half of the states would
+    save
         nothing, and a rollout must not run out of memory for a saving.
     """
 
@@ -37,7 +38,9 @@ class HiddenStates:
         self._handle = self._backbone.register_forward_hook(self._remember)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._handle.remove()
 
     def _remember(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:

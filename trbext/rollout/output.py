@@ -33,7 +33,8 @@ class Rollout:
 
     Log-probabilities are natural logs at the sampling temperature, over the aligned vocabulary; float32, and 0 where
     `mask` is False. On pure-student rollouts (epsilon = 0) the teacher was never asked: `teacher_log_prob` is None,
-    beta and kl are 0, and `log_prob` equals `student_log_prob`.
+    beta and kl are 0, and `log_prob` equals `student_log_prob`. Of other policies (`rollout/policies.py`), beta is NaN
+    where they are no geometric blend.
     """
 
     tokens: Tensor  # [B, T] int64; the pad token after a row's end

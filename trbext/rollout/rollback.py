@@ -1,9 +1,10 @@
 """A causal LM whose KV cache takes back tokens, row by row: what a rejected draft asks for.
 
-Keys and values lie in buffers [B, heads, columns, head_dim] that are allocated ahead. A prompt of L tokens ends at column
-P - 1, left padded; the token at position p of the row lies at column p + P - L for good. To take tokens back is then to
-write the next ones over them: nothing is copied or compacted, and no column is wasted, whatever rows have rejected.
-What attention may see is told by a mask of the attention's own shape [B, 1, q, columns], and positions are explicit.
+Keys and values lie in buffers [B, heads, columns, head_dim] that are allocated ahead. A prompt of L tokens ends at
+column P - 1, left padded; the token at position p of the row lies at column p + P - L for good. To take tokens back is
+then to write the next ones over them: nothing is copied or compacted, and no column is wasted, whatever rows have
+rejected. What attention may see is told by a mask of the attention's own shape [B, 1, q, columns], and positions are
+explicit.
 
 That holds for models all of whose layers attend to the whole prefix. A sliding window drops the keys that a taken-back
 token pushed out; a recurrent state cannot be taken back at all. `cannot_roll_back` says which models those are.
@@ -44,7 +45,7 @@ class _RollbackLayer(CacheLayerMixin):
     values: Tensor
 
     def __init__(self, slots: _Slots) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -100,7 +101,7 @@ class RollbackModel:
         """Begin with the prompts [B, P], left padded, in a cache of `columns` columns, which grows when it must."""
         self._first = input_ids.shape[1] - attention_mask.sum(1, keepdim=True)
         self._slots = _Slots(max(columns, input_ids.shape[1]))
-        self._cache = Cache(layer_class_to_replicate=functools.partial(_RollbackLayer, self._slots))  # type: ignore[arg-type]
+        self._cache: Any = Cache(layer_class_to_replicate=functools.partial(_RollbackLayer, self._slots))
         self._slots.seen = input_ids.shape[1]
         if input_ids.shape[1] > 0:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -111,7 +112,8 @@ class RollbackModel:
 
         A column written before is written over: what it and all later ones held is taken back.
         seen: columns that exist for the row farthest on, this forward included; known to the host.
-        last_position: [B, 1], an upper bound for the position of what will be thrown away (position tables have an end).
+        last_position: [B, 1], an upper bound for the position of what will be thrown away (position tables have an
+        end).
         """
         if seen > self._slots.capacity:
             self._slots.capacity = max(seen, self._slots.capacity * 3 // 2)
@@ -166,7 +168,9 @@ def cannot_roll_back(model: PreTrainedModel) -> str | None:
 
 
 def _declared(inner: PreTrainedModel) -> str | None:
-    missing = {"position_ids", "past_key_values", "attention_mask"} - set(inspect.signature(type(inner).forward).parameters)
+    missing = {"position_ids", "past_key_values", "attention_mask"} - set(
+        inspect.signature(type(inner).forward).parameters
+    )
     if missing:
         return f"takes no {' and no '.join(sorted(missing))}"
     kinds = {type(layer).__name__ for layer in DynamicCache(config=inner.config.get_text_config()).layers}
@@ -203,5 +207,7 @@ def _tried(model: PreTrainedModel) -> str | None:
     if not expected.isfinite().all():
         return None  # nothing to compare; the rollout itself names rows without finite logits
     tolerance = 1e-3 if inner.dtype in (torch.float32, torch.float64) else 0.15
-    error = (logits.float() - expected).abs().max() / expected.std().clamp(min=1e-6)
-    return None if error < tolerance else f"gives other logits after a token was taken back (by {float(error):.2g} of their spread)"
+    difference = (logits.float() - expected).abs().max() / expected.std().clamp(min=1e-6)
+    if difference < tolerance:
+        return None
+    return f"gives other logits after a token was taken back, by {float(difference):.2g} of their spread"

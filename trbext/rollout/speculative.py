@@ -1,21 +1,22 @@
 """Speculative decoding of the behavior policy: the student drafts, one teacher pass verifies, and the law stays mu.
 
-A round drafts k tokens from the student, feeds them to the teacher in one pass, and `trbext.verify` keeps each draft x with
-probability min(1, mu(x) / pi_S(x)); the first that falls is replaced by a draw from max(mu - pi_S, 0), and the rest is
-taken back. Every token then follows mu = pi_S^(1-beta) pi_T^beta / Z with KL(mu || pi_S) <= epsilon (arXiv 2605.31159; the
-scheme is Leviathan et al., arXiv 2211.17192, with mu in the place of the target). A draft falls with probability
-TV(mu, pi_S) <= sqrt(epsilon / 2), so at small budgets most stand and the teacher runs once for several tokens.
+A round drafts k tokens from the student, feeds them to the teacher in one pass, and `trbext.verify` keeps each draft x
+with probability min(1, mu(x) / pi_S(x)); the first that falls is replaced by a draw from max(mu - pi_S, 0), and the
+rest is taken back. Every token then follows mu = pi_S^(1-beta) pi_T^beta / Z with KL(mu || pi_S) <= epsilon (arXiv
+2605.31159; the scheme is Leviathan et al., arXiv 2211.17192, with mu in the place of the target). A draft falls with
+probability TV(mu, pi_S) <= sqrt(epsilon / 2), so at small budgets most stand and the teacher runs once for several
+tokens.
 
-No token is added after k that stood: the teacher's alone would not follow mu, and the student's next step plus a draw from
-mu costs and yields exactly what drafting k + 1 does.
+No token is added after k that stood: the teacher's alone would not follow mu, and the student's next step plus a draw
+from mu costs and yields exactly what drafting k + 1 does.
 
-Randomness: three uniforms per row and position, of the draft, of its acceptance and of the token drawn in its place, all
-drawn before the first round. Which token stands at a position then depends on the prefix and these alone, not on how the
-completion was cut into rounds: any sequence of draft lengths gives the same rollout, up to the rounding of the models' own
-kernels.
+Randomness: three uniforms per row and position, of the draft, of its acceptance and of the token drawn in its place,
+all drawn before the first round. Which token stands at a position then depends on the prefix and these alone, not on
+how the completion was cut into rounds: any sequence of draft lengths gives the same rollout, up to the rounding of the
+models' own kernels.
 
-Host reads are those of `lockstep`: rows end, leave the batch and have their costs read where `next_host_read` says. Between
-them the host knows how far the farthest row can be at most, which is all it needs.
+Host reads are those of `lockstep`: rows end, leave the batch and have their costs read where `next_host_read` says.
+Between them the host knows how far the farthest row can be at most, which is all it needs.
 """
 
 from __future__ import annotations
@@ -30,22 +31,23 @@ from torch import Tensor
 from ..ops import sample
 from ..reference import verify
 from ..vocab import Alignment
-from .draft_length import DraftLength, Stopwatch
-from .hidden_states import HiddenStates
-from .lockstep import (
+from .decoding import (
     ENDED,
     FAULT,
     RUNNING,
-    _check_epsilon,
-    _check_models,
-    _check_prompts,
-    _evaluating,
-    _raise_fault,
+    check_epsilon,
+    check_models,
+    check_prompts,
+    evaluating,
     host_read,
-    lockstep,
     next_host_read,
+    raise_fault,
 )
+from .draft_length import DraftLength, Stopwatch
+from .hidden_states import HiddenStates
+from .lockstep import lockstep
 from .output import Rollout, Speculation
+from .policies import Policy, TrustRegion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +61,9 @@ def speculative(
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
-    epsilon: float | Tensor,
+    epsilon: float | Tensor | None = None,
+    policy: Policy | None = None,
+    optimizer_step: int = 0,
     max_new_tokens: int,
     alignment: Alignment,
     pad_token_id: int,
@@ -73,15 +77,15 @@ def speculative(
     Arguments, errors and what is returned: as `lockstep`, and
 
     draft_length: k >= 1 drafts for every pass of the teacher; "auto" measures and chooses k round by round, as does a
-        `DraftLength`, which may be kept from one rollout to the next. 0 is `lockstep` itself, and so is the float epsilon
-        0, which needs no teacher. The law is the same for all, and the rollout for all k >= 1, up to rounding.
+        `DraftLength`, which may be kept from one rollout to the next. 0 is `lockstep` itself. The law is the same for
+        all, and the rollout for all k >= 1, up to rounding.
 
-    A model whose cache cannot take tokens back is decoded in lockstep, with a warning that names its class.
+    Only a `TrustRegion` that asks the teacher is speculated on, which `epsilon` is short for; other policies, and the
+    float epsilon 0, are decoded in lockstep. So is a model whose cache cannot take tokens back, with a warning that
+    names its class.
     """
     auto = DraftLength() if draft_length == "auto" else draft_length if isinstance(draft_length, DraftLength) else None
     fixed = 0 if auto is not None else _checked_length(draft_length)
-    _check_epsilon(epsilon, input_ids)
-    pure_student = not isinstance(epsilon, Tensor) and epsilon == 0
 
     def in_lockstep() -> Rollout:
         return lockstep(
@@ -90,6 +94,8 @@ def speculative(
             input_ids,
             attention_mask,
             epsilon=epsilon,
+            policy=policy,
+            optimizer_step=optimizer_step,
             max_new_tokens=max_new_tokens,
             alignment=alignment,
             pad_token_id=pad_token_id,
@@ -98,15 +104,19 @@ def speculative(
             teacher_states_limit=teacher_states_limit,
         )
 
-    if pure_student or teacher is None or (auto is None and fixed == 0):
+    blends = policy is None or (isinstance(policy, TrustRegion) and policy.needs_teacher(optimizer_step))
+    budget = policy.epsilon(optimizer_step) if isinstance(policy, TrustRegion) else epsilon
+    pure_student = not isinstance(budget, Tensor) and budget == 0
+    if not blends or budget is None or pure_student or teacher is None or (auto is None and fixed == 0):
         return in_lockstep()
+    check_epsilon(budget, input_ids)
     models = [student, teacher]
-    prompts, prompt_mask, lengths = _check_prompts(input_ids, attention_mask)
-    _check_models(models, prompts.shape[1], max_new_tokens)
+    prompts, prompt_mask, lengths = check_prompts(input_ids, attention_mask)
+    check_models(models, prompts.shape[1], max_new_tokens)
     from .rollback import cannot_roll_back  # needs transformers, which `import trbext.rollout` does not
 
     with torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(_evaluating(models))
+        stack.enter_context(evaluating(models))
         reasons = [reason for reason in map(cannot_roll_back, models) if reason is not None]
         if reasons:
             warnings.warn(f"decoding in lockstep: {' and '.join(reasons)}", stacklevel=2)
@@ -120,7 +130,7 @@ def speculative(
             prompts,
             prompt_mask,
             lengths,
-            epsilon,
+            budget,
             max_new_tokens,
             alignment,
             temperature,
@@ -209,7 +219,7 @@ class _Decoder:
                 continue
             host = host_read(torch.cat([self.status, self.written, self.counts]))
             state, written = host[: len(self.rows)], host[len(self.rows) : -2]
-            _raise_fault(state, self.rows, self.prompts, self.tokens, list(self.models))
+            raise_fault(state, self.rows, self.prompts, self.tokens, list(self.models))
             newly_stood, newly_tested = host[-2:].tolist()
             if auto is not None:
                 auto.saw_drafts(newly_stood - stood, newly_tested - tested)
@@ -232,9 +242,9 @@ class _Decoder:
         token, drafts = self.pending, []
         positions = self._positions(k)
         for j in range(k):
-            raw = self.caches[0].extend(
-                token[:, None], columns[:, j : j + 1], seen, last_position=self.last_position
-            )[:, 0]
+            raw = self.caches[0].extend(token[:, None], columns[:, j : j + 1], seen, last_position=self.last_position)[
+                :, 0
+            ]
             logits = self.alignment.canonical(raw, self.temperature, in_place=True)
             if j == 0 and (k > len(self.student_logits) or len(self.rows) != self.student_logits.shape[1]):
                 self.student_logits = logits.new_empty((k, *logits.shape))

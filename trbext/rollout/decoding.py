@@ -1,0 +1,128 @@
+"""What every way of decoding shares: checks of its arguments, eval mode, host reads, and the error of a row at
+fault."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .cached_model import next_token_exists, unwrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RUNNING, ENDED, FAULT = 0, 1, 2  # what is known of a row, from its first event on
+
+
+def next_host_read(generated: int) -> int:
+    """How many tokens to have generated when the host next asks which rows ended: an eighth more, by steps of 4 to 32.
+    A row is then decoded at most that far beyond its end."""
+    return generated + min(32, max(4, generated // 8))
+
+
+def host_read(status: Tensor) -> Tensor:
+    """`status` on the CPU: the only place where decoding waits for the GPU."""
+    return status.cpu()
+
+
+def raise_fault(
+    state: Tensor, rows: Tensor, prompts: tuple[Tensor, Tensor], tokens: Tensor, models: list[PreTrainedModel]
+) -> None:
+    """Name the first row at fault, if there is one, and the model to blame.
+
+    The operator has told that a row is at fault; whose logits they were is found out by one more forward of the prefix,
+    which costs nothing while all is well.
+    """
+    faulty = (state == FAULT).nonzero()[:, 0]
+    if len(faulty) == 0:
+        return
+    row = int(rows[faulty[0]])
+    step = int((tokens[row] < 0).int().argmax())
+    input_ids, mask = prompts
+    prefix = torch.cat([input_ids[row][mask[row] != 0], tokens[row, :step]])[None]
+    culprits = [
+        name
+        for name, model in zip(("student", "teacher"), models, strict=False)
+        if not next_token_exists(model, prefix)
+    ]
+    whose = " and ".join(f"the {name}" for name in culprits) or "both models together"
+    raise RuntimeError(
+        f"row {row}, step {step}: no token can be drawn, the logits of {whose} hold NaN, +inf or no finite value "
+        f"({len(faulty)} of {len(state)} rows at fault)"
+    )
+
+
+@contextmanager
+def evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Eval mode inside, every submodule's own flag back outside (a trainer may have frozen some)."""
+    modules = [module for model in models for module in model.modules()]
+    flags = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, training in zip(modules, flags, strict=True):
+            module.training = training
+
+
+def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
+    if not isinstance(epsilon, Tensor):
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+        return
+    if epsilon.shape != input_ids.shape[:1]:
+        raise ValueError(
+            f"epsilon must be a float or one budget per prompt, [{len(input_ids)}], got shape {list(epsilon.shape)}"
+        )
+    wrong = (~(epsilon >= 0)).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ValueError(
+            "epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got "
+            f"{float(epsilon[wrong[0]])} in row {wrong[0]}"
+        )
+
+
+def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The prompts without the columns that are padding in every row, their mask (int64), their lengths [B] (on CPU)."""
+    if input_ids.dim() != 2 or 0 in input_ids.shape or attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            "input_ids and attention_mask must have one shape [B, P] with B, P >= 1, got "
+            f"{list(input_ids.shape)} and {list(attention_mask.shape)}"
+        )
+    mask = attention_mask.to(input_ids.device, torch.int64)
+    host = mask.cpu()
+    lengths = host.sum(1)
+    left_padded = (host == (torch.arange(host.shape[1]) >= host.shape[1] - lengths[:, None])).all(1) & (lengths > 0)
+    if not left_padded.all():
+        row = int(left_padded.int().argmin())
+        raise ValueError(
+            f"attention_mask must be left padded, zeros and then at least one 1 in every row; row {row} is not"
+        )
+    longest = int(lengths.max())
+    return input_ids[:, -longest:], mask[:, -longest:], lengths
+
+
+def check_models(models: list[PreTrainedModel], prompt: int, max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    devices = {}
+    for name, model in zip(("student", "teacher"), models, strict=False):
+        inner = unwrap(model)
+        limit = getattr(inner.config.get_text_config(), "max_position_embeddings", math.inf)
+        if prompt + max_new_tokens > limit:
+            raise ValueError(
+                f"the {name} has max_position_embeddings = {limit}, but the longest prompt ({prompt} tokens) and "
+                f"max_new_tokens ({max_new_tokens}) need {prompt + max_new_tokens}"
+            )
+        parameter = next(inner.parameters())
+        # Not where the model is spread by a device map or sharded (FSDP2's DTensor, ZeRO-3): that moves inputs itself.
+        if not hasattr(inner, "hf_device_map") and type(parameter) is nn.Parameter and not hasattr(parameter, "ds_id"):
+            devices[name] = parameter.device
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"student and teacher must be on one device, got {devices}")

@@ -1,0 +1,305 @@
+"""Who writes the prefixes: the behavior policies mu that Trust-Region Behavior Blending is compared with.
+
+At each token of a rollout a `Policy` gets both models' logits of n prefixes and uniform random numbers, and gives a
+token per prefix with what each distribution thinks of it. With a = student and b = teacher logits over the aligned
+vocabulary (EOS ids merged, `trbext.vocab`), pi_S = softmax(a / T), pi_T = softmax(b / T), and k the optimizer step:
+
+    TrustRegion      mu ~ pi_S^(1-beta) pi_T^beta, the largest beta in [0, 1] with KL(mu || pi_S) <= epsilon_k
+                     (arXiv 2605.31159). An annealed budget is TRB, a constant one the paper's fixed-epsilon blending,
+                     0 vanilla on-policy distillation.
+    Teacher          mu = pi_T for k < K or always: sequence-level KD data (arXiv 1606.07947), written afresh at each
+                     step; with K steps, the rollouts of a supervised warmup.
+    FixedBeta        mu ~ pi_S^(1-beta) pi_T^beta with the same beta at every prefix, whatever the KL.
+    InterleavedTeacher   SKD (arXiv 2410.11325) with one token proposed at a time (its gamma = 1): x ~ pi_S stands if it
+                     is among the teacher's K most probable tokens, else a fresh x ~ softmax(b / tau) replaces it.
+    ArithmeticMixture    mu = alpha pi_T + (1 - alpha) pi_S (MiniLLM, arXiv 2306.08543).
+    StudentTemperature   mu = softmax(a / (T tau_k)), tau_k linear from tau_0 to 1 at step K.
+    LambdaCoin       GKD (arXiv 2306.13649): with probability lambda the student's rollout, else the teacher's.
+
+Whatever draws, `log_prob` is the exact log mu of the token and `student_log_prob` the student's at T: a loss over
+sampled tokens needs the weight exp(student_log_prob - log_prob).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..ops import sample
+from ..reference import Sample
+
+
+class Policy:
+    """A behavior policy. Subclasses define `draw`, and whatever of the rest is not true of them.
+
+    >>> class Coin(Policy):  # one token in two is the teacher's
+    ...     def draw(self, step, student_logits, teacher_logits, uniforms, temperature):
+    ...         halves = [(logits / temperature).softmax(-1) for logits in (student_logits, teacher_logits)]
+    ...         return draw_from((sum(halves) / 2).log(), student_logits, teacher_logits, uniforms[0], temperature)
+    """
+
+    uniforms_per_token: int = 1
+    uniforms_per_row: int = 0  # the same at every token of a rollout, for decisions about whole sequences
+
+    def draw(
+        self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
+    ) -> Sample:
+        """One token after each of n prefixes, as a pure function of the arguments.
+
+        step: optimizer step, 0-based. It may differ from call to call, so nothing may be kept between calls.
+        student_logits, teacher_logits: [n, V], any float dtype, -inf for tokens that do not exist. The teacher's are
+            None where `needs_teacher(step)` is False.
+        uniforms: [uniforms_per_token + uniforms_per_row, n] float64 in [0, 1), those of the token first.
+        temperature: the run's, > 0; both models' log-probabilities are reported at it.
+        Returns `trbext.Sample`, each [n]: token (int64; -1 where none can be drawn, which ends the rollout with an
+            error), log_prob (under mu), student_log_prob, teacher_log_prob (anything without a teacher), beta (NaN
+            where mu is not a geometric blend) and kl = KL(mu || pi_S) in nats.
+        """
+        raise NotImplementedError
+
+    def needs_teacher(self, step: int) -> bool:
+        """Whether `draw` reads the teacher's logits at this optimizer step; if not, the teacher is not called."""
+        return True
+
+    def is_student(self, step: int) -> bool:
+        """Whether mu is pi_S itself at this step, so that any engine may sample the student instead."""
+        return False
+
+    def keep_rows(self, rows: Tensor) -> Policy:
+        """The policy of the rows [m] of the batch alone, for one that treats rows differently."""
+        return self
+
+
+def draw_from(
+    behavior_logits: Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    uniform: Tensor,
+    temperature: float,
+    *,
+    token: Tensor | None = None,
+    beta: float = math.nan,
+) -> Sample:
+    """A token per row from softmax(behavior_logits), [n, V], by its exact inverse CDF, and its log-probabilities.
+
+    behavior_logits: of mu itself, already at its temperature; log mu will do. The other logits: as in `Policy.draw`.
+    uniform: [n] float64. token: [n], one that was drawn from mu in another way. beta: reported as it is.
+    """
+    if token is None:
+        token = sample(behavior_logits, behavior_logits, 0.0, uniform=uniform).token
+    log_mu, log_student = behavior_logits.float().log_softmax(-1), log_probs(student_logits, temperature)
+    mu = log_mu.exp()
+    # Each term of sum mu log(mu / pi_S) - mu + pi_S is >= 0, up to the rounding that the clamp takes away.
+    excess = torch.where(mu > 0, mu * (log_mu - log_student - 1), 0.0) + log_student.exp()
+    kl = excess.sum(-1).clamp(min=0.0)
+    log_teacher = log_student if teacher_logits is None else log_probs(teacher_logits, temperature)
+    at = token.clamp(min=0)[:, None]
+    mu_at, student_at, teacher_at = (x.gather(-1, at)[:, 0] for x in (log_mu, log_student, log_teacher))
+    return Sample(token, mu_at, student_at, teacher_at, torch.full_like(kl, beta), kl)
+
+
+def log_probs(logits: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature), [n, V] float32."""
+    return (logits.float() / temperature).log_softmax(-1)
+
+
+class TrustRegion(Policy):
+    """The paper's blend within a KL budget in nats per token, by the fused operator.
+
+    budget: a number, one per row of the batch [B], or a function of the optimizer step (`trbext.schedule.Schedule`).
+    """
+
+    def __init__(self, budget: float | Tensor | Callable[[int], float]) -> None:
+        self._budget = budget
+
+    def epsilon(self, step: int) -> float | Tensor:
+        return self._budget(step) if callable(self._budget) else self._budget
+
+    def draw(
+        self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
+    ) -> Sample:
+        # Without a teacher the student takes both places: at epsilon = 0 the operator draws from it.
+        teacher_logits = student_logits if teacher_logits is None else teacher_logits
+        return sample(student_logits, teacher_logits, self.epsilon(step), uniform=uniforms[0], temperature=temperature)
+
+    def needs_teacher(self, step: int) -> bool:
+        return not self.is_student(step)
+
+    def is_student(self, step: int) -> bool:
+        epsilon = self.epsilon(step)
+        return not isinstance(epsilon, Tensor) and epsilon == 0
+
+    def keep_rows(self, rows: Tensor) -> Policy:
+        return TrustRegion(self._budget[rows]) if isinstance(self._budget, Tensor) else self
+
+
+STUDENT = TrustRegion(0.0)
+
+
+class Teacher(TrustRegion):
+    """The teacher, on the student's support, for the first `steps` optimizer steps (None: always); then the student.
+
+    An infinite budget: the operator gives the log-probabilities of all three in the same sweep.
+    """
+
+    def __init__(self, steps: int | None = None) -> None:
+        super().__init__(lambda step: math.inf if steps is None or step < steps else 0.0)
+
+
+class FixedBeta(Policy):
+    """The geometric blend at one `beta` in [0, 1]. Where the two supports are disjoint there is no such mu: a fault."""
+
+    def __init__(self, beta: float) -> None:
+        self.beta = _in_range("beta", beta, 0, 1)
+
+    def draw(
+        self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
+    ) -> Sample:
+        if teacher_logits is None:
+            return STUDENT.draw(step, student_logits, None, uniforms, temperature)
+        if self.beta == 1:  # 0 times a masked logit has no value
+            return Teacher().draw(step, student_logits, teacher_logits, uniforms, temperature)
+        mixed = (1 - self.beta) * student_logits.float() + self.beta * teacher_logits.float()
+        return draw_from(mixed / temperature, student_logits, teacher_logits, uniforms[0], temperature, beta=self.beta)
+
+    def needs_teacher(self, step: int) -> bool:
+        return self.beta > 0
+
+    def is_student(self, step: int) -> bool:
+        return self.beta == 0
+
+
+class InterleavedTeacher(Policy):
+    """SKD: mu(x) = pi_S(x) [x in top K of the teacher] + P_S(outside the top K) softmax(b / tau)(x).
+
+    top_k: K >= 1; of equally probable tokens those that torch.topk picks. A token the teacher excludes is never in it.
+    teacher_temperature: tau > 0 of the replacements alone; the merged EOS counts as one token there.
+    Two uniforms a token: the student's proposal, which is what vanilla OPD draws from the first, and the replacement.
+    """
+
+    uniforms_per_token = 2
+
+    def __init__(self, top_k: int, teacher_temperature: float = 1.0) -> None:
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1 token, got {top_k}")
+        self.top_k = top_k
+        self.teacher_temperature = _in_range("teacher_temperature", teacher_temperature, 0, math.inf, open_left=True)
+
+    def draw(
+        self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
+    ) -> Sample:
+        assert teacher_logits is not None
+        tau = self.teacher_temperature
+        proposed = sample(student_logits, student_logits, 0.0, uniform=uniforms[0], temperature=temperature).token
+        replacement = sample(teacher_logits, teacher_logits, 0.0, uniform=uniforms[1], temperature=tau).token
+        top = teacher_logits.topk(min(self.top_k, teacher_logits.shape[-1]))
+        accepted = torch.zeros_like(teacher_logits, dtype=torch.bool).scatter(-1, top.indices, top.values > -torch.inf)
+        stands = accepted.gather(-1, proposed.clamp(min=0)[:, None])[:, 0]
+        faulty = (proposed < 0) | (replacement < 0)
+        token = torch.where(stands, proposed, replacement).masked_fill(faulty, -1)
+
+        log_student = log_probs(student_logits, temperature)
+        log_outside = log_student.masked_fill(accepted, -torch.inf).logsumexp(-1, keepdim=True)
+        log_mu = torch.logaddexp(
+            log_student.masked_fill(~accepted, -torch.inf), log_outside + log_probs(teacher_logits, tau)
+        )
+        return draw_from(log_mu, student_logits, teacher_logits, uniforms[0], temperature, token=token)
+
+
+class ArithmeticMixture(Policy):
+    """alpha pi_T + (1 - alpha) pi_S, with `alpha` in [0, 1]."""
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = _in_range("alpha", alpha, 0, 1)
+
+    def draw(
+        self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
+    ) -> Sample:
+        if teacher_logits is None:
+            return STUDENT.draw(step, student_logits, None, uniforms, temperature)
+        of_teacher, of_student = (math.log(w) if w > 0 else -math.inf for w in (self.alpha, 1 - self.alpha))
+        log_mu = torch.logaddexp(
+            of_student + log_probs(student_logits, temperature), of_teacher + log_probs(teacher_logits, temperature)
+        )
+        return draw_from(log_mu, student_logits, teacher_logits, uniforms[0], temperature)
+
+    def needs_teacher(self, step: int) -> bool:
+        return self.alpha > 0
+
+    def is_student(self, step: int) -> bool:
+        return self.alpha == 0
+
+
+class StudentTemperature(Policy):
+    """The student alone at temperature T tau_k: tau_k = tau_0 + (1 - tau_0) k / K for k < K, then 1.
+
+    start: tau_0 > 0, a factor on the run's temperature. steps: K >= 0 optimizer steps.
+    """
+
+    def __init__(self, start: float, steps: int) -> None:
+        self.start = _in_range("start", start, 0, math.inf, open_left=True)
+        self.steps = steps
+
+    def tau(self, step: int) -> float:
+        return self.start + (1 - self.start) * step / self.steps if step < self.steps else 1.0
+
+    def draw(
+        self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
+    ) -> Sample:
+        if self.is_student(step):
+            return STUDENT.draw(step, student_logits, None, uniforms, temperature)
+        sharpened = student_logits.float() / (temperature * self.tau(step))
+        return draw_from(sharpened, student_logits, None, uniforms[0], temperature)
+
+    def needs_teacher(self, step: int) -> bool:
+        return False
+
+    def is_student(self, step: int) -> bool:
+        return self.tau(step) == 1
+
+
+class LambdaCoin(Policy):
+    """GKD: the student's own rollout with probability `student_share` (lambda), else the teacher's.
+
+    per: "batch" tosses one coin a step, a function of `seed` and the step that every process agrees on (the paper's
+        algorithm); "sequence" tosses one for each rollout, and then calls the teacher at every step unless lambda is 1.
+    """
+
+    def __init__(self, student_share: float, per: str = "batch", seed: int = 0) -> None:
+        if per not in COINS:
+            raise ValueError(f"per must be one of {', '.join(COINS)}, got {per!r}")
+        self.student_share = _in_range("student_share", student_share, 0, 1)
+        self.per = per
+        self.seed = seed
+        self.uniforms_per_row = int(per == "sequence")
+
+    def draw(
+        self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
+    ) -> Sample:
+        budget: float | Tensor = 0.0 if self.is_student(step) else math.inf
+        if self.per == "sequence" and teacher_logits is not None:
+            budget = torch.where(uniforms[-1] < self.student_share, 0.0, math.inf).float()
+        return TrustRegion(budget).draw(step, student_logits, teacher_logits, uniforms, temperature)
+
+    def needs_teacher(self, step: int) -> bool:
+        return not self.is_student(step)
+
+    def is_student(self, step: int) -> bool:
+        if self.per == "sequence":
+            return self.student_share == 1
+        return random.Random(f"lambda {self.seed} {step}").random() < self.student_share
+
+
+COINS = ("batch", "sequence")
+
+
+def _in_range(name: str, value: float, low: float, high: float, *, open_left: bool = False) -> float:
+    if not (low < value < high if open_left else low <= value <= high):
+        left = f"{low} <" if open_left else f"{low} <="
+        right = f"< {high}" if open_left else f"<= {high}"
+        raise ValueError(f"{name} must be a number with {left} {name} {right}, got {value}")
+    return value

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <optional>
 #include <string>
 
 #include "torch_compat.h"
@@ -13,6 +14,20 @@ inline std::string shape_of(const Tensor& tensor) {
   std::string text = "[";
   for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
   return text + "]";
+}
+
+inline void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& student) {
+  check(tensor.get_device() == student.get_device() && tensor.is_cpu() == student.is_cpu(), op, ": ", name,
+        " must be on the device of student_logits");
+}
+
+// One number each: of a row, or of a request.
+inline void check_column(const char* op, const char* name, const Tensor& values, const char* shape, int64_t size,
+                         ScalarType dtype, const Tensor& student) {
+  check(values.dim() == 1 && values.size(0) == size, op, ": ", name, " must have shape ", shape, " = [", size,
+        "], got ", shape_of(values));
+  check(values.scalar_type() == dtype, op, ": ", name, " must be ", dtype, ", got ", values.scalar_type());
+  check_device(op, name, values, student);
 }
 
 inline void check_logits(const char* op, const char* name, const Tensor& logits) {
@@ -29,8 +44,7 @@ inline void check_pair(const char* op, const Tensor& student, const Tensor& teac
         ": student_logits and teacher_logits must have the same shape, got ", shape_of(student), " and ",
         shape_of(teacher), " (trbext.vocab aligns vocabularies of different width)");
   check(student.size(1) >= 1, op, ": the vocabulary must have at least one token, got shape ", shape_of(student));
-  check(student.get_device() == teacher.get_device() && student.is_cpu() == teacher.is_cpu(), op,
-        ": student_logits and teacher_logits must be on the same device");
+  check_device(op, "teacher_logits", teacher, student);
   check(temperature > 0.0 && std::isfinite(temperature), op, ": temperature must be positive and finite, got ",
         temperature);
 }
@@ -42,11 +56,62 @@ inline void check_epsilon(const char* op, double epsilon) {
 // One number per row: epsilon (float32) or uniform (float64).
 inline void check_per_row(const char* op, const char* name, const Tensor& values, ScalarType dtype,
                           const Tensor& student) {
-  check(values.dim() == 1 && values.size(0) == student.size(0), op, ": ", name, " must have shape [N] = [",
-        student.size(0), "], got ", shape_of(values));
-  check(values.scalar_type() == dtype, op, ": ", name, " must be ", dtype, ", got ", values.scalar_type());
-  check(values.get_device() == student.get_device() && values.is_cpu() == student.is_cpu(), op, ": ", name,
-        " must be on the device of student_logits");
+  check_column(op, name, values, "[N]", student.size(0), dtype, student);
+}
+
+// The logits of trb::verify: as many rows and columns of either model as there are. Returns the columns that count.
+inline int64_t check_verify_logits(const char* op, const Tensor& student, const Tensor& teacher, int64_t vocab) {
+  check_logits(op, "student_logits", student);
+  check_logits(op, "teacher_logits", teacher);
+  check_device(op, "teacher_logits", teacher, student);
+  const int64_t common = student.size(1) < teacher.size(1) ? student.size(1) : teacher.size(1);
+  check(common >= 1, op, ": the vocabulary must have at least one token, got student_logits ", shape_of(student),
+        " and teacher_logits ", shape_of(teacher));
+  check(vocab >= 0 && vocab <= common, op, ": vocab must be between 0 (the width both models have) and ", common,
+        ", got ", vocab);
+  return vocab == 0 ? common : vocab;
+}
+
+// int32 or int64; `size` -1: any.
+inline void check_indices(const char* op, const char* name, const Tensor& values, const char* shape, int64_t size,
+                          const Tensor& student) {
+  check(values.dim() == 1 && (size < 0 || values.size(0) == size), op, ": ", name, " must have shape ", shape,
+        size < 0 ? "" : " = [" + std::to_string(size) + "]", ", got ", shape_of(values));
+  const ScalarType dtype = values.scalar_type();
+  check(dtype == ScalarType::Int || dtype == ScalarType::Long, op, ": ", name, " must be int32 or int64, got ", dtype);
+  check_device(op, name, values, student);
+}
+
+// Which row of `logits` each of the N rows is; without indices there must be one each.
+inline void check_row_indices(const char* op, const char* name, const char* logits_name,
+                              const std::optional<Tensor>& indices, int64_t rows, const Tensor& logits,
+                              const Tensor& student) {
+  if (indices.has_value()) {
+    check_indices(op, name, *indices, "[N]", rows, student);
+  } else {
+    check(logits.size(0) >= rows, op, ": ", logits_name, " must have at least N = ", rows, " rows where ", name,
+          " is not given, got ", shape_of(logits));
+  }
+}
+
+inline void check_out(const char* op, const char* name, const Tensor& out, const std::vector<int64_t>& shape,
+                      const std::vector<ScalarType>& dtypes, const Tensor& student) {
+  std::string wanted = "[";
+  bool same = out.dim() == static_cast<int64_t>(shape.size());
+  for (size_t i = 0; i < shape.size(); ++i) {
+    wanted += (i ? ", " : "") + std::to_string(shape[i]);
+    same = same && out.size(static_cast<int64_t>(i)) == shape[i];
+  }
+  check(same, op, ": output ", name, " must have shape ", wanted, "], got ", shape_of(out));
+  bool known = false;
+  std::ostringstream names;
+  for (const ScalarType dtype : dtypes) {
+    names << (names.tellp() > 0 ? " or " : "") << dtype;
+    known = known || out.scalar_type() == dtype;
+  }
+  check(known, op, ": output ", name, " must be ", names.str(), ", got ", out.scalar_type());
+  check(out.is_contiguous(), op, ": output ", name, " must be contiguous");
+  check_device(op, name, out, student);
 }
 
 }  // namespace trb

@@ -3,6 +3,7 @@
 //
 // uniform: float64 [N] in [0, 1), drawn by the caller, so the ops are pure functions of their arguments.
 // epsilon: nats; a float for all rows, or float32 [N].
+// verify: rows are ragged, B requests over N rows; rows of both logits may be indirect. Shapes: trbext/ops.py.
 #include "torch_compat.h"
 
 STABLE_TORCH_LIBRARY(trb, m) {
@@ -25,4 +26,16 @@ STABLE_TORCH_LIBRARY(trb, m) {
       "sample.per_row(Tensor student_logits, Tensor teacher_logits, Tensor epsilon, Tensor uniform, *,"
       " float temperature=1.0)"
       " -> (Tensor token, Tensor log_prob, Tensor student_log_prob, Tensor teacher_log_prob, Tensor beta, Tensor kl)");
+  m.def(
+      "verify(Tensor student_logits, Tensor teacher_logits, Tensor draft_tokens, Tensor offsets, Tensor epsilon,"
+      " Tensor temperature, Tensor accept_uniform, Tensor draw_uniform, *, Tensor? student_rows=None,"
+      " Tensor? teacher_rows=None, int width, int vocab=0, int student_kind=0, bool log_probs=False)"
+      " -> (Tensor tokens, Tensor emitted, Tensor accepted, Tensor beta, Tensor kl, Tensor log_probs)");
+  m.def(
+      "verify.out(Tensor student_logits, Tensor teacher_logits, Tensor draft_tokens, Tensor offsets, Tensor epsilon,"
+      " Tensor temperature, Tensor accept_uniform, Tensor draw_uniform, *, Tensor? student_rows=None,"
+      " Tensor? teacher_rows=None, int width, int vocab=0, int student_kind=0, bool log_probs=False,"
+      " Tensor(a!) tokens, Tensor(b!) emitted, Tensor(c!) accepted, Tensor(d!) beta, Tensor(e!) kl,"
+      " Tensor(f!) out_log_probs)"
+      " -> (Tensor(a!), Tensor(b!), Tensor(c!), Tensor(d!), Tensor(e!), Tensor(f!))");
 }

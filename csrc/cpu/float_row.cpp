@@ -43,10 +43,10 @@ FloatRow::FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps)
 template <typename Body>
 void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
   using torch::headeronly::ScalarType;
-  const bool alike = row.student.dtype == row.teacher.dtype && row.student.dtype != ScalarType::Half;
+  const bool alike =
+      row.student.raw() && row.student.dtype == row.teacher.dtype && row.student.dtype != ScalarType::Half;
   const bool bfloat16 = alike && row.student.dtype == ScalarType::BFloat16;
-  const bool in_place = alike && row.student.contiguous() && row.teacher.contiguous() &&
-                        (bfloat16 || row.student.dtype == ScalarType::Float);
+  const bool in_place = alike && row.student.in_place() && row.teacher.in_place();
   for_each_part(spread_, segments_, [&](int64_t index) {
     const int64_t begin = index * kSegmentTokens, count = std::min(kSegmentTokens, vocab_ - begin);
     Segment segment;

@@ -47,7 +47,7 @@ def print_table(records: Sequence[RolloutRecord], machine: Machine, console: Con
     methods = list(dict.fromkeys(record.method for record in records))
     table = Table(
         title=str(machine),
-        caption="Tokens a second, medians; in brackets the ratio to lockstep. Acceptance, passes of the teacher: of k = 4.",
+        caption="Tokens a second, medians; in brackets the ratio to lockstep. Acceptance, teacher passes: of k = 4.",
         caption_justify="left",
     )
     for heading in ("pair", "batch", "epsilon", *methods, "acceptance", "passes"):

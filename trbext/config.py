@@ -86,7 +86,7 @@ class TRBConfig(DistillationConfig):  # type: ignore[misc]  # TRL is untyped
     draft_length: str = field(
         default="auto",
         metadata={
-            "help": "Tokens the student drafts for one pass of the teacher; the law of the rollout is the same for all: "
+            "help": "Tokens the student drafts for one pass of the teacher; the law of a rollout is the same: "
             "'auto' = chosen round by round by costs measured in the first step, 0 = lockstep, or a number."
         },
     )

@@ -101,7 +101,8 @@ class RollbackModel:
         """Begin with the prompts [B, P], left padded, in a cache of `columns` columns, which grows when it must."""
         self._first = input_ids.shape[1] - attention_mask.sum(1, keepdim=True)
         self._slots = _Slots(max(columns, input_ids.shape[1]))
-        self._cache: Any = Cache(layer_class_to_replicate=functools.partial(_RollbackLayer, self._slots))
+        layer: Any = functools.partial(_RollbackLayer, self._slots)  # called without arguments, once for each layer
+        self._cache: Any = Cache(layer_class_to_replicate=layer)
         self._slots.seen = input_ids.shape[1]
         if input_ids.shape[1] > 0:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)

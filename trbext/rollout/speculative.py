@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..ops import sample
-from ..reference import verify
+from ..ops import sample, verify
 from ..vocab import Alignment
 from .decoding import (
     ENDED,

@@ -7,17 +7,28 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from scipy import stats
+from rollout_cases import (
+    FAMILIES,
+    PAD,
+    PROMPTS,
+    HostReads,
+    assert_same,
+    completion_logits,
+    left_padded,
+    p_value,
+    poison,
+    raising,
+    sequence_law,
+    tiny,
+    training,
+    without,
+)
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import PreTrainedModel
 
 import trbext
 from trbext import reference
@@ -25,39 +36,6 @@ from trbext.rollout import Rollout, lockstep
 from trbext.vocab import Alignment, align
 
 loop = importlib.import_module("trbext.rollout.lockstep")  # the module: its name in the package is the function's
-PAD = 0
-FAMILIES = {
-    "llama": {},
-    "qwen2": {},
-    "qwen2 with a sliding window": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
-    # Attention and a recurrent state in one layer, whose cache cannot drop rows.
-    "falcon_h1": {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
-}
-
-
-def tiny(family: str = "llama", vocab: int = 11, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ids = {"vocab_size": vocab, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
-    config = CONFIG_MAPPING[family.split()[0]](
-        **{**sizes, "num_key_value_heads": 1, "max_position_embeddings": 64, **ids, **FAMILIES[family]}
-    )
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data *= 20  # fresh weights give nearly flat distributions that hardly depend on the prefix
-    return model
-
-
-def left_padded(*prompts: list[int], width: int = 0) -> tuple[Tensor, Tensor]:
-    width = max(width, *map(len, prompts))
-    rows = [[PAD] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(rows), torch.tensor(mask)
-
-
-PROMPTS = left_padded([3, 4, 5, 6], [7], [8, 9], [4, 4, 4], [10, 3, 9, 8, 7, 6], [5, 3])
 
 
 def roll(
@@ -65,23 +43,6 @@ def roll(
 ) -> Rollout:
     defaults = {"epsilon": 0.1, "max_new_tokens": 14, "alignment": Alignment(11, (2,), (2,)), "pad_token_id": PAD}
     return lockstep(student, teacher, *prompts, generator=torch.Generator().manual_seed(seed), **{**defaults, **kwargs})
-
-
-def completion_logits(model: PreTrainedModel, prompts: tuple[Tensor, Tensor], rollout: Rollout, row: int) -> Tensor:
-    """[length, V]: one teacher-forced forward over the row alone, without padding or cache."""
-    prompt = prompts[0][row][prompts[1][row].bool()]
-    sequence = torch.cat([prompt, rollout.tokens[row, : rollout.lengths[row]]])
-    with torch.no_grad():
-        return model(sequence[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
-
-
-def assert_same(one: Rollout, two: Rollout, tolerance: float = 0.0) -> None:
-    assert torch.equal(one.tokens, two.tokens)
-    assert torch.equal(one.mask, two.mask)
-    assert torch.equal(one.finished, two.finished)
-    for name in ("log_prob", "student_log_prob", "teacher_log_prob", "beta", "kl"):
-        difference = (getattr(one, name) - getattr(two, name)).abs().max()
-        assert difference <= tolerance, name
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -163,52 +124,6 @@ def test_rollouts_do_not_depend_on_when_finished_rows_leave(
 # The law of the tokens.
 
 
-def sequence_law(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    prompt: list[int],
-    epsilon: float,
-    alignment: Alignment,
-    length: int,
-) -> dict[tuple[int, ...], float]:
-    """P(completion) under mu of every completion of at most `length` tokens, by the reference, float64."""
-    alive, ended = {(): 1.0}, {}
-    for _ in range(length):
-        prefixes = torch.tensor([[*prompt, *completion] for completion in alive])
-        with torch.no_grad():
-            a, b = (model(prefixes, use_cache=False).logits[:, -1] for model in (student, teacher))
-        law = reference.blend(alignment.canonical(a), alignment.canonical(b), epsilon).log_probs.exp()
-        children = {
-            (*completion, token): probability * float(mu[token])
-            for (completion, probability), mu in zip(alive.items(), law, strict=True)
-            for token in range(alignment.width)
-        }
-        ended.update({completion: p for completion, p in children.items() if completion[-1] == alignment.stop})
-        alive = {completion: p for completion, p in children.items() if completion[-1] != alignment.stop and p > 0}
-    return ended | alive
-
-
-def p_value(law: dict[tuple[int, ...], float], rollout: Rollout, rows: slice, *, bins_above: int = 30) -> float:
-    """Chi-square of the completions against their law, rare ones merged until at least 10 are expected in a bin."""
-    counts = dict.fromkeys(law, 0)
-    for tokens, length in zip(rollout.tokens[rows].tolist(), rollout.lengths[rows].tolist(), strict=True):
-        completion = tuple(tokens[:length])
-        if completion not in law:
-            return 0.0
-        counts[completion] += 1
-    total = sum(counts.values())
-    expected, observed, bins = 0.0, 0, []
-    for completion in sorted(law, key=law.__getitem__):
-        expected, observed = expected + total * law[completion], observed + counts[completion]
-        if expected >= 10:
-            bins.append((observed, expected))
-            expected, observed = 0.0, 0
-    bins[-1] = (bins[-1][0] + observed, bins[-1][1] + expected)
-    assert len(bins) > bins_above
-    statistic = sum((observed - expected) ** 2 / expected for observed, expected in bins)
-    return float(stats.chi2.sf(statistic, len(bins) - 1))
-
-
 @pytest.mark.parametrize("epsilon", [0.02, 0.3])
 def test_completions_follow_the_law_of_the_behavior_policy(epsilon: float) -> None:
     student, teacher = (tiny(vocab=vocab, seed=seed, dtype=torch.float32) for vocab, seed in ((6, 1), (7, 3)))
@@ -230,14 +145,6 @@ def test_completions_follow_the_law_of_the_behavior_policy(epsilon: float) -> No
 
 
 # Which models and rows are called.
-
-
-def raising(model: PreTrainedModel) -> PreTrainedModel:
-    def forward(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("the teacher was called")
-
-    model.register_forward_pre_hook(forward)
-    return model
 
 
 def test_a_zero_budget_never_calls_the_teacher_and_is_the_limit_of_small_ones() -> None:
@@ -288,27 +195,6 @@ def test_finished_rows_leave_the_batch(epsilon: float, monkeypatch: pytest.Monke
         assert fed["teacher"] == (fed["student"] if epsilon else [])
 
 
-class HostReads(TorchDispatchMode):
-    """Counts what brings a tensor's value to Python: item, bool, int and float by their operator, the rest by name."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        self.count = 0
-        for name in ("tolist", "numpy", "cpu"):
-            monkeypatch.setattr(Tensor, name, self._counted(getattr(Tensor, name)))
-
-    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(tensor: Tensor, *args: Any) -> Any:
-            self.count += 1
-            return method(tensor, *args)
-
-        return counted
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select")
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_decoding_reads_from_the_device_rarely(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     endless = Alignment(12, (11,), (11,))
@@ -325,16 +211,6 @@ def test_decoding_reads_from_the_device_rarely(family: str, monkeypatch: pytest.
         assert torch.ones(3).any()
         torch.ones(3).tolist()
     assert reads.count == 2
-
-
-def without(model: PreTrainedModel, token: int) -> PreTrainedModel:
-    """A model that never draws `token`."""
-
-    def hook(_: Any, __: Any, output: Any) -> None:
-        output.logits[..., token] = -torch.inf
-
-    model.register_forward_hook(hook)
-    return model
 
 
 def test_equal_seeds_give_bitwise_equal_rollouts() -> None:
@@ -386,18 +262,6 @@ def test_bfloat16_models_decode(family: str) -> None:
     assert (rollout.kl <= 0.1 * (1 + 1e-4) + 1e-7).all()
 
 
-@contextmanager
-def training(model: PreTrainedModel) -> Iterator[list[bool]]:
-    """A model mid-training: gradient checkpointing, dropout at work, one frozen submodule in eval mode."""
-    model.gradient_checkpointing_enable()
-    model.config.use_cache = False
-    model.train()
-    model.get_input_embeddings().eval()
-    flags = [module.training for module in model.modules()]
-    yield flags
-    assert [module.training for module in model.modules()] == flags
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_training_model_rolls_out_in_eval_mode_and_goes_on_training(family: str) -> None:
     student, teacher = tiny(family, seed=1), tiny(family, seed=2)
@@ -421,15 +285,6 @@ def test_a_peft_student_decodes_like_the_model_inside() -> None:
 
 
 # Faults.
-
-
-def poison(model: PreTrainedModel, rows: Callable[[dict[str, Tensor]], Tensor], value: float = math.nan) -> None:
-    """`value` among the logits of the rows that `rows(inputs of the forward)` picks."""
-
-    def hook(_: Any, __: Any, inputs: dict[str, Tensor], output: Any) -> None:
-        output.logits[rows(inputs), -1, 3] = value
-
-    model.register_forward_hook(hook, with_kwargs=True)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

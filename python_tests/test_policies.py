@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_lockstep import PAD, assert_same, left_padded, raising, tiny
-from test_lockstep import p_value as p_value_of_many
+from rollout_cases import PAD, assert_same, left_padded, raising, tiny
+from rollout_cases import p_value as p_value_of_many
 from torch import Tensor
 from transformers import PreTrainedModel
 

@@ -57,8 +57,9 @@ class HiddenStates:
         self._last = None
         if self._kept is None or self._kept.shape[1] < end:
             have = 0 if self._kept is None else self._kept.shape[1]
-            room = max(end, 2 * have, 16)
-            if self._batch * end * states.shape[2] * states.element_size() > self._limit:
+            most = int(self._limit // (self._batch * states.shape[2] * states.element_size()))
+            room = min(max(end, 2 * have, 16), most)
+            if room < end:
                 self._kept, self.dropped = None, True
                 return
             grown = states.new_zeros((self._batch, room, states.shape[2]))

@@ -250,8 +250,8 @@ class _Decoder:
             self.student_logits[j] = logits
             uniform = self.uniforms[0, self.rows, positions[:, j]]
             token = sample(logits, logits, 0.0, uniform=uniform, temperature=self.temperature).token
-            drafts.append(token)
             token = token.clamp(min=0)  # a row at fault goes on with a harmless id: `verify` finds the fault
+            drafts.append(token)
         return torch.stack(drafts, 1)
 
     def _verify(self, k: int, drafts: Tensor, teacher_logits: Tensor) -> None:
@@ -264,7 +264,7 @@ class _Decoder:
         verdict = verify(
             self.student_logits.flatten(0, 1),
             teacher,
-            drafts.flatten().clamp(min=0),
+            drafts.flatten(),
             torch.arange(n + 1, device=self.device) * k,
             self.budget,
             temperature=self.temperature,

@@ -288,3 +288,17 @@ def test_epsilon_zero_keeps_every_draft_whatever_the_uniform(trb: Operators) -> 
     got = call.but(accept_uniform=torch.full((30,), 1 - 2.0**-53, dtype=torch.float64)).by(trb.verify)
     assert (got.accepted == 3).all()
     assert torch.equal(got.log_probs[..., 0], got.log_probs[..., 2])
+
+
+@pytest.mark.parametrize("vocab", [2, 60, 1500])
+def test_a_draft_refused_where_rounding_leaves_no_residual_is_drawn_from_mu(trb: Operators, vocab: int) -> None:
+    """Models alike to rounding: mu / pi_S may come out as 1 - 1e-9 for every token, below the largest uniform."""
+    student, _ = ordinary(200, vocab, seed=vocab)
+    noise = torch.randn(200, 1, generator=torch.Generator().manual_seed(1))
+    for teacher in (student, student + 64, student * (1 + 1e-7 * noise)):
+        call = ragged(student, teacher, [1] * 200, epsilon=0.1, direct=0.0)
+        got = call.but(accept_uniform=torch.full((200,), 1 - 2.0**-53, dtype=torch.float64)).by(trb.verify)
+        assert (got.emitted == 1).all()
+        if teacher is student:
+            drawn = trb.sample(student, teacher, 0.1, uniform=call.draw_uniform).token
+            assert torch.equal(got.tokens[:, 0], torch.where(got.accepted == 1, call.draft_tokens, drawn))

@@ -72,9 +72,9 @@ def test_agrees_with_the_float64_reference(trb: Operators, counts: list[int], ki
     for vocab in (3, 60, 1500):
         student, teacher = ordinary(sum(counts) + 2, vocab, seed=vocab)
         budgets, heats = torch.tensor(BUDGETS), torch.tensor([1.0, 0.5, 1.3])
-        for seed in range(4):
-            epsilon = budgets.roll(seed).repeat(2)[: len(counts)]
-            temperature = heats.roll(seed).repeat(2)[: len(counts)]
+        for seed in range(4 if vocab < 1000 else 1):
+            epsilon = budgets.roll(seed + vocab).repeat(2)[: len(counts)]
+            temperature = heats.roll(seed + vocab).repeat(2)[: len(counts)]
             call = ragged(
                 student, teacher, counts, seed=seed, epsilon=epsilon, temperature=temperature, kind=kind, padding=2
             )
@@ -169,7 +169,7 @@ def test_a_draft_kept_or_replaced_follows_mu_over_all_uniforms(trb: Operators, e
 
 
 def test_the_reference_follows_mu_over_all_uniforms() -> None:
-    for epsilon, kind in LAWS:
+    for epsilon, kind in ((0.01, 0), (0.3, 1), (0.3, 2), (INF, 0)):
         assert distance_from_mu(reference.verify, one_row(epsilon, kind), 250) < 2.0 / 250, (epsilon, kind)
 
 

@@ -6,7 +6,6 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -16,27 +15,39 @@
 
 namespace trb::cpu {
 
+// What makes logits at temperature T of the numbers in memory: T log p, or T times what was divided by T before.
+// Rounded to float32; what is finite stays so: a mask of the lowest finite number is not -inf, and the largest is no
+// fault.
+struct ToLogits {
+  StudentKind kind = StudentKind::kLogits;
+  float temperature = 1.0f;
+  void (*log)(float* values, int64_t count) = nullptr;  // SweepTable's, the same in every sweep
+
+  void operator()(float* values, int64_t count) const {
+    constexpr float kLargest = std::numeric_limits<float>::max();
+    if (kind == StudentKind::kLogits) return;
+    if (kind == StudentKind::kProbabilities) log(values, count);
+    for (int64_t i = 0; i < count; ++i) {
+      const float product = values[i] * temperature;
+      values[i] = std::isinf(product) && !std::isinf(values[i]) ? std::copysign(kLargest, product) : product;
+    }
+  }
+};
+
 struct LogitsRow {
   const void* data;
   int64_t stride;  // elements
   torch::headeronly::ScalarType dtype;
-  StudentKind kind = StudentKind::kLogits;
-  float temperature = 1.0f;  // of what is not raw logits
+  ToLogits to_logits{};
 
-  // Raw logits side by side, which a sweep can read where they lie.
+  // Raw logits, which a sweep can read where they lie if they do so side by side.
+  bool raw() const { return to_logits.kind == StudentKind::kLogits; }
   bool in_place() const { return stride == 1 && raw(); }
-  bool raw() const { return kind == StudentKind::kLogits; }
 
-  // out[i] = logit[begin + i], exactly, or what it is of the rest, rounded to float32
+  // out[i] = logit[begin + i], exactly
   void load(int64_t begin, int64_t count, float* out) const {
-    using torch::headeronly::ScalarType;
-    if (dtype == ScalarType::Float) {
-      load_as<float>(begin, count, out);
-    } else if (dtype == ScalarType::Half) {
-      load_as<torch::headeronly::Half>(begin, count, out);
-    } else {
-      load_as<torch::headeronly::BFloat16>(begin, count, out);
-    }
+    load_numbers(begin, count, out);
+    to_logits(out, count);
   }
 
   // The bit patterns of bfloat16 logits.
@@ -45,8 +56,15 @@ struct LogitsRow {
     for (int64_t i = 0; i < count; ++i) out[i] = source[i * stride];
   }
 
-  // out[i] = logit[begin + i] * scale, of the logit as float32
+  // out[i] = logit[begin + i] * scale, of at most a block
   void load(int64_t begin, int64_t count, double scale, double* out) const {
+    float logits[kBlock];
+    load(begin, count, logits);
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<double>(logits[i]) * scale;
+  }
+
+ private:
+  void load_numbers(int64_t begin, int64_t count, float* out) const {
     using torch::headeronly::ScalarType;
     if (dtype == ScalarType::Float) {
       load_as<float>(begin, count, out);
@@ -55,28 +73,12 @@ struct LogitsRow {
     } else {
       load_as<torch::headeronly::BFloat16>(begin, count, out);
     }
-    if (scale != 1.0)
-      for (int64_t i = 0; i < count; ++i) out[i] *= scale;
   }
 
- private:
-  template <typename T, typename Out>
-  void load_as(int64_t begin, int64_t count, Out* out) const {
+  template <typename T>
+  void load_as(int64_t begin, int64_t count, float* out) const {
     const T* source = static_cast<const T*>(data) + begin * stride;
-    if (raw()) {
-      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Out>(static_cast<float>(source[i * stride]));
-    } else if (kind == StudentKind::kProbabilities) {  // a negative one becomes NaN, and the row a faulty one
-      for (int64_t i = 0; i < count; ++i) out[i] = times_temperature(std::log(static_cast<float>(source[i * stride])));
-    } else {
-      for (int64_t i = 0; i < count; ++i) out[i] = times_temperature(static_cast<float>(source[i * stride]));
-    }
-  }
-
-  // What is finite stays so: a mask of the lowest finite number is not -inf, and the largest is no fault.
-  float times_temperature(float x) const {
-    constexpr float kLargest = std::numeric_limits<float>::max();
-    const float product = x * temperature;
-    return std::isinf(product) && !std::isinf(x) ? std::copysign(kLargest, product) : product;
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(source[i * stride]);
   }
 };
 

@@ -18,8 +18,7 @@ RowVerdict judge(const VerifyRequest& call, int64_t request, int64_t row, RowSol
   if (!row_in_range(arrays, row)) return verdict;
   RowPair pair{logits_row(call.student, arrays.student_row[row]), logits_row(call.teacher, arrays.teacher_row[row]),
                arrays.vocab, 1.0 / arrays.temperature[request]};
-  pair.student.kind = arrays.student_kind;
-  pair.student.temperature = arrays.temperature[request];
+  pair.student.to_logits = {arrays.student_kind, arrays.temperature[request], sweep_table().log};
   const RowAnswer& answer = solver.solve(pair, arrays.epsilon[request]);
   if (answer.status == Status::kFault) return verdict;
 

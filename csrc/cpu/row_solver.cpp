@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace trb::cpu {
 namespace {
@@ -57,9 +58,10 @@ int64_t invert_cdf(const std::vector<double>& mass, int64_t vocab, double unifor
   }
   if (chosen < 0) return -1;
   const int64_t begin = chosen * kBlock, count = std::min(kBlock, vocab - begin);
-  double weights[kBlock], sum = 0.0;
+  double weights[kBlock];
   weigh(begin, count, weights);
-  for (int64_t i = 0; i < count; ++i) sum += weights[i];
+  const double sum = std::accumulate(weights, weights + count, 0.0);
+  if (sum == 0.0) return -1;  // its mass was a rounding
   // The tokens of the block share its mass exactly, whatever the rounding of either sum.
   const double unit = mass[chosen] / sum;
   int64_t token = -1;
@@ -95,17 +97,21 @@ Draw RowSolver::sample(double uniform) const {
 
 Draw RowSolver::sample_residual(double uniform) {
   if (answer_.status == Status::kFault || !is_uniform(uniform)) return {};
+  if (answer_.status == Status::kStudent) return sample(uniform);  // mu is pi_S
   const auto weigh = [&](int64_t begin, int64_t count, double* out) {
     block_residual(row_, answer_, begin, count, out);
   };
-  residual_.resize(block_count(row_.vocab));
-  for_each_part(spread_, block_count(row_.vocab), [&](int64_t block) {
-    double weights[kBlock], sum = 0.0;
-    const int64_t begin = block * kBlock, count = std::min(kBlock, row_.vocab - begin);
-    weigh(begin, count, weights);
-    for (int64_t i = 0; i < count; ++i) sum += weights[i];
-    residual_[block] = sum;
-  });
+  if (!in_double_) {
+    float_row_.residual(row_, answer_, &residual_);
+  } else {
+    residual_.resize(block_count(row_.vocab));
+    for_each_part(spread_, block_count(row_.vocab), [&](int64_t block) {
+      double weights[kBlock];
+      const int64_t begin = block * kBlock, count = std::min(kBlock, row_.vocab - begin);
+      weigh(begin, count, weights);
+      residual_[block] = std::accumulate(weights, weights + count, 0.0);
+    });
+  }
   const int64_t token = invert_cdf(residual_, row_.vocab, uniform, weigh);
   if (token < 0) return sample(uniform);
   return {token, log_probs_at(token)};

@@ -5,7 +5,6 @@ The paper (arXiv 2605.31159) reports pass@1 = c/n at temperature 1, with n sampl
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .named_object import load_object
 from .rollout import lockstep
 from .vocab import Alignment, align
 
@@ -186,14 +186,6 @@ def verifier_by_name(name: str) -> Verifier:
     """The verifier called `name` in VERIFIERS, or "module:function". ValueError when there is none."""
     if name in VERIFIERS:
         return VERIFIERS[name]
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
+    if ":" not in name:
         raise ValueError(f"a verifier is one of {', '.join(VERIFIERS)} or 'module:function', got {name!r}")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the verifier {name!r} could not be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"the verifier {name!r} must be callable, got {type(found).__name__}")
-    verifier: Verifier = found
-    return verifier
+    return load_object("verifier", name)

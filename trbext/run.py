@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, HfArgumentParser, PrinterCallback, ProgressCallback
+from trl import DistillationConfig
 
 from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
 from .config import TRBConfig
@@ -98,7 +99,8 @@ def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArgumen
 
 def print_fields() -> None:
     """Every field of `trb train` with its default and help, the project's own first."""
-    own = {f.name for f in dataclasses.fields(RunArguments)} | set(TRBConfig.__annotations__)
+    trls = {f.name for f in dataclasses.fields(DistillationConfig)} - set(TRBConfig.__annotations__)
+    own = {f.name for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind)} - trls
     shown = [f for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind)]
     for field_ in sorted(shown, key=lambda f: f.name not in own):  # stable: otherwise the order of definition
         default = "" if field_.default is dataclasses.MISSING else field_.default

@@ -56,7 +56,7 @@ def test_help_of_every_field_renders() -> None:
     HfArgumentParser(TRBConfig).print_help(text)  # a bare percent sign would raise
     own = {field.name for field in dataclasses.fields(TRBConfig)}
     own -= {field.name for field in dataclasses.fields(DistillationConfig)}
-    assert len(own) == 22
+    assert len(own) == 24
     for name in own:
         assert f"--{name}" in text.getvalue()
         assert TRBConfig.__dataclass_fields__[name].metadata["help"].endswith(".")
@@ -138,6 +138,8 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"veto_start": 1.0}, "veto_start must be an exponent with 0 <= veto_start < 1, got 1.0"),
         ({"veto_start": 0.4, "beta": 0.5}, "veto_start=0.4 is of the reverse KL, which is beta = 1.0, got beta = 0.5"),
         ({"veto_steps": 1.5}, "veto_steps must be a whole number"),
+        ({"rollouts_per_prompt": 0}, "rollouts_per_prompt must be at least 1, got 0"),
+        ({"rollout_batch_size": 0}, "rollout_batch_size must be at least 1, or unset for all, got 0"),
         ({"eval_samples": 0}, "eval_samples must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
         ({"max_completion_length": None}, "max_completion_length must be at least 1 token, got None"),

@@ -82,6 +82,20 @@ class TRBConfig(LossFields, PolicyFields, DistillationConfig):  # type: ignore[m
             '{"0": 0.05, "20": 0.01, "50": 0}; straight lines between them, constant after the last.'
         },
     )
+    rollouts_per_prompt: int = field(
+        default=1,
+        metadata={
+            "help": "Rollouts of each prompt in an optimizer step; with n, a step takes n times fewer prompts. The "
+            "paper: 4."
+        },
+    )
+    rollout_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rollouts decoded at a time on each process: fewer take less memory for KV caches and more time. "
+            "Unset = all of an optimizer step."
+        },
+    )
     eval_samples: int = field(
         default=1,
         metadata={"help": "Completions sampled per prompt for eval_pass@1, from the student alone at temperature 1."},
@@ -90,7 +104,8 @@ class TRBConfig(LossFields, PolicyFields, DistillationConfig):  # type: ignore[m
         default=None,
         metadata={
             "help": "Judge of the completions for eval_pass@1: 'numeric' (last number equals the column 'answer'), "
-            "'demo' (the built-in task) or 'module:function', called as function(prompt, completion, row) -> bool. "
+            "'math' (math-verify), 'demo' (the built-in task) or 'module:function', called as "
+            "function(prompt, completion, row) -> bool. "
             "Unset = no pass@1."
         },
     )
@@ -107,6 +122,10 @@ class TRBConfig(LossFields, PolicyFields, DistillationConfig):  # type: ignore[m
         if self.trb_schedule_points is not None:
             self.trb_schedule_points = _points_by_step(self.trb_schedule_points)
         self.schedule(total_steps=0)  # the schedule's own checks, now rather than at the first step
+        if self.rollout_batch_size is not None and self.rollout_batch_size < 1:
+            raise ValueError(f"rollout_batch_size must be at least 1, or unset for all, got {self.rollout_batch_size}")
+        if self.rollouts_per_prompt < 1:
+            raise ValueError(f"rollouts_per_prompt must be at least 1, got {self.rollouts_per_prompt}")
         if self.eval_samples < 1:
             raise ValueError(f"eval_samples must be at least 1, got {self.eval_samples}")
         if not self.temperature > 0:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -19,6 +21,7 @@ from .losses import (
     veto_target,
 )
 from .metrics import PrefixMeans
+from .rollout import Rollout
 from .vocab import Alignment
 
 
@@ -51,6 +54,17 @@ class Objective:
                 student_logits, target, token, log_weight, weight_cap=self.weight_cap, temperature=temperature
             )
         return reverse_kl(student_logits, target, top_k=self.top_k, temperature=temperature)
+
+
+def log_weights(rollouts: Sequence[Rollout], completion_ids: Tensor) -> Tensor:
+    """log pi_S - log mu of the tokens of `completion_ids` [B, C], float32, from the rollouts of its rows in order."""
+    weights = torch.zeros(completion_ids.shape, device=completion_ids.device)
+    row = 0
+    for rollout in rollouts:
+        rows, length = rollout.tokens.shape
+        weights[row : row + rows, :length] = rollout.student_log_prob - rollout.log_prob
+        row += rows
+    return weights
 
 
 class LossTerms(NamedTuple):

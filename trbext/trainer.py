@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,18 +27,19 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DistillationTrainer
-from trl.trainer.utils import RepeatSampler, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from .config import TRBConfig
 from .evaluation import Verifier, evaluate_pass_at_1, left_padded, verifier_by_name
 from .losses import lm_head
 from .metrics import PrefixMeans, rollout_metrics, tokens_per_second
-from .prefix_loss import Objective, prefix_loss
+from .prefix_loss import Objective, log_weights, prefix_loss
+from .prompt_order import ResumableSampler
 from .rollout import Policy, Rollout, TrustRegion, lockstep
 from .rollout.policies import STUDENT
 from .teacher import load_teacher, load_teacher_tokenizer, prepare_teacher
 from .unsharding import check_can_unshard, whole_for_decoding
-from .vocab import align, check_tokenizers
+from .vocab import align, check_tokenizers, stop_with_all_eos_ids
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -142,6 +143,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             if args.teacher_model_init_kwargs is not None:
                 raise ValueError("teacher_model_init_kwargs is set, but teacher_model is already instantiated")
         self.alignment = align(self.model, teacher_model, self._tokenizer, teacher_tokenizer)
+        stop_with_all_eos_ids(self.model, self.alignment)
         # TRL's fused loss reads lm_head weights, which can be sliced; merged EOS columns exist only as logits.
         self._fused_loss = self.alignment.is_slice
         self._check_loss(teacher_model, tools=bool(tools))
@@ -152,7 +154,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         self._trl_decodes_student = args.use_vllm or any(True for _ in args.altered_sampling())
         # A user's class is made once; the built-in policies are cheap, and may depend on the length of the run.
         self._policy = policy if policy or ":" not in args.rollout_policy else args.policy(total_steps=0)
-        self._rollouts: list[Rollout] = []  # of the current generation, one per turn of the conversation
+        self._rollouts: list[Rollout] = []  # of the current generation, one per turn and part of the batch
         self._turns = 0
         self._generated_tokens, self._decoding_seconds = 0, 0.0
         self._eval_batches = 0
@@ -203,18 +205,21 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
                 prompt_ids, images, multimodal_fields, has_tool_images
             )
         else:
-            completion_ids = self._decode(prompt_ids, policy)
+            size = self.args.rollout_batch_size or len(prompt_ids)
+            parts = [prompt_ids[start : start + size] for start in range(0, len(prompt_ids), size)]
+            completion_ids = [ids for index, part in enumerate(parts) for ids in self._decode(part, policy, index)]
         self._turns += 1
         self._generated_tokens += sum(map(len, completion_ids))
         self._decoding_seconds += time.perf_counter() - start
         return completion_ids
 
-    def _decode(self, prompt_ids: list[list[int]], policy: Policy) -> list[list[int]]:
+    def _decode(self, prompt_ids: list[list[int]], policy: Policy, part: int) -> list[list[int]]:
         input_ids, attention_mask = left_padded(prompt_ids, self._tokenizer.pad_token_id, self.accelerator.device)
+        turn = (self._turns, part) if part else (self._turns,)  # undivided batches keep the numbers they always had
         if self.model.training:
-            generator = self._generator(TRAIN_STREAM, self._turns)
+            generator = self._generator(TRAIN_STREAM, *turn)
         else:
-            generator = self._generator(EVAL_STREAM, self._eval_batches, self._turns)
+            generator = self._generator(EVAL_STREAM, self._eval_batches, *turn)
         step = self.state.global_step
         who: dict[str, Any] = {"policy": policy, "optimizer_step": step}
         if isinstance(policy, TrustRegion):
@@ -256,25 +261,29 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             of_student = self.policy.is_student(self.state.global_step)
             metrics |= rollout_metrics(self._rollouts, self.epsilon, self.accelerator, of_student=of_student)
             if self.args.loss_estimator == "sampled" and not of_student:
-                output["log_weight"] = torch.zeros(output["completion_ids"].shape, device=self.accelerator.device)
-                (rollout,) = self._rollouts
-                output["log_weight"][:, : rollout.mask.shape[1]] = rollout.student_log_prob - rollout.log_prob
+                output["log_weight"] = log_weights(self._rollouts, output["completion_ids"])
         else:
             self._eval_batches += 1
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         return output
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> ResumableSampler:
         dataset = self.train_dataset if dataset is None else dataset
-        accumulation = self.args.gradient_accumulation_steps
+        accumulation, rollouts = self.args.gradient_accumulation_steps, self.args.rollouts_per_prompt
         per_step = self._train_batch_size * self.accelerator.num_processes * accumulation
-        if len(dataset) < per_step:
-            raise ValueError(f"an optimizer step takes {per_step} prompts, the train_dataset has {len(dataset)}")
-        steps_per_epoch = len(dataset) // per_step
-        return _ResumableSampler(
+        if per_step % rollouts != 0:
+            raise ValueError(
+                f"an optimizer step takes {per_step} rollouts, no multiple of rollouts_per_prompt {rollouts}"
+            )
+        prompts = per_step // rollouts
+        if len(dataset) < prompts:
+            raise ValueError(f"an optimizer step takes {prompts} prompts, the train_dataset has {len(dataset)}")
+        steps_per_epoch = len(dataset) // prompts
+        return ResumableSampler(
             data_source=dataset,
-            batch_size=per_step,
+            batch_size=prompts,
+            mini_repeat_count=rollouts,
             repeat_count=accumulation,
             shuffle=self.shuffle_dataset,
             seed=self.args.seed,
@@ -391,20 +400,3 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         right = torch.tensor([sum(evaluation.correct)], device=self.accelerator.device)
         total = int(self.accelerator.reduce(right, reduction="sum"))
         return total / (len(dataset) * self.args.eval_samples)
-
-
-class _ResumableSampler(RepeatSampler):  # type: ignore[misc]
-    """TRL's sampler with each epoch's order a function of the epoch.
-
-    TRL's own draws one order after another from a generator that a checkpoint does not hold: a run resumed in its
-    second epoch would see the first epoch's order again.
-    """
-
-    def __init__(self, *, epoch: Callable[[], int], **kwargs: Any) -> None:
-        super().__init__(mini_repeat_count=1, **kwargs)
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + self.epoch())
-        yield from super().__iter__()

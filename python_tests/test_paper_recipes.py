@@ -4,6 +4,10 @@ training with the EOS ids of Qwen3's base and chat models, checkpoints and the s
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,8 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from tiny_models import CHARACTERS
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, get_scheduler
@@ -255,6 +261,33 @@ def test_every_command_of_the_table_in_the_docs_parses_with_the_recipe() -> None
     assert len(commands) >= 7
     for command in commands:
         parse_run(ROOT / "recipes" / "paper-1.7b-8b.yaml", [*command.split(), "--use_cpu", "true"])
+
+
+def test_the_launch_configuration_shards_both_models_and_leaves_checkpoints_that_load(
+    tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    launch = ["--config_file", str(ROOT / "recipes" / "accelerate" / "fsdp2-8-gpus.yaml"), "--num_processes", "2"]
+    script = str(Path(__file__).with_name("fsdp_run.py"))
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*launch, script]))
+    fsdp = {k: v for k, v in prepare_multi_gpu_env(arguments).items() if k.startswith(("FSDP", "ACCELERATE"))}
+    environment = {**os.environ, **fsdp, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    words = dry_run(RECIPES[0], tmp_path, pair, per_device_train_batch_size=2, bf16=True, loss_estimator="top_k")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *rendezvous, script, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert set(re.findall(r"weights: (\w+ \w+ \w+)", done.stdout)) == {"FSDP DTensor DTensor"}
+    run = RunFolder(tmp_path / "run")
+    lines = [line for line in run.read_metrics() if "loss" in line]
+    assert [line["trb/epsilon"] for line in lines] == [0.02, 0.0]
+    assert all(line["grad_norm"] > 0 for line in lines)
+    start = AutoModelForCausalLM.from_pretrained(pair[0]).lm_head.weight
+    for folder in (run.path / "checkpoint-2", run.model):
+        trained = AutoModelForCausalLM.from_pretrained(folder)
+        assert trained.lm_head.weight.shape == (WIDTH, 16)
+        assert 0 < (trained.lm_head.weight - start).abs().max() < 1e-3  # a step of learning rate 1e-5
+        assert trained.generation_config.eos_token_id == [END_OF_TEXT, IM_END]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -469,6 +469,51 @@ def test_a_policy_may_be_handed_over_as_an_object(tmp_path: Path, drawn: list[Ro
         make_trainer(tmp_path, policy=FixedBeta(0.25), rollout_policy="student", top_p=0.9)
 
 
+# ---- Several rollouts of a prompt, and a few rows at a time ----
+
+
+def test_rollouts_of_one_prompt_share_an_optimizer_step(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, rows=8, rollouts_per_prompt=4, gradient_accumulation_steps=2, max_steps=4)
+    batches: list[list[str]] = []
+    generate = trainer._generate
+    trainer._generate = lambda texts: (batches.append(texts), generate(texts))[1]
+    trainer.train()
+    assert [len(batch) for batch in batches] == [8] * 4
+    assert all(batch.count(text) == 4 for batch in batches for text in batch)
+    assert sorted({text for batch in batches for text in batch}) == sorted(prompts(8)["prompt"])  # 2 a step: one epoch
+    with pytest.raises(ValueError, match="an optimizer step takes 4 rollouts, no multiple of rollouts_per_prompt 3"):
+        make_trainer(tmp_path, rollouts_per_prompt=3).train()
+
+
+def test_rollouts_in_parts_are_independent_of_one_another_and_keep_their_weights(
+    tmp_path: Path, drawn: list[Rollout]
+) -> None:
+    fields: dict[str, Any] = {"rollouts_per_prompt": 4, "loss_estimator": "sampled", "max_steps": 1, "trb_epsilon": 0.5}
+    trainer = make_trainer(tmp_path, rollout_batch_size=2, rows=1, **fields)
+    trainer.train()
+    first, second = drawn
+    assert len(first.tokens) == len(second.tokens) == 2
+    # One prompt four times: equal numbers in both parts would give equal rollouts.
+    assert first.tokens.shape != second.tokens.shape or not torch.equal(first.tokens, second.tokens)
+    mask = [rollout.mask for rollout in drawn]
+    weight = torch.cat([(r.student_log_prob - r.log_prob)[m] for r, m in zip(drawn, mask, strict=True)]).exp()
+    gap = torch.cat([(r.student_log_prob - r.teacher_log_prob)[m] for r, m in zip(drawn, mask, strict=True)])
+    assert steps(trainer)[0]["loss"] == pytest.approx((weight * gap).mean().item(), rel=1e-4, abs=1e-5)
+    drawn.clear()
+    make_trainer(tmp_path, rollout_batch_size=4, rows=1, **fields).train()
+    make_trainer(tmp_path, rows=1, **fields).train()
+    assert torch.equal(drawn[0].tokens, drawn[1].tokens)
+
+
+def test_a_saved_student_stops_by_the_ids_of_both_models(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, None, tiny_llama(1, eos=[END_OF_TURN, EOS]), max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    saved_ids = LlamaForCausalLM.from_pretrained(tmp_path / "model").generation_config.eos_token_id
+    assert saved_ids == [EOS, END_OF_TURN]
+    assert make_trainer(tmp_path).model.generation_config.eos_token_id == EOS
+
+
 # ---- Resuming ----
 
 

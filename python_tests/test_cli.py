@@ -162,7 +162,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(
         ({"teacher_model_name_or_path": None}, "teacher_model_name_or_path is not set"),
         ({"prompts": "missing.jsonl"}, "no such file of prompts: missing.jsonl"),
         ({"prompt_column": "question"}, "have no column 'question', only prompt, answer"),
-        ({"eval_verifier": "oracle"}, "a verifier is one of numeric, demo or 'module:function', got 'oracle'"),
+        ({"eval_verifier": "oracle"}, "a verifier is one of numeric, demo, math or 'module:function', got 'oracle'"),
     ],
 )
 def test_bad_configurations_give_one_line_and_exit_code_2(

@@ -72,7 +72,7 @@ def test_verifiers_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("math", "one of numeric, demo or 'module:function', got 'math'"),
+        ("mathematics", "one of numeric, demo, math or 'module:function', got 'mathematics'"),
         ("nowhere_at_all:f", "'nowhere_at_all:f' could not be imported: No module named"),
         ("operator:nothing", "'operator:nothing' could not be imported: .*nothing"),
         ("math:pi", "'math:pi' must be callable, got float"),

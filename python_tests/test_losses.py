@@ -17,7 +17,18 @@ from transformers import (
 )
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-from trbext.losses import LMHead, PrefixTerms, chunked_reverse_kl, entropy, lm_head, reverse_kl, teacher_terms
+from trbext.losses import (
+    LMHead,
+    PrefixTerms,
+    chunked_reverse_kl,
+    cross_entropy,
+    entropy,
+    lm_head,
+    reverse_kl,
+    sampled_reverse_kl,
+    teacher_terms,
+    veto_target,
+)
 from trbext.vocab import Alignment
 
 ROWS, VOCABULARY = 7, 23
@@ -250,6 +261,130 @@ def test_equals_the_fused_loss_of_trl(narrow: bool) -> None:
     ours = torch.autograd.grad(terms.reverse_kl.mean(), leaves)
     for mine, theirs in zip(ours, torch.autograd.grad(loss, leaves), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+# ---- Estimates from the sampled token ----
+
+
+def every_token(student: Tensor, teacher: Tensor, mu: Tensor, **kwargs: float) -> Tensor:
+    """[ROWS, V]: the estimate for each token that mu could have drawn."""
+    log_weight = (student.detach() / kwargs.get("temperature", 1.0)).log_softmax(-1) - mu.log()
+    rows = [
+        sampled_reverse_kl(student, teacher, torch.full((ROWS,), token), log_weight[:, token], **kwargs)
+        for token in range(VOCABULARY)
+    ]
+    return torch.stack(rows, -1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("excluded", [False, True])
+@pytest.mark.parametrize("behavior", ["student", "teacher", "blend"])
+def test_the_expectation_over_tokens_of_the_sampled_estimate_is_the_reverse_kl_and_its_gradient(
+    behavior: str, excluded: bool, temperature: float
+) -> None:
+    student, teacher = logits(8)
+    if excluded:  # a token the teacher rules out has a finite stand-in
+        teacher = teacher.masked_fill(torch.arange(VOCABULARY) == 3, -torch.inf)
+    p, q = (student.detach() / temperature).softmax(-1), (teacher / temperature).softmax(-1)
+    mu = {"student": p, "teacher": 0.999 * q + 0.001 * p, "blend": (p + q) / 2}[behavior]
+    expected = reverse_kl(student, teacher, temperature=temperature)
+    found = (mu * every_token(student, teacher, mu, temperature=temperature)).sum(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradient(found, student), gradient(expected, student), rtol=1e-9, atol=1e-12)
+
+
+def test_without_its_weight_the_sampled_estimate_is_biased() -> None:
+    student, teacher = logits(8)
+    mu = teacher.softmax(-1)
+    unweighted = torch.stack(
+        [
+            sampled_reverse_kl(student, teacher, torch.full((ROWS,), token), torch.zeros(ROWS))
+            for token in range(VOCABULARY)
+        ],
+        -1,
+    )
+    assert ((mu * unweighted).sum(-1) < 0).all()  # it estimates -KL(pi_T || pi_S)
+    full, wrong = gradient(reverse_kl(student, teacher), student), gradient((mu * unweighted).sum(-1), student)
+    assert (full - wrong).abs().max() > 0.1
+
+
+def test_the_gradient_has_no_noise_where_the_student_equals_the_teacher() -> None:
+    student, _ = logits(4)
+    found = sampled_reverse_kl(student, student.detach(), torch.arange(ROWS), torch.ones(ROWS))
+    assert gradient(found, student).abs().max() < 1e-15
+
+
+def test_a_cap_cuts_the_weight_and_nothing_else() -> None:
+    student, teacher = logits(9)
+    token, log_weight = torch.arange(ROWS), torch.linspace(-2, 2, ROWS, dtype=torch.float64)
+    free = sampled_reverse_kl(student, teacher, token, log_weight)
+    capped = sampled_reverse_kl(student, teacher, token, log_weight, weight_cap=1.5)
+    expected = torch.where(log_weight.exp() > 1.5, free * 1.5 / log_weight.exp(), free)
+    torch.testing.assert_close(capped, expected)
+    assert (capped != free).sum() == 3
+
+
+def test_chunks_minimise_another_loss_and_report_the_reverse_kl_without_gradient() -> None:
+    student_hidden, teacher_hidden, student, teacher, tokens = heads()
+    alignment, weights = Alignment(VOCABULARY, (1,), (1,)), torch.linspace(-1, 1, ROWS, dtype=torch.float64)
+    terms = chunked_reverse_kl(
+        student_hidden,
+        teacher_hidden,
+        student,
+        teacher,
+        tokens,
+        alignment,
+        loss=sampled_reverse_kl,
+        log_weight=weights,
+        chunk_elements=2 * VOCABULARY,
+    )
+    plain = chunked_reverse_kl(student_hidden, teacher_hidden, student, teacher, tokens, alignment)
+    assert torch.equal(plain.loss, plain.reverse_kl)
+    torch.testing.assert_close(terms.reverse_kl, plain.reverse_kl, rtol=1e-12, atol=1e-13)
+    assert not terms.reverse_kl.requires_grad
+    whole = sampled_reverse_kl(student(student_hidden), teacher(teacher_hidden), tokens, weights)
+    torch.testing.assert_close(terms.loss, whole, rtol=1e-12, atol=1e-13)
+    slopes = [torch.autograd.grad(loss.sum(), student.weight)[0] for loss in (terms.loss, whole)]
+    torch.testing.assert_close(*slopes, rtol=1e-11, atol=1e-13)
+
+
+# ---- Veto and supervision ----
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_vetos_target_is_the_teacher_times_a_power_of_the_student_held_constant(
+    temperature: float, top_k: int | None
+) -> None:
+    student, teacher = logits(10)
+    p, q = ((x.detach() / temperature).softmax(-1) for x in (student, teacher))
+    target = (q * p**0.4) / (q * p**0.4).sum(-1, keepdim=True)
+    found = reverse_kl(student, veto_target(student, teacher, 0.4), top_k=top_k, temperature=temperature)
+    expected = reverse_kl(student, target.log() * temperature, top_k=top_k, temperature=temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradient(found, student), gradient(expected, student), rtol=1e-9, atol=1e-12)
+    if top_k is None:  # sum grad pi_S ((1 - b) log pi_S - log pi_T)
+        live = (student / temperature).softmax(-1)
+        formula = (live * (0.6 * p.log() - q.log())).sum(-1)
+        again = reverse_kl(student, veto_target(student, teacher, 0.4), temperature=temperature)
+        torch.testing.assert_close(gradient(again, student), gradient(formula, student), rtol=1e-9, atol=1e-12)
+
+
+def test_veto_keeps_excluded_tokens_excluded_and_without_an_exponent_is_the_teacher() -> None:
+    student, teacher = logits(11)
+    assert veto_target(student, teacher, 0.0) is teacher
+    with torch.no_grad():
+        student[:, 2], teacher[:, 5] = -torch.inf, -torch.inf
+    target = veto_target(student, teacher, 0.5)
+    assert (target[:, [2, 5]] == -torch.inf).all()
+    assert reverse_kl(student, target).isfinite().all()
+
+
+def test_cross_entropy_is_the_surprise_of_the_token_at_the_temperature() -> None:
+    student, _ = logits(12)
+    token = torch.arange(ROWS)
+    expected = -(student / 0.7).softmax(-1)[token, token].log()
+    torch.testing.assert_close(cross_entropy(student, token, temperature=0.7), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_teacher_terms_alone_equal_those_of_the_loss() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trbext import reference
+from trbext.policy_fields import ROLLOUT_POLICIES, PolicyFields
 from trbext.reference import Sample
 from trbext.rollout import Policy, Rollout, TrustRegion, draw_from, lockstep
 from trbext.rollout.policies import (
@@ -445,3 +449,23 @@ def test_a_policy_written_by_a_user_in_twenty_lines_draws_rollouts() -> None:
         return 0.5 * (b == b.amax(-1, keepdim=True)) + 0.5 * softmax(a, t)
 
     assert p_value(sequence_law(models, [3, 5], law), rollout, slice(count)) > 1e-4
+
+
+def test_the_policy_of_the_docs_is_twenty_lines_and_draws_as_the_one_here() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "policies.md").read_text()
+    (code,) = re.findall(r"```py\n(.*?)```", page, re.S)
+    assert len(code.splitlines()) <= 20
+    scope: dict[str, Any] = {"torch": torch, "Policy": Policy, "draw_from": draw_from}
+    exec(code, scope)
+    a, b = logits()
+    found = draw(scope["TopTokenOfTheTeacher"](0.5), a, b, grid(1, 50), 0.8)
+    for mine, theirs in zip(draw(TopTokenOfTheTeacher(0.5), a, b, grid(1, 50), 0.8), found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_docs_name_every_policy_and_its_fields() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "policies.md").read_text()
+    for name in ROLLOUT_POLICIES:
+        assert f"| `{name}` |" in page
+    for field in dataclasses.fields(PolicyFields):
+        assert field.name in page or field.name.split("_")[0] + "_*" in page, field.name

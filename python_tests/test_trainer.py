@@ -19,6 +19,7 @@ from trl import DistillationConfig
 import trbext.trainer
 from trbext.config import TRBConfig
 from trbext.rollout import Rollout, lockstep
+from trbext.rollout.policies import FixedBeta
 from trbext.trainer import TRBTrainer
 from trbext.vocab import VocabularyMismatch
 
@@ -48,6 +49,7 @@ def make_trainer(
     held_out: Any = None,
     verifier: Any = None,
     peft_config: Any = None,
+    policy: Any = None,
     **fields: Any,
 ) -> TRBTrainer:
     settings: dict[str, Any] = {
@@ -75,6 +77,7 @@ def make_trainer(
         processing_class=tiny_tokenizer(),
         peft_config=peft_config,
         verifier=verifier,
+        policy=policy,
     )
 
 
@@ -307,6 +310,208 @@ def test_random_numbers_differ_between_seeds_steps_processes_streams_and_turns(
     monkeypatch.setattr(type(trainer.accelerator), "process_index", 1)
     draws.append(draw(0, 0, 0))
     assert len(set(draws)) == 7
+
+
+# ---- Other policies and losses ----
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "fixed": {"trb_epsilon": 0.3},
+    "fixed_beta": {"fixed_beta": 0.4},
+    "skd": {"skd_top_k": 3, "skd_teacher_temperature": 0.6},
+    "arithmetic": {"arithmetic_alpha": 0.3},
+    "temperature": {"temperature_start": 0.7, "temperature_warmup_steps": 2},
+    "sft": {"sft_steps": 2},
+    "teacher": {},
+    "gkd": {"gkd_coin": "sequence"},
+    "test_policies:TopTokenOfTheTeacher": {"rollout_policy_kwargs": {"share": 0.5}},
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
+    """The rollout of every call of the decoder."""
+    seen: list[Rollout] = []
+
+    def recording(*args: Any, **kwargs: Any) -> Rollout:
+        seen.append(lockstep(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(trbext.trainer, "lockstep", recording)
+    return seen
+
+
+@pytest.mark.parametrize("estimator", ["full", "sampled"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_trains_and_logs_what_it_has(
+    tmp_path: Path, name: str, estimator: str, drawn: list[Rollout]
+) -> None:
+    teacher = tiny_llama(1, hidden=32, eos=END_OF_TURN)  # other EOS ids, so every policy blends merged logits
+    calls, seen = decoding_calls(teacher), []
+    trainer = make_trainer(
+        tmp_path, None, teacher, rollout_policy=name, max_steps=4, loss_estimator=estimator, **POLICIES[name]
+    )
+    generate = trainer._generate_single_turn
+    trainer._generate_single_turn = lambda *args: (generate(*args), seen.append(len(calls)))[0]
+    trainer.train()
+    asked = [after > before for before, after in zip([0, *seen], seen, strict=False)]
+    assert asked == {"temperature": [False] * 4, "sft": [True, True, False, False]}.get(name, [True] * 4)
+    assert not any((rollout.tokens[rollout.mask] == END_OF_TURN).any() for rollout in drawn)
+    for log, rollout, used in zip(steps(trainer), drawn, asked, strict=True):
+        assert all(math.isfinite(log[key]) for key in ("loss", "grad_norm", "trb/reverse_kl", "trb/teacher_log_prob"))
+        assert log["trb/kl"] == pytest.approx(rollout.kl[rollout.mask].mean().item(), rel=1e-5, abs=1e-7)
+        assert (rollout.teacher_log_prob is not None) == used
+        assert log.get("trb/beta_mean") == (
+            None
+            if rollout.beta[rollout.mask].isnan().any()
+            else pytest.approx(rollout.beta[rollout.mask].mean().item())
+        )
+        assert log.get("trb/epsilon") == {"fixed": 0.3, "sft": None if used else 0.0}.get(name)
+
+
+@pytest.mark.parametrize("name", ["skd", "gkd", "temperature", "sft", "test_policies:TopTokenOfTheTeacher"])
+def test_a_resumed_run_of_any_policy_repeats_the_uninterrupted_run_bitwise(tmp_path: Path, name: str) -> None:
+    fields: dict[str, Any] = {
+        **POLICIES[name],
+        **({"gkd_coin": "batch"} if name == "gkd" else {}),
+        "rollout_policy": name,
+        "loss_estimator": "sampled",
+        "gradient_accumulation_steps": 2,
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    straight = make_trainer(tmp_path / "straight", **fields)
+    straight.train()
+    resumed = make_trainer(tmp_path / "resumed", **fields)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-1"))
+    assert without_timings(resumed.state.log_history)[:-1] == without_timings(straight.state.log_history)[:-1]
+    assert all(torch.equal(weights(resumed)[key], value) for key, value in weights(straight).items())
+
+
+def test_sft_warmup_is_supervised_on_the_teachers_responses_to_the_first_prompts(
+    tmp_path: Path, drawn: list[Rollout]
+) -> None:
+    supervised, plain = (
+        make_trainer(tmp_path, max_steps=3, seed=1, **fields)
+        for fields in ({"rollout_policy": "sft", "sft_steps": 2}, {"rollout_policy": "student"})
+    )
+    asked: list[list[list[str]]] = []
+    for trainer in (supervised, plain):
+        asked.append([])
+        generate = trainer._generate
+        trainer._generate = lambda texts, generate=generate: (asked[-1].append(texts), generate(texts))[1]
+        trainer.train()
+    assert asked[0] == asked[1]
+    for log, rollout in zip(steps(supervised), drawn, strict=False):
+        if rollout.teacher_log_prob is not None:
+            surprise = -rollout.student_log_prob[rollout.mask].mean().item()
+            assert log["loss"] == pytest.approx(surprise, rel=1e-5)
+            assert (rollout.beta[rollout.mask] == 1).all()
+        else:
+            assert log["loss"] == pytest.approx(log["trb/reverse_kl"], rel=1e-5)
+    assert [rollout.teacher_log_prob is not None for rollout in drawn[:3]] == [True, True, False]
+
+
+def test_sampled_loss_is_the_weighted_log_ratio_of_what_was_drawn(tmp_path: Path, drawn: list[Rollout]) -> None:
+    for fields in ({"trb_epsilon": 0.5}, {"rollout_policy": "skd", "skd_top_k": 3}, {"rollout_policy": "student"}):
+        drawn.clear()
+        trainer = make_trainer(
+            tmp_path,
+            loss_estimator="sampled",
+            gradient_accumulation_steps=2,
+            pad_to_multiple_of=16,
+            max_steps=1,
+            **fields,
+        )
+        trainer.train()
+        (rollout,), (log,) = drawn, steps(trainer)
+        mask = rollout.mask
+        if rollout.teacher_log_prob is None:
+            weight, mean = torch.ones(()), log["trb/teacher_log_prob"]
+            expected = rollout.student_log_prob[mask].mean().item() - mean
+        else:
+            weight = (rollout.student_log_prob - rollout.log_prob)[mask].exp()
+            assert weight.std() > 0.01
+            expected = (weight * (rollout.student_log_prob - rollout.teacher_log_prob)[mask]).mean().item()
+        assert log["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert log["trb/reverse_kl"] > 0
+
+
+def test_veto_changes_the_loss_until_its_exponent_is_zero_and_never_the_evaluation(tmp_path: Path) -> None:
+    logs = {}
+    for start in (0.0, 0.6):
+        trainer = make_trainer(
+            tmp_path, rollout_policy="student", veto_start=start, veto_steps=2, max_steps=3, held_out=prompts(4)
+        )
+        first = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        logs[start] = (first, steps(trainer))
+    assert logs[0.0][0] == logs[0.6][0]
+    assert logs[0.0][1][0]["trb/reverse_kl"] == pytest.approx(logs[0.6][1][0]["trb/reverse_kl"], rel=1e-5)
+    assert all(log["loss"] != pytest.approx(log["trb/reverse_kl"], rel=1e-3) for log in logs[0.6][1][:2])
+    assert logs[0.6][1][2]["loss"] == pytest.approx(logs[0.6][1][2]["trb/reverse_kl"], rel=1e-5)
+
+
+def test_offline_distillation_takes_the_forward_kl_too(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, rollout_policy="teacher", beta=0.0, max_steps=10)
+    trainer.train()
+    losses = [log["loss"] for log in steps(trainer)]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+def test_a_policy_may_be_handed_over_as_an_object(tmp_path: Path, drawn: list[Rollout]) -> None:
+    trainer = make_trainer(tmp_path, policy=FixedBeta(0.25), max_steps=1)
+    trainer.train()
+    assert (drawn[0].beta[drawn[0].mask] == 0.25).all()
+    assert trainer.epsilon is None
+    assert "trb/epsilon" not in steps(trainer)[0]
+    with pytest.raises(ValueError, match=r"top_p=0\.9 cannot be combined with a policy"):
+        make_trainer(tmp_path, policy=FixedBeta(0.25), rollout_policy="student", top_p=0.9)
+
+
+# ---- Several rollouts of a prompt, and a few rows at a time ----
+
+
+def test_rollouts_of_one_prompt_share_an_optimizer_step(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, rows=8, rollouts_per_prompt=4, gradient_accumulation_steps=2, max_steps=4)
+    batches: list[list[str]] = []
+    generate = trainer._generate
+    trainer._generate = lambda texts: (batches.append(texts), generate(texts))[1]
+    trainer.train()
+    assert [len(batch) for batch in batches] == [8] * 4
+    assert all(batch.count(text) == 4 for batch in batches for text in batch)
+    assert sorted({text for batch in batches for text in batch}) == sorted(prompts(8)["prompt"])  # 2 a step: one epoch
+    with pytest.raises(ValueError, match="an optimizer step takes 4 rollouts, no multiple of rollouts_per_prompt 3"):
+        make_trainer(tmp_path, rollouts_per_prompt=3).train()
+
+
+def test_rollouts_in_parts_are_independent_of_one_another_and_keep_their_weights(
+    tmp_path: Path, drawn: list[Rollout]
+) -> None:
+    fields: dict[str, Any] = {"rollouts_per_prompt": 4, "loss_estimator": "sampled", "max_steps": 1, "trb_epsilon": 0.5}
+    trainer = make_trainer(tmp_path, rollout_batch_size=2, rows=1, **fields)
+    trainer.train()
+    first, second = drawn
+    assert len(first.tokens) == len(second.tokens) == 2
+    # One prompt four times: equal numbers in both parts would give equal rollouts.
+    assert first.tokens.shape != second.tokens.shape or not torch.equal(first.tokens, second.tokens)
+    mask = [rollout.mask for rollout in drawn]
+    weight = torch.cat([(r.student_log_prob - r.log_prob)[m] for r, m in zip(drawn, mask, strict=True)]).exp()
+    gap = torch.cat([(r.student_log_prob - r.teacher_log_prob)[m] for r, m in zip(drawn, mask, strict=True)])
+    assert steps(trainer)[0]["loss"] == pytest.approx((weight * gap).mean().item(), rel=1e-4, abs=1e-5)
+    drawn.clear()
+    make_trainer(tmp_path, rollout_batch_size=4, rows=1, **fields).train()
+    make_trainer(tmp_path, rows=1, **fields).train()
+    assert torch.equal(drawn[0].tokens, drawn[1].tokens)
+
+
+def test_a_saved_student_stops_by_the_ids_of_both_models(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, None, tiny_llama(1, eos=[END_OF_TURN, EOS]), max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    saved_ids = LlamaForCausalLM.from_pretrained(tmp_path / "model").generation_config.eos_token_id
+    assert saved_ids == [EOS, END_OF_TURN]
+    assert make_trainer(tmp_path).model.generation_config.eos_token_id == EOS
 
 
 # ---- Resuming ----

@@ -50,23 +50,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "eval",
         help="pass@1 of a model by sampling",
-        description="Sample completions of a model at temperature 1 and report pass@1.",
+        description="Sample completions of a model at temperature 1 and report pass@1, on one set of prompts or, of "
+        "several checkpoints, on all those of a suite.",
     )
-    evaluate.add_argument("model", help="a folder, a model of the Hub, demo:student or demo:teacher")
-    evaluate.add_argument("--prompts", required=True, help="demo:eval, a file, or a dataset of the Hub")
-    evaluate.add_argument("--verifier", required=True, help="numeric, demo, or module:function")
+    evaluate.add_argument("model", nargs="+", help="a folder, a model of the Hub, demo:student or demo:teacher")
+    evaluate.add_argument("--prompts", help="demo:eval, a file, or a dataset of the Hub")
+    evaluate.add_argument("--verifier", help="numeric, math, demo, or module:function")
+    evaluate.add_argument("--suite", type=Path, help="benchmarks, each with its samples; see recipes/suites/paper.yaml")
+    evaluate.add_argument("--benchmarks", nargs="+", metavar="NAME", help="of the suite, these alone")
     evaluate.add_argument("--split", default="test", help="split of a Hub dataset (default: %(default)s)")
     evaluate.add_argument("--limit", type=_positive, help="use the first so many prompts (default: all)")
-    evaluate.add_argument("--samples", type=_positive, default=1, help="completions per prompt (default: %(default)s)")
+    evaluate.add_argument("--samples", type=_positive, help="completions per prompt (default: 1, or the suite's)")
     evaluate.add_argument(
-        "--max-completion-length", type=_positive, default=512, help="tokens per completion (default: %(default)s)"
+        "--max-completion-length", type=_positive, help="tokens per completion (default: 512, or the suite's)"
     )
     evaluate.add_argument(
         "--batch-size", type=_positive, default=32, help="completions decoded at a time (default: %(default)s)"
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
     evaluate.add_argument(
-        "--output", type=Path, help="write completions and verdicts to this .jsonl; an interrupted evaluation resumes"
+        "--output",
+        type=Path,
+        help="write completions and verdicts to this .jsonl, of a suite to this folder; an interrupted evaluation "
+        "resumes",
     )
 
     plot = commands.add_parser("plot", help="draw the curves of runs", description="Draw the curves of finished runs.")
@@ -119,9 +125,13 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
 
 def _eval(options: argparse.Namespace, fields: list[str]) -> int:
     from .evaluation_run import evaluate_model
+    from .evaluation_suite import evaluate_suite
 
     try:
-        evaluate_model(options)
+        if options.suite is not None:
+            evaluate_suite(options)
+        else:
+            evaluate_model(options)
     except (ValueError, OSError) as error:
         return _usage_error(error)
     return 0

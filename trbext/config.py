@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from trl import DistillationConfig
 
-from .schedule import KINDS, Schedule
-
-ROLLOUT_POLICIES = ("trb", "student")
+from .decoding_fields import DecodingFields
+from .loss_fields import LossFields
+from .policy_fields import PolicyFields
+from .prefix_loss import Objective
+from .rollout import Policy
+from .schedule import KINDS, Schedule, check_duration, decayed, duration
 
 # Options of TRL's generation that change what is sampled, or how, and the value at which each does nothing. Blended
 # rollouts come from trbext's own decoder, which samples the whole softmax at `temperature`.
@@ -26,8 +28,9 @@ _PLAIN_SAMPLING: dict[str, Any] = {
 
 
 @dataclass
-class TRBConfig(DistillationConfig):  # type: ignore[misc]  # TRL is untyped
-    """Configuration of `TRBTrainer`: everything TRL's `DistillationConfig` takes, and the fields below.
+class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  # type: ignore[misc]  # TRL is untyped
+    """Configuration of `TRBTrainer`: everything TRL's `DistillationConfig` takes, and fields of four kinds: who writes
+    the prefixes (`PolicyFields`), how (`DecodingFields`), what is minimised there (`LossFields`), and those below.
 
     The method and its letters are those of Trust-Region Behavior Blending (arXiv 2605.31159). TRL's `beta` keeps its
     meaning, the divergence of the loss (1.0 = reverse KL); the paper's coefficient beta is solved for, never set.
@@ -36,7 +39,11 @@ class TRBConfig(DistillationConfig):  # type: ignore[misc]  # TRL is untyped
         ValueError: a field is out of range, or generation options contradict the KL budget.
     """
 
-    _VALID_DICT_FIELDS: ClassVar = [*DistillationConfig._VALID_DICT_FIELDS, "trb_schedule_points"]
+    _VALID_DICT_FIELDS: ClassVar = [
+        *DistillationConfig._VALID_DICT_FIELDS,
+        "trb_schedule_points",
+        "rollout_policy_kwargs",
+    ]
 
     # Defaults that differ from TRL's: a warmup of 50 steps is worth seeing step by step.
     logging_steps: float = field(
@@ -48,13 +55,6 @@ class TRBConfig(DistillationConfig):  # type: ignore[misc]  # TRL is untyped
         metadata={"help": "Where to report: none, all, wandb, tensorboard, trackio, ... or a list of them."},
     )
 
-    rollout_policy: str = field(
-        default="trb",
-        metadata={
-            "help": "Who writes the training prefixes: 'trb' = student and teacher blended within the KL budget, "
-            "'student' = the student alone (vanilla on-policy distillation)."
-        },
-    )
     trb_epsilon: float = field(
         default=0.02,
         metadata={
@@ -83,32 +83,11 @@ class TRBConfig(DistillationConfig):  # type: ignore[misc]  # TRL is untyped
             '{"0": 0.05, "20": 0.01, "50": 0}; straight lines between them, constant after the last.'
         },
     )
-    draft_length: str = field(
-        default="auto",
+    rollouts_per_prompt: int = field(
+        default=1,
         metadata={
-            "help": "Tokens the student drafts for one pass of the teacher; the law of a rollout is the same: "
-            "'auto' = chosen round by round by costs measured in the first step, 0 = lockstep, or a number."
-        },
-    )
-    reuse_teacher_states: bool = field(
-        default=True,
-        metadata={
-            "help": "Keep the teacher's last hidden states of blended rollouts, so that the loss needs no teacher "
-            "forward of its own."
-        },
-    )
-    teacher_states_gib: float = field(
-        default=4.0,
-        metadata={
-            "help": "Memory for reuse_teacher_states on each process, GiB; where a step's rollouts need more, the loss "
-            "asks the teacher again."
-        },
-    )
-    loss_top_k: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens on which the reverse KL is estimated at each prefix: the student's k most probable ones, "
-            "all others counted as one outcome. 16 is the paper's; unset = the whole vocabulary."
+            "help": "Rollouts of each prompt in an optimizer step; with n, a step takes n times fewer prompts. The "
+            "paper: 4."
         },
     )
     eval_samples: int = field(
@@ -119,64 +98,69 @@ class TRBConfig(DistillationConfig):  # type: ignore[misc]  # TRL is untyped
         default=None,
         metadata={
             "help": "Judge of the completions for eval_pass@1: 'numeric' (last number equals the column 'answer'), "
-            "'demo' (the built-in task) or 'module:function', called as function(prompt, completion, row) -> bool. "
+            "'math' (math-verify), 'demo' (the built-in task) or 'module:function', called as "
+            "function(prompt, completion, row) -> bool. "
             "Unset = no pass@1."
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rollout_policy not in ROLLOUT_POLICIES:
-            raise ValueError(
-                f"rollout_policy must be one of {', '.join(ROLLOUT_POLICIES)}, got {self.rollout_policy!r}"
-            )
+        self.check_policy()
+        self.check_loss(self.beta)
         if not self.trb_epsilon >= 0:
             raise ValueError(f"trb_epsilon is a KL budget in nats and must be >= 0, got {self.trb_epsilon}")
         if self.trb_schedule not in KINDS:
             raise ValueError(f"trb_schedule must be one of {', '.join(KINDS)}, got {self.trb_schedule!r}")
-        warmup = self.trb_warmup_steps
-        if not 0 <= warmup < math.inf or (warmup >= 1 and warmup != int(warmup)):
-            raise ValueError(
-                f"trb_warmup_steps must be a whole number of optimizer steps or a share of them below 1, got {warmup}"
-            )
+        check_duration("trb_warmup_steps", self.trb_warmup_steps)
         if self.trb_schedule_points is not None:
             self.trb_schedule_points = _points_by_step(self.trb_schedule_points)
         self.schedule(total_steps=0)  # the schedule's own checks, now rather than at the first step
-        if self.draft_length != "auto" and not str(self.draft_length).isdecimal():
-            raise ValueError(f"draft_length must be 'auto', 0 or a number of tokens, got {self.draft_length!r}")
-        if not self.teacher_states_gib >= 0:
-            raise ValueError(f"teacher_states_gib is a size in GiB and must be >= 0, got {self.teacher_states_gib}")
-        if self.loss_top_k is not None and self.loss_top_k < 1:
-            raise ValueError(f"loss_top_k must be at least 1, or unset for the whole vocabulary, got {self.loss_top_k}")
-        if self.loss_top_k is not None and self.beta != 1.0:
-            raise ValueError(f"loss_top_k estimates the reverse KL, which is beta = 1.0, got beta = {self.beta}")
+        self.check_decoding()
+        if self.rollouts_per_prompt < 1:
+            raise ValueError(f"rollouts_per_prompt must be at least 1, got {self.rollouts_per_prompt}")
         if self.eval_samples < 1:
             raise ValueError(f"eval_samples must be at least 1, got {self.eval_samples}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
         if self.max_completion_length is None or self.max_completion_length < 1:
             raise ValueError(f"max_completion_length must be at least 1 token, got {self.max_completion_length}")
-        if self.budget_active:
-            for name, value in self.altered_sampling():
-                raise ValueError(
-                    f"{name}={value!r} cannot be combined with rollout_policy='trb': it changes the distribution that "
-                    "is sampled, and the KL budget would be enforced on another one. Remove it, or set "
-                    "rollout_policy='student'."
-                )
+        if self.budget_active or self.rollout_policy not in ("trb", "student"):
+            self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
+
+    def refuse_altered_sampling(self, chosen: str) -> None:
+        """ValueError for a generation option that would make `chosen`, which draws the tokens, draw others."""
+        for name, value in self.altered_sampling():
+            wrong = "the KL budget would be enforced on another one" if self.budget_active else "it is the policy's"
+            raise ValueError(
+                f"{name}={value!r} cannot be combined with {chosen}: it changes the distribution that is sampled, and "
+                f"{wrong}. Remove it, or set rollout_policy='student'."
+            )
 
     @property
     def budget_active(self) -> bool:
-        """Whether any optimizer step may blend the teacher into its rollouts."""
+        """Whether TRB may blend the teacher into the rollouts of any optimizer step."""
         if self.rollout_policy != "trb":
             return False
         if isinstance(self.trb_schedule_points, dict):
             return any(epsilon > 0 for epsilon in self.trb_schedule_points.values())
         return self.trb_epsilon > 0 and (self.trb_schedule == "constant" or self.trb_warmup_steps > 0)
 
+    def policy(self, total_steps: int) -> Policy:
+        """Who writes the training prefixes of a run of `total_steps`."""
+        return self.make_policy(self.schedule(total_steps), total_steps, self.seed)
+
+    def objective(self, step: int, total_steps: int) -> Objective:
+        """What a run of `total_steps` minimises at optimizer step `step`."""
+        if self.rollout_policy == "sft" and step < duration(self.sft_steps, total_steps):
+            return Objective("cross_entropy", self.loss_top_k)
+        assert self.loss_estimator is not None
+        veto = decayed(self.veto_start, step, duration(self.veto_steps, total_steps))
+        return Objective(self.loss_estimator, self.loss_top_k, self.loss_weight_cap, veto)
+
     def schedule(self, total_steps: int) -> Schedule:
         """The KL budget by optimizer step of a run of `total_steps`, which a warmup given as a share refers to."""
-        warmup = self.trb_warmup_steps
-        steps = math.ceil(warmup * total_steps) if warmup < 1 else int(warmup)
+        steps = duration(self.trb_warmup_steps, total_steps)
         points = self.trb_schedule_points
         return Schedule.make(
             self.trb_schedule, self.trb_epsilon, steps, points.items() if isinstance(points, dict) else None

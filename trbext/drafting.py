@@ -1,25 +1,26 @@
-"""What a trainer keeps of speculative rollouts: the draft length's costs over steps and checkpoints, and the
+"""What a trainer keeps of speculative rollouts: the draft length over steps and checkpoints, teacher states,
 metrics."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from .rollout import DraftLength, Rollout
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-COSTS = "draft_length.json"  # in a checkpoint
 
-
-class Drafting:
+class Drafting(TrainerCallback, ExportableState):
     """The draft length of a run: a fixed one, or one whose costs are measured in the run's first blended step.
 
     The main process's costs then hold for all processes and all later steps, and go into every checkpoint: a resumed
@@ -30,7 +31,7 @@ class Drafting:
         self.draft_length: int | DraftLength = DraftLength() if draft_length == "auto" else int(draft_length)
 
     def end_step(self) -> None:
-        """After the rollouts of a step with a budget. Every process calls it."""
+        """After the rollouts of a step that asked the teacher. Every process calls it."""
         if not isinstance(self.draft_length, DraftLength) or self.draft_length.frozen:
             return
         costs = [self.draft_length.state()]
@@ -38,31 +39,56 @@ class Drafting:
         self.draft_length.load_state(costs[0])
         self.draft_length.freeze()
 
-    def save(self, checkpoint: Path) -> None:
-        if isinstance(self.draft_length, DraftLength) and self.draft_length.frozen:
-            (checkpoint / COSTS).write_text(json.dumps(self.draft_length.state()))
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        costs = self.draft_length.state() if isinstance(self.draft_length, DraftLength) else None
+        return {"args": {}, "attributes": {"costs": costs}}
 
-    def load(self, checkpoint: Path) -> None:
-        if isinstance(self.draft_length, DraftLength) and (checkpoint / COSTS).is_file():
-            self.draft_length.load_state(json.loads((checkpoint / COSTS).read_text()))
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        states: Any = state.stateful_callbacks  # by class name, once the state is made
+        # A checkpoint written without this callback has no entry, and transformers' next save would look for one.
+        saved = states.setdefault(type(self).__name__, self.state())
+        costs = saved["attributes"]["costs"]
+        if isinstance(self.draft_length, DraftLength) and costs is not None:
+            self.draft_length.load_state(costs)
 
 
 def drafting_metrics(rollouts: Sequence[Rollout], accelerator: Accelerator) -> dict[str, float]:
-    """Acceptance and tokens per teacher pass of the blended rollouts of a step, and the teacher states kept, GiB of the
-    largest process. Every process calls it."""
-    parts = [rollout.speculation for rollout in rollouts if rollout.speculation is not None]
-    tokens = sum(int(rollout.mask.sum()) for rollout in rollouts if rollout.speculation is not None)
+    """Acceptance and tokens per teacher pass of a step's speculative rollouts, and the teacher states kept: GiB of the
+    process with the most. Every process calls it."""
+    speculative = [(rollout, rollout.speculation) for rollout in rollouts if rollout.speculation is not None]
     states = [rollout.teacher_states for rollout in rollouts if rollout.teacher_states is not None]
     mine = (
-        sum(part.accepted for part in parts),
-        sum(part.drafted for part in parts),
-        tokens,
-        sum(part.row_passes for part in parts),
-        sum(kept.numel() * kept.element_size() for kept in states) / 2**30,
+        sum(part.accepted for _, part in speculative),
+        sum(part.drafted for _, part in speculative),
+        sum(int(rollout.mask.sum()) for rollout, _ in speculative),
+        sum(part.row_passes for _, part in speculative),
+        sum(kept.untyped_storage().nbytes() for kept in states) / 2**30,
     )
-    gathered = accelerator.gather(torch.tensor([mine], dtype=torch.float64, device=accelerator.device).float())
-    accepted, drafted, tokens_of_all, passes, _ = gathered.sum(0).tolist()
+    gathered = accelerator.gather(torch.tensor([mine], dtype=torch.float32, device=accelerator.device))
+    accepted, drafted, tokens, passes, _ = gathered.sum(0).tolist()
     metrics = {"trb/teacher_states_gib": float(gathered[:, 4].max())}
     if passes > 0:
-        metrics |= {"trb/acceptance": accepted / drafted, "trb/tokens_per_teacher_pass": tokens_of_all / passes}
+        metrics |= {"trb/acceptance": accepted / drafted, "trb/tokens_per_teacher_pass": tokens / passes}
     return metrics
+
+
+def teacher_states(rollouts: Sequence[Rollout], rows: int, tokens: int, accelerator: Accelerator) -> Tensor | None:
+    """[rows, tokens, H] of a step's rollouts, one after another; None unless every process has all of its own.
+
+    A process that asks the teacher again needs the others with it, where the teacher is sharded. Every process calls
+    it.
+    """
+    parts = [rollout.teacher_states for rollout in rollouts]
+    # More rows than were asked for: a conversation of several turns, whose tokens are not one rollout's.
+    complete = all(part is not None for part in parts) and sum(len(r.tokens) for r in rollouts) == rows
+    flag = torch.tensor([int(complete)], device=accelerator.device)
+    if int(accelerator.gather(flag).min()) == 0:
+        return None
+    return torch.cat([F.pad(part, (0, 0, 0, tokens - part.shape[1])) for part in parts if part is not None])
+
+
+def without_teacher_states(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    return [dataclasses.replace(rollout, teacher_states=None) for rollout in rollouts]

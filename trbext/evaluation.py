@@ -5,7 +5,6 @@ The paper (arXiv 2605.31159) reports pass@1 = c/n at temperature 1, with n sampl
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .math_verifier import check_installed, math_answer
+from .named_object import load_object
 from .rollout import lockstep
 from .vocab import Alignment, align
 
@@ -88,7 +89,7 @@ def evaluate_pass_at_1(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     alignment = alignment or align(student, student, tokenizer, tokenizer)
-    encode = encode or (lambda prompts: _encode(tokenizer, prompts))
+    encode = encode or (lambda prompts: encode_prompts(tokenizer, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else alignment.stop
     texts: list[list[str]] = [[] for _ in rows]
     clipped = tokens = 0
@@ -148,11 +149,14 @@ def left_padded(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _encode(tokenizer: Any, prompts: list[Prompt]) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, prompts: list[Prompt], **template: Any) -> list[list[int]]:
+    """Token ids of prompts of one kind: text as it is, messages through the chat template (with its options)."""
     if isinstance(prompts[0], str):
         encoded = tokenizer(prompts)
     else:
-        encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)
+        encoded = tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **template
+        )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
 
@@ -179,21 +183,16 @@ def _demo(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:
     return is_correct(prompt, completion)
 
 
-VERIFIERS: dict[str, Verifier] = {"numeric": numeric, "demo": _demo}
+VERIFIERS: dict[str, Verifier] = {"numeric": numeric, "demo": _demo, "math": math_answer}
 
 
 def verifier_by_name(name: str) -> Verifier:
-    """The verifier called `name` in VERIFIERS, or "module:function". ValueError when there is none."""
+    """The verifier called `name` in VERIFIERS, or "module:function". ValueError when there is none or it is not
+    installed."""
+    if name == "math":
+        check_installed()
     if name in VERIFIERS:
         return VERIFIERS[name]
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
+    if ":" not in name:
         raise ValueError(f"a verifier is one of {', '.join(VERIFIERS)} or 'module:function', got {name!r}")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the verifier {name!r} could not be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"the verifier {name!r} must be callable, got {type(found).__name__}")
-    verifier: Verifier = found
-    return verifier
+    return load_object("verifier", name)

@@ -4,75 +4,143 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .demo.shipped import model_path
-from .evaluation import evaluate_pass_at_1, pass_at_k, verifier_by_name
+from .evaluation import Verifier, encode_prompts, evaluate_pass_at_1, pass_at_k, verifier_by_name
 from .prompts import load_prompts
 
 
-def evaluate_model(options: argparse.Namespace) -> float:
-    """Print and return pass@1 for the options of `trb eval` (see its help).
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, its tokenizer, and options of its chat template."""
 
-    With `--output`, a line per prompt is appended as soon as it is judged, and prompts already there are not repeated.
-    Random numbers depend on the seed and the batch alone, so a resumed evaluation gives the same completions.
+    model: Any
+    tokenizer: Any
+    template: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, name: str, template: Mapping[str, Any] | None = None) -> LoadedModel:
+        path = model_path(name)
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return cls(model, tokenizer, template or {})
+
+
+@dataclass(frozen=True)
+class PassAt1:
+    """The mean over prompts of the share of right completions, and its standard error over prompts."""
+
+    pass_at_1: float
+    standard_error: float
+    prompts: int
+    samples: int
+    verifier_errors: int
+
+    def __str__(self) -> str:
+        raised = f", {self.verifier_errors} of them wrong because the verifier raised" if self.verifier_errors else ""
+        return (
+            f"pass@1 {self.pass_at_1:.4f} +- {self.standard_error:.4f} (standard error over prompts), "
+            f"{self.prompts} prompts x {self.samples} samples{raised}"
+        )
+
+
+def evaluate_model(options: argparse.Namespace) -> float:
+    """Print and return pass@1 of one model on one set of prompts, for the options of `trb eval` (see its help).
+
     ValueError, OSError: a model, prompts or verifier that cannot be loaded, or a file of another evaluation.
     """
-    path = model_path(options.model)
+    if len(options.model) != 1:
+        raise ValueError(f"several models need --suite, got {' '.join(options.model)}")
+    for name in ("prompts", "verifier"):
+        if getattr(options, name) is None:
+            raise ValueError(f"--{name} is required without --suite")
     verifier = verifier_by_name(options.verifier)
     prompts = load_prompts(options.prompts, split=options.split, limit=options.limit)
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-    model.to(device).eval()
-    settings = {
-        "model": options.model,
-        "prompts": options.prompts,
-        "samples": options.samples,
-        "max_completion_length": options.max_completion_length,
-        "seed": options.seed,
-        "prompts_per_batch": max(1, options.batch_size // options.samples),
+    (model,) = options.model
+    result = evaluate_prompts(
+        LoadedModel.load(model),
+        prompts,
+        verifier,
+        settings={"model": model, "prompts": options.prompts},
+        samples=options.samples or 1,
+        max_completion_length=options.max_completion_length or 512,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        output=options.output,
+    )
+    print(result)
+    return result.pass_at_1
+
+
+def evaluate_prompts(
+    loaded: LoadedModel,
+    prompts: Dataset,
+    verifier: Verifier,
+    *,
+    settings: dict[str, Any],
+    samples: int,
+    max_completion_length: int,
+    batch_size: int,
+    seed: int,
+    output: Path | None,
+) -> PassAt1:
+    """pass@1 over `prompts`, with progress on stderr.
+
+    With `output`, a line per prompt is appended as soon as it is judged, and prompts already there are not repeated.
+    Random numbers depend on the seed and the batch alone, so a resumed evaluation gives the same completions.
+    settings: what else the file's evaluation depends on. ValueError: `output` is a file of another evaluation.
+    """
+    settings = settings | {
+        "samples": samples,
+        "max_completion_length": max_completion_length,
+        "seed": seed,
+        "prompts_per_batch": max(1, batch_size // samples),
     }
-    lines = _previous(options.output, settings)
-    if options.output is not None and not lines:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"settings": settings}) + "\n")
+    lines = _previous(output, settings)
+    if output is not None and not lines:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"settings": settings}) + "\n")
     step = int(settings["prompts_per_batch"])
     starts = range(len(lines), len(prompts), step)
     for start in track(starts, description="prompts", console=Console(stderr=True), disable=len(starts) < 2):
         rows = [prompts[i] for i in range(start, min(start + step, len(prompts)))]
         result = evaluate_pass_at_1(
-            model,
-            tokenizer,
+            loaded.model,
+            loaded.tokenizer,
             rows,
             verifier,
-            samples=options.samples,
-            max_new_tokens=options.max_completion_length,
-            batch_size=options.batch_size,
-            generator=torch.Generator(device).manual_seed(options.seed * 1_000_003 + start),
+            samples=samples,
+            max_new_tokens=max_completion_length,
+            batch_size=batch_size,
+            generator=torch.Generator(loaded.model.device).manual_seed(seed * 1_000_003 + start),
+            encode=lambda texts: encode_prompts(loaded.tokenizer, texts, **loaded.template),
         )
-        judged = [
+        judged: list[dict[str, Any]] = [
             {"prompt": row["prompt"], "correct": correct, "completions": completions}
             for row, correct, completions in zip(rows, result.correct, result.completions, strict=True)
         ]
+        if result.verifier_errors:
+            judged[0]["verifier_errors"] = result.verifier_errors
         lines += judged
-        if options.output is not None:
-            with options.output.open("a") as file:
+        if output is not None:
+            with output.open("a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in judged)
-    shares = [pass_at_k(options.samples, int(line["correct"]), 1) for line in lines]
+    shares = [pass_at_k(samples, int(line["correct"]), 1) for line in lines]
     mean = sum(shares) / len(shares)
     error = (sum((s - mean) ** 2 for s in shares) / max(1, len(shares) - 1) / len(shares)) ** 0.5
-    print(
-        f"pass@1 {mean:.4f} +- {error:.4f} (standard error over prompts), "
-        f"{len(lines)} prompts x {options.samples} samples"
-    )
-    return mean
+    errors = sum(line.get("verifier_errors", 0) for line in lines)
+    return PassAt1(mean, error, len(lines), samples, errors)
 
 
 def _previous(output: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:

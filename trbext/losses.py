@@ -1,10 +1,12 @@
-"""Reverse KL from student to teacher at every prefix: over the whole vocabulary, or on the student's top k tokens.
+"""Reverse KL from student to teacher at every prefix: over the whole vocabulary, on the student's top k tokens, or from
+the sampled token alone; and what takes its place in supervised steps and in Veto.
 
 With pi_S and pi_T the softmaxes of the logits divided by the temperature, at one prefix
 
     KL(pi_S || pi_T) = sum_a pi_S(a) (log pi_S(a) - log pi_T(a)).
 
-It is summed over actions, so no importance weight is needed whichever policy wrote the prefix (arXiv 2605.31159).
+It is summed over actions, so no importance weight is needed whichever policy wrote the prefix (arXiv 2605.31159); the
+estimate from one sampled token is the exception.
 
 Logits are recomputed from hidden states a chunk of prefixes at a time, in the backward pass as well, so that no
 [prefixes, V] tensor outlives its chunk.
@@ -62,6 +64,57 @@ def reverse_kl(
     gap = torch.where(common, log_student - teacher.log_softmax(-1), 0.0)
     kl = (log_student.exp() * gap).sum(-1) - log_inside_mass
     return torch.where(common.any(-1), kl, torch.inf)
+
+
+def sampled_reverse_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    token: Tensor,
+    log_weight: Tensor,
+    *,
+    weight_cap: float | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """An unbiased estimate of `reverse_kl` and of its gradient from one token a ~ mu at each prefix: `[...]`.
+
+    With w = pi_S(a) / mu(a), a constant, and g = log pi_S(a) - log pi_T(a), the value is w g (the estimator k1) and the
+    gradient w g grad log pi_S(a), which is that of w g^2 / 2 (k2). Differentiating k1 itself would add
+    w grad log pi_S(a), which is zero in the mean and only noise.
+
+    Args:
+        student_logits, teacher_logits: as in `reverse_kl`, whose stand-in for excluded tokens is estimated likewise.
+        token: `[...]` int64, drawn from the behavior policy mu.
+        log_weight: `[...]` log pi_S(token) - log mu(token) when it was drawn; 0 for student rollouts.
+        weight_cap: w is cut to it, which biases the estimate; None leaves it.
+    """
+    student, teacher = _tempered(student_logits, temperature), _tempered(teacher_logits, temperature)
+    common = (student > -torch.inf) & (teacher > -torch.inf)
+    inside = student.masked_fill(~common, -torch.inf)
+    log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)
+    at = token[..., None]
+    allowed = common.gather(-1, at)[..., 0]
+    weight = (log_weight - log_inside_mass.detach()).exp().to(student.dtype)
+    weight = torch.where(allowed, weight if weight_cap is None else weight.clamp(max=weight_cap), 0.0)
+    log_ratio = inside.log_softmax(-1) - teacher.log_softmax(-1)
+    gap = torch.where(allowed, log_ratio.masked_fill(~common, 0.0).gather(-1, at)[..., 0], 0.0)
+    k2 = weight * gap**2 / 2
+    estimate = weight * gap.detach() + (k2 - k2.detach()) - log_inside_mass
+    return torch.where(common.any(-1), estimate, torch.inf)
+
+
+def cross_entropy(student_logits: Tensor, token: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """-log pi_S(token) in nats at each prefix, `[...]`, for logits `[..., V]`: supervision by another's tokens."""
+    return -_tempered(student_logits, temperature).log_softmax(-1).gather(-1, token[..., None])[..., 0]
+
+
+def veto_target(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:
+    """Logits `[..., V]` of Veto's target Q ~ pi_T pi_S^b (arXiv 2601.07155), to be used as the teacher's in a loss.
+
+    exponent: b >= 0; 0 returns the teacher. The student's part is a constant here, as a target is: KL(pi_S || Q) then
+        has the gradient sum grad pi_S ((1 - b) log pi_S - log pi_T), and with Q differentiated too it would not be the
+        KL to a fixed distribution. Whether the authors' own code detaches it was not known when this was written.
+    """
+    return teacher_logits if exponent == 0 else teacher_logits + exponent * student_logits.detach()
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -139,11 +192,16 @@ class TeacherTerms(NamedTuple):
 
 
 class PrefixTerms(NamedTuple):
-    """The loss and its companions at each of N prefixes. `[N]` each, nats; only `reverse_kl` carries a gradient."""
+    """The loss and its companions at each of N prefixes. `[N]` each, nats; only `loss` carries a gradient."""
 
     reverse_kl: Tensor
     student_entropy: Tensor
     teacher: TeacherTerms
+    loss: Tensor  # `reverse_kl` itself unless another loss was asked for
+
+
+# (student_logits [n, V], teacher_logits [n, V], token [n], log_weight [n]) -> loss [n]
+TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def teacher_terms(
@@ -169,6 +227,8 @@ def chunked_reverse_kl(
     *,
     top_k: int | None = None,
     temperature: float = 1.0,
+    loss: TokenLoss | None = None,
+    log_weight: Tensor | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> PrefixTerms:
     """`reverse_kl` at N prefixes from hidden states [N, H_S] and [N, H_T], over the vocabulary both models share.
@@ -176,24 +236,29 @@ def chunked_reverse_kl(
     Args:
         tokens: [N] int64, the token sampled at each prefix.
         alignment: cuts both models to the common width and merges their EOS sets.
+        loss: what to minimise instead, of the aligned logits; the reverse KL is then reported without a gradient.
+        log_weight: [N] handed to `loss`; zeros when None.
         chunk_elements: logits per chunk and model; memory only, the result does not depend on it.
     """
 
-    def terms(student_part: Tensor, teacher_part: Tensor, token: Tensor) -> tuple[Tensor, ...]:
+    def terms(student_part: Tensor, teacher_part: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         student_logits = alignment.canonical(student_head(student_part), temperature)
         with torch.no_grad():
             teacher_logits = alignment.canonical(teacher_head(teacher_part), temperature)
             student_entropy = entropy(student_logits, temperature)
             log_prob, teacher_entropy = _teacher_terms(teacher_logits, token, temperature)
-        kl = reverse_kl(student_logits, teacher_logits, top_k=top_k, temperature=temperature)
-        return kl, student_entropy, log_prob, teacher_entropy
+        with torch.set_grad_enabled(torch.is_grad_enabled() and loss is None):
+            kl = reverse_kl(student_logits, teacher_logits, top_k=top_k, temperature=temperature)
+        minimised = kl if loss is None else loss(student_logits, teacher_logits, token, weight)
+        return kl, student_entropy, log_prob, teacher_entropy, minimised
 
     vocabulary = max(student_head.weight.shape[0], teacher_head.weight.shape[0])
     tokens = _emitted_as_stop(tokens, alignment)
-    kl, student_entropy, log_prob, teacher_entropy = _in_chunks(
-        terms, vocabulary, student_hidden, teacher_hidden, tokens, chunk_elements=chunk_elements
+    weights = torch.zeros(tokens.shape, device=tokens.device) if log_weight is None else log_weight
+    kl, student_entropy, log_prob, teacher_entropy, minimised = _in_chunks(
+        terms, vocabulary, student_hidden, teacher_hidden, tokens, weights, chunk_elements=chunk_elements
     )
-    return PrefixTerms(kl, student_entropy, TeacherTerms(log_prob, teacher_entropy))
+    return PrefixTerms(kl, student_entropy, TeacherTerms(log_prob, teacher_entropy), minimised)
 
 
 def _teacher_terms(logits: Tensor, token: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

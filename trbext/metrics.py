@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from .losses import TeacherTerms
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], epsilon: float, accelerator: Accelerator) -> dict[str, float]:
-    """How the budget `epsilon` (nats per token) was spent on the rollouts of one optimizer step. Every process calls.
+def rollout_metrics(
+    rollouts: Sequence[Rollout], epsilon: float | None, accelerator: Accelerator, *, of_student: bool = False
+) -> dict[str, float]:
+    """Where the rollouts of one optimizer step stand between student and teacher. Every process calls it.
 
-    With epsilon = 0 the rollouts are the student's, beta and KL are 0 by definition and nothing is gathered.
+    epsilon: the budget in nats per token; None for a policy without one. A metric that does not exist for the policy is
+        left out: of epsilon and its use without a finite budget, of beta where mu is no geometric blend.
+    of_student: the rollouts are the student's own, beta and KL are 0 by definition and nothing is gathered.
     """
-    if epsilon == 0.0:
+    if of_student:
         beta = kl = torch.zeros(1)
     else:
         spent = torch.cat(
@@ -35,16 +39,17 @@ def rollout_metrics(rollouts: Sequence[Rollout], epsilon: float, accelerator: Ac
         beta, kl = accelerator.gather(padded[None]).transpose(0, 1).flatten(1)
         beta, kl = beta[beta >= 0], kl[kl >= 0]
     kl_mean = kl.mean().item()
-    return {
-        "trb/epsilon": epsilon,
-        "trb/beta_mean": beta.mean().item(),
-        "trb/beta_p10": _percentile(beta, 10),
-        "trb/beta_p90": _percentile(beta, 90),
-        "trb/beta_one_fraction": (beta == 1).float().mean().item(),
-        "trb/kl": kl_mean,
-        "trb/kl_max": kl.max().item(),
-        "trb/kl_budget_used": kl_mean / epsilon if epsilon > 0 else 0.0,
-    }
+    metrics = {"trb/kl": kl_mean, "trb/kl_max": kl.max().item()}
+    if epsilon is not None and math.isfinite(epsilon):
+        metrics |= {"trb/epsilon": epsilon, "trb/kl_budget_used": kl_mean / epsilon if epsilon > 0 else 0.0}
+    if len(beta) > 0:
+        metrics |= {
+            "trb/beta_mean": beta.mean().item(),
+            "trb/beta_p10": _percentile(beta, 10),
+            "trb/beta_p90": _percentile(beta, 90),
+            "trb/beta_one_fraction": (beta == 1).float().mean().item(),
+        }
+    return metrics
 
 
 def tokens_per_second(tokens: int, seconds: float, accelerator: Accelerator) -> float:

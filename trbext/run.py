@@ -16,10 +16,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, HfArgumentParser, PrinterCallback, ProgressCallback
+from trl import DistillationConfig
 
 from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
 from .config import TRBConfig
 from .demo.shipped import model_path
+from .evaluation import encode_prompts
 from .prompts import PromptsNotFound, load_prompts
 from .run_folder import Metrics, RunFolder
 from .trainer import TRBTrainer
@@ -58,6 +60,18 @@ class RunArguments:
     )
     prompts_limit: int | None = field(default=None, metadata={"help": "Use the first so many training prompts."})
     eval_prompts_limit: int | None = field(default=None, metadata={"help": "Use the first so many held-out prompts."})
+    prompts_where: str | None = field(
+        default=None, metadata={"help": "Training prompts whose row has a value, as column=value, e.g. domain=math."}
+    )
+    prompts_unique: bool = field(
+        default=False, metadata={"help": "Use each training prompt once, however often it comes."}
+    )
+    prompts_shuffle_seed: int | None = field(
+        default=None, metadata={"help": "Shuffle the training prompts before prompts_limit takes the first of them."}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Leave out training prompts of more tokens, chat template included."}
+    )
 
 
 def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:
@@ -98,7 +112,8 @@ def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArgumen
 
 def print_fields() -> None:
     """Every field of `trb train` with its default and help, the project's own first."""
-    own = {f.name for f in dataclasses.fields(RunArguments)} | set(TRBConfig.__annotations__)
+    trls = {f.name for f in dataclasses.fields(DistillationConfig)} - set(TRBConfig.__annotations__)
+    own = {f.name for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind)} - trls
     shown = [f for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind)]
     for field_ in sorted(shown, key=lambda f: f.name not in own):  # stable: otherwise the order of definition
         default = "" if field_.default is dataclasses.MISSING else field_.default
@@ -150,8 +165,21 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
     if arguments.eval_prompts is not None:
         split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
         held_out = load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
+    longest, template = arguments.max_prompt_length, config.chat_template_kwargs or {}
+
+    def fits(texts: list[Any]) -> list[bool]:
+        return [len(ids) <= (longest or 0) for ids in encode_prompts(tokenizer, texts, **template)]
+
     prompts = load_prompts(
-        arguments.prompts, split=arguments.prompts_split, limit=arguments.prompts_limit, demo_seed=config.seed, **shared
+        arguments.prompts,
+        split=arguments.prompts_split,
+        where=arguments.prompts_where,
+        unique=arguments.prompts_unique,
+        shuffle_seed=arguments.prompts_shuffle_seed,
+        fits=None if longest is None else fits,
+        limit=arguments.prompts_limit,
+        demo_seed=config.seed,
+        **shared,
     )
     transformers.utils.logging.set_verbosity_error()
     config.dataloader_pin_memory = torch.cuda.is_available()

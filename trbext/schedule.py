@@ -73,6 +73,22 @@ class Schedule:
         return self.epsilon * (1 - progress if self.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2)
 
 
+def check_duration(name: str, value: float) -> None:
+    """ValueError unless `value` is a whole number of optimizer steps, or a share of the run below 1."""
+    if not 0 <= value < math.inf or (value >= 1 and value != int(value)):
+        raise ValueError(f"{name} must be a whole number of optimizer steps or a share of them below 1, got {value}")
+
+
+def duration(value: float, total_steps: int) -> int:
+    """Optimizer steps that `value` stands for in a run of `total_steps`: itself, or below 1 a share, rounded up."""
+    return math.ceil(value * total_steps) if value < 1 else int(value)
+
+
+def decayed(start: float, step: int, steps: int) -> float:
+    """`start` falling linearly to 0 at step `steps`, and 0 from there."""
+    return start * (1 - step / steps) if step < steps else 0.0
+
+
 def _check_step(name: str, step: int) -> None:
     if isinstance(step, bool) or not isinstance(step, int):
         raise TypeError(f"{name} must be an int, a number of optimizer steps, got {step!r}")

@@ -1,15 +1,16 @@
 """On-policy distillation whose early rollouts are drawn from the blend of student and teacher (arXiv 2605.31159).
 
 TRL's `DistillationTrainer` generates once per optimizer step, from the student, and minimises a per-prefix divergence
-on what was generated. `TRBTrainer` changes who writes those prefixes while the KL budget is positive, lets the two
-models differ in logit width and EOS ids, logs how the budget was spent, and evaluates pass@1. The loss never changes.
+on what was generated. `TRBTrainer` changes who writes those prefixes (TRB while the KL budget is positive, or another
+policy), lets the two models differ in logit width and EOS ids, logs how the budget was spent, and evaluates pass@1. TRB
+never changes the loss; the alternatives that do are in `prefix_loss.py`.
 """
 
 from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,17 +27,20 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DistillationTrainer
-from trl.trainer.distillation_trainer import _chunked_divergence_loss
-from trl.trainer.utils import RepeatSampler, get_config_model_id, maybe_gather_lm_head_ctx
+from trl.trainer.utils import get_config_model_id
 
 from .config import TRBConfig
+from .drafting import Drafting, drafting_metrics, teacher_states, without_teacher_states
 from .evaluation import Verifier, evaluate_pass_at_1, left_padded, verifier_by_name
-from .losses import chunked_reverse_kl, lm_head, teacher_terms
+from .losses import lm_head
 from .metrics import PrefixMeans, rollout_metrics, tokens_per_second
-from .rollout import Rollout, lockstep
+from .prefix_loss import Objective, log_weights, prefix_loss
+from .prompt_order import ResumableSampler
+from .rollout import Policy, Rollout, TrustRegion, speculative
+from .rollout.policies import STUDENT
 from .teacher import load_teacher, load_teacher_tokenizer, prepare_teacher
 from .unsharding import check_can_unshard, whole_for_decoding
-from .vocab import align, check_tokenizers
+from .vocab import align, check_tokenizers, stop_with_all_eos_ids
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -56,6 +60,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             the same ids as the student's (checked where it is given by path); logit widths and EOS ids may differ.
         verifier: judge of completions, (prompt, completion_text, row) -> bool, for `eval_pass@1` on the eval dataset;
             by default the one `args.eval_verifier` names, if any.
+        policy: who writes the training prefixes; by default the one `args.rollout_policy` names.
 
     Rollouts depend on the seed, the optimizer step and the process alone, so a resumed run repeats the run that was not
     interrupted exactly.
@@ -96,6 +101,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         peft_config: PeftConfig | None = None,
         tools: list[Callable[..., Any]] | None = None,
         verifier: Verifier | None = None,
+        policy: Policy | None = None,
     ) -> None:
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -105,6 +111,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
         if teacher_model is None:
             raise ValueError("a teacher is required: pass teacher_model, or set teacher_model_name_or_path")
+        if policy is not None:
+            args.refuse_altered_sampling("a policy")
         if verifier is None and args.eval_verifier is not None:
             verifier = verifier_by_name(args.eval_verifier)
         if verifier is not None and args.remove_unused_columns:
@@ -136,42 +144,56 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             if args.teacher_model_init_kwargs is not None:
                 raise ValueError("teacher_model_init_kwargs is set, but teacher_model is already instantiated")
         self.alignment = align(self.model, teacher_model, self._tokenizer, teacher_tokenizer)
+        stop_with_all_eos_ids(self.model, self.alignment)
         # TRL's fused loss reads lm_head weights, which can be sliced; merged EOS columns exist only as logits.
-        self._fused_loss = args.loss_top_k is None and self.alignment.is_slice
-        self._check_loss(teacher_model)
+        self._fused_loss = self.alignment.is_slice
+        self._check_loss(teacher_model, tools=bool(tools))
         check_can_unshard(self._dist, args, tools=bool(tools))
         self.teacher_model = prepare_teacher(teacher_model, self.accelerator)
 
+        self.drafting = Drafting(args.draft_length)
+        self.add_callback(self.drafting)
+
         # The student alone is decoded by TRL where our decoder cannot: by vLLM, or with altered sampling.
         self._trl_decodes_student = args.use_vllm or any(True for _ in args.altered_sampling())
-        self._rollouts: list[Rollout] = []  # of the current generation, one per turn of the conversation
+        # A user's class is made once; the built-in policies are cheap, and may depend on the length of the run.
+        self._policy = policy if policy or ":" not in args.rollout_policy else args.policy(total_steps=0)
+        self._rollouts: list[Rollout] = []  # of the current generation, one per turn and part of the batch
         self._turns = 0
         self._generated_tokens, self._decoding_seconds = 0, 0.0
         self._eval_batches = 0
         self._prefix_sums: Tensor | None = None
         self._prefix_means = {"train": PrefixMeans(), "eval": PrefixMeans()}
 
-    def _check_loss(self, teacher_model: PreTrainedModel) -> None:
+    def _check_loss(self, teacher_model: PreTrainedModel, *, tools: bool) -> None:
         widths = {int(model.config.get_text_config().vocab_size) for model in (self.model, teacher_model)}
         if not self._fused_loss and self.beta != 1.0:
             raise ValueError(
                 "student and teacher stop with different EOS ids, and only the reverse KL (beta = 1.0) merges them, "
                 f"got beta = {self.beta}"
             )
-        if self._dist.is_zero3 and (len(widths) > 1 or not self._fused_loss):
+        fused = self._fused_loss and self.args.objective(0, 0).is_plain and self.args.rollout_policy != "sft"
+        if self._dist.is_zero3 and (len(widths) > 1 or not fused):
             raise ValueError(
-                "DeepSpeed ZeRO-3 shards the lm_head, which loss_top_k, differing logit widths and differing EOS ids "
-                "need whole: use ZeRO-2 or FSDP"
+                "DeepSpeed ZeRO-3 shards the lm_head, which every loss but the plain one, differing logit widths and "
+                "differing EOS ids need whole: use ZeRO-2 or FSDP"
             )
+        if tools and self.args.loss_estimator == "sampled":
+            raise ValueError("tools write tokens nobody sampled: loss_estimator='sampled' needs rollouts without tools")
 
     # ---- The budget and who writes the prefixes ----
 
     @property
-    def epsilon(self) -> float:
-        """KL budget of the current optimizer step in nats per token; a pure function of `state.global_step`."""
-        if not self.args.budget_active:
-            return 0.0
-        return self.args.schedule(self.state.max_steps)(self.state.global_step)
+    def policy(self) -> Policy:
+        """Who writes the training prefixes."""
+        return self._policy or self.args.policy(self.state.max_steps)
+
+    @property
+    def epsilon(self) -> float | None:
+        """KL budget of the current optimizer step in nats per token, a pure function of `state.global_step`; None for a
+        policy without a budget."""
+        budget = self.policy.epsilon(self.state.global_step) if isinstance(self.policy, TrustRegion) else None
+        return budget if budget is None else float(budget)
 
     def _generate_single_turn(
         self,
@@ -180,44 +202,57 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         multimodal_fields: dict[str, Any],
         has_tool_images: bool = False,
     ) -> list[list[int]]:
-        epsilon = self.epsilon if self.model.training else 0.0
+        policy = self.policy if self.model.training else STUDENT
         start = time.perf_counter()
-        if epsilon == 0.0 and self._trl_decodes_student:
+        if policy.is_student(self.state.global_step) and self._trl_decodes_student:
             completion_ids: list[list[int]] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, has_tool_images
             )
         else:
-            completion_ids = self._decode(prompt_ids, epsilon)
+            size = self.args.rollout_batch_size or len(prompt_ids)
+            parts = [prompt_ids[start : start + size] for start in range(0, len(prompt_ids), size)]
+            completion_ids = [ids for index, part in enumerate(parts) for ids in self._decode(part, policy, index)]
         self._turns += 1
         self._generated_tokens += sum(map(len, completion_ids))
         self._decoding_seconds += time.perf_counter() - start
         return completion_ids
 
-    def _decode(self, prompt_ids: list[list[int]], epsilon: float) -> list[list[int]]:
+    def _decode(self, prompt_ids: list[list[int]], policy: Policy, part: int) -> list[list[int]]:
         input_ids, attention_mask = left_padded(prompt_ids, self._tokenizer.pad_token_id, self.accelerator.device)
+        turn = (self._turns, part) if part else (self._turns,)  # undivided batches keep the numbers they always had
         if self.model.training:
-            generator = self._generator(TRAIN_STREAM, self._turns)
+            generator = self._generator(TRAIN_STREAM, *turn)
         else:
-            generator = self._generator(EVAL_STREAM, self._eval_batches, self._turns)
+            generator = self._generator(EVAL_STREAM, self._eval_batches, *turn)
+        step = self.state.global_step
+        who: dict[str, Any] = {"policy": policy, "optimizer_step": step}
+        if isinstance(policy, TrustRegion):
+            who = {"epsilon": policy.epsilon(step)}
         with ExitStack() as stack:
             student = stack.enter_context(whole_for_decoding(self.model_wrapped, self.accelerator, self.args))
             teacher = None
-            if epsilon > 0:
+            if policy.needs_teacher(step):
                 teacher = stack.enter_context(whole_for_decoding(self.teacher_model, self.accelerator, self.args))
-            rollout = lockstep(
+            rollout = speculative(
                 student,
                 teacher,
                 input_ids,
                 attention_mask,
-                epsilon=epsilon,
+                **who,
                 max_new_tokens=self.max_completion_length,
                 alignment=self.alignment,
                 pad_token_id=self._tokenizer.pad_token_id,
                 temperature=self.temperature,
                 generator=generator,
+                draft_length=self.drafting.draft_length,
+                teacher_states_limit=self.args.teacher_states_limit - self._teacher_state_bytes(),
             )
         self._rollouts.append(rollout)
         return [ids[kept].tolist() for ids, kept in zip(rollout.tokens.cpu(), rollout.mask.cpu(), strict=True)]
+
+    def _teacher_state_bytes(self) -> int:
+        states = [rollout.teacher_states for rollout in self._rollouts if rollout.teacher_states is not None]
+        return sum(kept.untyped_storage().nbytes() for kept in states)
 
     def _generator(self, stream: int, *position: int) -> torch.Generator:
         """Random numbers that depend on where in the run they are used and on nothing that happened before."""
@@ -233,23 +268,39 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         speed = tokens_per_second(self._generated_tokens, self._decoding_seconds, self.accelerator)
         metrics = {"trb/tokens_per_second": speed}
         if self.model.training:
-            metrics |= rollout_metrics(self._rollouts, self.epsilon, self.accelerator)
+            of_student = self.policy.is_student(self.state.global_step)
+            metrics |= rollout_metrics(self._rollouts, self.epsilon, self.accelerator, of_student=of_student)
+            if self.args.loss_estimator == "sampled" and not of_student:
+                output["log_weight"] = log_weights(self._rollouts, output["completion_ids"])
+            if self.policy.needs_teacher(self.state.global_step):
+                self.drafting.end_step()
+                metrics |= drafting_metrics(self._rollouts, self.accelerator)
+                kept = teacher_states(self._rollouts, *output["completion_ids"].shape, self.accelerator)
+                if kept is not None:
+                    output["teacher_states"] = kept
+                self._rollouts = without_teacher_states(self._rollouts)
         else:
             self._eval_batches += 1
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         return output
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> RepeatSampler:
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> ResumableSampler:
         dataset = self.train_dataset if dataset is None else dataset
-        accumulation = self.args.gradient_accumulation_steps
+        accumulation, rollouts = self.args.gradient_accumulation_steps, self.args.rollouts_per_prompt
         per_step = self._train_batch_size * self.accelerator.num_processes * accumulation
-        if len(dataset) < per_step:
-            raise ValueError(f"an optimizer step takes {per_step} prompts, the train_dataset has {len(dataset)}")
-        steps_per_epoch = len(dataset) // per_step
-        return _ResumableSampler(
+        if per_step % rollouts != 0:
+            raise ValueError(
+                f"an optimizer step takes {per_step} rollouts, no multiple of rollouts_per_prompt {rollouts}"
+            )
+        prompts = per_step // rollouts
+        if len(dataset) < prompts:
+            raise ValueError(f"an optimizer step takes {prompts} prompts, the train_dataset has {len(dataset)}")
+        steps_per_epoch = len(dataset) // prompts
+        return ResumableSampler(
             data_source=dataset,
-            batch_size=per_step,
+            batch_size=prompts,
+            mini_repeat_count=rollouts,
             repeat_count=accumulation,
             shuffle=self.shuffle_dataset,
             seed=self.args.seed,
@@ -284,64 +335,41 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         kept = inputs["completion_ids"].shape[1]
         student_hidden = self._get_last_hidden_state(unwrapped_student, input_ids, attention_mask, kept)
         unwrapped_teacher = self.accelerator.unwrap_model(self.teacher_model)
-        with torch.no_grad():
-            teacher_hidden = self._forward_redirection(
-                self.teacher_model,
-                unwrapped_teacher,
-                self._get_last_hidden_state,
-                unwrapped_teacher,
-                input_ids,
-                attention_mask,
-                kept,
-            )
-        student_head = lm_head(unwrapped_student).narrowed(self.alignment.width)
-        teacher_head = lm_head(unwrapped_teacher).narrowed(self.alignment.width)
-        device = student_head.weight.device  # a device_map may end the backbone elsewhere than the head
-        if teacher_head.weight.device != device:
-            raise ValueError(f"both lm_heads must be on one device, got {device} and {teacher_head.weight.device}")
-        student_hidden, teacher_hidden = student_hidden.to(device), teacher_hidden.to(device)
-        valid = (scored != 0).to(device)
-        tokens = inputs["completion_ids"].to(device)[valid]
-        prefixes = valid.sum()
-        items = prefixes.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-
-        if self._fused_loss:
-            loss, entropy_sum, _ = _chunked_divergence_loss(
-                student_hidden,
-                teacher_hidden,
-                student_head.weight,
-                teacher_head.weight,
-                valid,
-                self.beta,
-                num_items_in_batch=items,
-                student_lm_head_bias=student_head.bias,
-                teacher_lm_head_bias=teacher_head.bias,
-                student_logit_scale=student_head.scale,
-                teacher_logit_scale=teacher_head.scale,
-                student_final_logit_softcapping=student_head.softcap,
-                teacher_final_logit_softcapping=teacher_head.softcap,
-                temperature=self.temperature,
-            )
-            with maybe_gather_lm_head_ctx(teacher_head.weight, teacher_head.bias):
-                teacher = teacher_terms(
-                    teacher_hidden[valid], teacher_head, tokens, self.alignment, temperature=self.temperature
+        teacher_hidden = inputs.get("teacher_states")  # of the rollout, where it was asked for
+        if teacher_hidden is None:
+            with torch.no_grad():
+                teacher_hidden = self._forward_redirection(
+                    self.teacher_model,
+                    unwrapped_teacher,
+                    self._get_last_hidden_state,
+                    unwrapped_teacher,
+                    input_ids,
+                    attention_mask,
+                    kept,
                 )
-            reverse_kl_sum = loss * items
-        else:
-            terms = chunked_reverse_kl(
-                student_hidden[valid],
-                teacher_hidden[valid],
-                student_head,
-                teacher_head,
-                tokens,
-                self.alignment,
-                top_k=self.args.loss_top_k,
-                temperature=self.temperature,
-            )
-            reverse_kl_sum, entropy_sum, teacher = terms.reverse_kl.sum(), terms.student_entropy.sum(), terms.teacher
-            loss = reverse_kl_sum / items
-        self._prefix_sums = PrefixMeans.sums(reverse_kl_sum, prefixes, teacher)
-        return loss, entropy_sum.detach(), prefixes
+        student_head = lm_head(unwrapped_student).narrowed(self.alignment.width)
+        valid = (scored != 0).to(student_head.weight.device)
+        prefixes = valid.sum()
+        # Held-out prompts are judged by the divergence from the teacher itself, whatever is minimised.
+        objective = Objective("full" if self.args.loss_top_k is None else "top_k", self.args.loss_top_k)
+        if self.model.training:
+            objective = self.args.objective(self.state.global_step, self.state.max_steps)
+        terms = prefix_loss(
+            student_hidden,
+            teacher_hidden,
+            student_head,
+            lm_head(unwrapped_teacher).narrowed(self.alignment.width),
+            valid,
+            inputs["completion_ids"],
+            inputs.get("log_weight"),
+            objective=objective,
+            fused_beta=self.beta if self._fused_loss else None,
+            items=prefixes.clamp(min=1) if num_items_in_batch is None else num_items_in_batch,
+            alignment=self.alignment,
+            temperature=self.temperature,
+        )
+        self._prefix_sums = terms.prefix_sums
+        return terms.loss, terms.entropy_sum, prefixes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
@@ -391,20 +419,3 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         right = torch.tensor([sum(evaluation.correct)], device=self.accelerator.device)
         total = int(self.accelerator.reduce(right, reduction="sum"))
         return total / (len(dataset) * self.args.eval_samples)
-
-
-class _ResumableSampler(RepeatSampler):  # type: ignore[misc]
-    """TRL's sampler with each epoch's order a function of the epoch.
-
-    TRL's own draws one order after another from a generator that a checkpoint does not hold: a run resumed in its
-    second epoch would see the first epoch's order again.
-    """
-
-    def __init__(self, *, epoch: Callable[[], int], **kwargs: Any) -> None:
-        super().__init__(mini_repeat_count=1, **kwargs)
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        if self.shuffle:
-            self.generator.manual_seed(self.seed + self.epoch())
-        yield from super().__iter__()

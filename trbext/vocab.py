@@ -115,6 +115,17 @@ def align(
     return Alignment(width, _eos_ids(student_model, student_tokenizer), _eos_ids(teacher_model, teacher_tokenizer))
 
 
+def stop_with_all_eos_ids(student_model: PreTrainedModel, alignment: Alignment) -> None:
+    """Makes `generate` and other engines end the student's sequences by every id that the two models stop with.
+
+    The loss sees one stop event, so a trained student may stop with any of the merged ids; decoded by an engine that
+    knows only its own, it would go on after another. The generation config is saved with the student.
+    """
+    config = getattr(student_model, "generation_config", None)
+    if config is not None and not alignment.is_slice:
+        config.eos_token_id = [alignment.stop, *alignment.duplicates]
+
+
 def check_tokenizers(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> None:
     """Nothing if both tokenizers give every token, added tokens included, the same id.
 

@@ -84,7 +84,7 @@ def speculative(
     names its class.
     """
     auto = DraftLength() if draft_length == "auto" else draft_length if isinstance(draft_length, DraftLength) else None
-    fixed = 0 if auto is not None else _checked_length(draft_length)
+    fixed = 0 if auto is not None else check_draft_length(draft_length)
 
     def in_lockstep() -> Rollout:
         return lockstep(
@@ -139,7 +139,10 @@ def speculative(
         return decoder.run(auto or fixed, states, pad_token_id)
 
 
-def _checked_length(draft_length: Any) -> int:
+def check_draft_length(draft_length: Any) -> int:
+    """The number of drafts k; 0 for "auto". ValueError where it is neither."""
+    if draft_length == "auto":
+        return 0
     if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 0:
         raise ValueError(
             f"draft_length must be 'auto', 0 for lockstep, or a number of drafts k >= 1, got {draft_length!r}"

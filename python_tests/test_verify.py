@@ -65,6 +65,23 @@ def test_every_decision_follows_the_law_in_every_dtype(trb: Operators, dtypes: t
         assert_follows_the_law(rounded, rounded.by(trb.verify))
 
 
+@pytest.mark.parametrize("kind", [0, 2])
+def test_rows_too_wide_for_float32_follow_the_law_as_well(trb: Operators, kind: int) -> None:
+    """Masked by -1e4 or by the lowest finite number in one model alone."""
+    student, teacher = ordinary(20, 2100, spread=1.5)
+    masked = torch.rand(20, 2100, generator=torch.Generator().manual_seed(0)) < 0.3
+    student[:8] = student[:8].masked_fill(masked[:8], -1e4)
+    teacher[4:12] = teacher[4:12].masked_fill(masked[4:12], -1e4)
+    teacher[12:] = teacher[12:].masked_fill(masked[12:], torch.finfo(torch.float32).min)
+    call = ragged(
+        student, teacher, [4] * 5, epsilon=torch.tensor([0.1, INF, 0.5, 0.5, INF]), temperature=1.25, kind=kind
+    )
+    for seed in range(4):
+        uniforms = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        call = call.but(accept_uniform=uniforms**0.25, draw_uniform=uniforms[:5])  # most are refused
+        assert_follows_the_law(call, call.by(trb.verify))
+
+
 @pytest.mark.parametrize("kind", [0, 1, 2])
 @pytest.mark.parametrize("counts", [[3, 0, 1, 4, 2], [1], [0, 0], [5, 5, 5]])
 def test_agrees_with_the_float64_reference(trb: Operators, counts: list[int], kind: int) -> None:

@@ -1,4 +1,4 @@
-"""The `trb` command: train, eval, plot, demo and info.
+"""The `trb` command: train, eval, compare, plot, demo and info.
 
 Exit codes: 0 done, 1 a fault of the program or the machine, 2 a usage error (one line on stderr), 130 interrupted.
 """
@@ -69,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, help="write completions and verdicts to this .jsonl; an interrupted evaluation resumes"
     )
 
+    compare = commands.add_parser(
+        "compare",
+        help="runs x seeds of one YAML, and which differences are resolved",
+        description="Train every run of STUDY.yaml with every seed, several at a time, and report learning curves, "
+        "costs and paired differences with intervals as results.csv, figures/ and index.html in its output_dir. "
+        "The same command goes on with a study that was stopped.",
+    )
+    compare.add_argument("config", type=Path, metavar="STUDY.yaml", help="see recipes/study-countsort.yaml")
+    compare.add_argument("--report", action="store_true", help="run nothing, report what is finished")
+
     plot = commands.add_parser("plot", help="draw the curves of runs", description="Draw the curves of finished runs.")
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder of `trb train`")
     plot.add_argument("--output", type=Path, default=Path("plot.png"), help=".png or .svg (default: %(default)s)")
@@ -127,6 +137,22 @@ def _eval(options: argparse.Namespace, fields: list[str]) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace, fields: list[str]) -> int:
+    from .compare.command import compare
+    from .run import Interrupted, UsageError
+
+    try:
+        failures = compare(options.config, report_only=options.report)
+    except UsageError as error:
+        return _usage_error(error)
+    except Interrupted as error:
+        print(f"trb: {error}", file=sys.stderr)
+        return INTERRUPTED
+    for failure in failures:
+        print(f"trb: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
 def _plot(options: argparse.Namespace, fields: list[str]) -> int:
     from .report import plot_runs
     from .run_folder import RunFolder
@@ -176,4 +202,4 @@ def _usage_error(error: object) -> int:
     return USAGE_ERROR
 
 
-COMMANDS = {"train": _train, "eval": _eval, "plot": _plot, "demo": _demo, "info": _info}
+COMMANDS = {"train": _train, "eval": _eval, "compare": _compare, "plot": _plot, "demo": _demo, "info": _info}

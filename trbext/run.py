@@ -65,7 +65,16 @@ def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArgumen
 
     Raises UsageError: no such file, a field that does not exist, a value that does not fit.
     """
-    settings = _read_yaml(config) if config else {}
+    settings = read_yaml(config) if config else {}
+    if "output_dir" not in settings:
+        settings["output_dir"] = f"runs/{config.stem if config else 'trb'}"
+    return parse_settings(settings, overrides)
+
+
+def parse_settings(
+    settings: dict[str, Any], overrides: Sequence[str] = ()
+) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:
+    """As `parse_run`, of fields that were read already; output_dir must be among them."""
     kinds: Any = (RunArguments, TRBConfig)  # transformers' annotation does not admit two different dataclasses
     parser = HfArgumentParser(kinds, prog="trb train", add_help=False)
     known = {action.dest for action in parser._actions}
@@ -74,8 +83,6 @@ def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArgumen
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             raise UsageError(f"unknown field {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    if "output_dir" not in settings and "output_dir" not in named:
-        settings["output_dir"] = f"runs/{config.stem if config else 'trb'}"
 
     def fail(message: str) -> NoReturn:
         raise UsageError(message)
@@ -200,9 +207,22 @@ def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool) -> N
         raise UsageError(f"{folder.path} was started with other settings ({details}); a resumed run repeats its own")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML of which no mapping names a key twice; PyYAML would keep the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UsageError(f"{self.name} names {key!r} twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds. UsageError: it cannot be read, is not YAML, no mapping, or names a key twice."""
     try:
-        settings = yaml.safe_load(path.read_text())
+        with path.open() as file:
+            settings = yaml.load(file, _UniqueKeys)  # the loader's `name` in messages is the file's
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

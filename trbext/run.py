@@ -113,9 +113,9 @@ def print_fields() -> None:
 
 
 def train_run(
-    arguments: RunArguments, config: TRBConfig, settings: dict[str, Any], *, resume: bool = False
+    arguments: RunArguments, config: TRBConfig, settings: dict[str, Any], *, resume: bool = False, plot: bool = True
 ) -> RunFolder:
-    """Train in `config.output_dir`, from its last checkpoint if `resume`, and return the folder.
+    """Train in `config.output_dir`, from its last checkpoint if `resume`, and return the folder. `plot`: draw plot.png.
 
     Raises UsageError: the folder is not empty or not of these settings, a model or prompts cannot be loaded, the
     tokenizers differ. Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step.
@@ -136,7 +136,7 @@ def train_run(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         stop.stopped = True
-    if trainer.is_world_process_zero() and folder.metrics.exists():
+    if plot and trainer.is_world_process_zero() and folder.metrics.exists():
         _plot(folder)
     if stop.stopped:
         saved = folder.last_checkpoint()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -80,8 +81,9 @@ def _curves(study: Study, results: Sequence[RunResult], metric: Metric, cost: st
             _band(axes, x, np.stack([s.value for s in series]), run, color, style)
     if metric.is_share:
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-    axes.set_xlabel(COST_TITLES[cost])
-    axes.set_ylabel(metric.words)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    axes.set_xlabel(COST_TITLES[cost], fontsize=9)
+    axes.set_ylabel(metric.words, fontsize=9)
     _legend(figure, axes)
     return figure
 
@@ -94,8 +96,8 @@ def _diagnostic(study: Study, results: Sequence[RunResult], name: str, title: st
         if series:
             binned = [_binned(s, study.max_steps) for s in series]
             _band(axes, binned[0][0], np.stack([value for _, value in binned]), run, color, style)
-    axes.set_xlabel(COST_TITLES["step"])
-    axes.set_ylabel(unit)
+    axes.set_xlabel(COST_TITLES["step"], fontsize=9)
+    axes.set_ylabel(unit, fontsize=9)
     _legend(figure, axes)
     return figure
 
@@ -124,7 +126,7 @@ def _panel(study: Study, title: str) -> tuple[Figure, Axes]:
     legend = 0.17 * -(-len(study.runs) // 2)
     figure = Figure(figsize=(WIDTH, 3.2 + legend), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title, fontsize=9, loc="left", wrap=True)
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
     return figure, axes

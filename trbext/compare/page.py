@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 import yaml
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 from .figures import Picture
 from .grid import Metric, Study
@@ -86,13 +87,41 @@ def _section(
         }
         for view in VIEWS
     ]
-    return {"metric": metric, "views": views}
+    return {"metric": metric, "views": views, "summary": _summary(study, metric, values, contrasts)}
+
+
+def _summary(
+    study: Study,
+    metric: Metric,
+    values: dict[str, dict[tuple[str, int], float]],
+    contrasts: dict[str, list[Contrast]],
+) -> list[dict[str, Any]]:
+    """The views side by side: a row per run, each cell its mean and its difference to the first reference."""
+    rows = []
+    for run in study.runs:
+        cells = []
+        for view in VIEWS:
+            own = _finite(values[view], run.label)
+            found = next((c for c in contrasts[view] if (c.run, c.reference) == (run.label, study.references[0])), None)
+            cells.append(
+                {
+                    "value": number(metric, float(own.mean())) if len(own) else "n/a",
+                    "difference": difference(metric, found) if found else "",
+                    "resolved": found is not None and found.resolved,
+                }
+            )
+        rows.append({"run": run.label, "cells": cells, "kind": "reference" if run.label in study.references else ""})
+    return rows
+
+
+def _finite(values: dict[tuple[str, int], float], run: str) -> NDArray[np.float64]:
+    return np.array([value for (label, _), value in values.items() if label == run and np.isfinite(value)])
 
 
 def _row(
     study: Study, metric: Metric, run: str, values: dict[tuple[str, int], float], contrasts: list[Contrast]
 ) -> dict[str, Any]:
-    own = np.array([value for (label, _), value in values.items() if label == run and np.isfinite(value)])
+    own = _finite(values, run)
     spread = f" ± {number(metric, float(own.std(ddof=1)))}" if len(own) > 1 else ""
     cells = []
     for reference in study.references:

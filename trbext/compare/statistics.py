@@ -27,8 +27,8 @@ VIEWS = {
     "final": "mean of the last evaluations",
     "best": "the best evaluation of the run, as the paper selects checkpoints",
     "area": "area under the learning curve over steps, divided by their number: the mean over training",
-    "equal_teacher_tokens": "the curve where the run had used as many teacher tokens as the cheapest run in all",
-    "equal_seconds": "the curve where the run had taken as many seconds as the fastest run in all",
+    "equal_teacher_tokens": "the curve at as many teacher tokens as the cheapest run of the seed used in all",
+    "equal_seconds": "the curve at as many seconds as the fastest run of the seed took in all",
 }
 EQUAL_COST = {"equal_teacher_tokens": "teacher_tokens", "equal_seconds": "seconds"}
 
@@ -154,9 +154,9 @@ def interval(differences: Floats, level: float = 0.95) -> tuple[float, float]:
 def sign_flip_p(differences: Floats) -> float:
     """Two-sided p of the mean under flips of the signs of the differences: exact to 16 seeds, else 65,536 random flips.
 
-    It cannot be below 2^(1-n). 1 without differences.
+    It cannot be below 2^(1-n), so it is 1 below two seeds.
     """
-    if len(differences) == 0:
+    if len(differences) < 2:
         return 1.0
     found = stats.permutation_test(
         (differences, np.zeros_like(differences)),

@@ -52,7 +52,7 @@ def _train(config: Path, keep_model: bool) -> None:
     folder = RunFolder(Path(trb_config.output_dir))
     if finished(folder.path):
         return
-    train_run(arguments, trb_config, settings, resume=not folder.is_empty())
+    train_run(arguments, trb_config, settings, resume=not folder.is_empty(), plot=False)
     partial = folder.path / (FINISHED + ".partial")
     partial.write_text(json.dumps({"finished_at": time.time()}))
     partial.replace(folder.path / FINISHED)

@@ -88,7 +88,7 @@ def evaluate_pass_at_1(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     alignment = alignment or align(student, student, tokenizer, tokenizer)
-    encode = encode or (lambda prompts: _encode(tokenizer, prompts))
+    encode = encode or (lambda prompts: encode_prompts(tokenizer, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else alignment.stop
     texts: list[list[str]] = [[] for _ in rows]
     clipped = tokens = 0
@@ -152,11 +152,14 @@ def left_padded(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _encode(tokenizer: Any, prompts: list[Prompt]) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, prompts: list[Prompt], **template: Any) -> list[list[int]]:
+    """Token ids of prompts of one kind: text as it is, messages through the chat template (with its options)."""
     if isinstance(prompts[0], str):
         encoded = tokenizer(prompts)
     else:
-        encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)
+        encoded = tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **template
+        )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
 

@@ -43,7 +43,7 @@ def evaluate_model(options: argparse.Namespace) -> float:
     if options.output is not None and not lines:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps({"settings": settings}) + "\n")
-    step, errors = int(settings["prompts_per_batch"]), 0
+    step = int(settings["prompts_per_batch"])
     starts = range(len(lines), len(prompts), step)
     for start in track(starts, description="prompts", console=Console(stderr=True), disable=len(starts) < 2):
         rows = [prompts[i] for i in range(start, min(start + step, len(prompts)))]
@@ -62,7 +62,6 @@ def evaluate_model(options: argparse.Namespace) -> float:
             for row, correct, completions in zip(rows, result.correct, result.completions, strict=True)
         ]
         lines += judged
-        errors += result.verifier_errors
         if options.output is not None:
             with options.output.open("a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in judged)
@@ -73,8 +72,6 @@ def evaluate_model(options: argparse.Namespace) -> float:
         f"pass@1 {mean:.4f} +- {error:.4f} (standard error over prompts), "
         f"{len(lines)} prompts x {options.samples} samples"
     )
-    if errors:
-        print(f"the verifier raised on {errors} completions, which count as wrong")
     return mean
 
 

@@ -48,7 +48,8 @@ SHARED = {
     *("seed", "data_seed", "shuffle_dataset", "max_steps", "num_train_epochs", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "max_completion_length", "output_dir", "eval_prompts", "eval_prompts_split"),
     *("eval_prompts_limit", "eval_verifier", "eval_samples", "eval_strategy", "eval_steps", "eval_on_start"),
-    "per_device_eval_batch_size",
+    *("per_device_eval_batch_size", "prompts_where", "prompts_unique", "prompts_shuffle_seed", "max_prompt_length"),
+    "rollouts_per_prompt",
 }
 # Fields that change what a held-out loss or log-probability means.
 OF_THE_LOSS = {"beta", "loss_top_k", "temperature"}

@@ -18,7 +18,7 @@ from .figures import Picture
 from .grid import Metric, Study
 from .results import COSTS, RunResult
 from .statistics import VIEWS, Contrast
-from .wording import VIEW_TITLES, caveats, difference, number, power_sentence, view_meaning, view_sentences
+from .wording import VIEW_TITLES, caveats, difference, number, p_value, power_sentence, view_meaning, view_sentences
 
 Values = dict[str, dict[str, dict[tuple[str, int], float]]]  # by metric, view, (run, seed)
 Contrasts = dict[str, dict[str, list[Contrast]]]
@@ -129,7 +129,7 @@ def _row(
         if contrast is None:
             cells += ["", "", ""]
         else:
-            cells += [difference(metric, contrast), f"{contrast.p:.3f}", f"{contrast.p_holm:.3f}"]
+            cells += [difference(metric, contrast), p_value(contrast.p), p_value(contrast.p_holm)]
     resolved = any(c.resolved for c in contrasts if c.run == run)
     return {
         "run": run,

@@ -25,12 +25,21 @@ def number(metric: Metric, value: float, *, signed: bool = False) -> str:
     return f"{100 * value:{sign}.1f} %" if metric.is_share else f"{value:{sign}.3f}"
 
 
+def p_value(p: float) -> str:
+    """Three decimals; p is never 0."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def difference(metric: Metric, contrast: Contrast) -> str:
     """ "+2.1 points [+0.4, +3.8]", the interval in brackets."""
     values = (contrast.mean, contrast.low, contrast.high)
     scale, form = (100, "{:+.1f}") if metric.is_share else (1, "{:+.3f}")
     mean, low, high = (form.format(scale * value) if math.isfinite(value) else "n/a" for value in values)
     return f"{mean}{' points' if metric.is_share else ''} [{low}, {high}]"
+
+
+def _relation(p: float) -> str:
+    return p_value(p) if p < 0.001 else f"= {p_value(p)}"
 
 
 def view_sentences(metric: Metric, contrasts: Sequence[Contrast]) -> list[str]:
@@ -41,7 +50,7 @@ def view_sentences(metric: Metric, contrasts: Sequence[Contrast]) -> list[str]:
             good = (contrast.mean > 0) == (metric.better == "higher")
             sentences.append(
                 f"{contrast.run} is {'better' if good else 'worse'} than {contrast.reference}: "
-                f"{difference(metric, contrast)}, corrected p = {contrast.p_holm:.3f}."
+                f"{difference(metric, contrast)}, corrected p {_relation(contrast.p_holm)}."
             )
     unresolved = [contrast for contrast in contrasts if not contrast.resolved]
     if not sentences:

@@ -70,7 +70,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def without_clock(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metrics that a repeated run must repeat: all but times and speeds."""
-    clock = ("step_time", "tokens_per_second", "runtime", "per_second")
+    clock = ("step_time", "tokens_per_second", "runtime", "per_second", "seconds")
     return [{k: v for k, v in line.items() if not any(word in k for word in clock)} for line in lines]
 
 

@@ -10,6 +10,8 @@ import torch
 from tiny_models import tiny_llama
 
 from trbext import reference
+from trbext.compare.grid import read_study
+from trbext.compare.wording import planned_power
 from trbext.run import parse_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,13 +42,23 @@ def test_the_sampling_loop_blends_within_the_budget(monkeypatch: pytest.MonkeyPa
         assert (expected.beta < 1).all()
 
 
-@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
+RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith("study-")])
 def test_recipes_parse(recipe: str) -> None:
     # use_cpu: transformers refuses bf16 where there is neither a GPU nor this field.
     arguments, config, settings = parse_run(ROOT / "recipes" / recipe, ["--use_cpu", "true"])
     assert arguments.model_name_or_path
     assert config.output_dir.startswith("runs/")
     assert settings["trb_epsilon"] > 0
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("study-")])
+def test_studies_parse_and_could_resolve_something(recipe: str) -> None:
+    study, _ = read_study(ROOT / "recipes" / recipe)
+    assert study.folder.parts[0] == "runs"
+    assert planned_power(study) is None
 
 
 def test_every_trb_command_line_of_the_readme_parses() -> None:

@@ -37,7 +37,7 @@ METRICS = {
     "trb/reverse_kl",
     "trb/tokens_per_second",
 }
-TIMINGS = ("per_second", "runtime", "step_time")
+TIMINGS = ("per_second", "runtime", "step_time", "compute/seconds")
 
 
 def make_trainer(

@@ -51,7 +51,7 @@ def training_logs(run: dict[str, Any]) -> list[dict[str, float]]:
 
 def repeatable(logs: list[dict[str, float]]) -> list[dict[str, float]]:
     """The logs of steps and evaluations; the summary of the run counts only the steps since the last start."""
-    timings = ("per_second", "runtime", "step_time")
+    timings = ("per_second", "runtime", "step_time", "compute/seconds")
     kept = [log for log in logs if "train_runtime" not in log]
     return [{name: value for name, value in log.items() if not name.endswith(timings)} for log in kept]
 

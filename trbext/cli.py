@@ -1,4 +1,4 @@
-"""The `trb` command: train, eval, plot, demo and info.
+"""The `trb` command: train, eval, compare, probe, plot, demo and info.
 
 Exit codes: 0 done, 1 a fault of the program or the machine, 2 a usage error (one line on stderr), 130 interrupted.
 """
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     words = list(sys.argv[1:] if arguments is None else arguments)
     options, fields = _parser().parse_known_args(words)
-    if fields and options.command != "train":
+    if fields and options.command not in ("train", "probe"):
         _parser().error(f"unrecognized arguments: {' '.join(fields)}")
     # The commands import what they need when they run: `trb --help` must not wait for TRL.
     try:
@@ -74,6 +74,28 @@ def _parser() -> argparse.ArgumentParser:
         help="write completions and verdicts to this .jsonl, of a suite to this folder; an interrupted evaluation "
         "resumes",
     )
+
+    compare = commands.add_parser(
+        "compare",
+        help="runs x seeds of one YAML, and which differences are resolved",
+        description="Train every run of STUDY.yaml with every seed, several at a time, and report learning curves, "
+        "costs and paired differences with intervals as results.csv, figures/ and index.html in its output_dir. "
+        "The same command goes on with a study that was stopped.",
+    )
+    compare.add_argument("config", type=Path, metavar="STUDY.yaml", help="see recipes/study-countsort.yaml")
+    compare.add_argument("--report", action="store_true", help="run nothing, report what is finished")
+
+    probe = commands.add_parser(
+        "probe",
+        help="what TRB's rollouts are worth before training, by KL budget",
+        description="Roll out within KL budgets and as vanilla OPD, cut the rollouts at some lengths, let the teacher "
+        "or the student alone finish them, and compare how often the result is right. Fields as in trb train.",
+    )
+    probe.add_argument("config", type=Path, metavar="CONFIG.yaml", help="a configuration of trb train")
+    probe.add_argument("--epsilon", type=float, nargs="+", help="KL budgets, nats per token (default: the run's)")
+    probe.add_argument("--lengths", type=_positive, nargs="+", help="of prefixes, tokens (default: quarters)")
+    probe.add_argument("--limit", type=_positive, help="prompts to use (default: the run's held-out ones, or 256)")
+    probe.add_argument("--output", type=Path, help="folder (default: runs/CONFIG-probe)")
 
     plot = commands.add_parser("plot", help="draw the curves of runs", description="Draw the curves of finished runs.")
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder of `trb train`")
@@ -137,6 +159,40 @@ def _eval(options: argparse.Namespace, fields: list[str]) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace, fields: list[str]) -> int:
+    from .compare.command import compare
+    from .run import Interrupted, UsageError
+
+    try:
+        failures = compare(options.config, report_only=options.report)
+    except UsageError as error:
+        return _usage_error(error)
+    except Interrupted as error:
+        print(f"trb: {error}", file=sys.stderr)
+        return INTERRUPTED
+    for failure in failures:
+        print(f"trb: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _probe(options: argparse.Namespace, fields: list[str]) -> int:
+    from .probe.command import probe
+    from .run import UsageError
+
+    try:
+        probe(
+            options.config,
+            fields,
+            epsilons=options.epsilon,
+            lengths=options.lengths,
+            limit=options.limit,
+            output=options.output,
+        )
+    except (UsageError, ValueError, OSError) as error:
+        return _usage_error(error)
+    return 0
+
+
 def _plot(options: argparse.Namespace, fields: list[str]) -> int:
     from .report import plot_runs
     from .run_folder import RunFolder
@@ -186,4 +242,12 @@ def _usage_error(error: object) -> int:
     return USAGE_ERROR
 
 
-COMMANDS = {"train": _train, "eval": _eval, "plot": _plot, "demo": _demo, "info": _info}
+COMMANDS = {
+    "train": _train,
+    "eval": _eval,
+    "compare": _compare,
+    "probe": _probe,
+    "plot": _plot,
+    "demo": _demo,
+    "info": _info,
+}

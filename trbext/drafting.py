@@ -75,15 +75,16 @@ def drafting_metrics(rollouts: Sequence[Rollout], accelerator: Accelerator) -> d
     return metrics
 
 
-def teacher_states(rollouts: Sequence[Rollout], rows: int, tokens: int, accelerator: Accelerator) -> Tensor | None:
-    """[rows, tokens, H] of a step's rollouts, one after another; None unless every process has all of its own.
+def teacher_states(rollouts: Sequence[Rollout], completion_ids: Tensor, accelerator: Accelerator) -> Tensor | None:
+    """[B, T, H] of a step's rollouts, for the completions [B, T]; None unless every process has all of its own.
 
     A process that asks the teacher again needs the others with it, where the teacher is sharded. Every process calls
     it.
     """
+    rows, tokens = completion_ids.shape
     parts = [rollout.teacher_states for rollout in rollouts]
-    # More rows than were asked for: a conversation of several turns, whose tokens are not one rollout's.
-    complete = all(part is not None for part in parts) and sum(len(r.tokens) for r in rollouts) == rows
+    # More rows than completions: conversations of several turns, whose tokens are not one rollout's.
+    complete = all(part is not None for part in parts) and sum(len(rollout.tokens) for rollout in rollouts) == rows
     flag = torch.tensor([int(complete)], device=accelerator.device)
     if int(accelerator.gather(flag).min()) == 0:
         return None

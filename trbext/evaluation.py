@@ -122,19 +122,23 @@ def judge(
 ) -> tuple[list[int], int]:
     """How many completions of each row are right, and how often the verifier raised (which counts as wrong)."""
     correct, errors = [], 0
+    first: tuple[Exception, str] | None = None
     for row, texts in zip(rows, completions, strict=True):
         right = 0
         for text in texts:
             try:
                 right += bool(verifier(row["prompt"], text, row))
-            except Exception:
-                if errors == 0:
-                    logger.exception("the verifier raised; this completion counts as wrong: %.200r", text)
+            except Exception as error:
+                first = first or (error, text)
                 errors += 1
         correct.append(right)
-    if errors > 1:
-        logger.error(
-            "the verifier raised on %d of %d completions; they count as wrong", errors, sum(map(len, completions))
+    if first is not None:
+        logger.warning(
+            "the verifier raised on %d of %d completions, which count as wrong; the first was %.200r",
+            errors,
+            sum(map(len, completions)),
+            first[1],
+            exc_info=first[0],
         )
     return correct, errors
 

@@ -79,7 +79,16 @@ def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArgumen
 
     Raises UsageError: no such file, a field that does not exist, a value that does not fit.
     """
-    settings = _read_yaml(config) if config else {}
+    settings = read_yaml(config) if config else {}
+    if "output_dir" not in settings:
+        settings["output_dir"] = f"runs/{config.stem if config else 'trb'}"
+    return parse_settings(settings, overrides)
+
+
+def parse_settings(
+    settings: dict[str, Any], overrides: Sequence[str] = ()
+) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:
+    """As `parse_run`, of fields that were read already; output_dir must be among them."""
     kinds: Any = (RunArguments, TRBConfig)  # transformers' annotation does not admit two different dataclasses
     parser = HfArgumentParser(kinds, prog="trb train", add_help=False)
     known = {action.dest for action in parser._actions}
@@ -88,8 +97,6 @@ def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArgumen
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             raise UsageError(f"unknown field {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    if "output_dir" not in settings and "output_dir" not in named:
-        settings["output_dir"] = f"runs/{config.stem if config else 'trb'}"
 
     def fail(message: str) -> NoReturn:
         raise UsageError(message)
@@ -121,9 +128,9 @@ def print_fields() -> None:
 
 
 def train_run(
-    arguments: RunArguments, config: TRBConfig, settings: dict[str, Any], *, resume: bool = False
+    arguments: RunArguments, config: TRBConfig, settings: dict[str, Any], *, resume: bool = False, plot: bool = True
 ) -> RunFolder:
-    """Train in `config.output_dir`, from its last checkpoint if `resume`, and return the folder.
+    """Train in `config.output_dir`, from its last checkpoint if `resume`, and return the folder. `plot`: draw plot.png.
 
     Raises UsageError: the folder is not empty or not of these settings, a model or prompts cannot be loaded, the
     tokenizers differ. Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step.
@@ -144,7 +151,7 @@ def train_run(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         stop.stopped = True
-    if trainer.is_world_process_zero() and folder.metrics.exists():
+    if plot and trainer.is_world_process_zero() and folder.metrics.exists():
         _plot(folder)
     if stop.stopped:
         saved = folder.last_checkpoint()
@@ -228,9 +235,22 @@ def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool) -> N
         raise UsageError(f"{folder.path} was started with other settings ({details}); a resumed run repeats its own")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML of which no mapping names a key twice; PyYAML would keep the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UsageError(f"{self.name} names {key!r} twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds. UsageError: it cannot be read, is not YAML, no mapping, or names a key twice."""
     try:
-        settings = yaml.safe_load(path.read_text())
+        with path.open() as file:
+            settings = yaml.load(file, _UniqueKeys)  # the loader's `name` in messages is the file's
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

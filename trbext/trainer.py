@@ -29,6 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import DistillationTrainer
 from trl.trainer.utils import get_config_model_id
 
+from .compute import ComputeCount
 from .config import TRBConfig
 from .drafting import Drafting, drafting_metrics, teacher_states, without_teacher_states
 from .evaluation import Verifier, evaluate_pass_at_1, left_padded, verifier_by_name
@@ -150,6 +151,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         self._check_loss(teacher_model, tools=bool(tools))
         check_can_unshard(self._dist, args, tools=bool(tools))
         self.teacher_model = prepare_teacher(teacher_model, self.accelerator)
+        self.compute = ComputeCount(self.model, teacher_model)
+        self.add_callback(self.compute)
 
         self.drafting = Drafting(args.draft_length)
         self.add_callback(self.drafting)
@@ -208,6 +211,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             completion_ids: list[list[int]] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, has_tool_images
             )
+            if self.args.use_vllm:
+                self.compute.add_student_tokens(sum(map(len, [*prompt_ids, *completion_ids])))
         else:
             size = self.args.rollout_batch_size or len(prompt_ids)
             parts = [prompt_ids[start : start + size] for start in range(0, len(prompt_ids), size)]
@@ -275,7 +280,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             if self.policy.needs_teacher(self.state.global_step):
                 self.drafting.end_step()
                 metrics |= drafting_metrics(self._rollouts, self.accelerator)
-                kept = teacher_states(self._rollouts, *output["completion_ids"].shape, self.accelerator)
+                kept = teacher_states(self._rollouts, output["completion_ids"], self.accelerator)
                 if kept is not None:
                     output["teacher_states"] = kept
                 self._rollouts = without_teacher_states(self._rollouts)
@@ -376,6 +381,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         for name, value in self._prefix_means[mode].pop().items():
             if name != "trb/reverse_kl" or self.beta == 1.0:  # with another beta the loss is another divergence
                 self._metrics[mode][name].append(value)
+        if self.compute.started:
+            logs = {**logs, **self.compute.totals(self.accelerator)}
         super().log(logs, start_time)
 
     # ---- Evaluation ----
@@ -389,16 +396,18 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self._eval_batches = 0
-        output: EvalLoopOutput = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        if self.verifier is not None:
-            assert output.metrics is not None
-            output.metrics[f"{metric_key_prefix}_pass@1"] = self._pass_at_1(dataloader.dataset)
+        with self.compute.paused():
+            output: EvalLoopOutput = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            if self.verifier is not None:
+                assert output.metrics is not None
+                output.metrics.update(self._pass_at_1(dataloader.dataset, metric_key_prefix))
         return output
 
-    def _pass_at_1(self, dataset: Any) -> float:
-        """Share of right completions of the student alone at temperature 1: `eval_samples` of each prompt."""
+    def _pass_at_1(self, dataset: Any, prefix: str) -> dict[str, float]:
+        """Share of right completions of the student alone at temperature 1, `eval_samples` of each prompt, and the
+        number of those that count as wrong because the verifier raised."""
         if not isinstance(dataset, Dataset):
             raise ValueError(f"pass@1 needs an eval_dataset of known length, got {type(dataset).__name__}")
         assert self.verifier is not None
@@ -416,6 +425,9 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
                 alignment=self.alignment,
                 encode=lambda prompts: self._tokenize_prompts(prompts)[0],
             )
-        right = torch.tensor([sum(evaluation.correct)], device=self.accelerator.device)
-        total = int(self.accelerator.reduce(right, reduction="sum"))
-        return total / (len(dataset) * self.args.eval_samples)
+        counts = torch.tensor([sum(evaluation.correct), evaluation.verifier_errors], device=self.accelerator.device)
+        right, errors = self.accelerator.reduce(counts, reduction="sum").tolist()
+        return {
+            f"{prefix}_pass@1": right / (len(dataset) * self.args.eval_samples),
+            f"{prefix}_verifier_errors": errors,
+        }

@@ -1,0 +1,151 @@
+"""A study in real processes: killed, stopped, gone on with, and then the same as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from study_files import write
+from test_cli import config, without_clock  # noqa: F401  (config is a fixture)
+
+from trbext.cli import main
+from trbext.run_folder import RunFolder
+
+STEPS = 60
+
+
+@pytest.fixture
+def study(tmp_path: Path, config: dict[str, Any]) -> Path:  # noqa: F811
+    del config["output_dir"]
+    config |= {"eval_prompts": config["prompts"], "eval_prompts_limit": 4, "eval_strategy": "steps", "eval_steps": 20}
+    config |= {"max_steps": STEPS, "save_steps": 5, "trb_warmup_steps": STEPS}
+    declared = {
+        "output_dir": str(tmp_path / "study"),
+        "metric": {"name": "eval_loss"},
+        "reference": "OPD",
+        "seeds": [1, 2],
+        "processes": 2,
+        "threads": torch.get_num_threads(),  # as the run that the test compares with
+        "base": config,
+        "runs": {"OPD": {"rollout_policy": "student"}, "TRB": {"trb_epsilon": 0.5}},
+    }
+    return write(tmp_path, declared)
+
+
+def start(study: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "trbext", "compare", str(study)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def at_work(folder: Path) -> list[int]:
+    """Processes that train in the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"trbext.compare.worker" in words and any(word.startswith(bytes(folder)) for word in words):
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+def test_a_killed_study_leaves_no_process_behind_and_goes_on_to_the_same_end(
+    tmp_path: Path,
+    study: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "study"
+    first = [RunFolder(folder / "runs" / name / "seed-1") for name in ("opd", "trb")]
+
+    killed = start(study)
+    wait(lambda: any(run.last_checkpoint() for run in first))
+    killed.kill()
+    killed.communicate()
+    wait(lambda: not at_work(folder))  # their standard input closed
+    assert all(len(list(run.path.glob("checkpoint-*"))) <= 1 for run in first)
+    reached = {run.path: len(run.read_metrics()) for run in first}
+
+    stopped = start(study)
+    wait(lambda: any((run.path / "finished.json").exists() for run in first))
+    done = next(run for run in first if (run.path / "finished.json").exists())
+    stopped.send_signal(signal.SIGTERM)
+    out, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, out
+    assert "runs to go; the same command goes on from their checkpoints" in out
+    assert not at_work(folder)
+    assert not list(done.path.glob("checkpoint-*"))
+    finished_at = (done.path / "finished.json").read_text()
+
+    assert main(["compare", str(study)]) == 0
+    out = capsys.readouterr().out
+    assert "[3/4]" in out
+    assert re.search(r"about (\d+ min )?\d+ s left", out)
+    assert "[4/4]" in out
+    assert f"{done.path.parent.name.upper()}, seed 1 finished" not in out  # it is not repeated
+    assert (done.path / "finished.json").read_text() == finished_at
+    assert (folder / "index.html").exists()
+    assert "2 seeds and 1 comparisons" in " ".join(out.split())
+    for run in first:
+        assert len(run.read_metrics()) >= reached[run.path]
+
+    # A run that was interrupted twice is the run that `trb train` makes of the same settings in one go.
+    run = first[1]
+    straight = tmp_path / "straight"
+    settings = yaml.safe_load((run.path.parent / "seed-1.yaml").read_text())
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(settings | {"output_dir": str(straight)}))
+    assert main(["train", str(tmp_path / "alone.yaml")]) == 0
+    alone = RunFolder(straight)
+    assert of_training(run) == of_training(alone)
+    assert weights(run).keys() == weights(alone).keys()
+    assert all(torch.equal(tensor, weights(alone)[name]) for name, tensor in weights(run).items())
+
+
+def of_training(run: RunFolder) -> list[dict[str, Any]]:
+    return [line for line in without_clock(run.read_metrics()) if "trb/kl" in line or "eval_loss" in line]
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(run.model / "model.safetensors")
+
+
+def test_a_run_that_cannot_start_stops_the_study_with_its_message(
+    tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = yaml.safe_load(study.read_text())
+    declared["base"]["prompt_column"] = "question"
+    assert main(["compare", str(write(tmp_path, declared))]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "seed 1: " in line
+    assert "have no column 'question', only prompt, answer" in line
+
+
+def test_a_run_that_fails_is_named_and_the_others_finish(
+    tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = yaml.safe_load(study.read_text())
+    declared["base"] |= {"max_steps": 6, "eval_steps": 2, "max_grad_norm": 0}
+    declared["runs"]["TRB"]["learning_rate"] = 1e30  # its logits are NaN after a step
+    assert main(["compare", str(write(tmp_path, declared))]) == 1
+    out, err = capsys.readouterr()
+    for seed in (1, 2):
+        assert re.search(rf"OPD, seed {seed} finished", out)
+        assert re.search(rf"TRB, seed {seed}: exit code 1: .*no token can be drawn.* \(see .*seed-{seed}.log\)", err)
+    assert "Incomplete: 2 of 4 runs are missing" in " ".join(out.split())

@@ -1,0 +1,72 @@
+"""One run of a study: `python -m trbext.compare.worker CONFIG.yaml` starts it, or resumes it from its last checkpoint.
+
+It stops after the current optimizer step, with a checkpoint, when its standard input closes: a study that was killed
+must not leave runs behind that nobody watches. Exit codes are those of `trb`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..cli import INTERRUPTED, USAGE_ERROR
+from ..run import Interrupted, UsageError, parse_settings, read_yaml, train_run
+from ..run_folder import RunFolder
+
+FINISHED = "finished.json"  # in the run folder, written last
+SECONDS_FOR_ANOTHER = 120  # to end its step, when the study was killed and started again
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in `folder` is complete."""
+    return (folder / FINISHED).exists()
+
+
+def main(config: Path, keep_model: bool) -> int:
+    threading.Thread(target=_stop_when_orphaned, daemon=True).start()
+    try:
+        with FileLock(config.with_suffix(".lock"), timeout=SECONDS_FOR_ANOTHER):
+            _train(config, keep_model)
+    except Timeout:
+        print(f"trb: another process is at work on {config.with_suffix('')}", file=sys.stderr)
+        return USAGE_ERROR
+    except UsageError as error:
+        print(f"trb: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE_ERROR
+    except Interrupted as error:
+        print(f"trb: {error}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _train(config: Path, keep_model: bool) -> None:
+    arguments, trb_config, settings = parse_settings(read_yaml(config))
+    folder = RunFolder(Path(trb_config.output_dir))
+    if finished(folder.path):
+        return
+    train_run(arguments, trb_config, settings, resume=not folder.is_empty(), plot=False)
+    partial = folder.path / (FINISHED + ".partial")
+    partial.write_text(json.dumps({"finished_at": time.time()}))
+    partial.replace(folder.path / FINISHED)
+    for checkpoint in folder.path.glob("checkpoint-*"):  # they only served to resume
+        shutil.rmtree(checkpoint)
+    if not keep_model:
+        shutil.rmtree(folder.model)
+
+
+def _stop_when_orphaned() -> None:
+    while os.read(0, 1024):  # not sys.stdin, whose lock would be held when the interpreter ends
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), keep_model="--keep-model" in sys.argv[2:]))

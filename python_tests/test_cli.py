@@ -232,6 +232,21 @@ def test_eval_reports_pass_at_1_and_resumes(
     assert "is not of this evaluation" in one_line(capsys)
 
 
+def test_a_policy_in_the_folder_of_the_command_trains(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_policy.py").write_text(
+        "from trbext.rollout.policies import FixedBeta\n\n\nclass Mine(FixedBeta):\n    pass\n"
+    )
+    path = write(tmp_path, {**config, "max_steps": 1, "output_dir": str(tmp_path / "mine")})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    words = ["--rollout_policy", "my_policy:Mine", "--rollout_policy_kwargs", '{"beta": 0.25}']
+    assert trb("train", path, *words) == 0
+    (line,) = [line for line in RunFolder(tmp_path / "mine").read_metrics() if "loss" in line]
+    assert line["trb/beta_mean"] == 0.25
+
+
 def test_other_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert trb("plot", str(tmp_path)) == 2
     assert "is not a run folder with metrics" in one_line(capsys)

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a fault of the program or the machine, 2 a usage error (on
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one `trb` command; `arguments` default to the process's."""
     # transformers' notices to library authors; a user of the command can do nothing about them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # where a user's 'module:object' lies
     words = list(sys.argv[1:] if arguments is None else arguments)
     options, fields = _parser().parse_known_args(words)
     if fields and options.command not in ("train", "probe"):

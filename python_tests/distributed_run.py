@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 import trbext.trainer
 from trbext.config import TRBConfig
-from trbext.rollout import Rollout, lockstep
+from trbext.rollout import Rollout, lockstep, speculative
 from trbext.trainer import TRBTrainer
 from trbext.unsharding import unsharded
 from trbext.vocab import align
@@ -66,12 +66,12 @@ def run(folder: Path) -> None:
     seen: dict[str, list[Any]] = {"prompts": [], "rollouts": [], "judged": []}
 
     def recording(*args: Any, **kwargs: Any) -> Rollout:
-        rollout = lockstep(*args, **kwargs)
+        rollout = speculative(*args, **kwargs)
         if straight.model.training:
             seen["rollouts"].append((kwargs["epsilon"], rollout.beta[rollout.mask], rollout.kl[rollout.mask]))
         return rollout
 
-    trbext.trainer.lockstep = recording
+    trbext.trainer.speculative = recording
     straight = trainer(folder / "straight")
     generate, judge = straight._generate, straight.verifier
 
@@ -86,7 +86,7 @@ def run(folder: Path) -> None:
 
     straight._generate, straight.verifier = generating, judging
     straight.train()
-    trbext.trainer.lockstep = lockstep
+    trbext.trainer.speculative = speculative
     resumed = trainer(folder / "resumed")
     resumed.train(resume_from_checkpoint=str(folder / "straight" / f"checkpoint-{CHECKPOINT}"))
     runs = {

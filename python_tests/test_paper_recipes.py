@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 import trbext.trainer
 from trbext.cli import main as trb
 from trbext.evaluation_suite import Suite
-from trbext.rollout import Rollout, lockstep
+from trbext.rollout import Rollout, speculative
 from trbext.run import parse_run
 from trbext.run_folder import RunFolder
 
@@ -157,11 +157,11 @@ def test_a_dry_run_trains_saves_and_evaluates(
     prompts: list[list[Any]] = []
 
     def recording(*args: Any, **kwargs: Any) -> Rollout:
-        rollouts.append((kwargs["epsilon"], lockstep(*args, **kwargs)))
+        rollouts.append((kwargs["epsilon"], speculative(*args, **kwargs)))
         return rollouts[-1][1]
 
     generate = trbext.trainer.TRBTrainer._generate
-    monkeypatch.setattr(trbext.trainer, "lockstep", recording)
+    monkeypatch.setattr(trbext.trainer, "speculative", recording)
     monkeypatch.setattr(
         trbext.trainer.TRBTrainer, "_generate", lambda self, batch: (prompts.append(batch), generate(self, batch))[1]
     )

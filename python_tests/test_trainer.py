@@ -18,7 +18,7 @@ from trl import DistillationConfig
 
 import trbext.trainer
 from trbext.config import TRBConfig
-from trbext.rollout import Rollout, lockstep
+from trbext.rollout import Rollout, speculative
 from trbext.rollout.policies import FixedBeta
 from trbext.trainer import TRBTrainer
 from trbext.vocab import VocabularyMismatch
@@ -107,11 +107,11 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Rollout]]:
     seen: list[tuple[float, Rollout]] = []
 
     def recording(*args: Any, **kwargs: Any) -> Rollout:
-        rollout = lockstep(*args, **kwargs)
+        rollout = speculative(*args, **kwargs)
         seen.append((kwargs["epsilon"], rollout))
         return rollout
 
-    monkeypatch.setattr(trbext.trainer, "lockstep", recording)
+    monkeypatch.setattr(trbext.trainer, "speculative", recording)
     return seen
 
 
@@ -333,10 +333,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
     seen: list[Rollout] = []
 
     def recording(*args: Any, **kwargs: Any) -> Rollout:
-        seen.append(lockstep(*args, **kwargs))
+        seen.append(speculative(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(trbext.trainer, "lockstep", recording)
+    monkeypatch.setattr(trbext.trainer, "speculative", recording)
     return seen
 
 

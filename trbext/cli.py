@@ -115,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--steps", type=_positive, default=240, help="optimizer steps of each run (default: %(default)s)")
     demo.add_argument("--epsilon", type=float, default=0.5, help="KL budget at step 0, nats (default: %(default)s)")
+    demo.add_argument(
+        "--draft_length",
+        default="auto",
+        help="tokens the student drafts for one pass of the teacher: auto, 0 for lockstep, or a number; the law of the "
+        "rollouts is the same (default: %(default)s)",
+    )
     demo.add_argument("--seed", type=int, default=0, help="of prompts and sampling (default: %(default)s)")
 
     commands.add_parser("info", help="versions, build, and where things were found")
@@ -223,7 +229,13 @@ def _demo(options: argparse.Namespace, fields: list[str]) -> int:
     from .run import Interrupted, UsageError
 
     try:
-        walk_through(options.output, steps=options.steps, epsilon=options.epsilon, seed=options.seed)
+        walk_through(
+            options.output,
+            steps=options.steps,
+            epsilon=options.epsilon,
+            seed=options.seed,
+            draft_length=options.draft_length,
+        )
     except (UsageError, ValueError) as error:
         return _usage_error(error)
     except Interrupted as error:

@@ -19,11 +19,13 @@ HELD_OUT_PROMPTS = 128
 RUNS = {"OPD": "student", "TRB": "trb"}  # name -> rollout_policy
 
 
-def walk_through(output: Path, *, steps: int = 240, epsilon: float = 0.5, seed: int = 0) -> None:
+def walk_through(
+    output: Path, *, steps: int = 240, epsilon: float = 0.5, seed: int = 0, draft_length: str = "auto"
+) -> None:
     """Train both runs in `output`/opd and `output`/trb, print the comparison and write `output`/plot.png.
 
     steps: optimizer steps of each run, 32 prompts each; `epsilon` (nats) falls to 0 over the first third of them.
-    An interrupted demonstration continues where it stopped. Raises UsageError for a folder of other settings.
+    draft_length: of the TRB run's rollouts, as in `trb train`. An interrupted demonstration continues where it stopped. Raises UsageError for a folder of other settings.
     """
     console = Console()
     console.print(
@@ -35,7 +37,9 @@ def walk_through(output: Path, *, steps: int = 240, epsilon: float = 0.5, seed: 
     results: list[tuple[str, list[Metrics]]] = []
     for name, policy in RUNS.items():
         folder = RunFolder(output / name.lower())
-        arguments, config, settings = parse_run(None, _words(_settings(folder, policy, steps, epsilon, seed)))
+        arguments, config, settings = parse_run(
+            None, _words(_settings(folder, policy, steps, epsilon, seed, draft_length))
+        )
         started = not folder.is_empty()
         check_folder(folder, settings, resume=started)
         if not folder.model.exists():
@@ -58,7 +62,9 @@ def _warmup(steps: int) -> int:
     return max(1, steps // 3)
 
 
-def _settings(folder: RunFolder, policy: str, steps: int, epsilon: float, seed: int) -> dict[str, Any]:
+def _settings(
+    folder: RunFolder, policy: str, steps: int, epsilon: float, seed: int, draft_length: str
+) -> dict[str, Any]:
     return {
         "output_dir": str(folder.path),
         "model_name_or_path": "demo:student",
@@ -70,6 +76,7 @@ def _settings(folder: RunFolder, policy: str, steps: int, epsilon: float, seed: 
         "rollout_policy": policy,
         "trb_epsilon": epsilon,
         "trb_warmup_steps": _warmup(steps),
+        "draft_length": draft_length,
         "max_completion_length": 32,
         "max_steps": steps,
         "per_device_train_batch_size": BATCH,

@@ -20,6 +20,9 @@ from study_files import write
 from test_cli import config, without_clock  # noqa: F401  (config is a fixture)
 
 from trbext.cli import main
+from trbext.compare.grid import read_study
+from trbext.compare.worker import train
+from trbext.run import UsageError
 from trbext.run_folder import RunFolder
 
 STEPS = 60
@@ -102,7 +105,7 @@ def test_a_killed_study_leaves_no_process_behind_and_goes_on_to_the_same_end(
     assert f"{done.path.parent.name.upper()}, seed 1 finished" not in out  # it is not repeated
     assert (done.path / "finished.json").read_text() == finished_at
     assert (folder / "index.html").exists()
-    assert "2 seeds and 1 comparisons" in " ".join(out.split())
+    assert "2 seeds and 1 comparison the" in " ".join(out.split())
     for run in first:
         assert len(run.read_metrics()) >= reached[run.path]
 
@@ -124,6 +127,20 @@ def of_training(run: RunFolder) -> list[dict[str, Any]]:
 
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:
     return load_file(run.model / "model.safetensors")
+
+
+def test_a_run_folder_that_cannot_be_resumed_is_named(tmp_path: Path, study: Path) -> None:
+    declared, _ = read_study(study)
+    settings = declared.settings(declared.runs[0], 1)
+    file = tmp_path / "seed-1.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    folder = RunFolder(Path(settings["output_dir"]))
+    (folder.path / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises(UsageError, match="opd/seed-1 holds files but no run that can go on"):
+        train(file, keep_model=True)
+    folder.write_settings(settings | {"learning_rate": 0.5})
+    with pytest.raises(UsageError, match=r"was started with other settings \(learning_rate: 0.5 -> 0.01\)"):
+        train(file, keep_model=True)
 
 
 def test_a_run_that_cannot_start_stops_the_study_with_its_message(

@@ -110,7 +110,7 @@ def _summary(
                     "resolved": found is not None and found.resolved,
                 }
             )
-        rows.append({"run": run.label, "cells": cells, "kind": "reference" if run.label in study.references else ""})
+        rows.append({"run": run.label, "cells": cells, "kind": "reference" if run.label == study.references[0] else ""})
     return rows
 
 

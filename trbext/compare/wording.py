@@ -66,8 +66,9 @@ def power_sentence(study: Study, contrasts: Sequence[Contrast]) -> str | None:
     seeds, comparisons = max((c.n for c in contrasts), default=0), len(contrasts)
     if smallest_p(seeds, comparisons) < LEVEL:
         return None
+    plural = "" if comparisons == 1 else "s"
     return (
-        f"With {seeds} seeds and {comparisons} comparisons the smallest corrected p that exists is "
+        f"With {seeds} seeds and {comparisons} comparison{plural} the smallest corrected p that exists is "
         f"{smallest_p(seeds, comparisons):.2g}, so no difference can be resolved, however large: it takes "
         f"{seeds_needed(comparisons)} seeds."
     )

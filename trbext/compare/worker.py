@@ -34,7 +34,7 @@ def main(config: Path, keep_model: bool) -> int:
     threading.Thread(target=_stop_when_orphaned, daemon=True).start()
     try:
         with FileLock(config.with_suffix(".lock"), timeout=SECONDS_FOR_ANOTHER):
-            _train(config, keep_model)
+            train(config, keep_model)
     except Timeout:
         print(f"trb: another process is at work on {config.with_suffix('')}", file=sys.stderr)
         return USAGE_ERROR
@@ -47,12 +47,16 @@ def main(config: Path, keep_model: bool) -> int:
     return 0
 
 
-def _train(config: Path, keep_model: bool) -> None:
+def train(config: Path, keep_model: bool) -> None:
+    """Train the run of a settings file to its end. UsageError, Interrupted: as `train_run`."""
     arguments, trb_config, settings = parse_settings(read_yaml(config))
     folder = RunFolder(Path(trb_config.output_dir))
     if finished(folder.path):
         return
-    train_run(arguments, trb_config, settings, resume=not folder.is_empty(), plot=False)
+    started = folder.settings() is not None
+    if not started and not folder.is_empty():
+        raise UsageError(f"{folder.path} holds files but no run that can go on: delete it, and the run begins anew")
+    train_run(arguments, trb_config, settings, resume=started, plot=False)
     partial = folder.path / (FINISHED + ".partial")
     partial.write_text(json.dumps({"finished_at": time.time()}))
     partial.replace(folder.path / FINISHED)

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import reduce
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -28,6 +29,7 @@ class ComputeCount(TrainerCallback, ExportableState):
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         self._seconds = 0.0
         self._tokens = {"student": 0, "teacher": 0}  # of this process
+        self._at_save: dict[str, int] | None = None  # of all processes
         self._since: float | None = None  # when counting began; None while nothing is counted
         self._watch("student", student)
         self._watch("teacher", teacher)
@@ -83,8 +85,22 @@ class ComputeCount(TrainerCallback, ExportableState):
         }
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds. One file serves all processes, so the tokens are those of the first."""
-        return {"args": {}, "attributes": {"seconds": self._elapsed(), "tokens": dict(self._tokens)}}
+        """What a checkpoint holds: one file serves all processes, so the tokens are those of all."""
+        return {"args": {}, "attributes": {"seconds": self._elapsed(), "tokens": dict(self._at_save or self._tokens)}}
+
+    def _sum_for_save(self, control: TrainerControl) -> None:
+        self._at_save = None
+        if control.should_save:  # on every process: the main one alone writes the checkpoint
+            tokens = torch.tensor(list(self._tokens.values()), dtype=torch.int64, device=PartialState().device)
+            self._at_save = dict(zip(self._tokens, reduce(tokens, reduction="sum").tolist(), strict=True))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._sum_for_save(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._sum_for_save(control)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -92,7 +108,8 @@ class ComputeCount(TrainerCallback, ExportableState):
         states: Any = state.stateful_callbacks  # by class name, once the state is made
         # A checkpoint written without this callback has no entry, and transformers' next save would look for one.
         saved = states.setdefault(type(self).__name__, self.state())
-        self._seconds, self._tokens = saved["attributes"]["seconds"], dict(saved["attributes"]["tokens"])
+        self._seconds, tokens = saved["attributes"]["seconds"], saved["attributes"]["tokens"]
+        self._tokens = dict(tokens) if PartialState().is_main_process else dict.fromkeys(tokens, 0)
         self._since = time.perf_counter()
 
     def on_train_end(

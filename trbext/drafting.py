@@ -15,9 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from .rollout import DraftLength, Rollout
+from .rollout.decoding import evaluating
+from .rollout.rollback import cannot_roll_back
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedModel
 
 
 class Drafting(TrainerCallback, ExportableState):
@@ -29,6 +32,13 @@ class Drafting(TrainerCallback, ExportableState):
 
     def __init__(self, draft_length: str | int) -> None:
         self.draft_length: int | DraftLength = DraftLength() if draft_length == "auto" else int(draft_length)
+
+    def try_models(self, *models: PreTrainedModel) -> None:
+        """Let the decoder find out whether it can speculate with these, which takes a few forwards the first time."""
+        if self.draft_length != 0:
+            with torch.no_grad(), evaluating(models):
+                for model in models:
+                    cannot_roll_back(model)
 
     def end_step(self) -> None:
         """After the rollouts of a step that asked the teacher. Every process calls it."""

@@ -238,6 +238,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             teacher = None
             if policy.needs_teacher(step):
                 teacher = stack.enter_context(whole_for_decoding(self.teacher_model, self.accelerator, self.args))
+                with self.compute.paused():  # a process that resumes tries the models anew
+                    self.drafting.try_models(student, teacher)
             rollout = speculative(
                 student,
                 teacher,

@@ -25,7 +25,8 @@ def walk_through(
     """Train both runs in `output`/opd and `output`/trb, print the comparison and write `output`/plot.png.
 
     steps: optimizer steps of each run, 32 prompts each; `epsilon` (nats) falls to 0 over the first third of them.
-    draft_length: of the TRB run's rollouts, as in `trb train`. An interrupted demonstration continues where it stopped. Raises UsageError for a folder of other settings.
+    draft_length: of the TRB run's rollouts, as in `trb train`. An interrupted demonstration continues where it stopped.
+    Raises UsageError for a folder of other settings.
     """
     console = Console()
     console.print(

@@ -57,7 +57,7 @@ class HiddenStates:
         self._last = None
         if self._kept is None or self._kept.shape[1] < end:
             have = 0 if self._kept is None else self._kept.shape[1]
-            most = int(self._limit // (self._batch * states.shape[2] * states.element_size()))
+            most = int(min(self._limit, 2**62)) // (self._batch * states.shape[2] * states.element_size())
             room = min(max(end, 2 * have, 16), most)
             if room < end:
                 self._kept, self.dropped = None, True

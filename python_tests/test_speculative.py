@@ -176,11 +176,12 @@ def test_finished_rows_leave_the_batch_and_the_teacher_sees_k_tokens_at_a_time()
         )
     rollout = roll(student, teacher, max_new_tokens=40, draft_length=4)
     width = PROMPTS[0].shape[1]
-    assert fed["student"][0] == fed["teacher"][0] == (6, width - 1)
+    assert fed["student"][0] == (6, width)  # the prompts, by a pass of which both models draw at once
+    assert fed["teacher"][0] == (6, width + 3)
     passes = fed["teacher"][1:]
-    assert fed["student"][1:] == [(rows, 1) for rows, drafted in passes for _ in range(drafted)]
+    assert fed["student"][1:] == [(6, 1)] * 3 + [(rows, 1) for rows, drafted in passes for _ in range(drafted)]
     assert {drafted for _, drafted in passes[:-1]} == {4}
-    rows = [count for count, _ in passes]
+    rows = [count for count, _ in fed["teacher"]]
     assert rows == sorted(rows, reverse=True)
     assert rows[-1] < rows[0]
     assert rollout.speculation is not None
@@ -216,9 +217,10 @@ def test_teacher_states_are_those_of_a_full_forward(decode: Callable[..., Rollou
             states = teacher.base_model(sequence, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
         assert (rollout.teacher_states[row, :length] - states).abs().max() < 1e-6
     assert roll(student, teacher, decode=decode).teacher_states is None
-    # 6 rows x 14 tokens x 16 numbers of 8 bytes
-    assert roll(student, teacher, decode=decode, teacher_states_limit=6 * 14 * 16 * 8).teacher_states is not None
-    assert roll(student, teacher, decode=decode, teacher_states_limit=6 * 14 * 16 * 8 - 1).teacher_states is None
+    # 6 rows x 14 tokens, and one for drafts past the limit, x 16 numbers of 8 bytes
+    enough = 6 * (14 + (decode is speculative)) * 16 * 8
+    assert roll(student, teacher, decode=decode, teacher_states_limit=enough).teacher_states is not None
+    assert roll(student, teacher, decode=decode, teacher_states_limit=enough - 1).teacher_states is None
     assert not teacher.base_model._forward_hooks
 
 
@@ -301,8 +303,8 @@ def test_the_buffers_grow_with_long_completions(monkeypatch: pytest.MonkeyPatch)
     student, teacher = (without(tiny(vocab=12, seed=seed), 11) for seed in (1, 2))
     settings: dict[str, Any] = {"alignment": Alignment(12, (11,), (11,)), "max_new_tokens": 50, "draft_length": 3}
     expected = roll(student, teacher, **settings)
-    prefill = RollbackModel.prefill
-    monkeypatch.setattr(RollbackModel, "prefill", lambda self, ids, mask, columns: prefill(self, ids, mask, 1))
+    begin = RollbackModel.__init__
+    monkeypatch.setattr(RollbackModel, "__init__", lambda self, model, first, capacity: begin(self, model, first, 1))
     assert_same(expected, roll(student, teacher, **settings))
 
 

@@ -32,10 +32,10 @@ MASKED_ATTENTION = ("sdpa", "eager")  # implementations that take a mask of the 
 class _Slots:
     """Where the next forward writes, the same in every layer."""
 
-    def __init__(self, columns: int) -> None:
-        self.capacity = columns
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity  # columns
         self.seen = 0  # columns that attention sees in the next forward
-        self.columns: Tensor | None = None  # [B, q]; None for the first `seen` ones of every row
+        self.columns = torch.empty(0)  # [B, q] where its keys and values go
 
 
 class _RollbackLayer(CacheLayerMixin):
@@ -60,12 +60,9 @@ class _RollbackLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         columns, seen = self.slots.columns, self.slots.seen
-        if columns is None:
-            self.keys[:, :, :seen], self.values[:, :, :seen] = key_states, value_states
-        else:
-            rows = torch.arange(len(columns), device=columns.device)[:, None]
-            self.keys[rows, :, columns] = key_states.transpose(1, 2)
-            self.values[rows, :, columns] = value_states.transpose(1, 2)
+        rows = torch.arange(len(columns), device=columns.device)[:, None]
+        self.keys[rows, :, columns] = key_states.transpose(1, 2)
+        self.values[rows, :, columns] = value_states.transpose(1, 2)
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
     def get_seq_length(self) -> int:
@@ -88,60 +85,52 @@ class _RollbackLayer(CacheLayerMixin):
 
 
 class RollbackModel:
-    """A causal LM and its KV cache over a batch: `prefill`, `extend` at any columns, `keep_rows`."""
+    """A causal LM and its KV cache over a batch: `extend` at any columns, `keep_rows`.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    first: [B, 1], the column of each row's first token; what lies before it is padding.
+    capacity: columns to allocate at first; more are when they are needed.
+    """
+
+    def __init__(self, model: PreTrainedModel, first: Tensor, capacity: int) -> None:
         inner = unwrap(model)
         self.model = model
         self._limits_logits = "logits_to_keep" in inspect.signature(type(inner).forward).parameters
         self._additive_mask = inner.config._attn_implementation == "eager"
-        self._first = torch.empty(0)  # [B, 1] column of each row's first token
-
-    def prefill(self, input_ids: Tensor, attention_mask: Tensor, columns: int) -> None:
-        """Begin with the prompts [B, P], left padded, in a cache of `columns` columns, which grows when it must."""
-        self._first = input_ids.shape[1] - attention_mask.sum(1, keepdim=True)
-        self._slots = _Slots(max(columns, input_ids.shape[1]))
+        self._first = first
+        self._slots = _Slots(capacity)
         layer: Any = functools.partial(_RollbackLayer, self._slots)  # called without arguments, once for each layer
         self._cache: Any = Cache(layer_class_to_replicate=layer)
-        self._slots.seen = input_ids.shape[1]
-        if input_ids.shape[1] > 0:
-            positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-            self._forward(input_ids, positions, attention_mask, logits=1)
 
-    def extend(self, tokens: Tensor, columns: Tensor, seen: int, *, last_position: Tensor | None = None) -> Tensor:
-        """The logits [B, q, V] after each of `tokens` [B, q], written at `columns` [B, q], which follow one another.
+    def extend(
+        self,
+        tokens: Tensor,
+        columns: Tensor,
+        seen: int,
+        *,
+        logits: int,
+        causal: bool = False,
+        last_position: Tensor | None = None,
+    ) -> Tensor:
+        """The logits [B, logits, V] after the last so many of `tokens` [B, q], written at `columns` [B, q] in order.
 
         A column written before is written over: what it and all later ones held is taken back.
         seen: columns that exist for the row farthest on, this forward included; known to the host.
+        causal: the columns are 0 .. q - 1 and no row has padding, which attention can do without a mask.
         last_position: [B, 1], an upper bound for the position of what will be thrown away (position tables have an
-        end).
+            end).
         """
         if seen > self._slots.capacity:
             self._slots.capacity = max(seen, self._slots.capacity * 3 // 2)
             for layer in self._cache.layers:
                 layer.grow(self._slots.capacity)
         self._slots.columns, self._slots.seen = columns, seen
-        positions = columns - self._first
+        positions = (columns - self._first).clamp(min=0)
         if last_position is not None:
             positions = torch.minimum(positions, last_position)
-        every = torch.arange(seen, device=columns.device)
-        mask = (every >= self._first)[:, None, None] & (every <= columns[..., None])[:, None]
-        if self._additive_mask:
-            dtype = unwrap(self.model).dtype
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        return self._forward(tokens, positions, mask, logits=tokens.shape[1])
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drop all rows but `rows` [m]."""
-        self._first = self._first[rows]
-        for layer in self._cache.layers:
-            layer.batch_select_indices(rows)
-
-    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, *, logits: int) -> Tensor:
         options: dict[str, Any] = {"logits_to_keep": logits} if self._limits_logits else {}
         output = self.model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=None if causal else self._mask(columns, seen),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -150,6 +139,21 @@ class RollbackModel:
         )
         kept: Tensor = output.logits[:, -logits:]
         return kept.float() if kept.dtype == torch.float64 else kept  # the operators take no float64
+
+    def _mask(self, columns: Tensor, seen: int) -> Tensor:
+        """[B, 1, q, seen]: the row's tokens up to each one. Padding sees itself, or its softmax would have nothing."""
+        every, own = torch.arange(seen, device=columns.device), columns[..., None]
+        mask = (((every >= self._first)[:, None] & (every <= own)) | (every == own))[:, None]
+        if not self._additive_mask:
+            return mask
+        dtype = unwrap(self.model).dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but `rows` [m]."""
+        self._first = self._first[rows]
+        for layer in self._cache.layers:
+            layer.batch_select_indices(rows)
 
 
 _verdicts: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
@@ -188,14 +192,14 @@ def _tried(model: PreTrainedModel) -> str | None:
     inner = unwrap(model)
     device, vocab = inner.device, inner.config.get_text_config().vocab_size
     one, two = ((torch.arange(5, device=device) * step + 1) % vocab for step in (7, 11))
-    prompts, mask = torch.stack([one[:2], two[:2]]), torch.tensor([[1, 1], [0, 1]], device=device)
-    column = torch.tensor([[2, 3]], device=device)
+    first, columns = torch.tensor([[0], [1]], device=device), torch.arange(6, device=device)[None]
     try:
-        cached = RollbackModel(model)
-        cached.prefill(prompts, mask, columns=4)
-        cached.extend(torch.stack([one[[2, 0]], two[2:4]]), column.expand(2, 2), seen=4)
+        cached = RollbackModel(model, first, capacity=4)
+        prompts = torch.stack([one[:2], two[:2]])
+        cached.extend(prompts, columns[:, :2].expand(2, 2), seen=2, logits=1)
+        cached.extend(torch.stack([one[[2, 0]], two[2:4]]), columns[:, 2:4].expand(2, 2), seen=4, logits=2)
         follow = torch.stack([one[3:], two[[4, 0]]])  # the first row takes its second token back
-        logits = cached.extend(follow, torch.cat([column + 1, column + 2]), seen=6)[:, -1]
+        logits = cached.extend(follow, torch.cat([columns[:, 3:5], columns[:, 4:]]), seen=6, logits=2)[:, -1]
         plain = [
             model(input_ids=ids[None], use_cache=False).logits[0, -1]
             for ids in (torch.cat([one[:3], one[3:]]), torch.cat([two[1:], two[:1]]))

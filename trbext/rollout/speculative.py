@@ -180,18 +180,20 @@ class _Decoder:
         self.tokens = torch.zeros((batch, max_new_tokens + longest), dtype=torch.int64, device=device)
         self.values = torch.zeros((5, *self.tokens.shape), dtype=torch.float32, device=device)
         self.written_of_all = torch.zeros(batch, dtype=torch.int64, device=device)
-        # Of the rows still in the batch: index, status, tokens written, the last one, which neither cache holds yet.
+        # Of the rows still in the batch: index, status, tokens written, and [n, u] what neither cache holds
+        # yet: the whole prompt, which the first round feeds, and then the last token written.
         self.rows = torch.arange(batch, device=device)
         self.status = torch.full_like(self.rows, RUNNING)
         self.written = torch.zeros_like(self.rows)
-        self.pending = prompts[:, -1]
+        self.unfed = prompts
+        self.begun = False  # whether the prompts have been fed
         per_row = epsilon.to(device, torch.float32) if isinstance(epsilon, Tensor) else None
         self.budget = torch.full((batch,), float(epsilon), device=device) if per_row is None else per_row
         self.last_position = lengths.to(device)[:, None] + max_new_tokens - 1
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # drafts that stood, drafts tested
-        self.caches = [RollbackModel(model) for model in self.models]
-        for cache in self.caches:
-            cache.prefill(prompts[:, :-1], prompt_mask[:, :-1], columns=width + min(max_new_tokens, 64) + longest)
+        first, capacity = width - lengths.to(device)[:, None], width + min(max_new_tokens, 64) + longest
+        self.padded = bool((lengths < width).any())
+        self.caches = [RollbackModel(model, first, capacity) for model in self.models]
         self.student_logits = torch.empty(0, device=device)
 
     def run(self, draft_length: int | DraftLength, states: HiddenStates | None, pad_token_id: int) -> Rollout:
@@ -205,17 +207,17 @@ class _Decoder:
             left = self.limit - fewest
             k = min(draft_length, left) if isinstance(draft_length, int) else draft_length.choose(len(self.rows), left)
             marks = [stopwatch.mark()]
-            columns = self.width - 1 + self.written[:, None] + torch.arange(k, device=self.device)
-            seen = self.width - 1 + farthest + k
-            drafts = self._draft(k, columns, seen)
+            drafts = self._draft(k, farthest)
             marks.append(stopwatch.mark())
-            fed = torch.cat([self.pending[:, None], drafts[:, :-1]], 1)
-            teacher_logits = self.caches[1].extend(fed, columns, seen, last_position=self.last_position)
+            teacher_logits = self._extend(1, torch.cat([self.unfed, drafts[:, :-1]], 1), 0, farthest, logits=k)
             marks.append(stopwatch.mark())
             if states is not None:
-                states.keep(self.rows, self.written[:, None] + torch.arange(k, device=self.device), farthest + k)
+                # Drafts past the limit share a column after the last one.
+                place = (self.written[:, None] + torch.arange(k, device=self.device)).clamp(max=self.limit)
+                states.keep(self.rows, place, min(farthest + k, self.limit + 1))
             self._verify(k, drafts, teacher_logits)
-            timed.append((len(self.rows), k, marks))
+            if rounds > 0:  # the first one read the prompts
+                timed.append((len(self.rows), k, marks))
             rounds, row_passes, farthest = rounds + 1, row_passes + len(self.rows), farthest + k
             if farthest < min(read_at, self.limit):
                 continue
@@ -239,23 +241,36 @@ class _Decoder:
         self.written_of_all[self.rows] = self.written
         return self._rollout(pad_token_id, states, Speculation(rounds, row_passes, tested, stood))
 
-    def _draft(self, k: int, columns: Tensor, seen: int) -> Tensor:
+    def _extend(self, model: int, tokens: Tensor, ahead: int, farthest: int, *, logits: int) -> Tensor:
+        """Feed `tokens` [n, q], which follow the first `ahead` tokens of what is fed in this round."""
+        fed = self.unfed.shape[1]
+        begin = self.width - fed + ahead
+        columns = begin + self.written[:, None] + torch.arange(tokens.shape[1], device=self.device)
+        return self.caches[model].extend(
+            tokens,
+            columns,
+            begin + farthest + tokens.shape[1],
+            logits=logits,
+            causal=not self.begun and ahead == 0 and not self.padded,
+            last_position=self.last_position,
+        )
+
+    def _draft(self, k: int, farthest: int) -> Tensor:
         """[n, k] tokens, each from the student given those before it; its logits stay in `student_logits` [k, n, V]."""
-        token, drafts = self.pending, []
+        tokens, ahead, drafts = self.unfed, 0, []
         positions = self._positions(k)
         for j in range(k):
-            raw = self.caches[0].extend(token[:, None], columns[:, j : j + 1], seen, last_position=self.last_position)[
-                :, 0
-            ]
+            raw = self._extend(0, tokens, ahead, farthest, logits=1)[:, 0]
+            ahead += tokens.shape[1]
             logits = self.alignment.canonical(raw, self.temperature, in_place=True)
             if j == 0 and (k > len(self.student_logits) or len(self.rows) != self.student_logits.shape[1]):
                 self.student_logits = logits.new_empty((k, *logits.shape))
             self.student_logits[j] = logits
             uniform = self.uniforms[0, self.rows, positions[:, j]]
             token = sample(logits, logits, 0.0, uniform=uniform, temperature=self.temperature).token
-            token = token.clamp(min=0)  # a row at fault goes on with a harmless id: `verify` finds the fault
-            drafts.append(token)
-        return torch.stack(drafts, 1)
+            tokens = token.clamp(min=0)[:, None]  # a row at fault goes on with a harmless id: `verify` finds the fault
+            drafts.append(tokens)
+        return torch.cat(drafts, 1)
 
     def _verify(self, k: int, drafts: Tensor, teacher_logits: Tensor) -> None:
         """Writes what stands of the drafts, and moves each running row on by it."""
@@ -277,6 +292,7 @@ class _Decoder:
             width=k,
             log_probs=True,
         )
+        self.begun = True
         # All k columns: what did not stand is written over by the next round, and cut off after the last one.
         where = self.rows[:, None], self.written[:, None] + torch.arange(k, device=self.device)
         self.tokens[where] = verdict.tokens
@@ -292,7 +308,7 @@ class _Decoder:
         event = torch.where(emitted < 0, FAULT, ended * ENDED)
         self.status = torch.where(running, event, self.status)
         last = verdict.tokens.gather(1, (moved - 1).clamp(min=0)[:, None])[:, 0]
-        self.pending = torch.where(moved > 0, last, self.pending).clamp(min=0)
+        self.unfed = torch.where(moved > 0, last, self.unfed[:, -1]).clamp(min=0)[:, None]
         self.written = (self.written + moved).clamp(max=self.limit)
         fell = verdict.accepted < k
         self.counts += torch.stack([(running * verdict.accepted).sum(), (running * (verdict.accepted + fell)).sum()])
@@ -304,7 +320,7 @@ class _Decoder:
     def _keep(self, kept: Tensor) -> None:
         """Drop all rows but `kept`."""
         self.written_of_all[self.rows] = self.written
-        for name in ("rows", "status", "written", "pending", "budget", "last_position"):
+        for name in ("rows", "status", "written", "unfed", "budget", "last_position"):
             setattr(self, name, getattr(self, name)[kept])
         for cache in self.caches:
             cache.keep_rows(kept)

@@ -100,8 +100,7 @@ def time_decoding(
     """Times `trbext.rollout.lockstep` over `batch` prompts. A step lasts from one draw's end to the next one's."""
     pair = load_pair(directory)
     input_ids, mask = pair.prompts(batch)
-    # The module, which the function of the same name hides in its package.
-    module = importlib.import_module("trbext.rollout.lockstep")
+    module = importlib.import_module("trbext.rollout.policies")
     draw = module.sample
     spans: list[tuple[float, float]] = []
 

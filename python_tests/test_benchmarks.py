@@ -234,7 +234,7 @@ def test_real_rows_and_decoding_of_a_pair(tmp_path: Path, monkeypatch: pytest.Mo
         time.sleep(0.02)
         return trbext.sample(*arguments, **options)
 
-    monkeypatch.setattr(importlib.import_module("trbext.rollout.lockstep"), "sample", slow_sample)
+    monkeypatch.setattr(importlib.import_module("trbext.rollout.policies"), "sample", slow_sample)
     decoding = time_decoding(tmp_path, epsilon=0.02, batch=2, new_tokens=5, repetitions=2)
     assert 0 < decoding.steps <= 2 * 4  # rows may end early
     assert 0.02 <= decoding.operator < decoding.step  # the operator is a part of the step

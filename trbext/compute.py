@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -28,8 +28,8 @@ class ComputeCount(TrainerCallback, ExportableState):
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         self._seconds = 0.0
-        self._tokens = {"student": 0, "teacher": 0}  # of this process
-        self._at_save: dict[str, int] | None = None  # of all processes
+        self._tokens = {"student": 0, "teacher": 0}  # of all processes, to the last optimizer step
+        self._step = {"student": 0, "teacher": 0}  # of this process, in the step under way
         self._since: float | None = None  # when counting began; None while nothing is counted
         self._watch("student", student)
         self._watch("teacher", teacher)
@@ -40,7 +40,7 @@ class ComputeCount(TrainerCallback, ExportableState):
                 return
             ids = kwargs.get("input_ids", args[0] if args else None)
             # shape[:2] of [B, T, H] embeddings is what numel() of [B, T] ids is
-            self._tokens[name] += (ids if ids is not None else kwargs["inputs_embeds"]).shape[:2].numel()
+            self._step[name] += (ids if ids is not None else kwargs["inputs_embeds"]).shape[:2].numel()
 
         # In a traced graph the counter would make it anew at every call.
         hook: Any = torch.compiler.disable(count)
@@ -53,7 +53,7 @@ class ComputeCount(TrainerCallback, ExportableState):
 
     def add_student_tokens(self, tokens: int) -> None:
         """Count positions that the student computed elsewhere."""
-        self._tokens["student"] += tokens if self._since is not None else 0
+        self._step["student"] += tokens if self._since is not None else 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -74,43 +74,38 @@ class ComputeCount(TrainerCallback, ExportableState):
     def _elapsed(self) -> float:
         return self._seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
 
-    def totals(self, accelerator: Accelerator) -> dict[str, float]:
-        """Cumulative cost: seconds of this process, tokens of all processes. Every process calls it."""
-        tokens = torch.tensor(list(self._tokens.values()), dtype=torch.int64, device=accelerator.device)
-        student, teacher = accelerator.reduce(tokens, reduction="sum").tolist()
+    def totals(self) -> dict[str, float]:
+        """Cumulative cost to the last optimizer step: seconds of this process, tokens of all."""
         return {
             "compute/seconds": self._elapsed(),
-            "compute/student_tokens": student,
-            "compute/teacher_tokens": teacher,
+            "compute/student_tokens": self._tokens["student"],
+            "compute/teacher_tokens": self._tokens["teacher"],
         }
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: one file serves all processes, so the tokens are those of all."""
-        return {"args": {}, "attributes": {"seconds": self._elapsed(), "tokens": dict(self._at_save or self._tokens)}}
-
-    def _sum_for_save(self, control: TrainerControl) -> None:
-        self._at_save = None
-        if control.should_save:  # on every process: the main one alone writes the checkpoint
-            tokens = torch.tensor(list(self._tokens.values()), dtype=torch.int64, device=PartialState().device)
-            self._at_save = dict(zip(self._tokens, reduce(tokens, reduction="sum").tolist(), strict=True))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._sum_for_save(control)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._sum_for_save(control)
+        """What a checkpoint holds. One process writes it for all, so it may not ask the others anything."""
+        return {"args": {}, "attributes": {"seconds": self._elapsed(), "tokens": dict(self._tokens)}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.global_step == 0:  # `train` called again begins anew
+            self._seconds, self._tokens = 0.0, {"student": 0, "teacher": 0}
         states: Any = state.stateful_callbacks  # by class name, once the state is made
         # A checkpoint written without this callback has no entry, and transformers' next save would look for one.
         saved = states.setdefault(type(self).__name__, self.state())
-        self._seconds, tokens = saved["attributes"]["seconds"], saved["attributes"]["tokens"]
-        self._tokens = dict(tokens) if PartialState().is_main_process else dict.fromkeys(tokens, 0)
+        if state.global_step > 0:
+            self._seconds, self._tokens = saved["attributes"]["seconds"], dict(saved["attributes"]["tokens"])
         self._since = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        tokens = list(self._step.values())
+        if PartialState().num_processes > 1:
+            mine = torch.tensor(tokens, dtype=torch.int64, device=PartialState().device)
+            tokens = reduce(mine, reduction="sum").tolist()
+        for name, count in zip(self._step, tokens, strict=True):
+            self._tokens[name] += count
+            self._step[name] = 0
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

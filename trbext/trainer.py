@@ -384,7 +384,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             if name != "trb/reverse_kl" or self.beta == 1.0:  # with another beta the loss is another divergence
                 self._metrics[mode][name].append(value)
         if self.compute.started:
-            logs = {**logs, **self.compute.totals(self.accelerator)}
+            logs = {**logs, **self.compute.totals()}
         super().log(logs, start_time)
 
     # ---- Evaluation ----

@@ -1,6 +1,7 @@
 // One row of both models as it lies in device memory: any strides, any alignment, dtypes that may differ.
 #pragma once
 
+#include <cfloat>
 #include <type_traits>
 
 #include "kernel_args.h"
@@ -77,15 +78,29 @@ template <typename T>
 struct RowPair {
   LogitsRow student, teacher;
   int32_t vocab;
-  bool contiguous;  // both rows, and of type T
+  bool contiguous;  // both rows, of type T, and of raw logits
   bool aligned;     // and at multiples of 16 bytes
+  StudentKind kind;
+  float temperature;  // of a student that is not raw logits
 
-  __device__ __forceinline__ RowPair(const KernelArgs& args, int64_t row)
-      : student(args.student, row),
-        teacher(args.teacher, row),
+  __device__ __forceinline__ RowPair(const KernelArgs& args, int64_t student_row, int64_t teacher_row,
+                                     float temperature)
+      : student(args.student, student_row),
+        teacher(args.teacher, teacher_row),
         vocab(args.vocab),
-        contiguous(student.contiguous_of<T>() && teacher.contiguous_of<T>()),
-        aligned(contiguous && student.bytes_past_alignment() == 0 && teacher.bytes_past_alignment() == 0) {}
+        contiguous(student.contiguous_of<T>() && teacher.contiguous_of<T>() && kind_of(args) == StudentKind::kLogits),
+        aligned(contiguous && student.bytes_past_alignment() == 0 && teacher.bytes_past_alignment() == 0),
+        kind(kind_of(args)),
+        temperature(temperature) {}
+
+  // The student's logit: what the temperature divides.
+  __device__ __forceinline__ float student_logit(int64_t token) const {
+    const float value = student.logit(token);
+    if (kind == StudentKind::kLogits) return value;
+    const float x = kind == StudentKind::kProbabilities ? logf(value) : value, raw = x * temperature;
+    // A finite number must not overflow into a mask or a fault.
+    return fabsf(x) < INFINITY && fabsf(raw) == INFINITY ? copysignf(FLT_MAX, raw) : raw;
+  }
 
   // Of a chunk that lies within an aligned row. `kOnce`: it is not read again, and may leave the caches first.
   template <bool kOnce>
@@ -102,8 +117,8 @@ struct RowPair {
     if (aligned && first + kTokens <= vocab) {
       whole_vectors<kOnce>(vector, a, b);
     } else {
-      *a = elements(student, first);
-      *b = elements(teacher, first);
+      *a = elements(first, [this](int64_t token) { return student_logit(token); });
+      *b = elements(first, [this](int64_t token) { return teacher.logit(token); });
     }
   }
 
@@ -121,12 +136,18 @@ struct RowPair {
  private:
   static constexpr int kTokens = LogitVector<T>::kTokens, kPerWord = kTokens / 4;
 
-  __device__ __forceinline__ uint4 elements(const LogitsRow& row, int32_t first) const {
+  // Any other kind takes the kernel of float32 rows.
+  static __device__ __forceinline__ StudentKind kind_of(const KernelArgs& args) {
+    return std::is_same_v<T, float> ? args.verify.student_kind : StudentKind::kLogits;
+  }
+
+  template <typename LogitOf>
+  __device__ __forceinline__ uint4 elements(int32_t first, const LogitOf& logit) const {
     uint4 vector = minus_infinities<T>();
     uint32_t* words = reinterpret_cast<uint32_t*>(&vector);
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
-      if (first + i < vocab) set_token<T>(i, bits_of<T>(row.logit(first + i)), words);
+      if (first + i < vocab) set_token<T>(i, bits_of<T>(logit(first + i)), words);
     }
     return vector;
   }

@@ -231,9 +231,9 @@ def verify(
         return int(token_at(residual if residual.sum() > 0 else mu, uniform))
 
     tokens = torch.full((requests, width), -1)
-    beta, kl = torch.full((2, count), torch.nan)
+    beta, kl = torch.full((2, count), torch.nan, dtype=torch.float64)
     emitted, accepted = torch.zeros(2, requests, dtype=torch.int32)
-    values = torch.full((requests, width, 3), torch.nan)
+    values = torch.full((requests, width, 3), torch.nan, dtype=torch.float64)
     for r, (begin, end) in enumerate(zip(begins, ends, strict=True)):
         if out_of_place[r] or (end > begin and (request_fault[r] or end - begin > width)):
             emitted[r] = -1

@@ -43,10 +43,10 @@ FloatRow::FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps)
 template <typename Body>
 void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
   using torch::headeronly::ScalarType;
-  const bool alike = row.student.dtype == row.teacher.dtype && row.student.dtype != ScalarType::Half;
+  const bool alike =
+      row.student.raw() && row.student.dtype == row.teacher.dtype && row.student.dtype != ScalarType::Half;
   const bool bfloat16 = alike && row.student.dtype == ScalarType::BFloat16;
-  const bool in_place = alike && row.student.contiguous() && row.teacher.contiguous() &&
-                        (bfloat16 || row.student.dtype == ScalarType::Float);
+  const bool in_place = alike && row.student.in_place() && row.teacher.in_place();
   for_each_part(spread_, segments_, [&](int64_t index) {
     const int64_t begin = index * kSegmentTokens, count = std::min(kSegmentTokens, vocab_ - begin);
     Segment segment;
@@ -299,6 +299,23 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
     }
   }
   return true;
+}
+
+void FloatRow::residual(const RowPair& row, const RowAnswer& answer, std::vector<double>* mass) {
+  SweepFrame frame{};
+  frame.max_student = answer.max_student;
+  frame.max_teacher = answer.max_teacher;
+  frame.inverse_temperature = inverse_temperature_;
+  frame.centre = static_cast<float>(zero_mean_ - offset_);  // D near 0 where the student is likely
+  frame.beta = answer.beta;
+  frame.shift = static_cast<float>(answer.log_student * kLog2e);
+  frame.log_gain =
+      static_cast<float>(answer.log_norm - answer.log_student - answer.beta * static_cast<double>(frame.centre));
+  for_each_segment(row, [&](int64_t index, const Segment& segment, int64_t) {
+    sweeps_.residual(segment, frame, &sums_[index * kSegmentBlocks]);
+  });
+  mass->resize(blocks_);
+  for (int64_t block = 0; block < blocks_; ++block) (*mass)[block] = sums_[block].s[0];
 }
 
 void FloatRow::write_log_probs(const RowPair& row, const RowAnswer& answer, float* out) const {

@@ -17,6 +17,9 @@ class FloatRow {
   // but the sweeps spent, and the row is for DoubleRow.
   bool solve(const RowPair& row, double epsilon, RowAnswer* answer);
 
+  // mass[block] = the block's sum of max(mu - pi_S, 0), for the same.
+  void residual(const RowPair& row, const RowAnswer& answer, std::vector<double>* mass);
+
   // out[i] = log mu(i), element stride 1, for the row and the answer of the last `solve` that returned true.
   void write_log_probs(const RowPair& row, const RowAnswer& answer, float* out) const;
 

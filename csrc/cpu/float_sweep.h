@@ -11,6 +11,7 @@
 //   stable   p, p v, p h(v), p g(v), w v^2, w v^3 for p = e^x, v = beta D, w = p e^v, h = e^v - 1 - v,
 //            g = v (e^v - 1): all large terms are non-negative, so KL keeps its relative accuracy for small budgets.
 //            Two exponentials
+//   residual max(mu - pi_S, 0), for the draw that replaces a refused draft
 // A float accumulator takes at most 64 additions before it is added to a double.
 #pragma once
 
@@ -53,12 +54,14 @@ struct SweepFrame {
   float inverse_temperature;
   float centre;
   float beta;
-  float step;   // fan: sums at beta + i step, i = 0..4
-  float shift;  // direct: kappa log2 e. log_probs: log_norm
+  float step;      // fan: sums at beta + i step, i = 0..4
+  float shift;     // direct: kappa log2 e. log_probs: log_norm. residual: log2 of the student's sum of e^x
+  float log_gain;  // residual: log mu / pi_S where D = 0, negated
 };
 
 struct BlockSums {  // of one block
-  double s[20];     // direct: w D^k; fan: the same at five betas; stable: p, p v, p h, p g, w v^2, w v^3
+  // direct: w D^k; fan: the same at five betas; stable: p, p v, p h, p g, w v^2, w v^3; residual: max(mu - pi_S, 0)
+  double s[20];
 };
 
 struct SweepTable {
@@ -68,8 +71,11 @@ struct SweepTable {
   void (*direct)(const Segment&, const SweepFrame&, BlockSums*);
   void (*fan)(const Segment&, const SweepFrame&, BlockSums*);
   void (*stable)(const Segment&, const SweepFrame&, BlockSums*);
+  void (*residual)(const Segment&, const SweepFrame&, BlockSums*);
   // out[i] = (1 - beta) x + beta y - log_norm for the `count` tokens of the segment, -inf off the support of mu_beta
   void (*log_probs)(const Segment&, const SweepFrame&, int64_t count, float* out);
+  // values[i] = log(values[i]), NaN below 0
+  void (*log)(float* values, int64_t count);
 };
 
 extern const SweepTable kGenericSweeps;

@@ -3,45 +3,22 @@
 // file.
 //
 // Instructions per vector of token pairs with AVX-512, roughly: scan 7, ends 58 or, where gentle, 41; direct 24, fan
-// 55, stable 49.
+// 55, stable 49, residual 40.
 #include <cstdint>
 #include <cstring>
 
 #include "float_sweep.h"
-
-#if TRB_LANES == 16
-#include <immintrin.h>
-#endif
+#include "float_vector_simd.h"
 
 namespace {
 
-constexpr int64_t kLanes = TRB_LANES;
 constexpr int64_t kTokens = 1024;  // of a block
 constexpr int64_t kFlush = 64;     // vectors between two additions of the float accumulators to double ones
 constexpr int64_t kRun =
     16;  // vectors summed apart first where the sums decide: a peaked row adds small weights to a large one
 static_assert(kTokens % (kFlush * kLanes) == 0 && kFlush % kRun == 0, "flushes end with the block");
-constexpr float kLog2e = 1.44269504f;
 constexpr float kUnclampedRange = 300.0f;  // nats: e^{-300 / 4} is still a normal float
 constexpr float kGentleRange = 24.0f;      // nats of D: from 32 up interpolated nodes cost families of rows more sweeps
-
-typedef float Float __attribute__((vector_size(4 * TRB_LANES)));
-typedef int32_t Int __attribute__((vector_size(4 * TRB_LANES)));
-typedef uint32_t Uint __attribute__((vector_size(4 * TRB_LANES)));
-typedef double Double __attribute__((vector_size(8 * TRB_LANES)));
-
-#define TRB_INLINE inline __attribute__((always_inline))
-
-TRB_INLINE Float splat(float value) { return Float{} + value; }
-// b where either is NaN, as the instructions have it; compilers do not always find them in the comparison.
-#if TRB_LANES == 16
-TRB_INLINE Float larger(Float a, Float b) { return _mm512_max_ps(a, b); }
-TRB_INLINE Float smaller(Float a, Float b) { return _mm512_min_ps(a, b); }
-#else
-TRB_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
-TRB_INLINE Float smaller(Float a, Float b) { return a < b ? a : b; }
-#endif
-TRB_INLINE Int bits(Float a) { return reinterpret_cast<Int>(a); }
 
 // Two vectors of a row from 2 kLanes tokens. bfloat16 comes as its even and its odd tokens, which costs a shift and a
 // mask; sums do not mind, since both rows are dealt alike.
@@ -97,70 +74,6 @@ TRB_INLINE void each_pair(const trb::cpu::Segment& segment, int64_t begin, int64
     body(a1, b1);
   }
 }
-
-// 2^t for t <= 127, relative error <= 1.7e-7 (1.5 ulp) and zero in the mean, for a mean error would enter every KL;
-// below 2^-126 the result is at most 2^-126. Rounds t to an integer by adding 1.5 * 2^23, whose low bits then are that
-// integer: it is added to the exponent of a degree-6 minimax polynomial. AVX-512 looks 2^(j / 32) up in two registers
-// instead, rounds t to 32nds by adding 1.5 * 2^18, and needs degree 2. kRoots[j] is 2^(j / 32) less the bits that j
-// itself adds when the rounded t is shifted into the exponent; four of the roots are rounded away for the sake of the
-// mean.
-template <bool kClamp = true>
-TRB_INLINE Float exp2_of(Float t) {
-  if (kClamp) t = larger(splat(-126.0f), t);
-#if TRB_LANES == 16
-  static const int32_t kRoots[32] = {0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980e, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3,
-                                     0x3f78f4f0, 0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b,
-                                     0x3f75583f, 0x3f7523f6, 0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a,
-                                     0x3f75b9bd, 0x3f76248c, 0x3f76a81e, 0x3f7744fd, 0x3f77fbb7, 0x3f78ccdf, 0x3f79b907,
-                                     0x3f7ac0c7, 0x3f7be4b9, 0x3f7d257d, 0x3f7e83b3};
-  const Float magic = splat(393216.0f), shifted = t + magic, r = t - (shifted - magic);
-  const __m512i index = reinterpret_cast<__m512i>(shifted);
-  const __m512i root = _mm512_permutex2var_epi32(_mm512_loadu_si512(kRoots), index, _mm512_loadu_si512(kRoots + 16));
-  const Float power = reinterpret_cast<Float>(reinterpret_cast<Int>(root) + (bits(shifted) << 18));
-  return power + power * (r * (r * 0.2402265f + 0.6931573f));
-#else
-  const Float magic = splat(12582912.0f), shifted = t + magic, r = t - (shifted - magic);
-  Float p = splat(1.5353362e-4f);
-  p = p * r + 1.3398875e-3f;
-  p = p * r + 9.618437e-3f;
-  p = p * r + 5.5503324e-2f;
-  p = p * r + 2.4022648e-1f;
-  p = p * r + 6.931472e-1f;
-  p = p * r + 1.0f;
-  return reinterpret_cast<Float>(bits(p) + (bits(shifted) << 23));
-#endif
-}
-
-template <int kWidth>
-TRB_INLINE double total_of(const double* lane) {
-  if constexpr (kWidth == 1)
-    return lane[0];
-  else {
-    typedef double Part __attribute__((vector_size(4 * kWidth)));
-    Part low, high;
-    std::memcpy(&low, lane, sizeof low);
-    std::memcpy(&high, lane + kWidth / 2, sizeof high);
-    low += high;
-    return total_of<kWidth / 2>(reinterpret_cast<const double*>(&low));
-  }
-}
-
-TRB_INLINE double total(const Double& v) { return total_of<TRB_LANES>(reinterpret_cast<const double*>(&v)); }
-
-TRB_INLINE void flush(Double& sum, Float& part) {
-  sum += __builtin_convertvector(part, Double);
-  part = Float{};
-}
-
-TRB_INLINE float highest(Float v) {
-  float result = v[0];
-  for (int64_t lane = 1; lane < kLanes; ++lane) result = v[lane] > result ? v[lane] : result;
-  return result;
-}
-
-TRB_INLINE float lowest(Float v) { return -highest(-v); }
-
-TRB_INLINE Float keep(Int mask, Float value) { return reinterpret_cast<Float>(mask & bits(value)); }
 
 template <typename Row>
 void scan_segment(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {
@@ -370,6 +283,39 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
   for (int64_t block = 0; block < segment.blocks; ++block) sum_block<Row, 6>(segment, block, out[block].s, add);
 }
 
+// max(mu - pi_S, 0) of mu = p e^v with p = pi_S: where v is small the difference is p (e^v - 1) by its Taylor series
+// (error 3e-8 at |v| = 0.35), for the two would cancel.
+template <typename Row, bool kMasked>
+void sweep_residual(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  const float scale = kLog2e * frame.inverse_temperature;
+  const Float none = splat(-__builtin_inff());
+  const auto add = [&](Float a, Float b, Float* s) __attribute__((always_inline)) {
+    const Float x = a - frame.max_student, t = x * scale - frame.shift;
+    const Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.centre;
+    const Float v = d * frame.beta - frame.log_gain, p = exp2_of(t);
+    Float series = v * (1.0f / 5040) + 1.0f / 720;
+    series = v * series + 1.0f / 120;
+    series = v * series + 1.0f / 24;
+    series = v * series + 1.0f / 6;
+    series = v * series + 0.5f;
+    const Float pv = p * v, gain = v < 0.35f ? pv * v * series + pv : exp2_of(t + v * kLog2e) - p;
+    Int counts = v > 0.0f;  // false for NaN
+    if (kMasked) counts &= (a > none) & (b > none);
+    s[0] += keep(counts, gain);
+  };
+  for (int64_t block = 0; block < segment.blocks; ++block) sum_block<Row, 1>(segment, block, out[block].s, add);
+}
+
+void log_in_place(float* values, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t bytes = (count - i < kLanes ? count - i : kLanes) * static_cast<int64_t>(sizeof(float));
+    Float value = splat(1.0f);
+    std::memcpy(&value, values + i, bytes);
+    value = log_of(value);
+    std::memcpy(values + i, &value, bytes);
+  }
+}
+
 template <typename Row, bool kMasked>
 void write_log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, int64_t count, float* out) {
   const Float lowest = splat(-__builtin_inff());
@@ -424,6 +370,9 @@ void fan(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, tr
 void stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
   TRB_BY_ROW_AND_MASK(sweep_stable, frame, out);
 }
+void residual(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, trb::cpu::BlockSums* out) {
+  TRB_BY_ROW_AND_MASK(sweep_residual, frame, out);
+}
 void log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& frame, int64_t count, float* out) {
   TRB_BY_ROW_AND_MASK(write_log_probs, frame, count, out);
 }
@@ -432,5 +381,5 @@ void log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fra
 
 namespace trb::cpu {
 extern const SweepTable TRB_TABLE;
-const SweepTable TRB_TABLE = {TRB_ISA, scan, ends, direct, fan, stable, log_probs};
+const SweepTable TRB_TABLE = {TRB_ISA, scan, ends, direct, fan, stable, residual, log_probs, log_in_place};
 }  // namespace trb::cpu

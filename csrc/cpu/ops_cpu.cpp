@@ -1,33 +1,15 @@
 // torch.ops.trb on the CPU: rows are dealt to threads; with fewer rows than threads, each row's blocks are.
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 
 #include "../operators.h"
 #include "huge_pages.h"
-#include "isa.h"
 #include "row_solver.h"
+#include "sweep_table.h"
 
 namespace trb::cpu {
 namespace {
 
 constexpr int64_t kFreshBytes = 32 << 20;  // glibc maps what is larger afresh every time
-
-LogitsRow row_of(const Tensor& logits, int64_t row) {
-  const char* base = static_cast<const char*>(logits.const_data_ptr());
-  return {base + row * logits.stride(0) * static_cast<int64_t>(logits.element_size()), logits.stride(1),
-          logits.scalar_type()};
-}
-
-const SweepTable* choose_sweeps() {
-  const char* isa = choose_isa();
-  if (isa == nullptr) return nullptr;
-#ifdef TRB_X86
-  if (std::strcmp(isa, "avx512") == 0) return &kAvx512Sweeps;
-  if (std::strcmp(isa, "avx2") == 0) return &kAvx2Sweeps;
-#endif
-  return &kGenericSweeps;
-}
 
 // One number of each row: element `row` of a tensor, or the same for all.
 template <typename T>
@@ -58,15 +40,13 @@ void write_row(const Request& request, int64_t row, double uniform, const RowAns
   if (request.log_probs != nullptr) solver.write_log_probs(request.log_probs + row * request.student.size(1));
   if (request.token == nullptr) return;
   request.token[row] = draw.token;
-  request.log_prob[row] = draw.log_prob;
-  request.student_log_prob[row] = draw.student_log_prob;
-  request.teacher_log_prob[row] = draw.teacher_log_prob;
+  request.log_prob[row] = static_cast<float>(draw.log_probs.behavior);
+  request.student_log_prob[row] = static_cast<float>(draw.log_probs.student);
+  request.teacher_log_prob[row] = static_cast<float>(draw.log_probs.teacher);
 }
 
 void run(const Request& request) {
-  static const SweepTable* const sweeps = choose_sweeps();
-  check(sweeps != nullptr, "trb: TRB_CPU_ISA must be generic, avx2 or avx512, and run on this machine, got '",
-        std::getenv("TRB_CPU_ISA"), "'");
+  const SweepTable& sweeps = sweep_table();
   const int64_t rows = request.student.size(0), vocab = request.student.size(1);
   const PerRow<float> epsilon(request.epsilon_per_row, request.epsilon);
   const PerRow<double> uniform(request.uniform, 0.0);
@@ -74,9 +54,10 @@ void run(const Request& request) {
   if (request.log_probs != nullptr && bytes >= kFreshBytes) prefer_huge_pages(request.log_probs, bytes);
   const bool spread = rows < num_threads();
   const auto solve_range = [&](int64_t begin, int64_t end) {
-    RowSolver solver(vocab, spread, *sweeps);
+    RowSolver solver(vocab, spread, sweeps);
     for (int64_t row = begin; row < end; ++row) {
-      const RowPair pair{row_of(request.student, row), row_of(request.teacher, row), vocab, 1.0 / request.temperature};
+      const RowPair pair{logits_row(request.student, row), logits_row(request.teacher, row), vocab,
+                         1.0 / request.temperature};
       const RowAnswer& answer = solver.solve(pair, epsilon(row));
       write_row(request, row, uniform(row), answer, solver);
     }

@@ -1,10 +1,74 @@
-// torch.ops.trb.verify on the CPU.
+// torch.ops.trb.verify on the CPU: requests are dealt to threads, each of which goes through the rows of its own until
+// one stops, so that rows after a refused draft cost nothing. With fewer requests than threads, the blocks of a row are
+// dealt instead.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
 #include "../verify_operator.h"
+#include "row_solver.h"
+#include "sweep_table.h"
 
 namespace trb::cpu {
 namespace {
 
-void run_verify(const VerifyRequest& request) { check(false, request.op, ": not there yet"); }
+RowVerdict judge(const VerifyRequest& call, int64_t request, int64_t row, RowSolver& solver) {
+  const VerifyArrays& arrays = call.arrays;
+  RowVerdict verdict;
+  if (!row_in_range(arrays, row)) return verdict;
+  RowPair pair{logits_row(call.student, arrays.student_row[row]), logits_row(call.teacher, arrays.teacher_row[row]),
+               arrays.vocab, 1.0 / arrays.temperature[request]};
+  pair.student.to_logits = {arrays.student_kind, arrays.temperature[request], sweep_table().log};
+  const RowAnswer& answer = solver.solve(pair, arrays.epsilon[request]);
+  if (answer.status == Status::kFault) return verdict;
+
+  Draw draw;
+  draw.token = arrays.draft_tokens[row];
+  bool accepted = false;
+  if (draw.token >= 0) {
+    const double uniform = arrays.accept_uniform[row];
+    if (!is_uniform(uniform)) return verdict;
+    draw.log_probs = solver.log_probs_at(draw.token);
+    accepted = stands(uniform, draw.log_probs.behavior, draw.log_probs.student);
+  }
+  if (!accepted) {
+    const double uniform = arrays.draw_uniform[request];
+    draw = draw.token >= 0 ? solver.sample_residual(uniform) : solver.sample(uniform);
+    if (draw.token < 0) return verdict;
+  }
+  return {accepted ? Verdict::kAccepted : Verdict::kDrawn,
+          draw.token,
+          static_cast<float>(draw.log_probs.student),
+          static_cast<float>(draw.log_probs.teacher),
+          static_cast<float>(draw.log_probs.behavior),
+          answer.beta,
+          static_cast<float>(answer.kl)};
+}
+
+void run_verify(const VerifyRequest& call) {
+  const VerifyArrays& arrays = call.arrays;
+  const SweepTable& sweeps = sweep_table();
+  std::fill_n(arrays.beta, arrays.rows, NAN);
+  std::fill_n(arrays.kl, arrays.rows, NAN);
+  std::vector<RequestRows> rows_of;
+  rows_of.reserve(arrays.requests);
+  for (int64_t request = 0, reached = 0; request < arrays.requests; ++request) {
+    rows_of.push_back(rows_between(arrays.offsets[request], arrays.offsets[request + 1], arrays.rows, &reached));
+  }
+  const bool spread = arrays.requests < num_threads();
+  const auto serve = [&](int64_t begin, int64_t end) {
+    RowSolver solver(arrays.vocab, spread, sweeps);
+    for (int64_t request = begin; request < end; ++request) {
+      assemble_request(arrays, request, rows_of[request],
+                       [&](int64_t row) { return judge(call, request, row, solver); });
+    }
+  };
+  if (spread) {
+    serve(0, arrays.requests);
+  } else {
+    parallel_for(0, arrays.requests, 1, serve);
+  }
+}
 
 }  // namespace
 }  // namespace trb::cpu

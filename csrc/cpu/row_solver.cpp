@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace trb::cpu {
 namespace {
@@ -21,6 +22,59 @@ void block_log_weights(const RowPair& row, const RowAnswer& answer, int64_t begi
   }
 }
 
+// max(mu - pi_S, 0) at each token of a block. Where the two are close their difference is that of their logarithms.
+void block_residual(const RowPair& row, const RowAnswer& answer, int64_t begin, int64_t count, double* out) {
+  double log_weights[kBlock];
+  block_log_weights(row, answer, begin, count, log_weights);
+  row.student.load(begin, count, 1.0, out);
+  for (int64_t i = 0; i < count; ++i) {
+    const double log_mu = log_weights[i] - answer.log_norm;
+    const double log_student = (out[i] - answer.max_student) * row.inverse_temperature - answer.log_student;
+    const double ratio = log_mu - log_student;  // NaN where both are 0
+    out[i] = !(ratio > 0.0) ? 0.0
+             : ratio < 1.0  ? std::exp(log_student) * std::expm1(ratio)
+                            : std::exp(log_mu) - std::exp(log_student);
+  }
+}
+
+// The first token whose cumulative mass exceeds `uniform` of the whole, from the masses of the blocks and
+// `weigh(begin, count, out)`, the unnormalised masses of the tokens of one; -1 where there is no mass.
+//
+// A block or token of mass zero never advances the running sum, so it can never be the first to exceed the target; if
+// rounding at u -> 1 leaves the target unreached, the last token of positive mass stands.
+template <typename Weigh>
+int64_t invert_cdf(const std::vector<double>& mass, int64_t vocab, double uniform, const Weigh& weigh) {
+  double total = 0.0;
+  for (double of_block : mass) total += of_block;
+  const double target = uniform * total;
+  double before = 0.0, running = 0.0;
+  int64_t chosen = -1;
+  for (int64_t block = 0; block < static_cast<int64_t>(mass.size()); ++block) {
+    if (mass[block] <= 0.0) continue;
+    chosen = block;
+    before = running;
+    running += mass[block];
+    if (running > target) break;
+  }
+  if (chosen < 0) return -1;
+  const int64_t begin = chosen * kBlock, count = std::min(kBlock, vocab - begin);
+  double weights[kBlock];
+  weigh(begin, count, weights);
+  const double sum = std::accumulate(weights, weights + count, 0.0);
+  if (sum == 0.0) return -1;  // its mass was a rounding
+  // The tokens of the block share its mass exactly, whatever the rounding of either sum.
+  const double unit = mass[chosen] / sum;
+  int64_t token = -1;
+  double within = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (weights[i] == 0.0) continue;
+    token = begin + i;
+    within += weights[i];
+    if (before + within * unit > target) break;
+  }
+  return token;
+}
+
 }  // namespace
 
 const RowAnswer& RowSolver::solve(const RowPair& row, double epsilon) {
@@ -31,46 +85,46 @@ const RowAnswer& RowSolver::solve(const RowPair& row, double epsilon) {
 }
 
 Draw RowSolver::sample(double uniform) const {
-  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-  if (answer_.status == Status::kFault || !(uniform >= 0.0 && uniform < 1.0)) return {-1, kNan, kNan, kNan};
+  if (answer_.status == Status::kFault || !is_uniform(uniform)) return {};
+  const auto weigh = [&](int64_t begin, int64_t count, double* out) {
+    block_log_weights(row_, answer_, begin, count, out);
+    const double peak = *std::max_element(out, out + count);
+    for (int64_t i = 0; i < count; ++i) out[i] = std::exp(out[i] - peak);
+  };
+  const int64_t token = invert_cdf(answer_.mass, row_.vocab, uniform, weigh);
+  return {token, log_probs_at(token)};
+}
 
-  // Two levels. A block or token of mass zero never advances the running sum, so it can never be the first to exceed
-  // the target; if rounding at u -> 1 leaves the target unreached, the last token of positive mass stands.
-  double total = 0.0;
-  for (double mass : answer_.mass) total += mass;
-  const double target = uniform * total;
-  double before = 0.0, running = 0.0;
-  int64_t chosen = -1;
-  for (int64_t block = 0; block < static_cast<int64_t>(answer_.mass.size()); ++block) {
-    if (answer_.mass[block] <= 0.0) continue;
-    chosen = block;
-    before = running;
-    running += answer_.mass[block];
-    if (running > target) break;
+Draw RowSolver::sample_residual(double uniform) {
+  if (answer_.status == Status::kFault || !is_uniform(uniform)) return {};
+  if (answer_.status == Status::kStudent) return sample(uniform);  // mu is pi_S
+  const auto weigh = [&](int64_t begin, int64_t count, double* out) {
+    block_residual(row_, answer_, begin, count, out);
+  };
+  if (!in_double_) {
+    float_row_.residual(row_, answer_, &residual_);
+  } else {
+    residual_.resize(block_count(row_.vocab));
+    for_each_part(spread_, block_count(row_.vocab), [&](int64_t block) {
+      double weights[kBlock];
+      const int64_t begin = block * kBlock, count = std::min(kBlock, row_.vocab - begin);
+      weigh(begin, count, weights);
+      residual_[block] = std::accumulate(weights, weights + count, 0.0);
+    });
   }
-  const int64_t begin = chosen * kBlock, count = std::min(kBlock, row_.vocab - begin);
-  double log_weights[kBlock], weights[kBlock], sum = 0.0;
-  block_log_weights(row_, answer_, begin, count, log_weights);
-  const double peak = *std::max_element(log_weights, log_weights + count);
-  for (int64_t i = 0; i < count; ++i) sum += weights[i] = std::exp(log_weights[i] - peak);
-  // The tokens of the block share its mass exactly, whatever the rounding of either sum.
-  const double unit = answer_.mass[chosen] / sum;
-  int64_t token = -1;
-  double within = 0.0;
-  for (int64_t i = 0; i < count; ++i) {
-    if (weights[i] == 0.0) continue;
-    token = i;
-    within += weights[i];
-    if (before + within * unit > target) break;
-  }
+  const int64_t token = invert_cdf(residual_, row_.vocab, uniform, weigh);
+  if (token < 0) return sample(uniform);
+  return {token, log_probs_at(token)};
+}
 
-  double a, b;
-  row_.student.load(begin + token, 1, 1.0, &a);
-  row_.teacher.load(begin + token, 1, 1.0, &b);
+TokenLogProbs RowSolver::log_probs_at(int64_t token) const {
+  double log_weight, a, b;
+  block_log_weights(row_, answer_, token, 1, &log_weight);
+  row_.student.load(token, 1, 1.0, &a);
+  row_.teacher.load(token, 1, 1.0, &b);
   const double scale = row_.inverse_temperature;
-  return {begin + token, static_cast<float>(log_weights[token] - answer_.log_norm),
-          static_cast<float>((a - answer_.max_student) * scale - answer_.log_student),
-          static_cast<float>((b - answer_.max_teacher) * scale - answer_.log_teacher)};
+  return {(a - answer_.max_student) * scale - answer_.log_student,
+          (b - answer_.max_teacher) * scale - answer_.log_teacher, log_weight - answer_.log_norm};
 }
 
 void RowSolver::write_log_probs(float* out) const {

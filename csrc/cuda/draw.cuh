@@ -1,5 +1,5 @@
-// One token from mu, or from max(mu - pi_S, 0), by the inverse of its cumulative distribution, in token order: the first
-// token whose cumulative mass exceeds uniform times the total.
+// One token from mu, or from max(mu - pi_S, 0), by the inverse of its cumulative distribution, in token order: the
+// first token whose cumulative mass exceeds uniform times the total.
 //
 // By levels: the rank, the warp that swept the token, a part of that warp's chunks (and a part of the part, until it is
 // one chunk), the lane, the token. Each level holds at most 32 masses, one a lane, and passes on which share of the
@@ -42,25 +42,30 @@ __device__ __forceinline__ int choose_lane(double mass, int lane, double* share)
 // Weights of what is drawn from, in any one unit of a block; `a`, `b` are raw logits.
 template <typename T>
 struct FloatWeight {
-  bool residual;
+  const ExactFrame* residual;  // in shared memory; null where mu is drawn from
   ExactFrame exact;
   EndsSweep::Frame ends;  // of the block: a slice far below the row's maxima keeps its weights
   Status status;
 
   template <int kWarps>
   __device__ __forceinline__ explicit FloatWeight(const BlockState<kWarps>& state)
-      : residual(state.token_from == TokenFrom::kResidual),
-        exact(residual ? state.residual_frame : state.frame),
+      : residual(state.token_from == TokenFrom::kResidual ? &state.residual_frame : nullptr),
+        exact(state.frame),
         ends{state.temperature.scale, state.shift_of_block[0], state.shift_of_block[1]},
         status(state.answer.status) {}
 
   __device__ __forceinline__ double operator()(float a, float b) const {
-    if (residual) return ResidualSweep::weight<T>(a, b, exact);
+    if (residual != nullptr) return above_student(a, b, *residual);
     const bool in_student = a > -INFINITY, in_teacher = b > -INFINITY;
     if (!in_student || (status != Status::kStudent && !in_teacher)) return 0.0;
     return status == Status::kStudent   ? ex2(fmaf(a, ends.scale, -ends.shift_student))
            : status == Status::kTeacher ? ex2(fmaf(b, ends.scale, -ends.shift_teacher))
                                         : DirectSweep::weight(a, difference<T>(a, b, exact) - exact.centre, exact);
+  }
+
+  // Not inlined: a handful of calls a row, at places where many tokens are unrolled.
+  static __device__ __noinline__ float above_student(float a, float b, const ExactFrame& frame) {
+    return ResidualSweep::weight<T>(a, b, frame);
   }
 };
 
@@ -177,8 +182,7 @@ __device__ __forceinline__ void write_token(const KernelArgs& args, int64_t row,
   const float student = static_cast<float>(of.student), teacher = static_cast<float>(of.teacher),
               behavior = static_cast<float>(of.behavior);
   if (args.verifies()) {
-    args.verdicts[row] = {verdict,  token.token, student,    teacher,
-                          behavior, answer.beta, static_cast<float>(answer.kl)};
+    args.verdicts[row] = {verdict, token.token, student, teacher, behavior, answer.beta, static_cast<float>(answer.kl)};
     return;
   }
   args.token[row] = token.token;

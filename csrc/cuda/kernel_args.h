@@ -20,12 +20,14 @@ struct Logits {  // [N, V], or [R, V] of verify; strides in elements
 // Of a row: one number for all of a call, or of each request of verify.
 struct Temperature {
   double inverse;
-  float scale;         // log2(e) / T
-  double rounded;      // log2(e) / scale: the temperature that the rounded scale amounts to
+  float scale;     // log2(e) / T
+  double rounded;  // log2(e) / scale: the temperature that the rounded scale amounts to
 
   Temperature() = default;
   TRB_HD explicit Temperature(double temperature)
-      : inverse(1.0 / temperature), scale(static_cast<float>(kLog2eOfTemperature / temperature)), rounded(kLog2eOfTemperature / static_cast<double>(scale)) {}
+      : inverse(1.0 / temperature),
+        scale(static_cast<float>(kLog2eOfTemperature / temperature)),
+        rounded(kLog2eOfTemperature / static_cast<double>(scale)) {}
 
   static constexpr double kLog2eOfTemperature = 1.4426950408889634;
 };
@@ -35,9 +37,9 @@ struct KernelArgs {
   Logits teacher;
   int64_t rows;
   int32_t vocab;
-  int32_t slice_vectors;  // 16-byte vectors of one model that a block keeps in shared memory; 0 where none are kept
-  Temperature temperature;       // not of verify
-  double epsilon;                // nats, where epsilon_per_row is null
+  int32_t slice_vectors;    // 16-byte vectors of one model that a block keeps in shared memory; 0 where none are kept
+  Temperature temperature;  // not of verify
+  double epsilon;           // nats, where epsilon_per_row is null
   const float* epsilon_per_row;  // [N]
   int64_t epsilon_stride;
   const double* uniform;  // [N] in [0, 1)

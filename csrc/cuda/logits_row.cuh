@@ -78,28 +78,32 @@ template <typename T>
 struct RowPair {
   LogitsRow student, teacher;
   int32_t vocab;
-  bool contiguous;  // both rows, of type T, and of raw logits
+  bool contiguous;  // both rows, and of type T
   bool aligned;     // and at multiples of 16 bytes
   StudentKind kind;
-  float temperature;  // of a student that is not raw logits
+  float temperature;  // of a student that is no raw logits
 
   __device__ __forceinline__ RowPair(const KernelArgs& args, int64_t student_row, int64_t teacher_row,
                                      float temperature)
       : student(args.student, student_row),
         teacher(args.teacher, teacher_row),
         vocab(args.vocab),
-        contiguous(student.contiguous_of<T>() && teacher.contiguous_of<T>() && kind_of(args) == StudentKind::kLogits),
+        contiguous(student.contiguous_of<T>() && teacher.contiguous_of<T>()),
         aligned(contiguous && student.bytes_past_alignment() == 0 && teacher.bytes_past_alignment() == 0),
-        kind(kind_of(args)),
+        kind(std::is_same_v<T, float> ? args.verify.student_kind : StudentKind::kLogits),
         temperature(temperature) {}
 
-  // The student's logit: what the temperature divides.
+  // Whether the student's values become raw logits as they are read: by `vectors` and `convert`, not `whole_vectors`.
+  // Any other kind than raw logits is the business of the kernel of float32 rows.
+  __device__ __forceinline__ bool converted() const { return std::is_same_v<T, float> && kind != StudentKind::kLogits; }
+  __device__ __forceinline__ uint4 convert(uint4 student) const {
+    if (!converted()) return student;
+    return raw_logits(student, kind, temperature);
+  }
   __device__ __forceinline__ float student_logit(int64_t token) const {
     const float value = student.logit(token);
-    if (kind == StudentKind::kLogits) return value;
-    const float x = kind == StudentKind::kProbabilities ? logf(value) : value, raw = x * temperature;
-    // A finite number must not overflow into a mask or a fault.
-    return fabsf(x) < INFINITY && fabsf(raw) == INFINITY ? copysignf(FLT_MAX, raw) : raw;
+    if (!converted()) return value;
+    return __uint_as_float(raw_logits(make_uint4(__float_as_uint(value), 0, 0, 0), kind, temperature).x);
   }
 
   // Of a chunk that lies within an aligned row. `kOnce`: it is not read again, and may leave the caches first.
@@ -117,9 +121,12 @@ struct RowPair {
     if (aligned && first + kTokens <= vocab) {
       whole_vectors<kOnce>(vector, a, b);
     } else {
-      *a = elements(first, [this](int64_t token) { return student_logit(token); });
-      *b = elements(first, [this](int64_t token) { return teacher.logit(token); });
+      // Beyond the end stands what becomes -inf.
+      const bool probabilities = converted() && kind == StudentKind::kProbabilities;
+      *a = elements(student, first, probabilities ? make_uint4(0, 0, 0, 0) : minus_infinities<T>());
+      *b = elements(teacher, first, minus_infinities<T>());
     }
+    *a = convert(*a);
   }
 
   // Adds a vector that `vectors` read, without its padding.
@@ -136,18 +143,25 @@ struct RowPair {
  private:
   static constexpr int kTokens = LogitVector<T>::kTokens, kPerWord = kTokens / 4;
 
-  // Any other kind takes the kernel of float32 rows.
-  static __device__ __forceinline__ StudentKind kind_of(const KernelArgs& args) {
-    return std::is_same_v<T, float> ? args.verify.student_kind : StudentKind::kLogits;
+  // Of four float32 values of the student, what the temperature divides. Not inlined: logarithms at every place that
+  // reads a row would make the kernel longer by half.
+  static __device__ __noinline__ uint4 raw_logits(uint4 values, StudentKind kind, float temperature) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(&values);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float value = __uint_as_float(words[i]);
+      const float x = kind == StudentKind::kProbabilities ? logf(value) : value, raw = x * temperature;
+      // A finite number must not overflow into a mask or a fault.
+      words[i] = __float_as_uint(fabsf(x) < INFINITY && fabsf(raw) == INFINITY ? copysignf(FLT_MAX, raw) : raw);
+    }
+    return values;
   }
 
-  template <typename LogitOf>
-  __device__ __forceinline__ uint4 elements(int32_t first, const LogitOf& logit) const {
-    uint4 vector = minus_infinities<T>();
+  __device__ __forceinline__ uint4 elements(const LogitsRow& row, int32_t first, uint4 vector) const {
     uint32_t* words = reinterpret_cast<uint32_t*>(&vector);
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
-      if (first + i < vocab) set_token<T>(i, bits_of<T>(logit(first + i)), words);
+      if (first + i < vocab) set_token<T>(i, bits_of<T>(row.logit(first + i)), words);
     }
     return vector;
   }

@@ -9,7 +9,8 @@
 //            w = 2^{a s + slope d - shift}. 10 instructions, 1 exponential
 //   stable   the cancellation-free sums of csrc/blend/cumulants.h, v = beta (D - centre), and w itself, whose mass is
 //            drawn from: p + p v + p h would cancel. 23 instructions, 2 exponentials
-//   residual max(mu - pi_S, 0) = max(p (e^v - 1), 0) with v = log mu - log pi_S = (beta / T) d - offset: what replaces a
+//   residual max(mu - pi_S, 0) = max(p (e^v - 1), 0) with v = log mu - log pi_S = (beta / T) d - offset: what replaces
+//   a
 //            rejected draft is drawn from it
 //
 // The masked form leaves out tokens that either model masks, and those so far below the maximum that their weight is 0

@@ -1,6 +1,6 @@
 // solve, sample, blend and verify for rows of logits: max { beta in [0, 1] : KL(mu_beta || pi_S) <= epsilon } of each
-// row, then a token of mu or log mu over the vocabulary (arXiv 2605.31159), or whether a drafted token stands for one of
-// mu. One kernel for all four; null outputs are skipped.
+// row, then a token of mu or log mu over the vocabulary (arXiv 2605.31159), or whether a drafted token stands for one
+// of mu. One kernel for all four; null outputs are skipped.
 //
 // A row is solved by the blocks of one cluster (or by one block). Each
 //   1. copies its chunks of both models into shared memory, once, taking their extremes on the way (ResidentSlice), and
@@ -137,8 +137,8 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   __syncthreads();
   const Extremes extremes = extremes_of_block(state, lane);
   const float scale = state.temperature.scale;
-  const bool masked = !(extremes.lowest * scale > kNoWeight && extremes.low * scale > kNoWeight &&
-                        extremes.high * scale < -kNoWeight);
+  const bool masked =
+      !(extremes.lowest * scale > kNoWeight && extremes.low * scale > kNoWeight && extremes.high * scale < -kNoWeight);
   const int64_t next = row + gridDim.x / cluster.ranks;
   if (Source::kResident && next < args.rows) prefetch_row<T>(args, next, chunks, lane);
 
@@ -216,9 +216,9 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
     if (args.verifies() && !state.task.judged) {
       if (cluster.rank == 0 && threadIdx.x == 0) write_fault(args, row, 0);
     } else {
-      const RowPair<T> pair = args.verifies() ? RowPair<T>(args, state.task.student_row, state.task.teacher_row,
-                                                           state.task.temperature)
-                                              : RowPair<T>(args, row, row, 1.0f);
+      const RowPair<T> pair =
+          args.verifies() ? RowPair<T>(args, state.task.student_row, state.task.teacher_row, state.task.temperature)
+                          : RowPair<T>(args, row, row, 1.0f);
       if constexpr (kResident) {
         const ResidentSlice<T> source(slices, slices + args.slice_vectors, block_chunks.begin);
         solve_row(args, row, pair, source, cluster, block_chunks, state, warp, lane, &exchange);

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import trbext
-from trbext.reference import Blend, Sample, Solution
+from trbext.reference import Blend, Sample, Solution, Verification
 
 
 def cuda_missing() -> str | None:
@@ -34,7 +34,7 @@ def on(device: str, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Operators:
-    """`trbext.solve`, `blend` and `sample` on one device, which the arguments move to and the outputs return from."""
+    """The functions of `trbext` on one device, which the arguments move to and the outputs return from."""
 
     device: str
     interpreted: bool = False  # so slow that a test of size alone is left out
@@ -47,6 +47,9 @@ class Operators:
 
     def sample(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, **options: Any) -> Sample:
         return Sample(*self._call(trbext.sample, student, teacher, epsilon, **options))
+
+    def verify(self, student: Tensor, teacher: Tensor, *arguments: Any, **options: Any) -> Verification:
+        return Verification(*self._call(trbext.verify, student, teacher, *arguments, **options))
 
     def _call(self, function: Any, *arguments: Any, **options: Any) -> list[Tensor]:
         def moved(value: Any) -> Any:

@@ -81,6 +81,63 @@ def test_fake_tensors_reject_what_the_kernels_reject() -> None:
         torch.ops.trb.solve(student, teacher, 0.1)
 
 
+def verify_arguments(requires_grad: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = (torch.randn(6, 50, generator=generator).to(dtype).requires_grad_(requires_grad) for _ in "ab")
+    uniforms = (torch.rand(count, dtype=torch.float64, generator=generator) for count in (6, 2))
+    drafts = torch.tensor([3, 4, -1, 7, 8, 9])
+    return student, teacher, drafts, torch.tensor([0, 3, 6]), torch.full((2,), 0.1), torch.ones(2), *uniforms
+
+
+def verify_outputs() -> dict[str, Tensor]:
+    return {
+        "tokens": torch.empty(2, 3, dtype=torch.int32),
+        "emitted": torch.empty(2, dtype=torch.int32),
+        "accepted": torch.empty(2, dtype=torch.int32),
+        "beta": torch.empty(6),
+        "kl": torch.empty(6),
+        "out_log_probs": torch.empty(2, 3, 3),
+    }
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_verify(requires_grad: bool) -> None:
+    rows = torch.arange(6).int()
+    for dtype in (torch.float32, torch.bfloat16):
+        for options in ({}, {"log_probs": True, "student_rows": rows, "student_kind": 2, "vocab": 40}):
+            torch.library.opcheck(
+                torch.ops.trb.verify.default, verify_arguments(requires_grad, dtype), {"width": 3, **options}
+            )
+    # What is left of the checks for an operator that returns its outputs' aliases.
+    torch.library.opcheck(
+        torch.ops.trb.verify.out,
+        verify_arguments(),
+        {"width": 3, "log_probs": True, **verify_outputs()},
+        test_utils=("test_autograd_registration", "test_faketensor"),
+    )
+    outputs = torch.ops.trb.verify(*verify_arguments(requires_grad), width=3)
+    assert not any(output.requires_grad for output in outputs)
+
+
+def verifying_step(student: Tensor, teacher: Tensor, drafts: Tensor, offsets: Tensor, *uniforms: Tensor) -> Any:
+    accept, draw = uniforms
+    kept = trbext.verify(
+        student * 1.0, teacher, drafts, offsets, 0.1, temperature=0.8, accept_uniform=accept, draw_uniform=draw, width=3
+    )
+    return kept.tokens + 1, kept.accepted.sum(), kept.beta.nansum()
+
+
+def test_compile_verify_fullgraph_static_and_dynamic() -> None:
+    student, teacher, drafts, offsets, _, _, accept, draw = verify_arguments()
+    for dynamic in (False, True):
+        compiled = torch.compile(verifying_step, fullgraph=True, dynamic=dynamic)
+        for rows, requests in ((6, 2), (5, 1)):
+            inputs = student[:rows], teacher[:rows], drafts[:rows], offsets[: requests + 1], accept[:rows]
+            inputs = (*inputs, draw[:requests])
+            for got, expected in zip(compiled(*inputs), verifying_step(*inputs), strict=True):
+                assert torch.equal(got, expected)
+
+
 @pytest.mark.skipif(trbext._C.cuda_compiled, reason="this build has CUDA kernels")
 @pytest.mark.parametrize("op", ["blend", "solve", "sample"])
 def test_a_cpu_build_called_with_cuda_tensors_says_so(op: str) -> None:
@@ -89,3 +146,11 @@ def test_a_cpu_build_called_with_cuda_tensors_says_so(op: str) -> None:
     for overload in ("default", "per_row"):
         with pytest.raises(RuntimeError, match=r"built without CUDA kernels.*got CUDA tensors"):
             operator(op, overload).redispatch(keys, *arguments(op, overload))
+
+
+@pytest.mark.skipif(trbext._C.cuda_compiled, reason="this build has CUDA kernels")
+def test_a_cpu_build_called_with_cuda_tensors_to_verify_says_so() -> None:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    for verify, outputs in ((torch.ops.trb.verify.default, {}), (torch.ops.trb.verify.out, verify_outputs())):
+        with pytest.raises(RuntimeError, match=r"built without CUDA kernels.*got CUDA tensors"):
+            verify.redispatch(keys, *verify_arguments(), width=3, **outputs)

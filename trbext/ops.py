@@ -4,7 +4,7 @@ For each prefix, with student distribution pi_S and teacher distribution pi_T at
 
     mu(i) = pi_S(i)^(1-beta) pi_T(i)^beta / Z,    beta = max { beta in [0, 1] : KL(mu || pi_S) <= epsilon }.
 
-Shared by all functions here:
+Shared by blend, solve and sample (verify, which speculates with the same policy, states its own):
   student_logits, teacher_logits: [..., V], float32, float16 or bfloat16 (the two may differ), any strides, same device.
       Raw logits: no log_softmax is needed. -inf masks a token.
   epsilon: KL budget in nats, 0 (the student) to inf (the teacher on the student's support). A float for every row, or a
@@ -20,7 +20,7 @@ Shared by all functions here:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -107,16 +107,64 @@ def verify(
     student_kind: int | str = 0,
     log_probs: bool = False,
 ) -> Verification:
-    """Exact speculative sampling of mu: which of the student's drafts stand, and what stands after them."""
+    """Exact speculative sampling of mu: the student has drafted, one pass of the teacher has scored, this decides.
+
+    B requests of any number of rows each, N rows in all. Within a request rows are taken in order, beta of each by the
+    usual solve: a drafted token x stands if u pi_S(x) < mu(x). The first that does not is replaced by a draw from
+    max(mu - pi_S, 0), and the request stops there; so it does at a direct row (draft -1), whose token is drawn from mu.
+    The tokens that come out follow mu exactly if the drafts were drawn from pi_S and all uniforms are independent
+    (method: Leviathan et al., arXiv 2211.17192). There is no bonus token from the teacher alone, which would not
+    follow mu: for one, let the student take a further step and add its row as a direct one.
+
+    student_logits: [R_S, V_S], teacher_logits: [R_T, V_T]: float32, float16 or bfloat16, any strides, only read. More
+        rows than N, in any order, where student_rows and teacher_rows say which are meant.
+    draft_tokens: int32 or int64 [N], each in [0, vocab), or -1: no draft.
+    offsets: int32 or int64 [B + 1], from 0, non-decreasing, at most N: rows offsets[r] .. offsets[r + 1] - 1 are of
+        request r, which may have none. Rows of no request are padding.
+    epsilon: KL budget in nats and temperature, a float for all requests or float32 [B] on the device.
+    accept_uniform: float64 [N], draw_uniform: float64 [B], in [0, 1).
+    student_rows, teacher_rows: int32 or int64 [N], the row of the logits that each row is; None: 0 .. N - 1.
+    width: columns of the tokens returned, at least the rows of any request.
+    vocab: columns that count; tokens from there on have probability 0 in both. 0: those that both models have.
+    student_kind: 0 or "logits"; 1 or "probabilities" at the temperature, as engines keep them, 0 where the student
+        never draws a token; 2 or "scaled_logits", divided by the temperature already. The teacher's are raw logits.
+    log_probs: whether they are wanted.
+
+    Returns `Verification(tokens [B, width] int64 padded with -1, emitted [B] int32, accepted [B] int32, beta [N],
+    kl [N], log_probs [B, width, 3])`: `accepted` of the `emitted` tokens are drafts. beta and kl are NaN for padding
+    and for rows after the stop. log_probs, in nats, are the student's, the teacher's and the behavior policy's of each
+    emitted token, NaN past them, and of shape [0, 0, 3] unless wanted.
+
+    Faults in the data never raise: where a request meets one before it stops, its `emitted` is -1, the tokens before it
+    stay and `accepted` counts them, beta and kl of that row are NaN, and other requests are what they would be without.
+    They are: a row with NaN, +inf or no finite logit (probabilities: NaN, negative, +inf or all 0); a draft or a row
+    index out of range; a uniform it needs outside [0, 1); and of the request itself, if it has a row: a negative or NaN
+    epsilon, a temperature that is not positive and finite, more rows than `width`; and offsets that are negative,
+    decreasing, or beyond N.
+
+    A request's results are bitwise the same in any batch, order and layout, with any number of threads. beta and kl
+    are those of `solve` at the same float32 epsilon and temperature. Nothing of size [N, V] is allocated, CUDA is not
+    waited for. `torch.ops.trb.verify.out` writes to given outputs instead (tokens int64 or int32).
+
+    ValueError: epsilon negative or NaN as a float; temperature as a float not positive and finite; an unknown name of a
+    kind. RuntimeError: shapes, dtypes or devices that do not fit.
+
+    >>> kept = trbext.verify(
+    ...     student_logits, teacher_logits, drafts, offsets, 0.02, accept_uniform=u, draw_uniform=v, width=4
+    ... )
+    >>> kept.tokens[r, : kept.emitted[r]]
+    """
     if isinstance(student_kind, str):
         if student_kind not in STUDENT_KINDS:
             raise ValueError(f"trbext.verify: student_kind must be one of {list(STUDENT_KINDS)}, got {student_kind!r}")
         student_kind = STUDENT_KINDS[student_kind]
+    requests = max(offsets.numel() - 1, 0)
 
-    def per_request(value: float | Tensor) -> Tensor:
+    def per_request(value: float | Tensor, check: Callable[[float], None]) -> Tensor:
         if isinstance(value, Tensor):
             return value
-        return torch.full((max(len(offsets) - 1, 0),), value, dtype=torch.float32, device=student_logits.device)
+        check(value)
+        return torch.full((requests,), value, dtype=torch.float32, device=student_logits.device)
 
     return Verification(
         *torch.ops.trb.verify(
@@ -124,8 +172,8 @@ def verify(
             teacher_logits,
             draft_tokens,
             offsets,
-            per_request(epsilon),
-            per_request(temperature),
+            per_request(epsilon, _check_epsilon),
+            per_request(temperature, _check_temperature),
             accept_uniform,
             draw_uniform,
             student_rows=student_rows,
@@ -136,6 +184,16 @@ def verify(
             log_probs=log_probs,
         )
     )
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not epsilon >= 0:  # NaN too
+        raise ValueError(f"trbext: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"trbext: temperature must be positive and finite, got {temperature}")
 
 
 def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, temperature: float) -> _Rows:
@@ -149,8 +207,7 @@ def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Te
     shape = student_logits.shape
     if shape[-1] == 0:
         raise ValueError(f"trbext: the vocabulary must have at least one token, got shape {list(shape)}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"trbext: temperature must be positive and finite, got {temperature}")
+    _check_temperature(temperature)
     if isinstance(epsilon, Tensor):
         try:
             epsilon = epsilon.expand(shape[:-1]).reshape(-1)
@@ -158,8 +215,8 @@ def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Te
             raise ValueError(
                 f"trbext: epsilon must broadcast to {list(shape[:-1])}, got shape {list(epsilon.shape)}"
             ) from None
-    elif not epsilon >= 0:  # NaN too
-        raise ValueError(f"trbext: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+    else:
+        _check_epsilon(epsilon)
     if len(shape) == 2:  # a reshape to what is there costs a microsecond, and one row of 32k tokens takes thirty
         return student_logits, teacher_logits, epsilon
     return student_logits.reshape(-1, shape[-1]), teacher_logits.reshape(-1, shape[-1]), epsilon

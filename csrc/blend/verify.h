@@ -66,8 +66,8 @@ struct VerifyArrays {
 enum class Verdict : int32_t { kAccepted, kDrawn, kFault };
 
 struct RowVerdict {
-  Verdict verdict = Verdict::kFault;
   int64_t token = -1;  // the draft, or the one drawn
+  Verdict verdict = Verdict::kFault;
   float student_log_prob = NAN, teacher_log_prob = NAN, log_prob = NAN;
   float beta = NAN, kl = NAN;
 };

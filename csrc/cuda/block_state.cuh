@@ -99,7 +99,7 @@ struct BlockState {
   Answer answer;
   // The draw.
   TokenFrom token_from;
-  ExactFrame residual_frame;
+  alignas(16) ExactFrame residual_frame;         // else it is loaded with what comes after it
   float residual[kWarps][ResidualSweep::kSums];  // of each warp
   double mass[kParts];
   double fraction;

@@ -182,7 +182,7 @@ __device__ __forceinline__ void write_token(const KernelArgs& args, int64_t row,
   const float student = static_cast<float>(of.student), teacher = static_cast<float>(of.teacher),
               behavior = static_cast<float>(of.behavior);
   if (args.verifies()) {
-    args.verdicts[row] = {verdict, token.token, student, teacher, behavior, answer.beta, static_cast<float>(answer.kl)};
+    args.verdicts[row] = {token.token, verdict, student, teacher, behavior, answer.beta, static_cast<float>(answer.kl)};
     return;
   }
   args.token[row] = token.token;

@@ -26,10 +26,10 @@ struct Temperature {
   Temperature() = default;
   TRB_HD explicit Temperature(double temperature)
       : inverse(1.0 / temperature),
-        scale(static_cast<float>(kLog2eOfTemperature / temperature)),
-        rounded(kLog2eOfTemperature / static_cast<double>(scale)) {}
+        scale(static_cast<float>(kLog2eExactly / temperature)),
+        rounded(kLog2eExactly / static_cast<double>(scale)) {}
 
-  static constexpr double kLog2eOfTemperature = 1.4426950408889634;
+  static constexpr double kLog2eExactly = 1.4426950408889634;
 };
 
 struct KernelArgs {

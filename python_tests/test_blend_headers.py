@@ -14,7 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize(
     ("program", "headers"),
-    [("solver_test", "blend"), ("tilt_interpolation_test", "cpu"), ("launch_table_test", "cuda")],
+    [
+        ("solver_test", "blend"),
+        ("verify_test", "blend"),
+        ("tilt_interpolation_test", "cpu"),
+        ("launch_table_test", "cuda"),
+    ],
 )
 def test_a_program_of_checks(program: str, headers: str, tmp_path: Path) -> None:
     compiler = shutil.which("c++")

@@ -24,7 +24,7 @@ __device__ __noinline__ TokenFrom token_from(const KernelArgs& args, const Block
   const Answer& answer = state.answer;
   if (answer.status == Status::kFault) return TokenFrom::kFault;
   if (!args.draws()) return TokenFrom::kNowhere;
-  const bool drafted = args.verifies() && state.draft.token >= 0;
+  const bool drafted = state.draft.token >= 0;
   if (drafted) {
     const LogProbs of = log_probs_of(answer, state.draft);
     if (stands(state.accept_uniform, of.behavior, of.student)) return TokenFrom::kDraft;

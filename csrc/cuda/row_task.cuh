@@ -57,6 +57,7 @@ template <typename T, int kWarps>
 __device__ __forceinline__ void read_row_arguments(const KernelArgs& args, int64_t row, const RowPair<T>& pair,
                                                    BlockState<kWarps>& state) {
   if (!args.verifies()) {
+    state.draft.token = -1;
     state.temperature = args.temperature;
     state.epsilon = args.epsilon_per_row ? args.epsilon_per_row[row * args.epsilon_stride] : args.epsilon;
     state.uniform = args.token ? args.uniform[row * args.uniform_stride] : 0.0;

@@ -133,6 +133,7 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
                                           BlockState<kWarps>& state, int warp, int lane, int* exchange) {
   const Chunks chunks = block_chunks.part(warp, kWarps);
   if (threadIdx.x == 0) read_row_arguments(args, row, pair, state);  // early: their latency hides behind the row's
+  __syncwarp();  // so that its lane reads the row together with the others
   keep_extremes(scan(pair, source, chunks, lane), state, warp, lane);
   __syncthreads();
   const Extremes extremes = extremes_of_block(state, lane);
@@ -209,16 +210,16 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
   for (int64_t row = blockIdx.x / cluster.ranks; row < args.rows; row += gridDim.x / cluster.ranks) {
     const int thread = known_in_this_row_alone(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
     const Chunks block_chunks = chunks_of_row<T>(args.vocab).part(cluster.rank, cluster.ranks);
+    RowTask task{row, row, -1, 1.0f, 0.0f, true};
     if (args.verifies()) {
       if (warp == 0) find_task(args, row, state, lane);
       __syncthreads();
+      task = state.task;
     }
-    if (args.verifies() && !state.task.judged) {
+    if (!task.judged) {
       if (cluster.rank == 0 && threadIdx.x == 0) write_fault(args, row, 0);
     } else {
-      const RowPair<T> pair =
-          args.verifies() ? RowPair<T>(args, state.task.student_row, state.task.teacher_row, state.task.temperature)
-                          : RowPair<T>(args, row, row, 1.0f);
+      const RowPair<T> pair(args, task.student_row, task.teacher_row, task.temperature);
       if constexpr (kResident) {
         const ResidentSlice<T> source(slices, slices + args.slice_vectors, block_chunks.begin);
         solve_row(args, row, pair, source, cluster, block_chunks, state, warp, lane, &exchange);

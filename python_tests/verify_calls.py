@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -162,3 +163,27 @@ def assert_follows_the_law(call: Call, got: Verification, tolerance: float = 2e-
                 expected = torch.stack([log_student[token], y.log_softmax(-1)[token], log_mu[token]])
                 assert torch.allclose(got.log_probs[request, place].double(), expected, atol=1e-5, rtol=1e-6), row
         assert not call.log_probs or got.log_probs[request, emitted:].isnan().all()
+
+
+VOCAB, COUNTS = 1100, [3, 4, 2]  # rows 3 .. 6 are of request 1, which the faults are put into
+
+
+def three_requests(kind: int = 0) -> Call:
+    """Every draft of request 1 is accepted but the last row's, a direct one; so a fault anywhere in it is met."""
+    student, teacher = ordinary(10, VOCAB, seed=5)
+    epsilon = torch.tensor([0.05, 0.1, 0.3])
+    temperature = torch.tensor([1.0, 0.7, 1.3])
+    call = ragged(student, teacher, COUNTS, epsilon=epsilon, temperature=temperature, kind=kind, direct=0.0, padding=1)
+    drafts, accept = call.draft_tokens.clone(), call.accept_uniform.clone()
+    drafts[6], accept[3:6] = -1, 0.0
+    rows = torch.arange(10)
+    return call.but(draft_tokens=drafts, accept_uniform=accept, student_rows=rows, teacher_rows=rows.int(), width=5)
+
+
+def put(name: str, place: int, value: float | int) -> Callable[[Call], Call]:
+    def change(call: Call) -> Call:
+        values = getattr(call, name).clone()
+        values[place] = value
+        return call.but(**{name: values})
+
+    return change

@@ -97,7 +97,7 @@ struct VerifyOperator {
     check_column(op, "epsilon", epsilon, "[B]", requests, ScalarType::Float, student);
     check_column(op, "temperature", temperature, "[B]", requests, ScalarType::Float, student);
     check_column(op, "accept_uniform", accept_uniform, "[N]", rows, ScalarType::Double, student);
-    check_column(op, "draw_uniform", draw_uniform, "[B]", requests, ScalarType::Double, student);
+    check_column(op, "draw_uniform", draw_uniform, "[N]", rows, ScalarType::Double, student);
     check_row_indices(op, "student_rows", "student_logits", student_rows, rows, student, student);
     check_row_indices(op, "teacher_rows", "teacher_logits", teacher_rows, rows, teacher, student);
 

@@ -84,7 +84,7 @@ def test_fake_tensors_reject_what_the_kernels_reject() -> None:
 def verify_arguments(requires_grad: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(1)
     student, teacher = (torch.randn(6, 50, generator=generator).to(dtype).requires_grad_(requires_grad) for _ in "ab")
-    uniforms = (torch.rand(count, dtype=torch.float64, generator=generator) for count in (6, 2))
+    uniforms = (torch.rand(count, dtype=torch.float64, generator=generator) for count in (6, 6))
     drafts = torch.tensor([3, 4, -1, 7, 8, 9])
     return student, teacher, drafts, torch.tensor([0, 3, 6]), torch.full((2,), 0.1), torch.ones(2), *uniforms
 
@@ -133,7 +133,7 @@ def test_compile_verify_fullgraph_static_and_dynamic() -> None:
         compiled = torch.compile(verifying_step, fullgraph=True, dynamic=dynamic)
         for rows, requests in ((6, 2), (5, 1)):
             inputs = student[:rows], teacher[:rows], drafts[:rows], offsets[: requests + 1], accept[:rows]
-            inputs = (*inputs, draw[:requests])
+            inputs = (*inputs, draw[:rows])
             for got, expected in zip(compiled(*inputs), verifying_step(*inputs), strict=True):
                 assert torch.equal(got, expected)
 

@@ -45,8 +45,8 @@ FAULTS = {  # name -> (change, accepted before it, kinds of student)
     "accept uniform 1": (put("accept_uniform", 3, 1.0), 0, (0,)),
     "accept uniform negative": (put("accept_uniform", 4, -1e-300), 1, (0,)),
     "accept uniform NaN": (put("accept_uniform", 5, NAN), 2, (0,)),
-    "draw uniform 1": (put("draw_uniform", 1, 1.0), 3, (0,)),
-    "draw uniform NaN": (put("draw_uniform", 1, NAN), 3, (0,)),
+    "draw uniform 1": (put("draw_uniform", 6, 1.0), 3, (0,)),
+    "draw uniform NaN": (put("draw_uniform", 6, NAN), 3, (0,)),
     "student row negative": (put("student_rows", 4, -1), 1, (0,)),
     "student row beyond": (put("student_rows", 5, 10), 2, (0,)),
     "teacher row negative": (put("teacher_rows", 3, -(2**31)), 0, (0,)),
@@ -108,7 +108,7 @@ def test_a_fault_after_the_stop_is_not_met(trb: Operators) -> None:
 def test_a_draw_uniform_that_nothing_is_drawn_by_is_not_needed(trb: Operators) -> None:
     call = three_requests()
     kept = call.but(accept_uniform=torch.zeros(10, dtype=torch.float64))
-    got = put("draw_uniform", 0, NAN)(kept).by(trb.verify)
+    got = put("draw_uniform", 1, NAN)(kept).by(trb.verify)
     assert got.emitted[0] == got.accepted[0] == 3
 
 
@@ -146,7 +146,7 @@ def test_offsets_that_make_no_request(trb: Operators, offsets: list[int], emitte
 
 def test_an_empty_request_is_no_fault_whatever_its_numbers(trb: Operators) -> None:
     call = three_requests().but(offsets=torch.tensor([0, 3, 3, 5]))
-    for name, value in (("epsilon", NAN), ("temperature", 0.0), ("draw_uniform", NAN)):
+    for name, value in (("epsilon", NAN), ("temperature", 0.0)):
         got = put(name, 1, value)(call).by(trb.verify)
         assert (got.emitted[1], got.accepted[1]) == (0, 0)
         assert (got.tokens[1] == -1).all()
@@ -158,7 +158,7 @@ def test_no_requests_and_no_rows(trb: Operators, log_probs: bool) -> None:
         got = Call(
             torch.zeros(rows, 7), torch.zeros(rows, 9), torch.zeros(rows, dtype=torch.int64),
             torch.zeros(1, dtype=torch.int64), 0.1, torch.zeros(rows, dtype=torch.float64),
-            torch.zeros(0, dtype=torch.float64), width=3, log_probs=log_probs,
+            torch.zeros(rows, dtype=torch.float64), width=3, log_probs=log_probs,
         ).by(trb.verify)  # fmt: skip
         assert got.tokens.shape == (0, 3)
         assert got.emitted.shape == got.accepted.shape == (0,)

@@ -40,7 +40,7 @@ def usage(change: Callable[[Call], Call] | dict[str, object]) -> Call:
         ({"temperature": torch.ones(1)}, r"temperature must have shape \[B\] = \[3\], got \[1\]"),
         ({"accept_uniform": torch.zeros(10)}, "accept_uniform must be Double, got Float"),
         ({"accept_uniform": torch.zeros(9).double()}, r"accept_uniform must have shape \[N\] = \[10\], got \[9\]"),
-        ({"draw_uniform": torch.zeros(10).double()}, r"draw_uniform must have shape \[B\] = \[3\], got \[10\]"),
+        ({"draw_uniform": torch.zeros(3).double()}, r"draw_uniform must have shape \[N\] = \[10\], got \[3\]"),
         ({"student_rows": torch.zeros(9).long()}, r"student_rows must have shape \[N\] = \[10\], got \[9\]"),
         ({"teacher_rows": torch.zeros(10)}, "teacher_rows must be int32 or int64, got Float"),
         (

@@ -106,7 +106,7 @@ def ragged(
         torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()]),
         epsilon,
         torch.rand(rows, dtype=torch.float64, generator=generator),
-        torch.rand(requests, dtype=torch.float64, generator=generator),
+        torch.rand(rows, dtype=torch.float64, generator=generator),
         width=max([*counts, 1]),
         temperature=temperature,
         student_kind=kind,
@@ -156,7 +156,7 @@ def assert_follows_the_law(call: Call, got: Verification, tolerance: float = 2e-
                 if weights.sum() < tolerance:
                     weights = mu
                 assert mu[token] > 0, row
-                cumulative, target = weights.cumsum(0), float(call.draw_uniform[request]) * float(weights.sum())
+                cumulative, target = weights.cumsum(0), float(call.draw_uniform[row]) * float(weights.sum())
                 assert cumulative[token] >= target - tolerance, row
                 assert cumulative[token] - weights[token] <= target + tolerance, row
             if call.log_probs:

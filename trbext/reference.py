@@ -245,10 +245,10 @@ def verify(
                 break
             ratio = (policy.log_probs[row, draft] - log_student[row, draft]).exp()  # NaN where both are 0
             stands = draft >= 0 and bool(accept_uniform[row] < ratio)
-            if not stands and not in_range(draw_uniform[r]):
+            if not stands and not in_range(draw_uniform[row]):
                 emitted[r] = -1
                 break
-            token, place = draft if stands else drawn(row, draw_uniform[r]), row - begin
+            token, place = draft if stands else drawn(row, draw_uniform[row]), row - begin
             tokens[r, place] = token
             values[r, place] = torch.stack([p[row, token] for p in (log_student, log_teacher, policy.log_probs)])
             beta[row], kl[row] = policy.beta[row], policy.kl[row]

@@ -53,7 +53,7 @@ struct VerifyArrays {
   Column<float> epsilon;          // [B] nats
   Column<float> temperature;      // [B]
   Column<double> accept_uniform;  // [N]
-  Column<double> draw_uniform;    // [B]
+  Column<double> draw_uniform;    // [N]
   void* tokens;                   // [B, width] contiguous, as all outputs are
   bool wide_tokens;               // int64, else int32
   int32_t* emitted;               // [B]

@@ -32,7 +32,7 @@ RowVerdict judge(const VerifyRequest& call, int64_t request, int64_t row, RowSol
     accepted = stands(uniform, draw.log_probs.behavior, draw.log_probs.student);
   }
   if (!accepted) {
-    const double uniform = arrays.draw_uniform[request];
+    const double uniform = arrays.draw_uniform[row];
     draw = draw.token >= 0 ? solver.sample_residual(uniform) : solver.sample(uniform);
     if (draw.token < 0) return verdict;
   }

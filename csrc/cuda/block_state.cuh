@@ -53,9 +53,8 @@ struct Token {
 // What of verify's arguments concerns one row.
 struct RowTask {
   int64_t student_row, teacher_row;  // of the logits
-  int64_t draft;
-  float temperature, epsilon;
-  bool judged;  // else at fault before its logits are read, or a row of no request
+  float temperature;
+  int32_t judged;  // 0: at fault before its logits are read, or a row of no request
 };
 
 struct WideSums {

@@ -31,25 +31,24 @@ __device__ __forceinline__ int64_t request_of_row(const VerifyArrays& verify, in
   return -1;
 }
 
-// Warp 0.
+// Warp 0: leaves it in state.task, with the row's budget and its draft.
 template <int kWarps>
 __device__ __forceinline__ void find_task(const KernelArgs& args, int64_t row, BlockState<kWarps>& state, int lane) {
   const VerifyArrays& verify = args.verify;
   const int64_t request = request_of_row(verify, row, lane);
   if (lane != 0) return;
-  RowTask& task = state.task;
-  task.judged = request >= 0 && row_in_range(verify, row);
-  if (!task.judged) return;
-  int64_t begin = verify.offsets[request];
-  const RequestRows rows{begin, verify.offsets[request + 1] - begin, false};
-  task.student_row = verify.student_row[row];
-  task.teacher_row = verify.teacher_row[row];
-  task.draft = verify.draft_tokens[row];
-  task.temperature = verify.temperature[request];
-  task.epsilon = verify.epsilon[request];
-  // A rejected draft needs the other uniform as well, but whether it is rejected is not yet known.
-  task.judged = !request_at_fault(verify, request, rows) &&
-                is_uniform(task.draft >= 0 ? verify.accept_uniform[row] : verify.draw_uniform[row]);
+  RowTask task{0, 0, 1.0f, 0};
+  if (request >= 0 && row_in_range(verify, row)) {
+    const int64_t begin = verify.offsets[request], draft = verify.draft_tokens[row];
+    const RequestRows rows{begin, verify.offsets[request + 1] - begin, false};
+    // A rejected draft needs the other uniform as well, but whether it is rejected is not yet known.
+    const double uniform = draft >= 0 ? verify.accept_uniform[row] : verify.draw_uniform[row];
+    task = {verify.student_row[row], verify.teacher_row[row], verify.temperature[request],
+            !request_at_fault(verify, request, rows) && is_uniform(uniform)};
+    state.epsilon = verify.epsilon[request];
+    state.draft.token = draft;
+  }
+  state.task = task;
 }
 
 // One thread: what the solve and the draw of a row need besides its logits.
@@ -63,15 +62,13 @@ __device__ __forceinline__ void read_row_arguments(const KernelArgs& args, int64
     state.uniform = args.token ? args.uniform[row * args.uniform_stride] : 0.0;
     return;
   }
-  const RowTask& task = state.task;
-  state.temperature = Temperature(task.temperature);
-  state.epsilon = task.epsilon;
+  state.temperature = Temperature(state.task.temperature);
   state.uniform = args.verify.draw_uniform[row];
-  state.draft.token = task.draft;
-  if (task.draft < 0) return;
+  const int64_t draft = state.draft.token;
+  if (draft < 0) return;
   state.accept_uniform = args.verify.accept_uniform[row];
-  state.draft.student_logit = pair.student_logit(task.draft);
-  state.draft.teacher_logit = pair.teacher.logit(task.draft);
+  state.draft.student_logit = pair.student_logit(draft);
+  state.draft.teacher_logit = pair.teacher.logit(draft);
 }
 
 template <typename T>

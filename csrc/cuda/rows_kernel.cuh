@@ -210,13 +210,13 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
   for (int64_t row = blockIdx.x / cluster.ranks; row < args.rows; row += gridDim.x / cluster.ranks) {
     const int thread = known_in_this_row_alone(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
     const Chunks block_chunks = chunks_of_row<T>(args.vocab).part(cluster.rank, cluster.ranks);
-    RowTask task{row, row, -1, 1.0f, 0.0f, true};
+    RowTask task{row, row, 1.0f, 1};
     if (args.verifies()) {
       if (warp == 0) find_task(args, row, state, lane);
       __syncthreads();
       task = state.task;
     }
-    if (!task.judged) {
+    if (task.judged == 0) {
       if (cluster.rank == 0 && threadIdx.x == 0) write_fault(args, row, 0);
     } else {
       const RowPair<T> pair(args, task.student_row, task.teacher_row, task.temperature);

@@ -2,74 +2,41 @@
 
 `PtxOperators(arch=90, ranks=4).solve(student, teacher, epsilon)` compiles csrc/cuda/rows_*.cu with nvcc for sm_90, runs
 the resident kernel with a cluster of four blocks per row, and fails if the interpreter finds anything wrong. What the
-host does in csrc/cuda/ops_cuda.cpp is done here again: filling the arguments and choosing the grid.
+host does in csrc/cuda/ops_cuda.cpp and beside it is done here again: filling the arguments and choosing the grid.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ptx import Device, Kernel, Module, Result, compile_ptx, launch
+from ptx_arguments import (
+    VERDICT_WORDS,
+    KernelArgs,
+    VerifyArrays,
+    column_of,
+    indices_of,
+    logits_of,
+    temperature_of,
+)
 from torch import Tensor
 
 from trbext.ops import _as_rows
-from trbext.reference import Blend, Sample, Solution
+from trbext.reference import STUDENT_KINDS, Blend, Sample, Solution, Verification
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # kernel_args.h
-LOG2_E = 1.4426950408889634
+NUMPY = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64}
 RESIDENT_THREADS, STREAMED_THREADS, LANES, VECTOR_BYTES = 256, 512, 32, 16
-
-
-class Logits(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_uint64),
-        ("row_stride", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-    )
-
-
-class KernelArgs(ctypes.Structure):
-    """csrc/cuda/kernel_args.h"""
-
-    _fields_ = (
-        ("student", Logits),
-        ("teacher", Logits),
-        ("rows", ctypes.c_int64),
-        ("vocab", ctypes.c_int32),
-        ("slice_vectors", ctypes.c_int32),
-        ("inverse_temperature", ctypes.c_double),
-        ("scale", ctypes.c_float),
-        ("temperature_of_scale", ctypes.c_double),
-        ("epsilon", ctypes.c_double),
-        ("epsilon_per_row", ctypes.c_uint64),
-        ("epsilon_stride", ctypes.c_int64),
-        ("uniform", ctypes.c_uint64),
-        ("uniform_stride", ctypes.c_int64),
-        *(
-            (name, ctypes.c_uint64)
-            for name in (
-                "beta",
-                "kl",
-                "sweeps",
-                "log_probs",
-                "token",
-                "log_prob",
-                "student_log_prob",
-                "teacher_log_prob",
-            )
-        ),
-    )
+ASSEMBLY_THREADS = 128
 
 
 @functools.cache
@@ -85,18 +52,16 @@ def kernels(arch: int, dtype: torch.dtype) -> Mapping[str, Kernel]:
     return {kind: next(k for name, k in found.items() if f"{kind}_rows" in name) for kind in ("resident", "streamed")}
 
 
-def logits_of(device: Device, tensor: Tensor, name: str) -> Logits:
-    """The tensor's whole storage in the device's memory, so that strides and offsets are what they are."""
-    size = tensor.element_size()
-    storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-    kind = {4: np.float32, 2: np.uint16}[size]
-    address = device.upload(storage.numpy().view(kind), name=name)
-    return Logits(address + tensor.storage_offset() * size, tensor.stride(0), tensor.stride(1), CODES[tensor.dtype])
+@functools.cache
+def assembly_kernel(arch: int) -> Kernel:
+    text = compile_ptx(SOURCES / "assemble_requests.cu", arch, cache=ptx_directory())
+    (kernel,) = Module.parse(text).kernels.values()
+    return kernel
 
 
 @dataclass
 class PtxOperators:
-    """`trbext.solve`, `blend` and `sample` by the PTX of one architecture, one way of holding a row."""
+    """The functions of `trbext` by the PTX of one architecture, one way of holding a row."""
 
     arch: int
     ranks: int = 1  # blocks of a cluster
@@ -131,6 +96,84 @@ class PtxOperators:
         out = {"token": torch.int64, **dict.fromkeys(floats, torch.float32)}
         return Sample(**self._run(student, teacher, epsilon, temperature, out, uniform))
 
+    def verify(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        draft_tokens: Tensor,
+        offsets: Tensor,
+        epsilon: float | Tensor,
+        *,
+        temperature: float | Tensor = 1.0,
+        accept_uniform: Tensor,
+        draw_uniform: Tensor,
+        student_rows: Tensor | None = None,
+        teacher_rows: Tensor | None = None,
+        width: int,
+        vocab: int = 0,
+        student_kind: int | str = 0,
+        log_probs: bool = False,
+        dtype: torch.dtype = torch.int64,  # of the tokens
+    ) -> Verification:
+        rows, requests, device = len(draft_tokens), len(offsets) - 1, Device()
+
+        def per_request(value: float | Tensor) -> Tensor:
+            return value if isinstance(value, Tensor) else torch.full((requests,), value)
+
+        kind = STUDENT_KINDS[student_kind] if isinstance(student_kind, str) else student_kind
+        columns = vocab or min(student_logits.shape[1], teacher_logits.shape[1])
+        arrays = VerifyArrays(
+            rows=rows,
+            requests=requests,
+            width=width,
+            vocab=columns,
+            student_rows=len(student_logits),
+            teacher_rows=len(teacher_logits),
+            student_kind=kind,
+            draft_tokens=indices_of(device, draft_tokens, "draft_tokens"),
+            offsets=indices_of(device, offsets, "offsets"),
+            student_row=indices_of(device, student_rows, "student_rows"),
+            teacher_row=indices_of(device, teacher_rows, "teacher_rows"),
+            epsilon=column_of(device, per_request(epsilon), "epsilon"),
+            temperature=column_of(device, per_request(temperature), "temperature"),
+            accept_uniform=column_of(device, accept_uniform, "accept_uniform"),
+            draw_uniform=column_of(device, draw_uniform, "draw_uniform"),
+            wide_tokens=dtype == torch.int64,
+        )
+        outputs = {
+            "tokens": ((requests, width), dtype),
+            "emitted": ((requests,), torch.int32),
+            "accepted": ((requests,), torch.int32),
+            "beta": ((rows,), torch.float32),
+            "kl": ((rows,), torch.float32),
+        } | ({"log_probs": ((requests, width, 3), torch.float32)} if log_probs else {})
+        for name, (shape, of) in outputs.items():
+            setattr(arrays, name, device.empty(shape, NUMPY[of], name=name))
+        args = KernelArgs(
+            student=logits_of(device, student_logits, "student"),
+            teacher=logits_of(device, teacher_logits, "teacher"),
+            rows=rows,
+            vocab=columns,
+            beta=arrays.beta,
+            kl=arrays.kl,
+            verify=arrays,
+            verdicts=device.empty((rows, VERDICT_WORDS), np.int64, name="verdicts"),
+        )
+        alike = student_logits.dtype == teacher_logits.dtype and kind == 0
+        if rows > 0:
+            self._launch_rows(device, args, student_logits.dtype if alike else torch.float32)
+        if requests > 0:
+            warps = ASSEMBLY_THREADS // LANES
+            self._launch(
+                device,
+                assembly_kernel(self.arch),
+                grid=math.ceil(requests / warps),
+                block=ASSEMBLY_THREADS,
+                args=[bytes(arrays), args.verdicts],
+            )
+        found = {name: torch.from_numpy(device.download(getattr(arrays, name)).copy()) for name in outputs}
+        return Verification(**{"log_probs": torch.empty(0, 0, 3), **found})
+
     def _run(
         self,
         student_logits: Tensor,
@@ -152,10 +195,8 @@ class PtxOperators:
             teacher=logits_of(device, teacher, "teacher"),
             rows=rows,
             vocab=vocab,
-            inverse_temperature=1.0 / temperature,
-            scale=LOG2_E / temperature,
+            temperature=temperature_of(temperature),
         )
-        args.temperature_of_scale = LOG2_E / args.scale  # which the field has rounded
         if isinstance(budget, Tensor):
             args.epsilon_per_row = device.upload(budget.contiguous().numpy(), name="epsilon")
             args.epsilon_stride = 1
@@ -164,31 +205,32 @@ class PtxOperators:
         if uniform is not None:
             args.uniform = device.upload(uniform.reshape(-1).contiguous().numpy(), name="uniform")
             args.uniform_stride = 1
-        numpy_of = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64}
         for name, dtype in outputs.items():
-            setattr(args, name, device.empty(shapes[name], numpy_of[dtype], name=name))
+            setattr(args, name, device.empty(shapes[name], NUMPY[dtype], name=name))
+        self._launch_rows(device, args, student.dtype if student.dtype == teacher.dtype else torch.float32)
+        downloaded = {name: torch.from_numpy(device.download(getattr(args, name)).copy()) for name in outputs}
+        return {name: tensor.reshape(final[name]) for name, tensor in downloaded.items()}
 
-        dtype = student.dtype if student.dtype == teacher.dtype else torch.float32
+    def _launch_rows(self, device: Device, args: KernelArgs, dtype: torch.dtype) -> None:
         tokens = LANES * VECTOR_BYTES // dtype.itemsize
         if not self.streamed:
-            chunks = math.ceil(vocab / tokens)
+            chunks = math.ceil(args.vocab / tokens)
             args.slice_vectors = math.ceil(chunks / self.ranks) * LANES
-        result = launch(
+        self._launch(
             device,
             kernels(self.arch, dtype)["streamed" if self.streamed else "resident"],
-            grid=min(rows, self.clusters or rows) * self.ranks,
+            grid=min(args.rows, self.clusters or args.rows) * self.ranks,
             block=STREAMED_THREADS if self.streamed else RESIDENT_THREADS,
             args=[bytes(args)],
             shared=2 * args.slice_vectors * VECTOR_BYTES,
             cluster=self.ranks,
-            arch=self.arch,
-            seed=self.seed,
-            approx_error=self.approx_error,
         )
+
+    def _launch(self, device: Device, kernel: Kernel, **options: Any) -> None:
+        options |= {"arch": self.arch, "seed": self.seed, "approx_error": self.approx_error}
+        result = launch(device, kernel, **options)
         assert not result.findings, result.findings
         self.results.append(result)
-        downloaded = {name: torch.from_numpy(device.download(getattr(args, name)).copy()) for name in outputs}
-        return {name: tensor.reshape(final[name]) for name, tensor in downloaded.items()}
 
 
 def on_every_architecture() -> dict[str, PtxOperators]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import ptx_rows
 import pytest
 import torch
-from ptx import Module, compile_ptx
-from ptx_rows import SOURCES, PtxOperators
+from ptx_planted import Planted
+from ptx_rows import PtxOperators
 from row_families import families
 from torch import Tensor
 
@@ -255,55 +253,46 @@ def test_an_offset_between_float32_models_costs_no_digits() -> None:
             assert torch.allclose(got.log_probs.double(), log_mu, atol=1e-5, rtol=1e-6)
 
 
-class Planted(NamedTuple):
-    """A bug, as the text of a kernel source that is taken for another."""
-
-    name: str
-    file: str
-    right: str
-    wrong: str
-
-
 PLANTED = (
     Planted(
         "no barrier before the warps' sums are added",
-        "rows_kernel.cuh",
+        "cuda/rows_kernel.cuh",
         "  if (lane == 0) state.range[warp] = range;\n  __syncthreads();",
         "  if (lane == 0) state.range[warp] = range;",
     ),
     Planted(
         "no cluster barrier before what peers sent is read",
-        "rows_kernel.cuh",
+        "cuda/rows_kernel.cuh",
         "  cluster.sync(warp);\n  if (warp == 0) {",
         "  __syncthreads();\n  if (warp == 0) {",
     ),
     Planted(
         "one record for every exchange",
-        "rows_kernel.cuh",
-        "slot = (*exchange)++ & 1;\n    sweep",
-        "slot = 0;\n    sweep",
+        "cuda/rows_kernel.cuh",
+        "slot = (*exchange)++ & 1;\n    sweep_exactly",
+        "slot = 0;\n    sweep_exactly",
     ),
     Planted(
         "peers are sent to before they have started",
-        "rows_kernel.cuh",
+        "cuda/rows_kernel.cuh",
         "  cluster.sync(threadIdx.x / kWarp);  // every peer has started, and can be sent to",
         "",
     ),
     Planted(
         "no barrier between the parts' masses and the choice",
-        "draw.cuh",
+        "cuda/draw.cuh",
         "      if (lane == 0) state.mass[i] = mass;\n    }\n    __syncthreads();",
         "      if (lane == 0) state.mass[i] = mass;\n    }",
     ),
     Planted(
         "vector loads beyond the end",
-        "row_source.cuh",
+        "cuda/row_source.cuh",
         "const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);\n  int32_t chunk = chunks.begin;\n#pragma",
         "const int32_t whole = chunks.end;\n  int32_t chunk = chunks.begin;\n#pragma",
     ),
     Planted(
         "no __syncwarp between the ranks' sums and their total",
-        "decision.cuh",
+        "cuda/decision.cuh",
         "    state.shift_of_row[1] = row_teacher;\n  }\n  __syncwarp();",
         "    state.shift_of_row[1] = row_teacher;\n  }",
     ),
@@ -314,13 +303,7 @@ PLANTED = (
 def test_a_bug_planted_in_the_kernels_is_found(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(SOURCES.parent, tmp_path / "csrc")
-    source = tmp_path / "csrc" / "cuda" / planted.file
-    text = source.read_text()
-    assert text.count(planted.right) == 1
-    source.write_text(text.replace(planted.right, planted.wrong))
-    kernels = Module.parse(compile_ptx(tmp_path / "csrc" / "cuda" / "rows_bfloat16.cu", 90)).kernels
-    resident = next(kernel for name, kernel in kernels.items() if "resident_rows" in name)
+    resident = planted.resident_kernel(tmp_path)
     monkeypatch.setattr(ptx_rows, "kernels", lambda *_: {"resident": resident})
     student, teacher = ordinary(4, 16384 + 24)
     uniform = torch.full((4,), 0.5, dtype=torch.float64)

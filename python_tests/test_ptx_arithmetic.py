@@ -66,14 +66,15 @@ def test_float32_arithmetic_is_rounded_once_in_every_direction(modules: dict[int
 
 
 def test_float32_extremes_treat_nan_and_signed_zero_as_ptx_does(modules: dict[int, Module]) -> None:
-    a = np.array([0.0, -0.0, np.nan, 1.0, np.nan, -0.0, -np.inf], np.float32)
-    b = np.array([-0.0, 0.0, 2.0, np.nan, np.nan, 5.0, np.inf], np.float32)
+    a = np.array([0.0, -0.0, -np.nan, 1.0, np.nan, -0.0, -np.inf], np.float32)
+    b = np.array([-0.0, 0.0, 2.0, np.nan, -np.nan, 5.0, np.inf], np.float32)
     got = columns(modules[90], "float32_ops", [a, b, a], 21, np.float32)
     np.testing.assert_array_equal(got[15], [-0.0, -0.0, 2, 1, np.nan, -0.0, -np.inf])
     np.testing.assert_array_equal(np.signbit(got[15][[0, 1, 5]]), [True, True, True])
     np.testing.assert_array_equal(got[16], [0.0, 0.0, 2, 1, np.nan, 5, np.inf])
     np.testing.assert_array_equal(np.signbit(got[16][:2]), [False, False])
     np.testing.assert_array_equal(np.isnan(got[19]), [False, False, True, True, True, False, False])
+    assert (got[19][2:5].view(np.uint32) == 0x7FFFFFFF).all()  # whatever the sign of what it came from
 
 
 def test_infinities_survive_fma(modules: dict[int, Module]) -> None:

@@ -89,6 +89,7 @@ def test_a_fault_stays_in_its_request(trb: Operators, fault: str, kind: int) -> 
     assert torch.equal(got.beta.isnan(), expected.beta.isnan())
 
 
+@pytest.mark.on_ptx
 def test_a_fault_after_the_stop_is_not_met(trb: Operators) -> None:
     call = three_requests()
     call = put("draft_tokens", 4, -1)(call)  # request 1 ends at row 4
@@ -105,6 +106,7 @@ def test_a_fault_after_the_stop_is_not_met(trb: Operators) -> None:
         assert same(change(call).by(trb.verify), clean)
 
 
+@pytest.mark.on_ptx
 def test_a_draw_uniform_that_nothing_is_drawn_by_is_not_needed(trb: Operators) -> None:
     call = three_requests()
     kept = call.but(accept_uniform=torch.zeros(10, dtype=torch.float64))
@@ -144,6 +146,7 @@ def test_offsets_that_make_no_request(trb: Operators, offsets: list[int], emitte
     assert torch.equal(got.beta.isnan(), expected.beta.isnan())
 
 
+@pytest.mark.on_ptx
 def test_an_empty_request_is_no_fault_whatever_its_numbers(trb: Operators) -> None:
     call = three_requests().but(offsets=torch.tensor([0, 3, 3, 5]))
     for name, value in (("epsilon", NAN), ("temperature", 0.0)):
@@ -152,6 +155,7 @@ def test_an_empty_request_is_no_fault_whatever_its_numbers(trb: Operators) -> No
         assert (got.tokens[1] == -1).all()
 
 
+@pytest.mark.on_ptx
 @pytest.mark.parametrize("log_probs", [False, True])
 def test_no_requests_and_no_rows(trb: Operators, log_probs: bool) -> None:
     for rows in (0, 2):
@@ -166,6 +170,7 @@ def test_no_requests_and_no_rows(trb: Operators, log_probs: bool) -> None:
         assert got.log_probs.shape == ((0, 3, 3) if log_probs else (0, 0, 3))
 
 
+@pytest.mark.on_ptx
 def test_finite_logits_of_any_size_stay_finite_when_multiplied_back(trb: Operators) -> None:
     """Kind 2 at T = 3: the lowest finite number is a mask, and the largest is no fault."""
     largest = torch.finfo(torch.float32).max

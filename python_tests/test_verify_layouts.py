@@ -15,6 +15,7 @@ from verify_calls import VOCAB, assert_follows_the_law, ordinary, put, ragged, s
 INF, NAN = float("inf"), float("nan")
 
 
+@pytest.mark.on_ptx
 def test_models_of_differing_width_meet_on_the_common_columns(trb: Operators) -> None:
     call = three_requests()
     wide = call.but(teacher_logits=torch.cat([call.teacher_logits, torch.full((10, 70), NAN)], 1))
@@ -56,6 +57,7 @@ def test_layout_and_indirection_do_not_change_a_bit(trb: Operators, vocab: int, 
         assert same(variant.by(trb.verify), expected)
 
 
+@pytest.mark.on_ptx
 def test_equal_rows_may_be_shared(trb: Operators) -> None:
     call = three_requests().but(student_rows=torch.zeros(10, dtype=torch.int64), teacher_rows=None)
     copied = call.but(student_logits=call.student_logits[:1].repeat(10, 1), student_rows=None)

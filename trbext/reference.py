@@ -201,7 +201,8 @@ def verify(
     for r, (begin, end) in enumerate(zip(begins, ends, strict=True)):
         out_of_place[r] = not reached <= begin <= end <= count
         if not out_of_place[r]:
-            reached, owner[begin:end] = end, r
+            owner[begin:end] = r
+        reached = max(reached, end) if end <= count else reached
 
     def chosen(logits: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         index = torch.arange(count) if rows is None else rows.long()

@@ -66,8 +66,8 @@ struct VerifyArrays {
 enum class Verdict : int32_t { kAccepted, kDrawn, kFault };
 
 struct RowVerdict {
-  Verdict verdict = Verdict::kFault;
   int64_t token = -1;  // the draft, or the one drawn
+  Verdict verdict = Verdict::kFault;
   float student_log_prob = NAN, teacher_log_prob = NAN, log_prob = NAN;
   float beta = NAN, kl = NAN;
 };
@@ -77,11 +77,12 @@ struct RequestRows {
   bool fault;  // of its offsets: it has no rows then
 };
 
-// The rows between two offsets. `reached` is where the rows of the requests before it end, those at fault left out: 0
-// for the first. Where all offsets are in order and none is beyond N, it is the request's own begin.
+// The rows between two offsets. `reached` is the largest end so far that lies within the rows, 0 for the first request:
+// a request that begins before it would share rows with another, or come out of order. A maximum, so that a device may
+// work it out for each request by itself. Where all offsets are in order it is the request's own begin.
 TRB_HD inline RequestRows rows_between(int64_t begin, int64_t end, int64_t rows, int64_t* reached) {
   const bool fault = begin < *reached || end < begin || end > rows;
-  if (!fault) *reached = end;
+  if (end > *reached && end <= rows) *reached = end;
   return {fault ? 0 : begin, fault ? 0 : end - begin, fault};
 }
 

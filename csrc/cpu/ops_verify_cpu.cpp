@@ -36,8 +36,8 @@ RowVerdict judge(const VerifyRequest& call, int64_t request, int64_t row, RowSol
     draw = draw.token >= 0 ? solver.sample_residual(uniform) : solver.sample(uniform);
     if (draw.token < 0) return verdict;
   }
-  return {accepted ? Verdict::kAccepted : Verdict::kDrawn,
-          draw.token,
+  return {draw.token,
+          accepted ? Verdict::kAccepted : Verdict::kDrawn,
           static_cast<float>(draw.log_probs.student),
           static_cast<float>(draw.log_probs.teacher),
           static_cast<float>(draw.log_probs.behavior),

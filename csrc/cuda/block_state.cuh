@@ -3,6 +3,7 @@
 
 #include "../blend/sweep_plan.h"
 #include "cluster.cuh"
+#include "kernel_args.h"
 #include "launch_table.h"
 #include "pair_sums.cuh"
 
@@ -31,9 +32,29 @@ struct Answer {
 
 enum class Action : int32_t { kSweep, kDone, kWide };  // kWide: float32 exponents do not reach, see wide_row.cuh
 
-struct Drawn {
-  int64_t token;  // -1: no token has mass
+// Where the token of a row comes from.
+enum class TokenFrom : int32_t {
+  kFault,     // none: NaN outputs
+  kNowhere,   // none is wanted
+  kMu,        // drawn
+  kDraft,     // it stands
+  kResidual,  // drawn from max(mu - pi_S, 0), the draft having been rejected
+};
+
+__device__ __forceinline__ bool is_drawn(TokenFrom from) {
+  return from == TokenFrom::kMu || from == TokenFrom::kResidual;
+}
+
+struct Token {
+  int64_t token;  // -1: none, or no token has mass
   float student_logit, teacher_logit;
+};
+
+// What of verify's arguments concerns one row.
+struct RowTask {
+  int64_t student_row, teacher_row;  // of the logits
+  float temperature;
+  int32_t judged;  // 0: at fault before its logits are read, or a row of no request
 };
 
 struct WideSums {
@@ -60,8 +81,13 @@ struct BlockState {
   double log_of[4];         // zero, one, student, teacher: of the sums of the ends
   float extreme_of_row[4];  // max student, max teacher, high, low
   float shift_of_row[2];    // student, teacher
-  // The search, by one thread.
+  // Of the arguments.
+  RowTask task;  // of verify
+  Temperature temperature;
   double epsilon, uniform;
+  double accept_uniform;
+  Token draft;
+  // The search, by one thread.
   Solver<float> solver;
   double zero_mean;  // of D under mu_0, in the row's frame
   double centre;     // of the last exact sweep's D, in the row's frame
@@ -71,10 +97,13 @@ struct BlockState {
   Action action;
   Answer answer;
   // The draw.
+  TokenFrom token_from;
+  alignas(16) ExactFrame residual_frame;         // else it is loaded with what comes after it
+  float residual[kWarps][ResidualSweep::kSums];  // of each warp
   double mass[kParts];
   double fraction;
   int32_t chosen_rank, chosen_warp;
-  Drawn drawn;
+  Token drawn;
   // A row in double precision.
   Solver<double> wide_solver;
   Ends wide_ends;

@@ -8,8 +8,7 @@
 
 #include <new>
 
-#include "block_state.cuh"
-#include "kernel_args.h"
+#include "draft.cuh"
 #include "sweep.cuh"
 
 namespace trb::cuda {
@@ -111,9 +110,9 @@ struct Units {
   double gap;  // D = (b - a) / T - gap
 
   template <typename T, int kWarps>
-  static __device__ __forceinline__ Units of(const KernelArgs& args, const BlockState<kWarps>& state) {
+  static __device__ __forceinline__ Units of(const BlockState<kWarps>& state) {
     const bool relative = std::is_same_v<T, float>;
-    return {args.scale * kLn2, args.temperature_of_scale,
+    return {state.temperature.scale * kLn2, state.temperature.rounded,
             relative ? static_cast<double>(state.extreme_of_row[1]) - state.extreme_of_row[0] : 0.0,
             (static_cast<double>(state.shift_of_row[1]) - state.shift_of_row[0]) * kLn2};
   }
@@ -121,8 +120,8 @@ struct Units {
 
 // One thread: the frame of the sweep that the solver asks for.
 template <int kWarps>
-__device__ __forceinline__ void frame_sweep(BlockState<kWarps>& state, const SweepPlan& plan, const Units& units,
-                                            float scale) {
+__device__ __forceinline__ void frame_sweep(BlockState<kWarps>& state, const SweepPlan& plan, const Units& units) {
+  const float scale = state.temperature.scale;
   state.form = plan.form;
   // Centred by c, a difference d of the frame is D = (d - c) / T + (c + base) / T - gap.
   const double centre = (plan.centre + units.gap) * units.temperature - units.base;
@@ -151,7 +150,7 @@ __device__ __forceinline__ void frame_sweep(BlockState<kWarps>& state, const Swe
 
 // One thread: the answer that the solver has found.
 template <int kWarps>
-__device__ __forceinline__ void keep_answer(BlockState<kWarps>& state, const Units& units, float scale) {
+__device__ __forceinline__ void keep_answer(BlockState<kWarps>& state, const Units& units) {
   Answer& answer = state.answer;
   const Solver<float>& solver = state.solver;
   answer.status = solver.status();
@@ -170,10 +169,30 @@ __device__ __forceinline__ void keep_answer(BlockState<kWarps>& state, const Uni
     const double h = solver.shift();
     answer.log_norm =
         state.log_of[0] + swept.log_gain + h * (swept.mean + h * (0.5 * swept.k2 + h * swept.k3 * (1.0 / 6.0)));
-    state.frame.slope = answer.beta * scale;  // for the weights of the draw
+    state.frame.slope = answer.beta * state.temperature.scale;  // for the weights of the draw
   } else {
     answer.log_norm = answer.status == Status::kStudent ? answer.log_student : state.log_of[1];
   }
+}
+
+// One thread: the frame of max(mu - pi_S, 0). It is centred where the last sweep's D was, else where the exponent is 0.
+template <int kWarps>
+__device__ __forceinline__ void frame_residual(BlockState<kWarps>& state, const Units& units) {
+  const Answer& answer = state.answer;
+  ExactFrame& frame = state.residual_frame;
+  frame = state.frame;
+  frame.scale = state.temperature.scale;
+  frame.shift = state.shift_of_row[0];
+  frame.base_student = state.extreme_of_row[0];
+  frame.base_teacher = state.extreme_of_row[1];
+  frame.tilt = static_cast<float>(answer.beta * units.inverse_temperature);
+  // log mu - log pi_S = beta D - gain
+  const double gain = answer.log_norm - answer.log_student;
+  if (answer.status == Status::kTeacher) {
+    frame.centre = static_cast<float>((gain + units.gap) * units.temperature - units.base);
+  }
+  const double centre = (frame.centre + units.base) * units.inverse_temperature - units.gap;
+  frame.offset = static_cast<float>(gain - answer.beta * centre);
 }
 
 // One thread, after gather_ends: begins the search. False where float32 exponents do not reach.
@@ -232,7 +251,7 @@ __device__ __forceinline__ void continue_search(BlockState<kWarps>& state, const
 // One thread: what the row's blocks do next. Not inlined, for the registers of the kernel and its instruction cache.
 template <typename T, int kWarps>
 __device__ __noinline__ void decide(const KernelArgs& args, BlockState<kWarps>& state, bool first) {
-  const Units units = Units::of<T>(args, state);
+  const Units units = Units::of<T>(state);
   if (!first) {
     continue_search(state, units);
   } else if (!begin_search(state, units, args.vocab)) {
@@ -243,10 +262,12 @@ __device__ __noinline__ void decide(const KernelArgs& args, BlockState<kWarps>& 
   state.answer.sweeps = state.solver.sweeps();
   if (sweep) {
     const SweepPlan plan = plan_sweep(state.solver, state.log_of[0], state.zero_mean, 0.0, kStableBelow);
-    frame_sweep(state, plan, units, args.scale);
+    frame_sweep(state, plan, units);
     state.action = plan.in_range ? Action::kSweep : Action::kWide;
   } else {
-    keep_answer(state, units, args.scale);
+    keep_answer(state, units);
+    state.token_from = token_from(args, state);
+    if (state.token_from == TokenFrom::kResidual) frame_residual(state, units);
     state.action = Action::kDone;
   }
 }

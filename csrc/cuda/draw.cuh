@@ -1,5 +1,5 @@
-// One token from mu by the inverse of its cumulative distribution, in token order: the first token whose cumulative
-// mass exceeds uniform times the total.
+// One token from mu, or from max(mu - pi_S, 0), by the inverse of its cumulative distribution, in token order: the
+// first token whose cumulative mass exceeds uniform times the total.
 //
 // By levels: the rank, the warp that swept the token, a part of that warp's chunks (and a part of the part, until it is
 // one chunk), the lane, the token. Each level holds at most 32 masses, one a lane, and passes on which share of the
@@ -39,25 +39,33 @@ __device__ __forceinline__ int choose_lane(double mass, int lane, double* share)
   return chosen;
 }
 
-// Weights under mu, in any one unit of a block; `a`, `b` are raw logits.
+// Weights of what is drawn from, in any one unit of a block; `a`, `b` are raw logits.
 template <typename T>
 struct FloatWeight {
+  const ExactFrame* residual;  // in shared memory; null where mu is drawn from
   ExactFrame exact;
   EndsSweep::Frame ends;  // of the block: a slice far below the row's maxima keeps its weights
   Status status;
 
   template <int kWarps>
-  __device__ __forceinline__ FloatWeight(const BlockState<kWarps>& state, float scale)
-      : exact(state.frame),
-        ends{scale, state.shift_of_block[0], state.shift_of_block[1]},
+  __device__ __forceinline__ explicit FloatWeight(const BlockState<kWarps>& state)
+      : residual(state.token_from == TokenFrom::kResidual ? &state.residual_frame : nullptr),
+        exact(state.frame),
+        ends{state.temperature.scale, state.shift_of_block[0], state.shift_of_block[1]},
         status(state.answer.status) {}
 
   __device__ __forceinline__ double operator()(float a, float b) const {
+    if (residual != nullptr) return above_student(a, b, *residual);
     const bool in_student = a > -INFINITY, in_teacher = b > -INFINITY;
     if (!in_student || (status != Status::kStudent && !in_teacher)) return 0.0;
     return status == Status::kStudent   ? ex2(fmaf(a, ends.scale, -ends.shift_student))
            : status == Status::kTeacher ? ex2(fmaf(b, ends.scale, -ends.shift_teacher))
                                         : DirectSweep::weight(a, difference<T>(a, b, exact) - exact.centre, exact);
+  }
+
+  // Not inlined: a handful of calls a row, at places where many tokens are unrolled.
+  static __device__ __noinline__ float above_student(float a, float b, const ExactFrame& frame) {
+    return ResidualSweep::weight<T>(a, b, frame);
   }
 };
 
@@ -106,7 +114,7 @@ __device__ __forceinline__ void draw_from(const Source& source, Chunks chunks, d
   const Weighed<T> tokens(source, chunks.begin, lane, weight);
   const int owner = choose_lane(found ? tokens.sum : 0.0, lane, &share);
   if (lane != (owner < 0 ? 0 : owner)) return;
-  Drawn drawn{-1, 0.0f, 0.0f};
+  Token drawn{-1, 0.0f, 0.0f};
   double running = 0.0;
   bool reached = false;
 #pragma unroll
@@ -118,6 +126,20 @@ __device__ __forceinline__ void draw_from(const Source& source, Chunks chunks, d
     }
   }
   state.drawn = drawn;
+}
+
+// One thread of the row: all that is written where no token is drawn.
+template <int kWarps>
+__device__ __forceinline__ void write_without_a_draw(const KernelArgs& args, int64_t row,
+                                                     const BlockState<kWarps>& state) {
+  const TokenFrom from = state.token_from;
+  if (from == TokenFrom::kFault) {
+    write_fault(args, row, state.answer.sweeps);
+  } else if (from == TokenFrom::kNowhere) {
+    write_answer(args, row, state.answer);
+  } else if (from == TokenFrom::kDraft) {
+    write_token(args, row, state.answer, state.draft, Verdict::kAccepted);
+  }
 }
 
 // The mass of part of a row under the answer, from its sums of the last sweep.
@@ -142,49 +164,60 @@ __device__ __forceinline__ void write_answer(const KernelArgs& args, int64_t row
 __device__ __forceinline__ void write_fault(const KernelArgs& args, int64_t row, int32_t sweeps) {
   args.beta[row] = args.kl[row] = NAN;
   if (args.sweeps != nullptr) args.sweeps[row] = sweeps;
+  if (args.verifies()) args.verdicts[row] = RowVerdict{};
   if (args.token == nullptr) return;
   args.token[row] = -1;
   args.log_prob[row] = args.student_log_prob[row] = args.teacher_log_prob[row] = NAN;
 }
 
-// Whether the row's uniform, if it is to be drawn from, is one.
-template <int kWarps>
-__device__ __forceinline__ bool valid(const KernelArgs& args, const BlockState<kWarps>& state) {
-  return args.token == nullptr || (state.uniform >= 0.0 && state.uniform < 1.0);
-}
-
-// Everything `sample` returns of a row.
-__device__ __forceinline__ void write_draw(const KernelArgs& args, int64_t row, const Answer& answer,
-                                           const Drawn& drawn) {
-  if (drawn.token < 0) {
+// Everything `sample` returns of a row, and what `verify` is made of.
+__device__ __forceinline__ void write_token(const KernelArgs& args, int64_t row, const Answer& answer,
+                                            const Token& token, Verdict verdict) {
+  if (token.token < 0) {
     write_fault(args, row, answer.sweeps);
     return;
   }
   write_answer(args, row, answer);
-  const double x = drawn.student_logit * answer.inverse_temperature - answer.reference_student,
-               y = drawn.teacher_logit * answer.inverse_temperature - answer.reference_teacher, beta = answer.beta;
-  const double log_weight = beta == 0.0 ? x : beta == 1.0 ? y : (1.0 - beta) * x + beta * y;
-  args.token[row] = drawn.token;
-  args.log_prob[row] = static_cast<float>(log_weight - answer.log_norm);
-  args.student_log_prob[row] = static_cast<float>(x - answer.log_student);
-  args.teacher_log_prob[row] = static_cast<float>(y - answer.log_teacher);
+  const LogProbs of = log_probs_of(answer, token);
+  const float student = static_cast<float>(of.student), teacher = static_cast<float>(of.teacher),
+              behavior = static_cast<float>(of.behavior);
+  if (args.verifies()) {
+    args.verdicts[row] = {token.token, verdict, student, teacher, behavior, answer.beta, static_cast<float>(answer.kl)};
+    return;
+  }
+  args.token[row] = token.token;
+  args.log_prob[row] = behavior;
+  args.student_log_prob[row] = student;
+  args.teacher_log_prob[row] = teacher;
 }
 
-// All threads of all blocks of the row: the block that holds the token draws it and writes the row's outputs.
+// Warp 0: whether anything is left of mu above the student, from what the blocks have sent.
+template <int kWarps>
+__device__ __forceinline__ void choose_residual(BlockState<kWarps>& state, int slot, int ranks, int lane) {
+  const bool some = lane < ranks && state.record[slot][lane].sums[0] > 0.0;
+  if (!__any_sync(kAllLanes, some) && lane == 0) state.token_from = TokenFrom::kMu;
+}
+
+// All threads of all blocks of the row: the block that holds the token draws it and writes the row's outputs. The sums
+// of the ranks in `slot` are those of the last sweep, of the residual where that is drawn from.
 template <typename T, typename Source, int kWarps>
 __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const Source& source, Chunks block_chunks,
                                      const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp, int lane) {
   if (warp == 0) {
     const Status status = state.answer.status;
-    const bool interior = status == Status::kInterior;
+    const bool residual = state.token_from == TokenFrom::kResidual, interior = status == Status::kInterior;
     double share = state.uniform, mass = 0.0;
     if (lane < cluster.ranks) {
-      mass =
-          interior ? interior_mass(state, state.record[slot][lane].sums) : ends_mass(status, state.ends_of_rank[lane]);
+      const double* sums = state.record[slot][lane].sums;
+      mass = residual ? sums[0] : interior ? interior_mass(state, sums) : ends_mass(status, state.ends_of_rank[lane]);
     }
     const int rank = choose_lane(mass, lane, &share);
     mass = 0.0;
-    if (lane < kWarps) mass = interior ? interior_mass(state, state.exact[lane]) : ends_mass(status, state.ends[lane]);
+    if (lane < kWarps) {
+      mass = residual   ? state.residual[lane][0]
+             : interior ? interior_mass(state, state.exact[lane])
+                        : ends_mass(status, state.ends[lane]);
+    }
     const int chosen_warp = choose_lane(mass, lane, &share);
     if (lane == 0) {
       // No mass at all (a row at the end of float32's exponents): the first block says so.
@@ -198,12 +231,12 @@ __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const 
   const int chosen_warp = state.chosen_warp;
   const Chunks chunks = chosen_warp < 0 ? Chunks{0, 0} : block_chunks.part(chosen_warp, kWarps);
   if (chunks.begin < chunks.end) {
-    draw_from<T>(source, chunks, state.fraction, FloatWeight<T>(state, args.scale), state, warp, lane);
+    draw_from<T>(source, chunks, state.fraction, FloatWeight<T>(state), state, warp, lane);
   } else if (threadIdx.x == 0) {
-    state.drawn = Drawn{-1, 0.0f, 0.0f};
+    state.drawn = Token{-1, 0.0f, 0.0f};
   }
   __syncthreads();
-  if (threadIdx.x == 0) write_draw(args, row, state.answer, state.drawn);
+  if (threadIdx.x == 0) write_token(args, row, state.answer, state.drawn, Verdict::kDrawn);
 }
 
 }  // namespace trb::cuda

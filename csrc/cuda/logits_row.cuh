@@ -1,6 +1,7 @@
 // One row of both models as it lies in device memory: any strides, any alignment, dtypes that may differ.
 #pragma once
 
+#include <cfloat>
 #include <type_traits>
 
 #include "kernel_args.h"
@@ -79,13 +80,31 @@ struct RowPair {
   int32_t vocab;
   bool contiguous;  // both rows, and of type T
   bool aligned;     // and at multiples of 16 bytes
+  StudentKind kind;
+  float temperature;  // of a student that is no raw logits
 
-  __device__ __forceinline__ RowPair(const KernelArgs& args, int64_t row)
-      : student(args.student, row),
-        teacher(args.teacher, row),
+  __device__ __forceinline__ RowPair(const KernelArgs& args, int64_t student_row, int64_t teacher_row,
+                                     float temperature)
+      : student(args.student, student_row),
+        teacher(args.teacher, teacher_row),
         vocab(args.vocab),
         contiguous(student.contiguous_of<T>() && teacher.contiguous_of<T>()),
-        aligned(contiguous && student.bytes_past_alignment() == 0 && teacher.bytes_past_alignment() == 0) {}
+        aligned(contiguous && student.bytes_past_alignment() == 0 && teacher.bytes_past_alignment() == 0),
+        kind(std::is_same_v<T, float> ? args.verify.student_kind : StudentKind::kLogits),
+        temperature(temperature) {}
+
+  // Whether the student's values become raw logits as they are read: by `vectors` and `convert`, not `whole_vectors`.
+  // Any other kind than raw logits is the business of the kernel of float32 rows.
+  __device__ __forceinline__ bool converted() const { return std::is_same_v<T, float> && kind != StudentKind::kLogits; }
+  __device__ __forceinline__ uint4 convert(uint4 student) const {
+    if (!converted()) return student;
+    return raw_logits(student, kind, temperature);
+  }
+  __device__ __forceinline__ float student_logit(int64_t token) const {
+    const float value = student.logit(token);
+    if (!converted()) return value;
+    return __uint_as_float(raw_logits(make_uint4(__float_as_uint(value), 0, 0, 0), kind, temperature).x);
+  }
 
   // Of a chunk that lies within an aligned row. `kOnce`: it is not read again, and may leave the caches first.
   template <bool kOnce>
@@ -102,9 +121,12 @@ struct RowPair {
     if (aligned && first + kTokens <= vocab) {
       whole_vectors<kOnce>(vector, a, b);
     } else {
-      *a = elements(student, first);
-      *b = elements(teacher, first);
+      // Beyond the end stands what becomes -inf.
+      const bool probabilities = converted() && kind == StudentKind::kProbabilities;
+      *a = elements(student, first, probabilities ? make_uint4(0, 0, 0, 0) : minus_infinities<T>());
+      *b = elements(teacher, first, minus_infinities<T>());
     }
+    *a = convert(*a);
   }
 
   // Adds a vector that `vectors` read, without its padding.
@@ -121,8 +143,21 @@ struct RowPair {
  private:
   static constexpr int kTokens = LogitVector<T>::kTokens, kPerWord = kTokens / 4;
 
-  __device__ __forceinline__ uint4 elements(const LogitsRow& row, int32_t first) const {
-    uint4 vector = minus_infinities<T>();
+  // Of four float32 values of the student, what the temperature divides. Not inlined: logarithms at every place that
+  // reads a row would make the kernel longer by half.
+  static __device__ __noinline__ uint4 raw_logits(uint4 values, StudentKind kind, float temperature) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(&values);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float value = __uint_as_float(words[i]);
+      const float x = kind == StudentKind::kProbabilities ? logf(value) : value, raw = x * temperature;
+      // A finite number must not overflow into a mask or a fault.
+      words[i] = __float_as_uint(fabsf(x) < INFINITY && fabsf(raw) == INFINITY ? copysignf(FLT_MAX, raw) : raw);
+    }
+    return values;
+  }
+
+  __device__ __forceinline__ uint4 elements(const LogitsRow& row, int32_t first, uint4 vector) const {
     uint32_t* words = reinterpret_cast<uint32_t*>(&vector);
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {

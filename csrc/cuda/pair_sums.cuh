@@ -9,6 +9,9 @@
 //            w = 2^{a s + slope d - shift}. 10 instructions, 1 exponential
 //   stable   the cancellation-free sums of csrc/blend/cumulants.h, v = beta (D - centre), and w itself, whose mass is
 //            drawn from: p + p v + p h would cancel. 23 instructions, 2 exponentials
+//   residual max(mu - pi_S, 0) = max(p (e^v - 1), 0) with v = log mu - log pi_S = (beta / T) d - offset: what replaces
+//   a
+//            rejected draft is drawn from it
 //
 // The masked form leaves out tokens that either model masks, and those so far below the maximum that their weight is 0
 // in any arithmetic, whose finite logits would still make 0 * inf. Both forms add the same bits for the same tokens: no
@@ -75,7 +78,7 @@ struct ExactFrame {
   float shift;
   float centre;                      // of the difference: direct, and the weights of a draw
   float slope;                       // direct: beta scale
-  float tilt, offset;                // stable: v = tilt difference - offset, nats; tilt = beta / T
+  float tilt, offset;                // stable, residual: v = tilt difference - offset, nats; tilt = beta / T
   float base_student, base_teacher;  // of float32 logits
 };
 
@@ -143,6 +146,33 @@ struct StableSweep {
     s[4] = fmaf(w, v2, s[4]);
     s[5] = fmaf(w * v2, v, s[5]);
     s[6] += w;
+  }
+};
+
+// The exponent of mu - pi_S is centred twice, by `centre` exactly and then by the offset, which is then small: where v
+// is 0 decides which tokens may be drawn.
+struct ResidualSweep {
+  static constexpr int kSums = 1, kSlots = 1;
+  using Frame = ExactFrame;
+
+  template <typename T>
+  static __device__ __forceinline__ float weight(float a, float b, const Frame& frame) {
+    const float t = fmaf(a, frame.scale, -frame.shift);
+    const float v = fmaf(difference<T>(a, b, frame) - frame.centre, frame.tilt, -frame.offset);
+    const float p = ex2(t), w = ex2(fmaf(v, kLog2e, t));
+    // e^v - 1: where the difference would cancel, its Taylor series (relative error 4e-7 at v = 0.35)
+    float series = fmaf(v, 1.0f / 720, 1.0f / 120);
+    series = fmaf(v, series, 1.0f / 24);
+    series = fmaf(v, series, 1.0f / 6);
+    series = fmaf(v, series, 0.5f);
+    series = fmaf(v, series, 1.0f);
+    const float gain = v < 0.35f ? __fmul_rn(p, v * series) : w - p;
+    return v > 0.0f && has_weight(a, b, frame) ? gain : 0.0f;
+  }
+
+  template <bool kMasked, typename T>
+  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float* s, RangeOfD*) {
+    s[0] += weight<T>(a, b, frame);
   }
 };
 

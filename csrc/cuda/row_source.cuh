@@ -43,7 +43,7 @@ class StreamedRow {
   __device__ __forceinline__ explicit StreamedRow(const RowPair<T>& row) : row_(row) {}
 
   // Whether whole chunks need kAnyRow.
-  __device__ __forceinline__ bool irregular() const { return !row_.aligned; }
+  __device__ __forceinline__ bool irregular() const { return !row_.aligned || row_.converted(); }
 
   template <bool kAnyRow>
   __device__ __forceinline__ void vectors(int32_t chunk, int lane, uint4* a, uint4* b) const {
@@ -117,7 +117,8 @@ __device__ __forceinline__ int32_t scan_shifted(const RowPair<T>& row, const Sou
 #pragma unroll 1
   for (; chunk < whole; ++chunk) {
     const bool last = chunk + 1 == whole;
-    const uint4 a = student.next(chunk * kWarp + lane, last, lane), b = teacher.next(chunk * kWarp + lane, last, lane);
+    const uint4 a = row.convert(student.next(chunk * kWarp + lane, last, lane)),
+                b = teacher.next(chunk * kWarp + lane, last, lane);
     source.keep(chunk, lane, a, b);
     extremes->add(a, b);
   }
@@ -129,9 +130,9 @@ template <typename T, typename Source>
 __device__ __forceinline__ Extremes scan(const RowPair<T>& row, const Source& source, Chunks chunks, int lane) {
   typename LogitVector<T>::Scan extremes;
   int32_t chunk = chunks.begin;
-  if (row.aligned) {
+  if (row.aligned && !row.converted()) {
     chunk = scan_whole(row, source, chunks, lane, &extremes);
-  } else if (Source::kResident && row.contiguous) {
+  } else if (Source::kResident && row.contiguous && !row.aligned) {
     chunk = scan_shifted(row, source, chunks, lane, &extremes);
   }
 #pragma unroll 1

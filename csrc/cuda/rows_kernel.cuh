@@ -1,5 +1,6 @@
-// solve, sample and blend for rows of logits: max { beta in [0, 1] : KL(mu_beta || pi_S) <= epsilon } of each row, then
-// a token of mu or log mu over the vocabulary (arXiv 2605.31159). One kernel for all three; null outputs are skipped.
+// solve, sample, blend and verify for rows of logits: max { beta in [0, 1] : KL(mu_beta || pi_S) <= epsilon } of each
+// row, then a token of mu or log mu over the vocabulary (arXiv 2605.31159), or whether a drafted token stands for one
+// of mu. One kernel for all four; null outputs are skipped.
 //
 // A row is solved by the blocks of one cluster (or by one block). Each
 //   1. copies its chunks of both models into shared memory, once, taking their extremes on the way (ResidentSlice), and
@@ -7,17 +8,23 @@
 //   2. sweeps them at beta = 0 and 1 in a frame of its own maxima and sends ten sums to every block of the row: after
 //      one cluster barrier all hold the same numbers and take the same decision (decision.cuh);
 //   3. sweeps them again at the beta the solver asks for, until it has an answer: usually once;
-//   4. writes its outputs. The token is drawn by the block that holds it (draw.cuh).
+//   4. writes its outputs. The token is drawn by the block that holds it (draw.cuh); a rejected draft takes one sweep
+//      more, of max(mu - pi_S, 0), before that.
 // Bytes: 2 V sizeof(T) read once, 4 V written for log mu. StreamedRow reads the row again in each step instead, where
 // it does not fit on chip.
 //
 // Clusters are persistent: they take rows `clusters` apart, so the grid is what fits the device, not what N asks for.
+//
+// The rows of a request of verify are judged at the same time, each as if those before it had been accepted, and
+// assemble_requests.cu takes what counts: what a request of one row costs is what it costs with eight, where one row
+// after another would multiply the latency. The price is work for rows after a rejection, a few percent of all.
 #pragma once
 
 #include "draw.cuh"
 #include "launch_table.h"
 #include "log_probs.cuh"
 #include "row_kernels.h"
+#include "row_task.cuh"
 #include "sweep.cuh"
 #include "wide_row.cuh"
 
@@ -63,10 +70,11 @@ __device__ __forceinline__ void sweep_ends(const KernelArgs& args, const Source&
                                            const Extremes& extremes, bool masked, const Cluster& cluster,
                                            BlockState<kWarps>& state, int slot, int warp, int lane) {
   // A slice without weight adds nothing whatever its frame, which must be finite all the same.
-  const bool in_student = extremes.max_student * args.scale > kNoWeight,
-             in_teacher = extremes.max_teacher * args.scale > kNoWeight;
-  const EndsSweep::Frame frame{args.scale, in_student ? ceilf(extremes.max_student * args.scale) : 0.0f,
-                               in_teacher ? ceilf(extremes.max_teacher * args.scale) : 0.0f};
+  const float scale = state.temperature.scale;
+  const bool in_student = extremes.max_student * scale > kNoWeight,
+             in_teacher = extremes.max_teacher * scale > kNoWeight;
+  const EndsSweep::Frame frame{scale, in_student ? ceilf(extremes.max_student * scale) : 0.0f,
+                               in_teacher ? ceilf(extremes.max_teacher * scale) : 0.0f};
   RangeOfD range;
   sweep_warp<EndsSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.ends[warp], &range);
   range.high = max_over_lanes(range.high);
@@ -108,22 +116,32 @@ __device__ __forceinline__ void sweep_exactly(const KernelArgs& args, const Sour
   if (warp == 0) send_sums(state.exact, stable ? StableSweep::kSums : DirectSweep::kSums, cluster, state, slot, lane);
 }
 
+// The residual of a rejected draft, likewise; the sums of the solve stay where they are.
+template <typename T, int kWarps, typename Source>
+__device__ __forceinline__ void sweep_residual(const KernelArgs& args, const Source& source, Chunks chunks,
+                                               const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp,
+                                               int lane) {
+  const ExactFrame frame = state.residual_frame;
+  sweep_warp<ResidualSweep, T>(source, chunks, args.vocab, true, lane, frame, state.residual[warp], nullptr);
+  __syncthreads();
+  if (warp == 0) send_sums(state.residual, ResidualSweep::kSums, cluster, state, slot, lane);
+}
+
 template <typename T, int kWarps, typename Source>
 __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, const RowPair<T>& pair,
                                           const Source& source, const Cluster& cluster, Chunks block_chunks,
                                           BlockState<kWarps>& state, int warp, int lane, int* exchange) {
   const Chunks chunks = block_chunks.part(warp, kWarps);
-  if (threadIdx.x == 0) {  // early: their latency hides behind the row's
-    state.epsilon = args.epsilon_per_row ? args.epsilon_per_row[row * args.epsilon_stride] : args.epsilon;
-    state.uniform = args.token ? args.uniform[row * args.uniform_stride] : 0.0;
-  }
+  if (threadIdx.x == 0) read_row_arguments(args, row, pair, state);  // early: their latency hides behind the row's
+  __syncwarp();  // so that its lane reads the row together with the others
   keep_extremes(scan(pair, source, chunks, lane), state, warp, lane);
   __syncthreads();
   const Extremes extremes = extremes_of_block(state, lane);
-  const bool masked = !(extremes.lowest * args.scale > kNoWeight && extremes.low * args.scale > kNoWeight &&
-                        extremes.high * args.scale < -kNoWeight);
+  const float scale = state.temperature.scale;
+  const bool masked =
+      !(extremes.lowest * scale > kNoWeight && extremes.low * scale > kNoWeight && extremes.high * scale < -kNoWeight);
   const int64_t next = row + gridDim.x / cluster.ranks;
-  if (Source::kResident && next < args.rows) prefetch(RowPair<T>(args, next), chunks, lane);
+  if (Source::kResident && next < args.rows) prefetch_row<T>(args, next, chunks, lane);
 
   int slot = (*exchange)++ & 1;
   sweep_ends<T>(args, source, chunks, extremes, masked, cluster, state, slot, warp, lane);
@@ -145,27 +163,29 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   }
 
   if (state.action == Action::kWide) {
-    if (cluster.rank == 0) solve_wide_row<T>(args, row, state, warp, lane);
+    if (cluster.rank == 0) solve_wide_row(args, row, pair, state, warp, lane);
     return;
   }
-  const Answer& answer = state.answer;
-  const bool fault = answer.status == Status::kFault || !valid(args, state);
-  if (cluster.rank == 0 && threadIdx.x == 0) {
-    if (fault) {
-      write_fault(args, row, answer.sweeps);
-    } else if (args.token == nullptr) {
-      write_answer(args, row, answer);
-    }
-  }
+  if (cluster.rank == 0 && threadIdx.x == 0) write_without_a_draw(args, row, state);
   if (args.log_probs != nullptr) {
     float* const out = args.log_probs + row * args.vocab;
-    if (fault) {
+    if (state.token_from == TokenFrom::kFault) {
       write_nan_log_probs<T>(chunks, lane, args.vocab, out);
     } else {
-      write_log_probs<T>(source, chunks, lane, args.vocab, answer, out);
+      write_log_probs<T>(source, chunks, lane, args.vocab, state.answer, out);
     }
   }
-  if (args.token != nullptr && !fault) draw<T>(args, row, source, block_chunks, cluster, state, slot, warp, lane);
+  if (state.token_from == TokenFrom::kResidual) {
+    const int of_solve = slot;
+    slot = (*exchange)++ & 1;
+    sweep_residual<T>(args, source, chunks, cluster, state, slot, warp, lane);
+    cluster.sync(warp);
+    // Of mu instead, where rounding leaves nothing of it above the student.
+    if (warp == 0) choose_residual(state, slot, cluster.ranks, lane);
+    __syncthreads();
+    if (state.token_from == TokenFrom::kMu) slot = of_solve;
+  }
+  if (is_drawn(state.token_from)) draw<T>(args, row, source, block_chunks, cluster, state, slot, warp, lane);
 }
 
 // Else the compiler works out every address that a row needs before the first one, and spills them.
@@ -190,12 +210,22 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
   for (int64_t row = blockIdx.x / cluster.ranks; row < args.rows; row += gridDim.x / cluster.ranks) {
     const int thread = known_in_this_row_alone(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
     const Chunks block_chunks = chunks_of_row<T>(args.vocab).part(cluster.rank, cluster.ranks);
-    const RowPair<T> pair(args, row);
-    if constexpr (kResident) {
-      const ResidentSlice<T> source(slices, slices + args.slice_vectors, block_chunks.begin);
-      solve_row(args, row, pair, source, cluster, block_chunks, state, warp, lane, &exchange);
+    RowTask task{row, row, 1.0f, 1};
+    if (args.verifies()) {
+      if (warp == 0) find_task(args, row, state, lane);
+      __syncthreads();
+      task = state.task;
+    }
+    if (task.judged == 0) {
+      if (cluster.rank == 0 && threadIdx.x == 0) write_fault(args, row, 0);
     } else {
-      solve_row(args, row, pair, StreamedRow<T>(pair), cluster, block_chunks, state, warp, lane, &exchange);
+      const RowPair<T> pair(args, task.student_row, task.teacher_row, task.temperature);
+      if constexpr (kResident) {
+        const ResidentSlice<T> source(slices, slices + args.slice_vectors, block_chunks.begin);
+        solve_row(args, row, pair, source, cluster, block_chunks, state, warp, lane, &exchange);
+      } else {
+        solve_row(args, row, pair, StreamedRow<T>(pair), cluster, block_chunks, state, warp, lane, &exchange);
+      }
     }
     __syncthreads();  // the slice and the state of the row are done with
   }

@@ -27,12 +27,13 @@ template <typename T, int kWarps>
 __device__ __forceinline__ void sweep_wide(const KernelArgs& args, const RowPair<T>& pair, Support support, double beta,
                                            BlockState<kWarps>& state, int warp, int lane) {
   WideSums own{{}, INFINITY, -INFINITY};
+  const double inverse_temperature = state.temperature.inverse;
 #pragma unroll 1
   for (int32_t token = threadIdx.x; token < args.vocab; token += kWarps * kWarp) {
-    const float a = pair.student.logit(token), b = pair.teacher.logit(token);
+    const float a = pair.student_logit(token), b = pair.teacher.logit(token);
     const bool in_student = a > -INFINITY, in_teacher = b > -INFINITY, common = in_student && in_teacher;
     if (!(support == Support::kCommon ? common : support == Support::kStudent ? in_student : in_teacher)) continue;
-    const double x = a * args.inverse_temperature, y = b * args.inverse_temperature;
+    const double x = a * inverse_temperature, y = b * inverse_temperature;
     const double t = support == Support::kStudent ? x : support == Support::kTeacher ? y : mix(x, y, beta);
     own.tilt.add(t, common ? y - x : 0.0, common ? x : 0.0);
     if (common) {
@@ -71,6 +72,7 @@ __device__ __forceinline__ void sweep_wide(const KernelArgs& args, const RowPair
 
 struct DoubleWeight {
   const Answer& answer;
+  bool residual;
 
   // log of mu's weight, -inf off its support; exact at the ends, and no 0 * -inf
   __device__ __forceinline__ double log(float a, float b) const {
@@ -79,7 +81,12 @@ struct DoubleWeight {
     return (beta == 0.0 ? x : mix(x, y, beta)) - answer.log_norm;
   }
   // Not inlined: eight of them at a time would take all registers.
-  __device__ __noinline__ double operator()(float a, float b) const { return ::exp(log(a, b)); }
+  __device__ __noinline__ double operator()(float a, float b) const {
+    const double log_mu = log(a, b), mu = ::exp(log_mu);
+    if (!residual || mu == 0.0) return mu;
+    const double above = log_mu - (a * answer.inverse_temperature - answer.log_student);
+    return above > 0.0 ? -::expm1(-above) * mu : 0.0;
+  }
 };
 
 constexpr int kWideEnds = 4;  // mu_0, mu_1, the student, the teacher
@@ -113,9 +120,8 @@ __device__ __noinline__ void continue_wide_search(BlockState<kWarps>& state, int
 
 // All threads of the block: everything about the row, from its logits to its outputs.
 template <typename T, int kWarps>
-__device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t row, BlockState<kWarps>& state, int warp,
-                                               int lane) {
-  const RowPair<T> pair(args, row);
+__device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t row, const RowPair<T>& pair,
+                                               BlockState<kWarps>& state, int warp, int lane) {
   // The four ends, then the betas that the solver asks for, in one loop: this much double-precision code is inlined
   // once.
 #pragma unroll 1
@@ -126,7 +132,6 @@ __device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t r
     if (threadIdx.x == 0) continue_wide_search(state, sweep, beta);
     __syncthreads();
   }
-  const bool fault = state.wide_solver.status() == Status::kFault || !valid(args, state);
   if (threadIdx.x == 0) {
     Answer& answer = state.answer;
     const Solver<double>& solver = state.wide_solver;
@@ -134,7 +139,7 @@ __device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t r
     answer.status = solver.status();
     answer.beta = solver.beta();
     answer.kl = solver.kl();
-    answer.inverse_temperature = args.inverse_temperature;
+    answer.inverse_temperature = state.temperature.inverse;
     answer.reference_student = answer.reference_teacher = 0.0;
     const Tilt& tilt = state.wide[0].tilt;  // of the last sweep
     answer.log_student = state.wide_ends.student.log();
@@ -144,25 +149,33 @@ __device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t r
                       : answer.status == Status::kTeacher
                           ? state.wide_ends.one.weight.log()
                           : tilt.weight.log() + h * (tilt.mean + h * (0.5 * tilt.m2 + h * tilt.m3 / 6.0));
-    if (fault) {
-      write_fault(args, row, answer.sweeps);
-    } else if (args.token == nullptr) {
-      write_answer(args, row, answer);
-    }
+    state.token_from = token_from(args, state);
+    write_without_a_draw(args, row, state);
   }
   __syncthreads();
-  const DoubleWeight weight{state.answer};
+  TokenFrom from = state.token_from;
+  const bool fault = from == TokenFrom::kFault;
   if (args.log_probs != nullptr) {
+    const DoubleWeight weight{state.answer, false};
     float* const log_probs = args.log_probs + row * args.vocab;
     for (int32_t token = threadIdx.x; token < args.vocab; token += kWarps * kWarp) {
       log_probs[token] =
-          fault ? NAN : static_cast<float>(weight.log(pair.student.logit(token), pair.teacher.logit(token)));
+          fault ? NAN : static_cast<float>(weight.log(pair.student_logit(token), pair.teacher.logit(token)));
     }
   }
-  if (args.token == nullptr || fault) return;
-  draw_from<T>(StreamedRow<T>(pair), chunks_of_row<T>(args.vocab), state.uniform, weight, state, warp, lane);
-  __syncthreads();
-  if (threadIdx.x == 0) write_draw(args, row, state.answer, state.drawn);
+  if (!is_drawn(from)) return;
+  // Once more, from mu, where rounding leaves nothing of it above the student.
+#pragma unroll 1
+  for (bool again = true; again;) {
+    const bool residual = from == TokenFrom::kResidual;
+    draw_from<T>(StreamedRow<T>(pair), chunks_of_row<T>(args.vocab), state.uniform,
+                 DoubleWeight{state.answer, residual}, state, warp, lane);
+    __syncthreads();
+    again = residual && state.drawn.token < 0;
+    from = TokenFrom::kMu;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) write_token(args, row, state.answer, state.drawn, Verdict::kDrawn);
 }
 
 }  // namespace trb::cuda

@@ -39,7 +39,7 @@ struct Outputs {  // of two requests, six rows, width 3
   }
 };
 
-RowVerdict verdict_of(Verdict verdict, int64_t token) { return {verdict, token, -1.0f, -2.0f, -1.5f, 0.5f, 0.01f}; }
+RowVerdict verdict_of(Verdict verdict, int64_t token) { return {token, verdict, -1.0f, -2.0f, -1.5f, 0.5f, 0.01f}; }
 
 void a_replaced_draft_ends_the_request() {
   Outputs out;

@@ -20,6 +20,7 @@ from ..rounding import (
 from .registry import opcode
 
 Function = Callable[..., np.ndarray]
+CANONICAL_NAN = np.array(0x7FFFFFFF, np.uint32).view(np.float32)
 
 
 def finish(op: Operands, function: Function) -> Function:
@@ -100,7 +101,7 @@ def _neg_abs(op: Operands) -> Run:
 
 
 def extremum(name: str, propagate_nan: bool) -> Function:
-    """PTX's min and max: NaN loses unless `.NaN` is given, and -0 is below +0."""
+    """PTX's min and max: NaN loses unless `.NaN` is given, a NaN result is the canonical one, and -0 is below +0."""
     smaller = name == "min"
     plain, propagating = (np.fmin, np.minimum) if smaller else (np.fmax, np.maximum)
     ufunc = propagating if propagate_nan else plain
@@ -115,6 +116,9 @@ def extremum(name: str, propagate_nan: bool) -> Function:
             if not smaller:
                 sign = ~((~np.signbit(x) & (x == 0)) | (~np.signbit(y) & (y == 0)))
             result[zero] = np.where(sign, -0.0, 0.0)
+        nan = np.isnan(result)
+        if nan.any():
+            result[nan] = CANONICAL_NAN
         return result
 
     return two

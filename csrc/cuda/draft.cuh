@@ -1,0 +1,37 @@
+// Whether the draft of a row stands, once the row is solved, from its two logits alone: no sweep.
+#pragma once
+
+#include "block_state.cuh"
+
+namespace trb::cuda {
+
+struct LogProbs {
+  double student, teacher, behavior;
+};
+
+// Of one token.
+__device__ __forceinline__ LogProbs log_probs_of(const Answer& answer, const Token& token) {
+  const double x = token.student_logit * answer.inverse_temperature - answer.reference_student,
+               y = token.teacher_logit * answer.inverse_temperature - answer.reference_teacher, beta = answer.beta;
+  const double log_weight = beta == 0.0 ? x : beta == 1.0 ? y : (1.0 - beta) * x + beta * y;
+  const bool supported = token.student_logit > -INFINITY && (beta == 0.0 || token.teacher_logit > -INFINITY);
+  return {x - answer.log_student, y - answer.log_teacher, supported ? log_weight - answer.log_norm : -INFINITY};
+}
+
+// One thread, with the row's answer. Not inlined: two exponentials' worth of registers, in the float and the wide path.
+template <int kWarps>
+__device__ __noinline__ TokenFrom token_from(const KernelArgs& args, const BlockState<kWarps>& state) {
+  const Answer& answer = state.answer;
+  if (answer.status == Status::kFault) return TokenFrom::kFault;
+  if (!args.draws()) return TokenFrom::kNowhere;
+  const bool drafted = state.draft.token >= 0;
+  if (drafted) {
+    const LogProbs of = log_probs_of(answer, state.draft);
+    if (stands(state.accept_uniform, of.behavior, of.student)) return TokenFrom::kDraft;
+  }
+  if (!is_uniform(state.uniform)) return TokenFrom::kFault;
+  // Where mu is the student, nothing is left of it above the student.
+  return drafted && answer.status != Status::kStudent ? TokenFrom::kResidual : TokenFrom::kMu;
+}
+
+}  // namespace trb::cuda

@@ -34,7 +34,7 @@ from trbext import reference
 from trbext.rollout import DraftLength, Rollout, TrustRegion, lockstep, speculative
 from trbext.vocab import Alignment
 
-loop = importlib.import_module("trbext.rollout.speculative")  # the module: its name in the package is the function's
+loop = importlib.import_module("trbext.rollout.rounds")
 ROLLS_BACK = [family for family in FAMILIES if family in ("llama", "qwen2", "gpt2")]
 LENGTHS = [1, 2, 5, 20]
 

@@ -20,7 +20,7 @@ from trbext.reference import Verification
 from trbext.rollout import speculative
 from trbext.vocab import Alignment
 
-loop = importlib.import_module("trbext.rollout.speculative")
+loop = importlib.import_module("trbext.rollout.rounds")
 FIRST, SECOND = [3, 4], [1, 3, 3, 4]
 
 

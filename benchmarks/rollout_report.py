@@ -79,7 +79,8 @@ def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
     ]
     passes = [found["k = 4"].passes_per_token for (_, _, eps), found in cases.items() if eps == 0.01]
     best = [
-        found["auto"].tokens_per_s / max(record.tokens_per_s for name, record in found.items() if name != "student")
+        found["auto"].tokens_per_s
+        / max(record.tokens_per_s for name, record in found.items() if name not in ("student", "auto"))
         for found in cases.values()
     ]
     return [

@@ -74,7 +74,7 @@ __device__ __forceinline__ void read_row_arguments(const KernelArgs& args, int64
 template <typename T>
 __device__ __forceinline__ void prefetch_row(const KernelArgs& args, int64_t row, Chunks chunks, int lane) {
   if (!args.verifies()) {
-    prefetch(RowPair<T>(args, row, row, 1.0f), chunks, lane);
+    prefetch(RowPair<T>(args, row), chunks, lane);
   } else if (row_in_range(args.verify, row)) {
     prefetch(RowPair<T>(args, args.verify.student_row[row], args.verify.teacher_row[row], 1.0f), chunks, lane);
   }

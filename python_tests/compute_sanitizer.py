@@ -77,6 +77,13 @@ def calls(device: str = "cuda") -> None:
                     for values in (drawn, blended):
                         if not torch.equal(values.beta.nan_to_num(-1), solved.beta.nan_to_num(-1)):
                             raise SystemExit(f"V {vocab}, {dtypes}: beta {values.beta}, but of solve {solved.beta}")
+                for kind in (0, 1, 2):  # a draft that stands, one that hardly does, a direct row; one more request
+                    policy = student.float().softmax(-1).to(student.dtype) if kind == 1 else student
+                    drafts, uniform = torch.tensor([0, vocab - 1, -1]), torch.tensor([0.0, 0.99, 0.5]).double()
+                    trb.verify(
+                        policy, teacher, drafts, torch.tensor([0, 2, 3]), 0.02, accept_uniform=uniform,
+                        draw_uniform=uniform, width=3, student_kind=kind, log_probs=True,
+                    )  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ from sass import Kind
 
 PROBES = Path(__file__).parent / "sass_kernels" / "sweeps.cu"
 PAIRS = {"bfloat16": 8, "float16": 8, "float32": 4}  # of one lane in one pass of a loop
-LOOPS = ("load", "ends", "direct", "stable")
+LOOPS = ("load", "ends", "direct", "stable", "residual")
 UNROLLED = 4  # chunks in one pass of the loop `load`
 
 
@@ -37,6 +37,11 @@ class RowLoop:
 @cache
 def probes(arch: str) -> sass.Cubin:
     return sass.compile_cubin(PROBES, arch)
+
+
+@cache
+def assembly(arch: str) -> sass.Cubin:
+    return sass.compile_cubin(SOURCES / "assemble_requests.cu", arch)
 
 
 @cache
@@ -65,6 +70,25 @@ def traffic(trb: PtxOperators, vocab: int, dtype: torch.dtype, epsilon: float = 
     wide = sum(width * count for width, count in widths.items() if width == 16)
     total = sum(width * count for width, count in widths.items())
     yield "bytes in 16-byte loads", f"{wide / total:.0%}"
+
+
+def verify_traffic(trb: PtxOperators, vocab: int, dtype: torch.dtype, kind: int) -> str:
+    """Of one request [2, vocab] whose first draft is accepted and whose second is refused, as `traffic`."""
+    generator = torch.Generator().manual_seed(0)
+    student = 2 * torch.randn(2, vocab, generator=generator)
+    teacher = student + torch.randn(2, vocab, generator=generator)
+    drafts = torch.stack([student[0].argmax(), (teacher - student)[1].argmin()])
+    policy = student.softmax(-1) if kind == 1 else student
+    uniform = torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64)
+    kept = trb.verify(
+        policy.to(dtype), teacher.to(dtype), drafts, torch.tensor([0, 2]), 0.02, accept_uniform=uniform,
+        draw_uniform=uniform, width=2, student_kind=kind,
+    )  # fmt: skip
+    assert (kept.emitted, kept.accepted) == (2, 1)
+    found = [trb.results[-2].traffic[name] for name in ("student", "teacher")]
+    beyond = sum(t.bytes_loaded - t.unique_bytes_loaded for t in found)
+    sectors = sum(t.load_sectors for t in found) / sum(t.unique_sectors for t in found)
+    return f"each logit once and {beyond} bytes, {sectors:.3f} sectors for one touched"
 
 
 def decision_cost(epsilon: float) -> str:
@@ -99,6 +123,11 @@ def main() -> None:
                     f"| {arch} | {dtype} | {kernel} | {found.registers} | {found.spill_bytes}, {found.stack_bytes} "
                     f"| {found.shared_bytes} |"
                 )
+        found = assembly(arch).resources[assembly(arch).name("assemble_requests")]
+        print(
+            f"| {arch} | any | assemble_requests | {found.registers} | {found.spill_bytes}, {found.stack_bytes} "
+            f"| {found.shared_bytes} |"
+        )
     print("\n| architecture | dtype | " + " | ".join(LOOPS) + " | load + ends + direct | MUFU |")
     print("|---|---|" + "---|" * (len(LOOPS) + 2))
     for arch in sass.supported():
@@ -125,6 +154,11 @@ def main() -> None:
         cells = " | ".join(value for _, value in traffic(trb, vocab, dtype))
         print(f"| {label} | {vocab:,} | {NAMES[dtype]} | {cells} |")
 
+    for label, trb, dtype, kind in (
+        ("bfloat16", PtxOperators(90, ranks=6), torch.bfloat16, 0),
+        ("float32 probabilities", PtxOperators(90, ranks=6), torch.float32, 1),
+    ):
+        print(f"\nverify, sm_90, 6 blocks, V = 151,936, {label}: {verify_traffic(trb, 151936, dtype, kind)}")
     for epsilon in (0.1, 0.005):
         print(f"\nA row outside its loops, epsilon = {epsilon}: {decision_cost(epsilon)}")
     print(f"\nSweeps of the row families whose budget binds, V = 4099, epsilon = 0.02: {family_sweeps(0.02)}")

@@ -36,9 +36,16 @@ def test_no_kernel_spills_or_needs_a_stack(arch: str, dtype: str) -> None:
 
 
 @architectures
+def test_the_assembly_of_requests_neither_spills_nor_needs_a_stack(arch: str) -> None:
+    cubin = cuda_tables.assembly(arch)
+    found = cubin.resources[cubin.name("assemble_requests")]
+    assert (found.spill_bytes, found.stack_bytes) == (0, 0)
+
+
+@architectures
 @pytest.mark.parametrize("dtype", PAIRS)
 def test_the_loops_over_a_row_are_what_they_should_be(arch: str, dtype: str) -> None:
-    exponentials = {"load": 0, "ends": 2, "direct": 1, "stable": 2}
+    exponentials = {"load": 0, "ends": 2, "direct": 1, "stable": 2, "residual": 2}
     for name in LOOPS:
         loop = row_loop(arch, dtype, name)
         assert loop.per[Kind.FP64] == 0, name

@@ -83,6 +83,7 @@ struct RowPair {
   StudentKind kind;
   float temperature;  // of a student that is no raw logits
 
+  __device__ __forceinline__ RowPair(const KernelArgs& args, int64_t row) : RowPair(args, row, row, 1.0f) {}
   __device__ __forceinline__ RowPair(const KernelArgs& args, int64_t student_row, int64_t teacher_row,
                                      float temperature)
       : student(args.student, student_row),

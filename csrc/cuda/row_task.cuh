@@ -71,13 +71,17 @@ __device__ __forceinline__ void read_row_arguments(const KernelArgs& args, int64
   state.draft.teacher_logit = pair.teacher.logit(draft);
 }
 
+// Asks the second-level cache for the chunks of a row that this block solves later.
 template <typename T>
 __device__ __forceinline__ void prefetch_row(const KernelArgs& args, int64_t row, Chunks chunks, int lane) {
-  if (!args.verifies()) {
-    prefetch(RowPair<T>(args, row, row, 1.0f), chunks, lane);
-  } else if (row_in_range(args.verify, row)) {
-    prefetch(RowPair<T>(args, args.verify.student_row[row], args.verify.teacher_row[row], 1.0f), chunks, lane);
+  const VerifyArrays& verify = args.verify;
+  int64_t student = row, teacher = row;
+  if (args.verifies()) {
+    student = verify.student_row[row];
+    teacher = verify.teacher_row[row];
+    if (student < 0 || student >= verify.student_rows || teacher < 0 || teacher >= verify.teacher_rows) return;
   }
+  prefetch(RowPair<T>(args, student, teacher, 1.0f), chunks, lane);
 }
 
 }  // namespace trb::cuda

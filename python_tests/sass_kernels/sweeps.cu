@@ -40,6 +40,10 @@ __device__ __forceinline__ void probe_sweep(const KernelArgs& args, const typena
   }                                                                                                                    \
   extern "C" __global__ void stable_##name(const __grid_constant__ KernelArgs args, const ExactFrame* f, float* out) { \
     probe_sweep<T, StableSweep>(args, f, out);                                                                         \
+  }                                                                                                                    \
+  extern "C" __global__ void residual_##name(const __grid_constant__ KernelArgs args, const ExactFrame* f,             \
+                                             float* out) {                                                             \
+    probe_sweep<T, ResidualSweep>(args, f, out);                                                                       \
   }
 
 TRB_PROBES(bfloat16, __nv_bfloat16)

@@ -122,8 +122,8 @@ def verify(
     offsets: int32 or int64 [B + 1], from 0, non-decreasing, at most N: rows offsets[r] .. offsets[r + 1] - 1 are of
         request r, which may have none. Rows of no request are padding.
     epsilon: KL budget in nats and temperature, a float for all requests or float32 [B] on the device.
-    accept_uniform, draw_uniform: float64 [N], in [0, 1). Row i draws its token, if it draws one, with draw_uniform[i]: what
-        comes out of a row does not depend on how a rollout was cut into blocks.
+    accept_uniform, draw_uniform: float64 [N], in [0, 1). Row i draws its token, if it draws one, with draw_uniform[i]:
+        what comes out of a row does not depend on how a rollout was cut into blocks.
     student_rows, teacher_rows: int32 or int64 [N], the row of the logits that each row is; None: 0 .. N - 1.
     width: columns of the tokens returned, at least the rows of any request.
     vocab: columns that count; tokens from there on have probability 0 in both. 0: those that both models have.

@@ -60,7 +60,7 @@ def random_pair(batch: int, seed: int = 0) -> Prompts:
         return made
 
     with torch.random.fork_rng():
-        student, teacher = model(256, 4, 4, seed + 1), model(768, 12, 12, seed + 2)
+        student, teacher = model(256, 4, 4, seed + 1), model(896, 12, 14, seed + 2)
         lengths = torch.randint(8, 33, (batch,))
         input_ids = torch.randint(1, VOCAB - 1, (batch, 32))
     mask = (torch.arange(32) >= 32 - lengths[:, None]).long()

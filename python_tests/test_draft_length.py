@@ -71,8 +71,8 @@ def test_long_drafts_are_reached_step_by_step() -> None:
         chosen.append(k)
         lengths.saw_costs(1, k, 0.01 * k, 1.0 + 0.001 * k)
         lengths.saw_drafts(99 * k, 100 * k)
-    assert chosen[:4] == [1, 1, 2, 2]
-    assert all(later <= 2 * max(chosen[: i + 1]) for i, later in enumerate(chosen[1:]))
+    assert chosen[:3] == [1, 1, 4]
+    assert all(chosen[i] <= 2 * max(chosen[:i]) for i in range(3, 12))
     assert chosen[-1] == 16
 
 
@@ -92,6 +92,28 @@ def test_batches_of_other_sizes_have_costs_of_their_own() -> None:
     lengths.freeze()
     lengths.begin(0.05)
     assert lengths.choose(2, 100) > 4  # not measured: those of the nearest size, 1
+
+
+def test_a_batch_of_half_the_size_measures_nothing_anew_and_one_much_smaller_does() -> None:
+    lengths = DraftLength()
+    BOUND_BY_MEMORY.decode(lengths, 300, rows=16)
+    lengths.begin(0.05)
+    assert lengths.choose(8, 100) > 4
+    assert lengths.choose(4, 100) == 1
+    # In proportion: a smaller batch whose one-token pass takes half as long is thought to gain as much.
+    lengths.saw_costs(8, 1, 0.05, 0.5)
+    assert lengths.choose(8, 100) > 4
+
+
+def test_two_tokens_that_cost_as_much_as_four_do_not_mislead() -> None:
+    lengths = DraftLength()
+    for _ in range(3):
+        lengths.begin(0.05)
+        for _ in range(12):
+            k = lengths.choose(1, 1000)
+            lengths.saw_costs(1, k, 0.1 * k, 1.0 if k == 1 else 1.9 + 0.02 * k)
+            lengths.saw_drafts(9 * k, 10 * k)
+    assert lengths.choose(1, 1000) >= 8
 
 
 def test_the_first_expectation_is_the_gaussian_one() -> None:

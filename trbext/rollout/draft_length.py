@@ -20,6 +20,7 @@ from torch import Tensor
 LONGEST = 16  # drafts of a round: with 0.95 of them standing, 16 already emit two thirds of what 64 would
 _SAMPLES = 8  # of each cost, the latest
 _PRIOR = 4.0  # drafts that the acceptance expected from epsilon counts for
+_PROBE = 4  # drafts of the first longer round
 _GAIN = 1.02  # over lockstep's cost, below which noise decides
 
 
@@ -73,18 +74,41 @@ class DraftLength:
         most = min(self.longest, most)
         bucket = _bucket(rows)
         if not self.frozen:
-            for k in (1, 2):  # t(2) - t(1) tells what a token more costs, of which longer drafts are judged
-                if k <= most and len(self._teacher[bucket][k]) < 2:
+            # What the tokens of a pass cost beyond the first is told by a pass over several. On a CPU two may cost as
+            # much as four, so two would not do; where hardly any would stand, two are less of a loss.
+            probe = _PROBE if self.acceptance > 0.6 else 2
+            for k, samples in ((1, 2), (probe, 1)):
+                if k <= most and len(self._teacher.get(bucket, {}).get(k, ())) < samples and not self._near(bucket):
                     return k
-        elif not self._teacher.get(bucket):
-            if not self._teacher:
-                return 1
-            bucket = min(self._teacher, key=lambda known: abs(math.log(known / bucket)))
         return self._best(bucket, most)
 
+    def _near(self, bucket: int) -> bool:
+        """Whether a batch of half or twice the size has told what a pass over several tokens costs."""
+        return any(max(self._known(other), default=1) > 1 for other in (bucket // 2, bucket * 2))
+
+    def _known(self, bucket: int) -> dict[int, float]:
+        """Seconds of a pass over k tokens, by k."""
+        return {k: _typical(samples) for k, samples in sorted(self._teacher.get(bucket, {}).items())}
+
+    def _costs(self, bucket: int) -> tuple[float, dict[int, float]]:
+        """Seconds of a student step, and of passes: the batch's own, and where those are of one length alone those of
+        the nearest size as well, in proportion."""
+        own = self._known(bucket)
+        others = [other for other in self._teacher if other != bucket]
+        if len(own) > 1 or not others:
+            return _typical(self._student[bucket]), own
+        nearest = min(others, key=lambda other: abs(math.log(other / bucket)))
+        theirs = self._known(nearest)
+        if not own:
+            return _typical(self._student[nearest]), theirs
+        ((k, seconds),) = own.items()
+        ratio = seconds / _interpolated(theirs, k)
+        return _typical(self._student[bucket]), {**{k: ratio * t for k, t in theirs.items()}, **own}
+
     def _best(self, bucket: int, most: int) -> int:
-        student = _typical(self._student[bucket])
-        teacher = {k: _typical(samples) for k, samples in sorted(self._teacher[bucket].items()) if samples}
+        if not self._teacher:
+            return 1
+        student, teacher = self._costs(bucket)
         most = min(most, 2 * max(teacher))  # no further than what was measured can tell
         a = min(self.acceptance, 1 - 1e-9)
 

@@ -42,8 +42,10 @@ class DecodingFields:
 
     def check_decoding(self) -> None:
         """ValueError for a field out of range."""
-        self.draft_length = given = str(self.draft_length)  # a number of a YAML file is the word of a command line
-        check_draft_length(int(given) if given.removeprefix("-").isdecimal() else given)
+        given = str(self.draft_length)
+        if given.removeprefix("-").isdecimal():  # the word of a command line is the number of a YAML file
+            self.draft_length = int(given)  # type: ignore[assignment]
+        check_draft_length(self.draft_length)
         if not self.teacher_states_gib >= 0:
             raise ValueError(f"teacher_states_gib is a size in GiB and must be >= 0, got {self.teacher_states_gib}")
         if self.rollout_batch_size is not None and self.rollout_batch_size < 1:

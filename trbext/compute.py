@@ -20,6 +20,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from .callbacks import saved_attributes
 from .rollout.cached_model import unwrap
 
 
@@ -91,11 +92,9 @@ class ComputeCount(TrainerCallback, ExportableState):
     ) -> None:
         if state.global_step == 0:  # `train` called again begins anew
             self._seconds, self._tokens = 0.0, {"student": 0, "teacher": 0}
-        states: Any = state.stateful_callbacks  # by class name, once the state is made
-        # A checkpoint written without this callback has no entry, and transformers' next save would look for one.
-        saved = states.setdefault(type(self).__name__, self.state())
+        saved = saved_attributes(self, state)
         if state.global_step > 0:
-            self._seconds, self._tokens = saved["attributes"]["seconds"], dict(saved["attributes"]["tokens"])
+            self._seconds, self._tokens = saved["seconds"], dict(saved["tokens"])
         self._since = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from .callbacks import saved_attributes
 from .rollout import DraftLength, Rollout
 from .rollout.decoding import evaluating
 from .rollout.rollback import cannot_roll_back
@@ -57,10 +58,7 @@ class Drafting(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        states: Any = state.stateful_callbacks  # by class name, once the state is made
-        # A checkpoint written without this callback has no entry, and transformers' next save would look for one.
-        saved = states.setdefault(type(self).__name__, self.state())
-        costs = saved["attributes"]["costs"]
+        costs = saved_attributes(self, state)["costs"]
         if isinstance(self.draft_length, DraftLength) and costs is not None:
             self.draft_length.load_state(costs)
 

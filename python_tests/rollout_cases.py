@@ -99,6 +99,24 @@ def sequence_law(
     return ended | alive
 
 
+def assert_rows_end_at_their_first_stop_token(rollout: Rollout) -> None:
+    """Of `PROMPTS` with 14 new tokens, stop token 2 and pad token 9: some rows end by themselves, others do not."""
+    assert rollout.tokens.shape == (6, 14)
+    assert rollout.finished.any()
+    assert not rollout.finished.all()
+    for row in range(6):
+        length = int(rollout.lengths[row])
+        assert rollout.mask[row].tolist() == [True] * length + [False] * (14 - length)
+        assert (rollout.tokens[row, : length - 1] != 2).all()
+        assert bool(rollout.tokens[row, length - 1] == 2) == bool(rollout.finished[row])
+        assert rollout.finished[row] or length == 14
+        assert (rollout.tokens[row, length:] == 9).all()
+        for values in (rollout.log_prob, rollout.student_log_prob, rollout.teacher_log_prob, rollout.beta, rollout.kl):
+            assert values.dtype == torch.float32
+            assert (values[row, length:] == 0).all()
+            assert (values[row, :length] != 0).all()
+
+
 def completion_counts(rollout: Rollout, rows: slice = slice(None)) -> Counter[tuple[int, ...]]:
     """How often each completion was written."""
     padded = rollout.tokens[rows].masked_fill(~rollout.mask[rows], -1)

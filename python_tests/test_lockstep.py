@@ -16,6 +16,7 @@ from rollout_cases import (
     PAD,
     PROMPTS,
     HostReads,
+    assert_rows_end_at_their_first_stop_token,
     assert_same,
     completion_logits,
     left_padded,
@@ -72,20 +73,7 @@ def test_what_is_recorded_equals_a_teacher_forced_forward(family: str, temperatu
 
 def test_rows_end_at_their_first_stop_token_and_nothing_follows() -> None:
     rollout = roll(tiny(seed=1), tiny(seed=2), pad_token_id=9)
-    assert rollout.tokens.shape == (6, 14)
-    assert rollout.finished.any()
-    assert not rollout.finished.all()
-    for row in range(6):
-        length = int(rollout.lengths[row])
-        assert rollout.mask[row].tolist() == [True] * length + [False] * (14 - length)
-        assert (rollout.tokens[row, : length - 1] != 2).all()
-        assert bool(rollout.tokens[row, length - 1] == 2) == bool(rollout.finished[row])
-        assert rollout.finished[row] or length == 14
-        assert (rollout.tokens[row, length:] == 9).all()
-        for values in (rollout.log_prob, rollout.student_log_prob, rollout.teacher_log_prob, rollout.beta, rollout.kl):
-            assert values.dtype == torch.float32
-            assert (values[row, length:] == 0).all()
-            assert (values[row, :length] != 0).all()
+    assert_rows_end_at_their_first_stop_token(rollout)
 
 
 def test_rollouts_are_cut_to_the_longest_row() -> None:

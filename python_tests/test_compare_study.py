@@ -48,7 +48,7 @@ def study(tmp_path: Path, config: dict[str, Any]) -> Path:  # noqa: F811
 
 def start(study: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "trbext", "compare", str(study)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=study.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -63,8 +63,8 @@ def at_work(folder: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if b"trbext.compare.worker" in words and any(word.startswith(bytes(folder)) for word in words):
+            command = (process / "cmdline").read_bytes()
+            if b"trbext.compare.worker" in command and b"\0" + bytes(folder) in command:
                 found.append(int(process.name))
     return found
 

@@ -271,7 +271,6 @@ def test_the_launch_configuration_shards_both_models_and_leaves_checkpoints_that
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*launch, script]))
     fsdp = {k: v for k, v in prepare_multi_gpu_env(arguments).items() if k.startswith(("FSDP", "ACCELERATE"))}
     environment = {**os.environ, **fsdp, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
     words = dry_run(RECIPES[0], tmp_path, pair, per_device_train_batch_size=2, bf16=True, loss_estimator="top_k")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *rendezvous, script, *words]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ print((peak() - before) / 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
-def test_memory_does_not_grow_with_rows_times_vocabulary() -> None:
+def test_memory_does_not_grow_with_rows_times_vocabulary(tmp_path: Path) -> None:
     """A copy of the rows would take 29 MB; they are expanded from one."""
-    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert float(run.stdout) < 4, run.stdout

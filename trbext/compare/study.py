@@ -32,6 +32,7 @@ from ..run import Interrupted, UsageError
 from .grid import FREE_ON_RESUME, Run, Study
 from .worker import finished
 
+WORKER = "trbext.compare.worker"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 120  # for a run to end its step and write a checkpoint
 
@@ -143,7 +144,9 @@ class _Runner:
         threads = str(study.threads or max(1, _cores() // study.processes))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-        command = [sys.executable, "-m", "trbext.compare.worker", str(settings)]
+        # Not `-m`, which looks into the working folder first: in a clone of trbext that is the source, without `_C`.
+        worker = f"import runpy, sys; sys.path[:] = {sys.path}; runpy.run_module({WORKER!r}, run_name='__main__')"
+        command = [sys.executable, "-c", worker, str(settings)]
         with (folder.parent / f"{folder.name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, "--keep-model"] if study.keep_models else command,

@@ -6,12 +6,12 @@ values once and computes 2 P n B floating-point operations, whichever takes long
     t(P, n) = overhead + max( (2 P + B L kv) / bandwidth , 2 P n B / peak )
 
 with L tokens of context and kv bytes of keys and values per token. At epsilon, a = 1 - sqrt(epsilon / pi) of the drafts
-stand (numerically D is close to Gaussian where the budget binds), a round of k drafts emits E(k) = (1 - a^k) / (1 - a)
-tokens, and
+stand (numerically D is close to Gaussian where the budget binds), a round of draft length k emits
+E(k) = (1 - a^(k+1)) / (1 - a) tokens, and
 
-    gain(k) = ( t(S, 1) + t(T, 1) ) / ( ( k t(S, 1) + t(T, k) ) / E(k) ).
+    gain(k) = ( t(S, 1) + t(T, 1) ) / ( ( (k+1) t(S, 1) + t(T, k+1) ) / E(k) ).
 
-While B k stays below peak / bandwidth = 295 tokens (H100) the teacher's pass costs what one token costs; from there on
+While B (k + 1) stays below peak / bandwidth = 295 tokens (H100) the teacher's pass costs what one token costs; from there on
 it is bound by arithmetic, and drafts that fall are paid for.
 """
 
@@ -28,7 +28,7 @@ from rich.table import Table
 
 BANDWIDTH, PEAK = 3.35e12, 989e12  # H100 SXM: bytes and dense bfloat16 operations a second
 CONTEXT = 2048  # tokens
-LONGEST = 16
+LONGEST = 15
 EAGER = 20e-3  # seconds: what transformers' Python takes to launch one step of some 30 layers; CUDA graphs take it away
 
 
@@ -62,19 +62,19 @@ def acceptance(epsilon: float) -> float:
 
 
 def emitted(k: int, a: float) -> float:
-    return (1 - a**k) / (1 - a)
+    return (1 - a ** (k + 1)) / (1 - a)
 
 
 def gain(student: Model, teacher: Model, k: int, *, rows: int, epsilon: float, overhead: float) -> float:
     """Tokens a second over lockstep's."""
     step, first = student.seconds(1, rows, overhead), teacher.seconds(1, rows, overhead)
-    rounds = k * step + teacher.seconds(k, rows, overhead)
+    rounds = (k + 1) * step + teacher.seconds(k + 1, rows, overhead)
     return (step + first) * emitted(k, acceptance(epsilon)) / rounds
 
 
 def best(student: Model, teacher: Model, *, rows: int, epsilon: float, overhead: float) -> tuple[int, float]:
     """The best k and its gain."""
-    gains = {k: gain(student, teacher, k, rows=rows, epsilon=epsilon, overhead=overhead) for k in range(1, LONGEST + 1)}
+    gains = {k: gain(student, teacher, k, rows=rows, epsilon=epsilon, overhead=overhead) for k in range(LONGEST + 1)}
     k = max(gains, key=gains.__getitem__)
     return k, gains[k]
 

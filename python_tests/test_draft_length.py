@@ -12,16 +12,16 @@ from trbext.rollout import DraftLength
 
 
 class Machine:
-    """Seconds of a student step and of a teacher pass over k tokens, and the share of drafts that stand."""
+    """Seconds of a student step and of a teacher pass, and the share of drafts that stand."""
 
     def __init__(self, student: float, first: float, each: float, acceptance: float) -> None:
         self.student, self.first, self.each, self.acceptance = student, first, each, acceptance
 
     def seconds(self, k: int) -> float:
-        return k * self.student + self.first + (k - 1) * self.each
+        return (k + 1) * self.student + self.first + k * self.each
 
     def emitted(self, k: int) -> float:
-        return float(sum(self.acceptance**j for j in range(k)))
+        return float(sum(self.acceptance**j for j in range(k + 1)))
 
     def rate(self, k: int) -> float:
         return self.emitted(k) / self.seconds(k)
@@ -29,12 +29,12 @@ class Machine:
     def decode(self, lengths: DraftLength, tokens: int, rows: int = 4, epsilon: float = 0.05) -> tuple[float, int]:
         """(seconds, last k) of a rollout of so many tokens."""
         lengths.begin(epsilon)
-        done, spent, k = 0.0, 0.0, 1
+        done, spent, k = 0.0, 0.0, 0
         while done < tokens:
             k = lengths.choose(rows, math.ceil(tokens - done))
-            lengths.saw_costs(rows, k, k * self.student, self.seconds(k) - k * self.student)
+            lengths.saw_costs(rows, k, (k + 1) * self.student, self.first + k * self.each)
             emitted = self.emitted(k)
-            lengths.saw_drafts(round(100 * (emitted - 1 + self.acceptance**k)), round(100 * emitted))
+            lengths.saw_drafts(round(100 * (emitted - 1 + self.acceptance ** (k + 1))), round(100 * emitted))
             done, spent = done + emitted, spent + self.seconds(k)
         return spent, k
 
@@ -50,16 +50,16 @@ def test_it_ends_within_three_percent_of_the_best_fixed_length(machine: Machine)
     lengths = DraftLength()
     machine.decode(lengths, 300)
     spent, _ = machine.decode(lengths, 300)
-    best = max(machine.rate(k) for k in range(1, 17))
+    best = max(machine.rate(k) for k in range(16))
     assert 300 / spent > 0.97 * best
-    assert 300 / spent > 0.97 * machine.rate(1)
+    assert 300 / spent > 0.97 * machine.rate(0)
 
 
 def test_measuring_costs_little_even_in_a_first_short_rollout() -> None:
     for machine in (BOUND_BY_ARITHMETIC, HARDLY_ANY_STAND):
         spent, k = machine.decode(DraftLength(), 64)
-        assert k == 1
-        assert 64 / spent > 0.95 * machine.rate(1)
+        assert k == 0
+        assert 64 / spent > 0.95 * machine.rate(0)
 
 
 def test_long_drafts_are_reached_step_by_step() -> None:
@@ -69,40 +69,42 @@ def test_long_drafts_are_reached_step_by_step() -> None:
     for _ in range(12):
         k = lengths.choose(1, 1000)
         chosen.append(k)
-        lengths.saw_costs(1, k, 0.01 * k, 1.0 + 0.001 * k)
-        lengths.saw_drafts(99 * k, 100 * k)
-    assert chosen[:3] == [1, 1, 4]
-    assert all(chosen[i] <= 2 * max(chosen[:i]) for i in range(3, 12))
-    assert chosen[-1] == 16
+        lengths.saw_costs(1, k, 0.01 * (k + 1), 1.0 + 0.001 * k)
+        lengths.saw_drafts(99 * (k + 1), 100 * (k + 1))
+    assert chosen[:3] == [0, 0, 3]
+    assert all(chosen[i] <= 2 * max(chosen[:i]) + 1 for i in range(3, 12))
+    assert chosen[-1] == 15
 
 
 def test_no_more_is_drafted_than_is_left_to_write() -> None:
     lengths = DraftLength()
     BOUND_BY_MEMORY.decode(lengths, 300)
-    assert [lengths.choose(4, most) for most in (1, 2, 3)] == [1, 2, 3]
+    assert [lengths.choose(4, left) for left in (1, 2, 3)] == [0, 1, 2]
 
 
 def test_batches_of_other_sizes_have_costs_of_their_own() -> None:
     lengths = DraftLength()
     BOUND_BY_ARITHMETIC.decode(lengths, 300, rows=32)
     BOUND_BY_MEMORY.decode(lengths, 300, rows=1)
-    assert lengths.choose(1, 100) > 4
+    assert lengths.choose(1, 100) > 3
     BOUND_BY_ARITHMETIC.decode(lengths, 300, rows=17)
-    assert lengths.choose(17, 100) == 1
+    assert lengths.choose(17, 100) == 0
     lengths.freeze()
     lengths.begin(0.05)
-    assert lengths.choose(2, 100) > 4  # not measured: those of the nearest size, 1
+    assert lengths.choose(2, 100) > 3  # not measured: those of the nearest size, 1
 
 
-def test_a_batch_of_half_the_size_measures_nothing_anew_and_one_much_smaller_does() -> None:
+def test_a_batch_of_a_quarter_measures_nothing_anew_and_one_much_smaller_does() -> None:
     lengths = DraftLength()
     BOUND_BY_MEMORY.decode(lengths, 300, rows=16)
     lengths.begin(0.05)
-    assert lengths.choose(8, 100) > 4
-    assert lengths.choose(4, 100) == 1
+    assert lengths.choose(4, 100) > 3
+    assert not lengths.measuring(4)
+    assert lengths.choose(2, 100) == 0
+    assert lengths.measuring(2)
     # In proportion: a smaller batch whose one-token pass takes half as long is thought to gain as much.
-    lengths.saw_costs(8, 1, 0.05, 0.5)
-    assert lengths.choose(8, 100) > 4
+    lengths.saw_costs(8, 0, 0.05, 0.5)
+    assert lengths.choose(8, 100) > 3
 
 
 def test_two_tokens_that_cost_as_much_as_four_do_not_mislead() -> None:
@@ -111,9 +113,9 @@ def test_two_tokens_that_cost_as_much_as_four_do_not_mislead() -> None:
         lengths.begin(0.05)
         for _ in range(12):
             k = lengths.choose(1, 1000)
-            lengths.saw_costs(1, k, 0.1 * k, 1.0 if k == 1 else 1.9 + 0.02 * k)
-            lengths.saw_drafts(9 * k, 10 * k)
-    assert lengths.choose(1, 1000) >= 8
+            lengths.saw_costs(1, k, 0.1 * (k + 1), 1.0 if k == 0 else 1.9 + 0.02 * k)
+            lengths.saw_drafts(9 * (k + 1), 10 * (k + 1))
+    assert lengths.choose(1, 1000) >= 7
 
 
 def test_the_first_expectation_is_the_gaussian_one() -> None:
@@ -140,7 +142,8 @@ def test_a_length_without_any_measurement_is_lockstep() -> None:
     lengths = DraftLength()
     lengths.freeze()
     lengths.begin(0.01)
-    assert lengths.choose(8, 100) == 1
+    assert lengths.choose(8, 100) == 0
+    assert not lengths.measuring(8)
 
 
 def test_bad_bounds_are_named() -> None:

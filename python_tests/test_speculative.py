@@ -167,10 +167,10 @@ def test_finished_rows_leave_the_batch_and_the_teacher_sees_k_tokens_at_a_time()
     rollout = roll(student, teacher, max_new_tokens=40, draft_length=4)
     width = PROMPTS[0].shape[1]
     assert fed["student"][0] == (6, width)  # the prompts, by a pass of which both models draw at once
-    assert fed["teacher"][0] == (6, width + 3)
+    assert fed["teacher"][0] == (6, width + 4)
     passes = fed["teacher"][1:]
-    assert fed["student"][1:] == [(6, 1)] * 3 + [(rows, 1) for rows, drafted in passes for _ in range(drafted)]
-    assert {drafted for _, drafted in passes[:-1]} == {4}
+    assert fed["student"][1:] == [(6, 1)] * 4 + [(rows, 1) for rows, tokens in passes for _ in range(tokens)]
+    assert {tokens for _, tokens in passes[:-1]} == {5}
     rows = [count for count, _ in fed["teacher"]]
     assert rows == sorted(rows, reverse=True)
     assert rows[-1] < rows[0]

@@ -118,8 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--draft_length",
         default="auto",
-        help="tokens the student drafts for one pass of the teacher: auto, 0 for lockstep, or a number; the law of the "
-        "rollouts is the same (default: %(default)s)",
+        help="tokens the student drafts ahead for one pass of the teacher: auto, 0 for lockstep, or a number; the law "
+        "of the rollouts is the same (default: %(default)s)",
     )
     demo.add_argument("--seed", type=int, default=0, help="of prompts and sampling (default: %(default)s)")
 

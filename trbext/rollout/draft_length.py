@@ -1,9 +1,9 @@
-"""How many tokens to draft for one pass of the teacher: the k that maximises tokens per second, by measured costs.
+"""How many tokens to draft ahead in one round: the k that maximises tokens per second, by measured costs.
 
-With a the probability that a draft stands, s the seconds of a student step and t(k) those of a teacher pass over k
-tokens, a round of k drafts emits E(k) = (1 - a^k) / (1 - a) tokens per row in k s + t(k) seconds. k = 1 is lockstep's
-cost: where a pass is bound by arithmetic, t(k) grows like k and nothing beats it; where it is bound by reading weights,
-t(k) hardly grows.
+With a the probability that a draft stands, s the seconds of a student step and t(k) those of a teacher pass over k + 1
+tokens, a round emits E(k) = (1 - a^(k+1)) / (1 - a) tokens per row in (k + 1) s + t(k) seconds. k = 0 is lockstep's
+cost: where a pass is bound by arithmetic, t(k) grows like k + 1 and nothing beats it; where it is bound by reading
+weights, t(k) hardly grows.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LONGEST = 16  # drafts of a round: with 0.95 of them standing, 16 already emit two thirds of what 64 would
+LONGEST = 15  # drafts of a round: with 0.95 of them standing, 16 rows already emit two thirds of what 64 would
 _SAMPLES = 8  # of each cost, the latest
 _PRIOR = 4.0  # drafts that the acceptance expected from epsilon counts for
-_PROBE = 4  # drafts of the first longer round
+_PROBE = 3  # drafts of the first round that has any
 _GAIN = 1.02  # over lockstep's cost, below which noise decides
 
 
@@ -36,10 +36,10 @@ class DraftLength:
             raise ValueError(f"longest must be at least 1 draft, got {longest}")
         self.longest = longest
         self.frozen = False
-        self._student: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))  # by rows
+        self._student: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))  # by _bucket(rows)
         self._teacher: dict[int, dict[int, deque[float]]] = defaultdict(
             lambda: defaultdict(lambda: deque(maxlen=_SAMPLES))
-        )  # by rows, then k
+        )  # by _bucket(rows), then k
         self.begin(0.0)
 
     def begin(self, epsilon: float | Tensor) -> None:
@@ -63,31 +63,37 @@ class DraftLength:
         self._tested += tested
 
     def saw_costs(self, rows: int, k: int, student_seconds: float, teacher_seconds: float) -> None:
-        """One round of `rows` rows: k student steps and one teacher pass over k tokens took so long."""
+        """A round of k drafts for `rows` rows: k + 1 student steps, and one teacher pass over as many tokens."""
         if not self.frozen:
             bucket = _bucket(rows)
-            self._student[bucket].append(student_seconds / k)
+            self._student[bucket].append(student_seconds / (k + 1))
             self._teacher[bucket][k].append(teacher_seconds)
 
-    def choose(self, rows: int, most: int) -> int:
-        """Drafts of the next round, 1 .. min(longest, most)."""
-        most = min(self.longest, most)
-        bucket = _bucket(rows)
-        if not self.frozen:
-            # What the tokens of a pass cost beyond the first is told by a pass over several. On a CPU two may cost as
-            # much as four, so two would not do; where hardly any would stand, two are less of a loss.
-            probe = _PROBE if self.acceptance > 0.6 else 2
-            for k, samples in ((1, 2), (probe, 1)):
-                if k <= most and len(self._teacher.get(bucket, {}).get(k, ())) < samples and not self._near(bucket):
-                    return k
-        return self._best(bucket, most)
+    def choose(self, rows: int, left: int) -> int:
+        """Drafts of the next round, 0 .. longest, given how many tokens are left to write at most."""
+        most, bucket = min(self.longest, left - 1), _bucket(rows)
+        probe = self._probe(bucket)
+        return self._best(bucket, most) if probe is None else min(probe, most)
 
-    def _near(self, bucket: int) -> bool:
-        """Whether a batch of half or twice the size has told what a pass over several tokens costs."""
-        return any(max(self._known(other), default=1) > 1 for other in (bucket // 2, bucket * 2))
+    def measuring(self, rows: int) -> bool:
+        """Whether the next choice for so many rows is made to measure: wants the costs of all rounds before it."""
+        return self._probe(_bucket(rows)) is not None
+
+    def _probe(self, bucket: int) -> int | None:
+        """The length that has to be measured before the best can be told; None once it can.
+
+        What the tokens of a pass cost beyond the first is told by a pass over several. On a CPU two may cost as much
+        as four, so two would not do; where hardly any would stand, two are less of a loss.
+        """
+        if self.frozen or any(max(self._known(bucket + near), default=0) > 0 for near in (-2, -1, 1, 2)):
+            return None  # a batch of up to four times the size, or of a quarter, has told
+        for k, samples in ((0, 2), (_PROBE if self.acceptance > 0.6 else 1, 1)):
+            if len(self._teacher.get(bucket, {}).get(k, ())) < samples:
+                return k
+        return None
 
     def _known(self, bucket: int) -> dict[int, float]:
-        """Seconds of a pass over k tokens, by k."""
+        """Seconds of the teacher's pass in a round of k drafts, by k."""
         return {k: _typical(samples) for k, samples in sorted(self._teacher.get(bucket, {}).items())}
 
     def _costs(self, bucket: int) -> tuple[float, dict[int, float]]:
@@ -97,7 +103,7 @@ class DraftLength:
         others = [other for other in self._teacher if other != bucket]
         if len(own) > 1 or not others:
             return _typical(self._student[bucket]), own
-        nearest = min(others, key=lambda other: abs(math.log(other / bucket)))
+        nearest = min(others, key=lambda other: abs(other - bucket))
         theirs = self._known(nearest)
         if not own:
             return _typical(self._student[nearest]), theirs
@@ -107,16 +113,16 @@ class DraftLength:
 
     def _best(self, bucket: int, most: int) -> int:
         if not self._teacher:
-            return 1
+            return 0
         student, teacher = self._costs(bucket)
-        most = min(most, 2 * max(teacher))  # no further than what was measured can tell
+        most = min(most, 2 * max(teacher) + 1)  # no further than what was measured can tell
         a = min(self.acceptance, 1 - 1e-9)
 
         def rate(k: int) -> float:
-            return (1 - a**k) / (1 - a) / (k * student + _interpolated(teacher, k))
+            return (1 - a ** (k + 1)) / (1 - a) / ((k + 1) * student + _interpolated(teacher, k))
 
-        best = max(range(1, most + 1), key=rate)
-        return best if rate(best) >= _GAIN * rate(1) else 1
+        best = max(range(most + 1), key=rate)
+        return best if rate(best) >= _GAIN * rate(0) else 0
 
     def freeze(self) -> None:
         """Measure no more."""
@@ -126,10 +132,10 @@ class DraftLength:
         """The measured costs, for `load_state`; JSON."""
         return {
             "frozen": self.frozen,
-            "student": {str(rows): list(samples) for rows, samples in self._student.items()},
+            "student": {str(bucket): list(samples) for bucket, samples in self._student.items()},
             "teacher": {
-                str(rows): {str(k): list(samples) for k, samples in by_k.items()}
-                for rows, by_k in self._teacher.items()
+                str(bucket): {str(k): list(samples) for k, samples in by_k.items()}
+                for bucket, by_k in self._teacher.items()
             },
         }
 
@@ -137,16 +143,16 @@ class DraftLength:
         self.frozen = state["frozen"]
         self._student.clear()
         self._teacher.clear()
-        for rows, samples in state["student"].items():
-            self._student[int(rows)].extend(samples)
-        for rows, by_k in state["teacher"].items():
+        for bucket, samples in state["student"].items():
+            self._student[int(bucket)].extend(samples)
+        for bucket, by_k in state["teacher"].items():
             for k, samples in by_k.items():
-                self._teacher[int(rows)][int(k)].extend(samples)
+                self._teacher[int(bucket)][int(k)].extend(samples)
 
 
 def _bucket(rows: int) -> int:
-    """Batches within a factor of two share their costs."""
-    return 1 << (max(rows, 1) - 1).bit_length()
+    """Batches of 2^(n-1) + 1 .. 2^n rows share their costs: n."""
+    return (max(rows, 1) - 1).bit_length()
 
 
 def _typical(samples: deque[float]) -> float:

@@ -1,4 +1,6 @@
-"""The rounds of a speculative rollout: draft k tokens, verify them in one pass of the teacher, take back what fell.
+"""The rounds of a speculative rollout: draft tokens, verify them in one pass of the teacher, take back what fell.
+
+A round of draft length k tests k + 1 tokens: k drafts that the student goes on from, and one more.
 
 State on the device, a row each: tokens written, status, and what neither cache holds yet. The host knows how far the
 farthest row can be at most, which is all it needs to launch a round; it reads where rows really are, which have ended,
@@ -28,7 +30,7 @@ class Rounds:
     """One rollout: the rows still in the batch, and what all rows have written.
 
     prompts, prompt_mask: [B, P], left padded; lengths: [B] tokens of each prompt, on the CPU. longest: an upper bound
-    for k. The rest as in `speculative`.
+    for the draft length. The rest as in `speculative`.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Rounds:
         uniforms = torch.rand((3, batch, max_new_tokens), dtype=torch.float64, generator=generator, device=source)
         self.uniforms = uniforms.to(device)
         # A round may write past the limit; a row's own content ends where the next round began.
-        self.tokens = torch.zeros((batch, max_new_tokens + longest), dtype=torch.int64, device=device)
+        self.tokens = torch.zeros((batch, max_new_tokens + longest + 1), dtype=torch.int64, device=device)
         self.values = torch.zeros((5, *self.tokens.shape), dtype=torch.float32, device=device)
         self.written_of_all = torch.zeros(batch, dtype=torch.int64, device=device)
         # Of the rows still in the batch: index, status, tokens written, and [n, u] what neither cache holds
@@ -68,35 +70,35 @@ class Rounds:
         self.budget = torch.full((batch,), float(epsilon), device=device) if per_row is None else per_row
         self.last_position = lengths.to(device)[:, None] + max_new_tokens - 1
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # drafts that stood, drafts tested
-        first, capacity = width - lengths.to(device)[:, None], width + min(max_new_tokens, 64) + longest
+        first, capacity = width - lengths.to(device)[:, None], width + min(max_new_tokens, 64) + longest + 1
         self.padded = bool((lengths < width).any())
         self.caches = [RollbackModel(model, first, capacity) for model in self.models]
         self.student_logits = torch.empty(0, device=device)
 
     def run(self, draft_length: int | DraftLength, states: HiddenStates | None, pad_token_id: int) -> Rollout:
-        auto = draft_length if isinstance(draft_length, DraftLength) else None
+        auto, fixed = (None, draft_length) if isinstance(draft_length, int) else (draft_length, 0)
         if auto is not None:
             auto.begin(self.epsilon)
         stopwatch, timed = Stopwatch(self.device), []
         fewest = farthest = rounds = row_passes = stood = tested = 0  # as the host knows
         read_at = next_host_read(0)
         while True:
-            left = self.limit - fewest
-            k = min(draft_length, left) if isinstance(draft_length, int) else draft_length.choose(len(self.rows), left)
+            n, left = len(self.rows), self.limit - fewest
+            k = auto.choose(n, left) if auto is not None else min(fixed, left - 1)
+            places = self.written[:, None] + torch.arange(k + 1, device=self.device)  # in the completion
             marks = [stopwatch.mark()]
-            drafts = self._draft(k, farthest)
+            drafts = self._draft(places, farthest)
             marks.append(stopwatch.mark())
-            teacher_logits = self._extend(1, torch.cat([self.unfed, drafts[:, :-1]], 1), 0, farthest, logits=k)
+            teacher_logits = self._extend(1, torch.cat([self.unfed, drafts[:, :-1]], 1), 0, farthest, logits=k + 1)
             marks.append(stopwatch.mark())
             if states is not None:
                 # Drafts past the limit share a column after the last one.
-                place = (self.written[:, None] + torch.arange(k, device=self.device)).clamp(max=self.limit)
-                states.keep(self.rows, place, min(farthest + k, self.limit + 1))
-            self._verify(k, drafts, teacher_logits)
+                states.keep(self.rows, places.clamp(max=self.limit), min(farthest + k + 1, self.limit + 1))
+            self._verify(places, drafts, teacher_logits)
             if rounds > 0:  # the first one read the prompts
-                timed.append((len(self.rows), k, marks))
-            rounds, row_passes, farthest = rounds + 1, row_passes + len(self.rows), farthest + k
-            if farthest < min(read_at, self.limit):
+                timed.append((n, k, marks))
+            rounds, row_passes, farthest = rounds + 1, row_passes + n, farthest + k + 1
+            if farthest < min(read_at, self.limit) and not (auto is not None and auto.measuring(n)):
                 continue
             host = host_read(torch.cat([self.status, self.written, self.counts]))
             state, written = host[: len(self.rows)], host[len(self.rows) : -2]
@@ -132,67 +134,66 @@ class Rounds:
             last_position=self.last_position,
         )
 
-    def _draft(self, k: int, farthest: int) -> Tensor:
-        """[n, k] tokens, each from the student given those before it; its logits stay in `student_logits` [k, n, V]."""
+    def _draft(self, places: Tensor, farthest: int) -> Tensor:
+        """Tokens for `places` [n, q], each from the student given those before it; its logits stay in `student_logits`
+        [q, n, V]."""
         tokens, ahead, drafts = self.unfed, 0, []
-        positions = self._positions(k)
-        for j in range(k):
+        q = places.shape[1]
+        uniforms = self.uniforms[0, self.rows[:, None], self._within(places)]
+        for j in range(q):
             raw = self._extend(0, tokens, ahead, farthest, logits=1)[:, 0]
             ahead += tokens.shape[1]
             logits = self.alignment.canonical(raw, self.temperature, in_place=True)
-            if j == 0 and (k > len(self.student_logits) or len(self.rows) != self.student_logits.shape[1]):
-                self.student_logits = logits.new_empty((k, *logits.shape))
+            if j == 0 and (q > len(self.student_logits) or len(self.rows) != self.student_logits.shape[1]):
+                self.student_logits = logits.new_empty((q, *logits.shape))
             self.student_logits[j] = logits
-            uniform = self.uniforms[0, self.rows, positions[:, j]]
-            token = sample(logits, logits, 0.0, uniform=uniform, temperature=self.temperature).token
+            token = sample(logits, logits, 0.0, uniform=uniforms[:, j], temperature=self.temperature).token
             tokens = token.clamp(min=0)[:, None]  # a row at fault goes on with a harmless id: `verify` finds the fault
             drafts.append(tokens)
         return torch.cat(drafts, 1)
 
-    def _verify(self, k: int, drafts: Tensor, teacher_logits: Tensor) -> None:
-        """Writes what stands of the drafts, and moves each running row on by it."""
-        n = len(self.rows)
+    def _verify(self, places: Tensor, drafts: Tensor, teacher_logits: Tensor) -> None:
+        """Writes what stands of the drafts [n, q], and moves each running row on by it."""
+        n, q = drafts.shape
         teacher = self.alignment.canonical(teacher_logits.flatten(0, 1), self.temperature, in_place=True)
-        every = torch.arange(n * k, device=self.device)
-        positions = self._positions(k)
-        _, accept, draw = self.uniforms[:, self.rows[:, None], positions].flatten(1)
+        every = torch.arange(n * q, device=self.device)
+        _, accept, draw = self.uniforms[:, self.rows[:, None], self._within(places)].flatten(1)
         verdict = verify(
             self.student_logits.flatten(0, 1),
             teacher,
             drafts.flatten(),
-            torch.arange(n + 1, device=self.device) * k,
+            torch.arange(n + 1, device=self.device) * q,
             self.budget,
             temperature=self.temperature,
             accept_uniform=accept,
             draw_uniform=draw,
-            student_rows=every % k * n + every // k,  # drafted token by token, verified row by row
-            width=k,
+            student_rows=every % q * n + every // q,  # drafted token by token, verified row by row
+            width=q,
             log_probs=True,
         )
         self.begun = True
-        # All k columns: what did not stand is written over by the next round, and cut off after the last one.
-        where = self.rows[:, None], self.written[:, None] + torch.arange(k, device=self.device)
-        self.tokens[where] = verdict.tokens
+        # All q columns: what did not stand is written over by the next round, and cut off after the last one.
+        self.tokens[self.rows[:, None], places] = verdict.tokens
         student, teacher_log_prob, behavior = verdict.log_probs.unbind(-1)
-        self.values[:, where[0], where[1]] = torch.stack(
-            [behavior, student, teacher_log_prob, verdict.beta.view(n, k), verdict.kl.view(n, k)]
+        self.values[:, self.rows[:, None], places] = torch.stack(
+            [behavior, student, teacher_log_prob, verdict.beta.view(n, q), verdict.kl.view(n, q)]
         )
         running = self.status == RUNNING
         emitted = verdict.emitted.long()
         moved = torch.where(running, emitted.clamp(min=0), 0)
-        new = torch.arange(k, device=self.device) < moved[:, None]
+        new = torch.arange(q, device=self.device) < moved[:, None]
         ended = (new & (verdict.tokens == self.alignment.stop)).any(1) | (self.written + moved >= self.limit)
         event = torch.where(emitted < 0, FAULT, ended * ENDED)
         self.status = torch.where(running, event, self.status)
         last = verdict.tokens.gather(1, (moved - 1).clamp(min=0)[:, None])[:, 0]
         self.unfed = torch.where(moved > 0, last, self.unfed[:, -1]).clamp(min=0)[:, None]
         self.written = (self.written + moved).clamp(max=self.limit)
-        fell = verdict.accepted < k
+        fell = verdict.accepted < q
         self.counts += torch.stack([(running * verdict.accepted).sum(), (running * (verdict.accepted + fell)).sum()])
 
-    def _positions(self, k: int) -> Tensor:
-        """[n, k] indices in the completion of the next tokens; drafts past the limit share the last one's uniforms."""
-        return (self.written[:, None] + torch.arange(k, device=self.device)).clamp(max=self.limit - 1)
+    def _within(self, places: Tensor) -> Tensor:
+        """`places` up to the last of the completion, whose uniforms serve what is drafted past the limit."""
+        return places.clamp(max=self.limit - 1)
 
     def _keep(self, kept: Tensor) -> None:
         """Drop all rows but `kept`."""

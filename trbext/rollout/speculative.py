@@ -1,14 +1,16 @@
 """Speculative decoding of the behavior policy: the student drafts, one teacher pass verifies, and the law stays mu.
 
-A round drafts k tokens from the student, feeds them to the teacher in one pass, and `trbext.verify` keeps each draft x
+A round drafts tokens from the student, feeds them to the teacher in one pass, and `trbext.verify` keeps each draft x
 with probability min(1, mu(x) / pi_S(x)); the first that falls is replaced by a draw from max(mu - pi_S, 0), and the
 rest is taken back. Every token then follows mu = pi_S^(1-beta) pi_T^beta / Z with KL(mu || pi_S) <= epsilon (arXiv
 2605.31159; the scheme is Leviathan et al., arXiv 2211.17192, with mu in the place of the target). A draft falls with
 probability TV(mu, pi_S) <= sqrt(epsilon / 2), so at small budgets most stand and the teacher runs once for several
 tokens.
 
-No token is added after k that stood: the teacher's alone would not follow mu, and the student's next step plus a draw
-from mu costs and yields exactly what drafting k + 1 does.
+With draft length k a pass writes up to k + 1 tokens, as in other engines. Where those add a token of the teacher after
+k drafts that all stood, here that would not follow mu: the last row of a pass is a draw from mu as well, for which the
+student takes one more step. It is drawn as the others are, by a draft that stands or is replaced; k = 0 is then one
+token for a pass.
 
 Randomness: three uniforms per row and position, of the draft, of its acceptance and of the token drawn in its place,
 all drawn before the first round. Which token stands at a position then depends on the prefix and these alone, not on
@@ -63,9 +65,10 @@ def speculative(
 
     Arguments, errors and what is returned: as `lockstep`, and
 
-    draft_length: k >= 1 drafts for every pass of the teacher; "auto" measures and chooses k round by round, as does a
-        `DraftLength`, which may be kept from one rollout to the next. 0 is `lockstep` itself. The law is the same for
-        all, and the rollout for all k >= 1, up to rounding.
+    draft_length: k tokens that the student drafts ahead, of which a pass of the teacher then tests k and draws one
+        more; "auto" measures and chooses k round by round, as does a `DraftLength`, which may be kept from one rollout
+        to the next. 0 is `lockstep` itself. The law is the same for all, and the rollout for "auto" and all k >= 1, up
+        to rounding.
 
     Only a `TrustRegion` that asks the teacher is speculated on, which `epsilon` is short for; other policies, and the
     float epsilon 0, are decoded in lockstep. So is a model whose cache cannot take tokens back, with a warning that

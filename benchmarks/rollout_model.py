@@ -11,8 +11,8 @@ E(k) = (1 - a^(k+1)) / (1 - a) tokens, and
 
     gain(k) = ( t(S, 1) + t(T, 1) ) / ( ( (k+1) t(S, 1) + t(T, k+1) ) / E(k) ).
 
-While B (k + 1) stays below peak / bandwidth = 295 tokens (H100) the teacher's pass costs what one token costs; from there on
-it is bound by arithmetic, and drafts that fall are paid for.
+While B (k + 1) stays below peak / bandwidth = 295 tokens (H100) the teacher's pass costs what one token costs; from
+there on it is bound by arithmetic, and drafts that fall are paid for.
 """
 
 from __future__ import annotations

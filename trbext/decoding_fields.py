@@ -14,9 +14,9 @@ class DecodingFields:
     draft_length: str = field(
         default="auto",
         metadata={
-            "help": "Tokens the student drafts ahead for one pass of the teacher, which then writes up to one more; the law "
-            "of a rollout is the same for all: "
-            "'auto' = chosen round by round, by costs measured in the first step; 0 = lockstep; or a number."
+            "help": "Tokens the student drafts ahead for one pass of the teacher, which then writes up to one more; "
+            "the law of a rollout is the same for all: 'auto' = chosen round by round, by costs measured in the first "
+            "step; 0 = lockstep; or a number."
         },
     )
     reuse_teacher_states: bool = field(

@@ -83,12 +83,15 @@ class DraftLength:
         """The length that has to be measured before the best can be told; None once it can.
 
         What the tokens of a pass cost beyond the first is told by a pass over several. On a CPU two may cost as much
-        as four, so two would not do; where hardly any would stand, two are less of a loss.
+        as four, so two would not do; where hardly any would stand, two are less of a loss. A length longer than all
+        before is tried twice: the first pass of a new shape also pays for kernels and buffers.
         """
         if self.frozen or any(max(self._known(bucket + near), default=0) > 0 for near in (-2, -1, 1, 2)):
             return None  # a batch of up to four times the size, or of a quarter, has told
-        for k, samples in ((0, 2), (_PROBE if self.acceptance > 0.6 else 1, 1)):
-            if len(self._teacher.get(bucket, {}).get(k, ())) < samples:
+        passes = self._teacher.get(bucket, {})
+        longest = max(passes, default=0)
+        for k in (0, longest or (_PROBE if self.acceptance > 0.6 else 1)):
+            if len(passes.get(k, ())) < 2:
                 return k
         return None
 

@@ -68,7 +68,13 @@ def run(folder: Path) -> None:
     def recording(*args: Any, **kwargs: Any) -> Rollout:
         rollout = speculative(*args, **kwargs)
         if straight.model.training:
-            seen["rollouts"].append((kwargs["epsilon"], rollout.beta[rollout.mask], rollout.kl[rollout.mask]))
+            seen["rollouts"].append(
+                (
+                    kwargs["policy"].epsilon(kwargs["optimizer_step"]),
+                    rollout.beta[rollout.mask],
+                    rollout.kl[rollout.mask],
+                )
+            )
         return rollout
 
     trbext.trainer.speculative = recording

@@ -132,10 +132,22 @@ def test_a_frozen_length_repeats_its_choices_after_a_save_and_measures_no_more()
     BOUND_BY_MEMORY.decode(lengths, 200)
     lengths.freeze()
     again = DraftLength()
-    again.load_state(json.loads(json.dumps(lengths.state())))
+    again.load_state(json.loads(json.dumps(lengths.state(), sort_keys=True)))
     assert again.frozen
     assert IN_BETWEEN.decode(lengths, 200) == IN_BETWEEN.decode(again, 200)
     assert lengths.state() == again.state()
+
+
+def test_of_two_sizes_equally_near_the_same_one_counts_after_a_save() -> None:
+    lengths = DraftLength()
+    BOUND_BY_MEMORY.decode(lengths, 200, rows=16)
+    BOUND_BY_ARITHMETIC.decode(lengths, 200, rows=4)
+    lengths.freeze()
+    again = DraftLength()
+    again.load_state(json.loads(json.dumps(lengths.state(), sort_keys=True)))
+    for each in (lengths, again):
+        each.begin(0.05)
+    assert lengths.choose(8, 100) == again.choose(8, 100)
 
 
 def test_a_length_without_any_measurement_is_lockstep() -> None:

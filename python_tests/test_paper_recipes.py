@@ -157,7 +157,7 @@ def test_a_dry_run_trains_saves_and_evaluates(
     prompts: list[list[Any]] = []
 
     def recording(*args: Any, **kwargs: Any) -> Rollout:
-        rollouts.append((kwargs["epsilon"], speculative(*args, **kwargs)))
+        rollouts.append((kwargs["policy"].epsilon(kwargs["optimizer_step"]), speculative(*args, **kwargs)))
         return rollouts[-1][1]
 
     generate = trbext.trainer.TRBTrainer._generate

@@ -108,7 +108,7 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Rollout]]:
 
     def recording(*args: Any, **kwargs: Any) -> Rollout:
         rollout = speculative(*args, **kwargs)
-        seen.append((kwargs["epsilon"], rollout))
+        seen.append((kwargs["policy"].epsilon(kwargs["optimizer_step"]), rollout))
         return rollout
 
     monkeypatch.setattr(trbext.trainer, "speculative", recording)

@@ -230,9 +230,6 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         else:
             generator = self._generator(EVAL_STREAM, self._eval_batches, *turn)
         step = self.state.global_step
-        who: dict[str, Any] = {"policy": policy, "optimizer_step": step}
-        if isinstance(policy, TrustRegion):
-            who = {"epsilon": policy.epsilon(step)}
         with ExitStack() as stack:
             student = stack.enter_context(whole_for_decoding(self.model_wrapped, self.accelerator, self.args))
             teacher = None
@@ -245,7 +242,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
                 teacher,
                 input_ids,
                 attention_mask,
-                **who,
+                policy=policy,
+                optimizer_step=step,
                 max_new_tokens=self.max_completion_length,
                 alignment=self.alignment,
                 pad_token_id=self._tokenizer.pad_token_id,

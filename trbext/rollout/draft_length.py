@@ -103,7 +103,7 @@ class DraftLength:
         """Seconds of a student step, and of passes: the batch's own, and where those are of one length alone those of
         the nearest size as well, in proportion."""
         own = self._known(bucket)
-        others = [other for other in self._teacher if other != bucket]
+        others = sorted(other for other in self._teacher if other != bucket)  # a saved state has another order
         if len(own) > 1 or not others:
             return _typical(self._student[bucket]), own
         nearest = min(others, key=lambda other: abs(other - bucket))

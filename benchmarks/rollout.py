@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--real-models", type=Path, help="folder written by recipes/smollm2_pruned.py, for smollm2")
     parser.add_argument("--batches", nargs="+", type=int, choices=BATCHES, default=BATCHES, help="default: %(default)s")
     parser.add_argument("--epsilons", nargs="+", type=float, default=EPSILONS, help="nats; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="calls of each method (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="calls of each method (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder of rollout.csv and .png (default: here)")
     options: Any = parser.parse_args(arguments)
     if "smollm2" in options.pairs and options.real_models is None:

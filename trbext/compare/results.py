@@ -137,7 +137,7 @@ def write_csv(study: Study, results: list[RunResult], path: Path) -> None:
                 for name, by_run in views.items():
                     value = by_run[result.label, result.seed]
                     costs = [f"{result.costs[cost]:.10g}" for cost in COSTS.values()]
-                    row = [result.label, result.seed, metric, name, f"{value:.10g}", *costs, result.verifier_errors]
+                    row = [result.label, result.seed, metric, name, repr(float(value)), *costs, result.verifier_errors]
                     rows.writerow(row)
 
 

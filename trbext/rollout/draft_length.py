@@ -82,15 +82,16 @@ class DraftLength:
     def _probe(self, bucket: int) -> int | None:
         """The length that has to be measured before the best can be told; None once it can.
 
-        What the tokens of a pass cost beyond the first is told by a pass over several. On a CPU two may cost as much
-        as four, so two would not do; where hardly any would stand, two are less of a loss. A length longer than all
-        before is tried twice: the first pass of a new shape also pays for kernels and buffers.
+        What the tokens of a pass cost beyond the first is told by a pass over several. On a CPU two or three may cost
+        more than four, so they would not do; but of many rows where hardly any draft would stand, two tokens are less
+        of a loss. A length longer than all before is tried twice: the first pass of a new shape also pays for kernels
+        and buffers.
         """
         if self.frozen or any(max(self._known(bucket + near), default=0) > 0 for near in (-2, -1, 1, 2)):
             return None  # a batch of up to four times the size, or of a quarter, has told
         passes = self._teacher.get(bucket, {})
         longest = max(passes, default=0)
-        for k in (0, longest or (_PROBE if self.acceptance > 0.6 else 1)):
+        for k in (0, longest or (_PROBE if self.acceptance > 0.6 or bucket < 3 else 1)):
             if len(passes.get(k, ())) < 2:
                 return k
         return None

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+from .exit_codes import INTERRUPTED, USAGE_ERROR
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from ..cli import INTERRUPTED, USAGE_ERROR
+from ..exit_codes import INTERRUPTED, USAGE_ERROR
 from ..run import Interrupted, UsageError
 from .grid import FREE_ON_RESUME, Run, Study
 from .worker import finished

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..cli import INTERRUPTED, USAGE_ERROR
+from ..exit_codes import INTERRUPTED, USAGE_ERROR
 from ..run import Interrupted, UsageError, parse_settings, read_yaml, train_run
 from ..run_folder import RunFolder
 

@@ -21,6 +21,7 @@ from test_cli import config, without_clock  # noqa: F401  (config is a fixture)
 
 from trbext.cli import main
 from trbext.compare.grid import read_study
+from trbext.compare.study import least_used, visible_gpus
 from trbext.compare.worker import train
 from trbext.run import UsageError
 from trbext.run_folder import RunFolder
@@ -164,3 +165,36 @@ def test_a_run_that_fails_is_named_and_the_others_finish(
         assert re.search(rf"OPD, seed {seed} finished", out)
         assert re.search(rf"TRB, seed {seed}: exit code 1: .*no token can be drawn.* \(see .*seed-{seed}.log\)", err)
     assert "Incomplete: 2 of 4 runs are missing" in " ".join(out.split())
+
+
+def test_runs_are_spread_over_the_gpus_that_the_study_sees(
+    tmp_path: Path, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-9f,6")
+    gpus = visible_gpus()
+    assert gpus == ["4", "GPU-9f", "6"]
+    assert [least_used(gpus, in_use) for in_use in ([], ["4"], ["4", "6"], ["4", "6", "GPU-9f", "4"])] == [
+        *("4", "GPU-9f", "GPU-9f", "GPU-9f")
+    ]
+    assert least_used(["0"], []) is None  # one GPU is left to the process as it is
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert visible_gpus() == ["0", "1"]
+
+    seen: list[str] = []
+
+    class Popen:
+        """A run that is over at once."""
+
+        def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def poll(self) -> int:
+            return 1
+
+    monkeypatch.setattr("trbext.compare.study.subprocess.Popen", Popen)
+    declared = yaml.safe_load(study.read_text()) | {"processes": 3}
+    assert main(["compare", str(write(tmp_path, declared))]) == 2
+    assert seen == ["0", "1", "0", "0"]  # the fourth when all three were over

@@ -6,7 +6,7 @@
     secondary_metrics: [eval_loss]
     reference: OPD                  # or a list of runs; every other run is compared with it
     seeds: [100, 101, 102]
-    processes: 2                    # runs at a time
+    processes: 2                    # runs at a time, each on one GPU where there are several
     threads: 1                      # of each
     keep_models: true
     base: {...}                     # fields of `trb train`, the same for all runs

@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -46,6 +47,7 @@ class _Worker:
     started: float
     first_step: int  # where it went on from
     task: TaskID
+    gpu: str | None  # the only one it sees; None = it sees what the study sees
 
     @property
     def name(self) -> str:
@@ -105,6 +107,7 @@ class _Runner:
         self.total = len(every)
         self.failures: list[str] = []
         self.workers: list[_Worker] = []
+        self.gpus = visible_gpus()
         self.began = time.monotonic()
         self.steps_done = 0  # in this session, of workers that have ended
         self.progress = Progress(
@@ -144,6 +147,9 @@ class _Runner:
         threads = str(study.threads or max(1, _cores() // study.processes))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+        gpu = least_used(self.gpus, [worker.gpu for worker in self.workers])
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         # Not `-m`, which looks into the working folder first: in a clone of trbext that is the source, without `_C`.
         worker = f"import runpy, sys; sys.path[:] = {sys.path}; runpy.run_module({WORKER!r}, run_name='__main__')"
         command = [sys.executable, "-c", worker, str(settings)]
@@ -158,7 +164,7 @@ class _Runner:
             )
         step = _last_line(folder / "metrics.jsonl").get("step", 0)
         task = self.progress.add_task(f"  {run.label}, seed {seed}", total=study.max_steps, completed=step, note="")
-        self.workers.append(_Worker(run, seed, folder, process, time.monotonic(), step, task))
+        self.workers.append(_Worker(run, seed, folder, process, time.monotonic(), step, task, gpu))
 
     def _look_at(self, worker: _Worker) -> None:
         line = _last_line(worker.folder / "metrics.jsonl")
@@ -230,6 +236,19 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that runs may be spread over, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(index) for index in range(torch.cuda.device_count())]
+    return [name.strip() for name in named.split(",") if name.strip()]
+
+
+def least_used(gpus: Sequence[str], in_use: Sequence[str | None]) -> str | None:
+    """The GPU of the next run, that with the fewest runs; None where there is nothing to choose."""
+    return min(gpus, key=in_use.count) if len(gpus) > 1 else None
 
 
 def _last_line(metrics: Path) -> dict[str, Any]:

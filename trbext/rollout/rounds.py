@@ -4,7 +4,7 @@ A round of draft length k tests k + 1 tokens: k drafts that the student goes on 
 
 State on the device, a row each: tokens written, status, and what neither cache holds yet. The host knows how far the
 farthest row can be at most, which is all it needs to launch a round; it reads where rows really are, which have ended,
-and what the rounds have cost where `next_host_read` says.
+and what the rounds have cost where `next_host_read` says, and after rounds that were made to measure.
 """
 
 from __future__ import annotations

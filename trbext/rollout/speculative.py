@@ -17,8 +17,9 @@ all drawn before the first round. Which token stands at a position then depends 
 how the completion was cut into rounds: any sequence of draft lengths gives the same rollout, up to the rounding of the
 models' own kernels.
 
-Host reads are those of `lockstep`: rows end, leave the batch and have their costs read where `next_host_read` says.
-Between them the host knows how far the farthest row can be at most, which is all it needs.
+Host reads are those of `lockstep`: rows end, leave the batch and have their costs read where `next_host_read` says, and
+after each of the few rounds that "auto" makes to measure. Between them the host knows how far the farthest row can be
+at most, which is all it needs.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ class _Slots:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity  # columns
         self.seen = 0  # columns that attention sees in the next forward
-        self.columns = torch.empty(0)  # [B, q] where its keys and values go
+        self.rows = torch.empty(0)  # [B, 1] and
+        self.columns = torch.empty(0)  # [B, q]: where its keys and values go
 
 
 class _RollbackLayer(CacheLayerMixin):
@@ -59,8 +60,7 @@ class _RollbackLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        columns, seen = self.slots.columns, self.slots.seen
-        rows = torch.arange(len(columns), device=columns.device)[:, None]
+        rows, columns, seen = self.slots.rows, self.slots.columns, self.slots.seen
         self.keys[rows, :, columns] = key_states.transpose(1, 2)
         self.values[rows, :, columns] = value_states.transpose(1, 2)
         return self.keys[:, :, :seen], self.values[:, :, :seen]
@@ -123,6 +123,8 @@ class RollbackModel:
             self._slots.capacity = max(seen, self._slots.capacity * 3 // 2)
             for layer in self._cache.layers:
                 layer.grow(self._slots.capacity)
+        # Once, not in each layer: at batch 1 such small tensors cost a few percent of a step.
+        self._slots.rows = torch.arange(len(columns), device=columns.device)[:, None]
         self._slots.columns, self._slots.seen = columns, seen
         positions = (columns - self._first).clamp(min=0)
         if last_position is not None:

@@ -37,6 +37,7 @@ class _Slots:
         self.seen = 0  # columns that attention sees in the next forward
         self.rows = torch.empty(0)  # [B, 1] and
         self.columns = torch.empty(0)  # [B, q]: where its keys and values go
+        self.first: int | None = None  # the first of these columns, where it is known to be the same in all rows
 
 
 class _RollbackLayer(CacheLayerMixin):
@@ -60,9 +61,13 @@ class _RollbackLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows, columns, seen = self.slots.rows, self.slots.columns, self.slots.seen
-        self.keys[rows, :, columns] = key_states.transpose(1, 2)
-        self.values[rows, :, columns] = value_states.transpose(1, 2)
+        rows, columns, seen, first = self.slots.rows, self.slots.columns, self.slots.seen, self.slots.first
+        if first is not None:  # scattering costs a few percent of a step at batch 1
+            self.keys[:, :, first : first + columns.shape[1]] = key_states
+            self.values[:, :, first : first + columns.shape[1]] = value_states
+        else:
+            self.keys[rows, :, columns] = key_states.transpose(1, 2)
+            self.values[rows, :, columns] = value_states.transpose(1, 2)
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
     def get_seq_length(self) -> int:
@@ -108,14 +113,16 @@ class RollbackModel:
         seen: int,
         *,
         logits: int,
-        causal: bool = False,
+        level: bool = False,
+        padded: bool = True,
         last_position: Tensor | None = None,
     ) -> Tensor:
         """The logits [B, logits, V] after the last so many of `tokens` [B, q], written at `columns` [B, q] in order.
 
         A column written before is written over: what it and all later ones held is taken back.
         seen: columns that exist for the row farthest on, this forward included; known to the host.
-        causal: the columns are 0 .. q - 1 and no row has padding, which attention can do without a mask.
+        level: the columns are the last q of the seen ones in all rows. If none is `padded`, either, one token and a
+            prompt need no mask.
         last_position: [B, 1], an upper bound for the position of what will be thrown away (position tables have an
             end).
         """
@@ -126,13 +133,16 @@ class RollbackModel:
         # Once, not in each layer: at batch 1 such small tensors cost a few percent of a step.
         self._slots.rows = torch.arange(len(columns), device=columns.device)[:, None]
         self._slots.columns, self._slots.seen = columns, seen
+        q = tokens.shape[1]
+        self._slots.first = seen - q if level else None
+        unmasked = level and not padded and q in (1, seen)
         positions = (columns - self._first).clamp(min=0)
         if last_position is not None:
             positions = torch.minimum(positions, last_position)
         options: dict[str, Any] = {"logits_to_keep": logits} if self._limits_logits else {}
         output = self.model(
             input_ids=tokens,
-            attention_mask=None if causal else self._mask(columns, seen),
+            attention_mask=None if unmasked else self._mask(columns, seen),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,

@@ -65,7 +65,7 @@ class Rounds:
         self.status = torch.full_like(self.rows, RUNNING)
         self.written = torch.zeros_like(self.rows)
         self.unfed = prompts
-        self.begun = False  # whether the prompts have been fed
+        self.level = True  # whether all rows that run are known to have written equally much
         per_row = epsilon.to(device, torch.float32) if isinstance(epsilon, Tensor) else None
         self.budget = torch.full((batch,), float(epsilon), device=device) if per_row is None else per_row
         self.last_position = lengths.to(device)[:, None] + max_new_tokens - 1
@@ -87,6 +87,7 @@ class Rounds:
             k = auto.choose(n, left) if auto is not None else min(fixed, left - 1)
             places = self.written[:, None] + torch.arange(k + 1, device=self.device)  # in the completion
             marks = [stopwatch.mark()]
+            self.level = fewest == farthest
             drafts = self._draft(places, farthest)
             marks.append(stopwatch.mark())
             teacher_logits = self._extend(1, torch.cat([self.unfed, drafts[:, :-1]], 1), 0, farthest, logits=k + 1)
@@ -97,7 +98,8 @@ class Rounds:
             self._verify(places, drafts, teacher_logits)
             if rounds > 0:  # the first one read the prompts
                 timed.append((n, k, marks))
-            rounds, row_passes, farthest = rounds + 1, row_passes + n, farthest + k + 1
+            rounds, row_passes = rounds + 1, row_passes + n
+            fewest, farthest = fewest + 1, farthest + k + 1  # a round writes a token at least
             if farthest < min(read_at, self.limit) and not (auto is not None and auto.measuring(n)):
                 continue
             host = host_read(torch.cat([self.status, self.written, self.counts]))
@@ -130,7 +132,8 @@ class Rounds:
             columns,
             begin + farthest + tokens.shape[1],
             logits=logits,
-            causal=not self.begun and ahead == 0 and not self.padded,
+            level=self.level,
+            padded=self.padded,
             last_position=self.last_position,
         )
 
@@ -171,7 +174,6 @@ class Rounds:
             width=q,
             log_probs=True,
         )
-        self.begun = True
         # All q columns: what did not stand is written over by the next round, and cut off after the last one.
         self.tokens[self.rows[:, None], places] = verdict.tokens
         student, teacher_log_prob, behavior = verdict.log_probs.unbind(-1)

@@ -21,7 +21,7 @@ LONGEST = 15  # drafts of a round: with 0.95 of them standing, 16 rows already e
 _SAMPLES = 8  # of each cost, the latest
 _PRIOR = 4.0  # drafts that the acceptance expected from epsilon counts for
 _PROBE = 3  # drafts of the first round that has any
-_GAIN = 1.02  # over lockstep's cost, below which noise decides
+_GAIN = 1.05  # over lockstep's cost, below which the noise of timings decides
 
 
 class DraftLength:

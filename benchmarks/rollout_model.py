@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from trbext.rollout.draft_length import LONGEST
+
 BANDWIDTH, PEAK = 3.35e12, 989e12  # H100 SXM: bytes and dense bfloat16 operations a second
 CONTEXT = 2048  # tokens
-LONGEST = 15
 EAGER = 20e-3  # seconds: what transformers' Python takes to launch one step of some 30 layers; CUDA graphs take it away
 
 

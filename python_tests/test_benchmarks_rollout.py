@@ -76,7 +76,7 @@ def test_what_reuse_saves_is_measured(tiny_pair: None, capsys: pytest.CaptureFix
 def test_the_model_of_a_gpu_has_the_limits_it_must_have() -> None:
     student, teacher = rollout_model.PAIRS["1.7B <- 8B"]
     case = {"rows": 1, "epsilon": 0.01, "overhead": 0.0}
-    # One draft is lockstep; without a student's cost and with all drafts standing, k of them are k times as fast.
+    # No draft is lockstep; without a student's cost and with all drafts standing, k of them are k + 1 times as fast.
     assert rollout_model.gain(student, teacher, 0, **case) == pytest.approx(1.0)
     free = replace(student, parameters=0.0, layers=0)
     assert rollout_model.gain(free, teacher, 7, **{**case, "epsilon": 1e-12}) == pytest.approx(8.0, rel=1e-3)

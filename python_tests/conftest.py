@@ -1,9 +1,15 @@
 """Before anything is imported: no test may reach a network (TRL reports the use of its trainers)."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+# `benchmarks` lies at the root, beside a trbext/ without its compiled module: last, so that the installed one is found,
+# here and by the workers of a study, which search where their parent does.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import pytest
 

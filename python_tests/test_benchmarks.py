@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 
 import trbext
+from benchmarks import bars, peers, results, timing
+from benchmarks.correctness import Truth, WrongAnswer
+from benchmarks.decoding import time_decoding
+from benchmarks.rows import language_model_rows, real_rows
 from trbext import reference
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `import benchmarks` moves it to the end
-from benchmarks import bars, peers, results, timing  # noqa: E402
-from benchmarks.correctness import Truth, WrongAnswer  # noqa: E402
-from benchmarks.decoding import time_decoding  # noqa: E402
-from benchmarks.rows import language_model_rows, real_rows  # noqa: E402
-
 ROWS, VOCAB, LOOSE = 6, 1500, 1e3
 MOMENTS = peers.Moments(ROWS, VOCAB)
 BISECTION_ERROR = 2.0**-15  # of 16 evaluations, the first one at beta = 1

@@ -17,15 +17,13 @@ import torch
 from rich.console import Console
 
 import trbext
+from benchmarks import blend_cuda, cuda_results, cuda_timing, peers
+from benchmarks.correctness import WrongAnswer
+from benchmarks.cuda_results import CudaMachine, CudaRecord, model_bytes
+from benchmarks.rows import language_model_rows
+from benchmarks.timing import Method
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `import benchmarks` moves it to the end
-from benchmarks import blend_cuda, cuda_results, cuda_timing, peers  # noqa: E402
-from benchmarks.correctness import WrongAnswer  # noqa: E402
-from benchmarks.cuda_results import CudaMachine, CudaRecord, model_bytes  # noqa: E402
-from benchmarks.rows import language_model_rows  # noqa: E402
-from benchmarks.timing import Method  # noqa: E402
-
 MACHINE = CudaMachine("Some GPU", "90", 132, 50.0, 80.0, 2500.0, "2.13", "13.0", "0.1", "90-real")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +10,10 @@ import pytest
 import torch
 from rollout_cases import left_padded, tiny
 
-from trbext.vocab import Alignment
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `import benchmarks` moves it to the end
 from benchmarks import rollout, rollout_model, teacher_states
 from benchmarks.rollout_pairs import Prompts
 from benchmarks.rollout_report import RolloutRecord, bars
+from trbext.vocab import Alignment
 
 
 @pytest.fixture

@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import itertools
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `import benchmarks` moves it to the end
-from benchmarks import cuda_model  # noqa: E402
-from benchmarks.cuda_architectures import A100, ARCHITECTURES, B200, H100, KB, Architecture  # noqa: E402
-from benchmarks.cuda_counts import MEASURED, Counts, Loop  # noqa: E402
-from benchmarks.cuda_model import Kernel, predict  # noqa: E402
+from benchmarks import cuda_model
+from benchmarks.cuda_architectures import A100, ARCHITECTURES, B200, H100, KB, Architecture
+from benchmarks.cuda_counts import MEASURED, Counts, Loop
+from benchmarks.cuda_model import Kernel, predict
 
 V = 151_936
 NOTHING = Counts(Loop(0.01), Loop(0.01), Loop(0.01), Loop(0.01), decision_cycles=0, fixed_warp_instructions=0)

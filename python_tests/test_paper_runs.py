@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `import benchmarks` moves it to the end
-from benchmarks import paper_runs  # noqa: E402
-from benchmarks.paper_runs import PAIRS, Qwen3  # noqa: E402
+from benchmarks import paper_runs
+from benchmarks.paper_runs import PAIRS, Qwen3
 
+ROOT = Path(__file__).resolve().parents[1]
 DOCS = (ROOT / "docs" / "paper-runs.md").read_text()
 
 

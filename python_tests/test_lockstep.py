@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 import trbext
 from trbext import reference
 from trbext.rollout import Rollout, lockstep
+from trbext.rollout.cached_model import cache_argument
 from trbext.vocab import Alignment, align
 
 loop = importlib.import_module("trbext.rollout.lockstep")  # the module: its name in the package is the function's
@@ -347,8 +348,9 @@ def test_a_budget_needs_a_teacher_on_the_same_device() -> None:
 
 def test_a_model_without_a_cache_is_named() -> None:
     teacher = tiny(seed=2)
-    teacher.register_forward_hook(lambda _, __, output: setattr(output, "past_key_values", None))
-    with pytest.raises(RuntimeError, match="past_key_values, got NoneType from LlamaForCausalLM"):
+    name = cache_argument(teacher)
+    teacher.register_forward_hook(lambda _, __, output: setattr(output, name, None))
+    with pytest.raises(RuntimeError, match=f"{name}, got NoneType from LlamaForCausalLM"):
         roll(tiny(seed=1), teacher)
 
 

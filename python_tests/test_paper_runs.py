@@ -10,6 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks import paper_runs
 from benchmarks.paper_runs import PAIRS, Qwen3
+from trbext.rollout.cached_model import cache_argument
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = (ROOT / "docs" / "paper-runs.md").read_text()
@@ -35,7 +36,7 @@ def test_parameters_and_cache_bytes_follow_from_the_shape(shape: Qwen3) -> None:
     )
     with torch.device("meta"):
         model = Qwen3ForCausalLM(config).to(torch.bfloat16)
-        cache = model(torch.zeros((1, 3), dtype=torch.int64)).past_key_values
+        cache = model(torch.zeros((1, 3), dtype=torch.int64))[cache_argument(model)]
     assert sum(parameter.numel() for parameter in model.parameters()) == shape.parameters
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == 3 * shape.kv_bytes

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,11 +29,12 @@ from rollout_cases import (
     without,
 )
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 import trbext
 from trbext import reference
 from trbext.rollout import DraftLength, Rollout, TrustRegion, lockstep, speculative
+from trbext.rollout.cached_model import cache_argument
 from trbext.vocab import Alignment
 
 loop = importlib.import_module("trbext.rollout.rounds")
@@ -248,6 +250,49 @@ def test_a_model_that_makes_its_own_positions_is_found_out() -> None:
     teacher.model.forward = forward
     with pytest.warns(UserWarning, match="LlamaForCausalLM gives other logits after a token was taken back"):
         roll(student, teacher, draft_length=4)
+
+
+class TakesCache(LlamaForCausalLM):
+    def forward(
+        self, input_ids: Tensor, attention_mask: Any = None, position_ids: Any = None, cache: Any = None, **kwargs: Any
+    ) -> Any:
+        return called_by_its_own_name(self, cache, "cache", input_ids, attention_mask, position_ids, **kwargs)
+
+
+class TakesPastKeyValues(LlamaForCausalLM):
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        name = "past_key_values"
+        return called_by_its_own_name(self, past_key_values, name, input_ids, attention_mask, position_ids, **kwargs)
+
+
+def called_by_its_own_name(model: Any, cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    own = OWN_CACHE_ARGUMENT
+    output = LlamaForCausalLM.forward(model, *args, **{own: cache}, **kwargs)
+    return SimpleNamespace(logits=output.logits, **{name: output[own]})
+
+
+OWN_CACHE_ARGUMENT = cache_argument(tiny())
+
+
+@pytest.mark.parametrize("model_class", [TakesCache, TakesPastKeyValues])
+def test_a_model_may_call_its_cache_by_the_old_name_or_the_new(model_class: type[LlamaForCausalLM]) -> None:
+    """transformers 5.24 renamed it, and models of other origin keep the old name."""
+    student, teacher = tiny(seed=1), tiny(seed=2)
+    ways = (partial(roll, draft_length=3), partial(roll, decode=lockstep))
+    expected = [way(student, teacher) for way in ways]
+    for model in (student, teacher):
+        model.__class__ = model_class
+    found = [way(student, teacher) for way in ways]
+    assert found[0].speculation is not None
+    for one, two in zip(found, expected, strict=True):
+        assert_same(one, two)
 
 
 @pytest.mark.parametrize("draft_length", [-1, 1.5, True, "fast", None])

@@ -100,6 +100,8 @@ def check_saved(folder: Path, layers: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from trbext.rollout.cached_model import cache_argument
+
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     indices = [layer.self_attn.layer_idx for layer in model.model.layers]
     if indices != list(range(layers)):
@@ -107,8 +109,9 @@ def check_saved(folder: Path, layers: int) -> None:
     tokens = torch.arange(1, 13)[None] % model.config.vocab_size
     with torch.no_grad():
         whole = model(input_ids=tokens).logits[:, -1]
-        cache = model(input_ids=tokens[:, :-1], use_cache=True).past_key_values
-        stepped = model(input_ids=tokens[:, -1:], past_key_values=cache).logits[:, -1]
+        name = cache_argument(model) or "cache"
+        prefix = model(input_ids=tokens[:, :-1], use_cache=True)
+        stepped = model(input_ids=tokens[:, -1:], **{name: prefix[name]}).logits[:, -1]
     difference = float((whole - stepped).abs().max())
     if not difference < 1e-2:  # also refuses NaN
         raise RecipeError(f"{folder}: logits with and without the KV cache differ by {difference}")

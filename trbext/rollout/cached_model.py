@@ -22,6 +22,7 @@ class CachedModel:
         self.cache: Any = None
         self.can_drop_rows = False
         self._takes_positions = "position_ids" in accepted
+        self._cache_argument = cache_argument(inner) or "cache"
         self._options: dict[str, int] = {"use_cache": True, "return_dict": True}
         if "logits_to_keep" in accepted:  # without it the prefill pays for [B, P, V] logits
             self._options["logits_to_keep"] = 1
@@ -35,7 +36,7 @@ class CachedModel:
         layers = getattr(self.cache, "layers", None)
         if layers is None:
             raise RuntimeError(
-                "lockstep needs a model that returns its KV cache as past_key_values, got "
+                f"lockstep needs a model that returns its KV cache as {self._cache_argument}, got "
                 f"{type(self.cache).__name__} from {type(unwrap(self.model)).__name__} with use_cache=True"
             )
         # A linear-attention layer also holds recurrent states, which batch_select_indices does not select.
@@ -62,15 +63,16 @@ class CachedModel:
         self.cache.batch_select_indices(rows)
 
     def _forward(self, input_ids: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
-        inputs = {"position_ids": position} if self._takes_positions else {}
+        inputs = {self._cache_argument: self.cache}
+        if self._takes_positions:
+            inputs["position_ids"] = position
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=self.cache,
             **inputs,
             **self._options,
         )
-        self.cache = getattr(output, "past_key_values", None)
+        self.cache = getattr(output, self._cache_argument, None)
         logits: Tensor = output.logits[:, -1]
         return logits.float() if logits.dtype == torch.float64 else logits  # the operators take no float64
 
@@ -79,6 +81,13 @@ def next_token_exists(model: PreTrainedModel, prefix: Tensor) -> bool:
     """Whether a token can be drawn after `prefix` [1, P]: no NaN or +inf among the logits, and something finite. The
     maximum shows each of these."""
     return bool(model(input_ids=prefix).logits[0, -1].amax().isfinite())
+
+
+def cache_argument(inner: PreTrainedModel) -> str | None:
+    """What the model's forward and its output call the KV cache: `cache` since transformers 5.24, `past_key_values`
+    before it and in models of other origin; None for a forward that takes none."""
+    accepted = inspect.signature(type(inner).forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in accepted), None)
 
 
 def unwrap(model: Any) -> Any:

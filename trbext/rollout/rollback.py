@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from .cached_model import unwrap
+from .cached_model import cache_argument, unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,6 +100,7 @@ class RollbackModel:
         inner = unwrap(model)
         self.model = model
         self._limits_logits = "logits_to_keep" in inspect.signature(type(inner).forward).parameters
+        self._cache_argument = cache_argument(inner) or "cache"
         self._additive_mask = inner.config._attn_implementation == "eager"
         self._first = first
         self._slots = _Slots(capacity)
@@ -139,12 +140,13 @@ class RollbackModel:
         positions = (columns - self._first).clamp(min=0)
         if last_position is not None:
             positions = torch.minimum(positions, last_position)
-        options: dict[str, Any] = {"logits_to_keep": logits} if self._limits_logits else {}
+        options: dict[str, Any] = {self._cache_argument: self._cache}
+        if self._limits_logits:
+            options["logits_to_keep"] = logits
         output = self.model(
             input_ids=tokens,
             attention_mask=None if unmasked else self._mask(columns, seen),
             position_ids=positions,
-            past_key_values=self._cache,
             use_cache=True,
             return_dict=True,
             **options,
@@ -185,9 +187,9 @@ def cannot_roll_back(model: PreTrainedModel) -> str | None:
 
 
 def _declared(inner: PreTrainedModel) -> str | None:
-    missing = {"position_ids", "past_key_values", "attention_mask"} - set(
-        inspect.signature(type(inner).forward).parameters
-    )
+    missing = {"position_ids", "attention_mask"} - set(inspect.signature(type(inner).forward).parameters)
+    if cache_argument(inner) is None:
+        missing.add("KV cache")
     if missing:
         return f"takes no {' and no '.join(sorted(missing))}"
     kinds = {type(layer).__name__ for layer in DynamicCache(config=inner.config.get_text_config()).layers}

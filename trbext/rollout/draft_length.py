@@ -19,9 +19,9 @@ from torch import Tensor
 
 LONGEST = 15  # drafts of a round: with 0.95 of them standing, 16 rows already emit two thirds of what 64 would
 _SAMPLES = 8  # of each cost, the latest
-_PRIOR = 4.0  # drafts that the acceptance expected from epsilon counts for
+_PRIOR = 16.0  # drafts that the acceptance expected from epsilon counts for: a lucky few must not decide
 _PROBE = 3  # drafts of the first round that has any
-_GAIN = 1.05  # over lockstep's cost, below which the noise of timings decides
+_GAIN = 1.08  # over lockstep's cost, below which the noise of timings and of acceptance decides
 
 
 class DraftLength:

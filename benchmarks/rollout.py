@@ -1,8 +1,9 @@
 """`python -m benchmarks.rollout`: tokens a second of rollouts by the student alone, in lockstep and by speculation.
 
 Every method of a case is called once a round, in random order and from the same seed, so that drift of the machine
-meets all alike; medians over the rounds. "auto" is one `DraftLength` per case: its first call measures, which its first
-round shows. Prints one table and the bars; writes rollout.csv and rollout.png.
+meets all alike; medians over the rounds, also of each round's own ratio to lockstep. "auto" is one `DraftLength` per
+case: its first call measures, which its first round shows. Prints one table and the bars; writes rollout.csv and
+rollout.png.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ class Decoder:
         self.seconds.append(time.perf_counter() - start)
         self.rollouts.append(rollout)
 
-    def record(self, pair: Prompts, batch: int, epsilon: float, name: str) -> RolloutRecord:
-        rates = [
-            int(rollout.mask.sum()) / seconds for rollout, seconds in zip(self.rollouts, self.seconds, strict=True)
-        ]
+    def rates(self) -> list[float]:
+        """Tokens a second, call by call."""
+        return [int(rollout.mask.sum()) / seconds for rollout, seconds in zip(self.rollouts, self.seconds, strict=True)]
+
+    def record(self, pair: Prompts, batch: int, epsilon: float, name: str, lockstep: list[float]) -> RolloutRecord:
+        rates = self.rates()
         parts = [rollout.speculation for rollout in self.rollouts if rollout.speculation is not None]
         tokens = sum(int(rollout.mask.sum()) for rollout in self.rollouts)
         passes: float | None = None
@@ -74,6 +77,7 @@ class Decoder:
             name,
             statistics.median(rates),
             rates[0],
+            statistics.median(rate / of_lockstep for rate, of_lockstep in zip(rates, lockstep, strict=True)),
             len(rates),
             sum(part.accepted for part in parts) / tested if tested else None,
             passes,
@@ -92,7 +96,8 @@ def time_case(pair: Prompts, batch: int, epsilon: float, rounds: int) -> list[Ro
     for method in turns(list(methods.values()), counts, rounds):
         decoder = decoders[method.name]
         decoder.call(pair, batch, seed=len(decoder.seconds))
-    return [decoder.record(pair, batch, epsilon, name) for name, decoder in decoders.items()]
+    lockstep = decoders["lockstep"].rates()
+    return [decoder.record(pair, batch, epsilon, name, lockstep) for name, decoder in decoders.items()]
 
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[Prompts, int, float]]:

@@ -27,6 +27,7 @@ class RolloutRecord:
     method: str  # student, lockstep, k = 2, ..., auto
     tokens_per_s: float  # median
     first_tokens_per_s: float  # of the first call, in which auto measures
+    over_lockstep: float  # median of its tokens/s over lockstep's of the same round
     rounds: int
     acceptance: float | None  # share of the tested drafts that stood
     passes_per_token: float | None  # teacher forwards of a row per token it wrote
@@ -47,17 +48,17 @@ def print_table(records: Sequence[RolloutRecord], machine: Machine, console: Con
     methods = list(dict.fromkeys(record.method for record in records))
     table = Table(
         title=str(machine),
-        caption="Tokens a second, medians; in brackets the ratio to lockstep. Acceptance, teacher passes: of k = 4.",
+        caption="Tokens a second, medians; in brackets of the ratio to lockstep in the same round. Acceptance, teacher "
+        "passes: of k = 4.",
         caption_justify="left",
     )
     for heading in ("pair", "batch", "epsilon", *methods, "acceptance", "passes"):
         table.add_column(heading, justify="left" if heading == "pair" else "right")
     for (pair, batch, epsilon), found in by_case(records).items():
-        lockstep = found["lockstep"].tokens_per_s
         cells = []
         for name in methods:
-            rate = found[name].tokens_per_s
-            cells.append(f"{rate:.1f}" + ("" if name in ("student", "lockstep") else f" ({rate / lockstep:.2f})"))
+            ratio = "" if name in ("student", "lockstep") else f" ({found[name].over_lockstep:.2f})"
+            cells.append(f"{found[name].tokens_per_s:.1f}{ratio}")
         four = found["k = 4"]
         table.add_row(
             pair, str(batch), f"{epsilon:g}", *cells, f"{four.acceptance or 0:.3f}", f"{four.passes_per_token or 0:.3f}"
@@ -70,7 +71,7 @@ def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
     cases = by_case(records)
 
     def gain(found: dict[str, RolloutRecord]) -> float:
-        return found["auto"].tokens_per_s / found["lockstep"].tokens_per_s
+        return found["auto"].over_lockstep
 
     big = [
         gain(found)
@@ -79,8 +80,7 @@ def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
     ]
     passes = [found["k = 4"].passes_per_token for (_, _, eps), found in cases.items() if eps == 0.01]
     best = [
-        found["auto"].tokens_per_s
-        / max(record.tokens_per_s for name, record in found.items() if name not in ("student", "auto"))
+        gain(found) / max(record.over_lockstep for name, record in found.items() if name not in ("student", "auto"))
         for found in cases.values()
     ]
     return [
@@ -106,7 +106,7 @@ def plot(records: Sequence[RolloutRecord], machine: Machine, path: Path) -> None
         for name in next(iter(mine.values())):
             if name in ("student", "lockstep"):
                 continue
-            ratios = [found[name].tokens_per_s / found["lockstep"].tokens_per_s for found in mine.values()]
+            ratios = [found[name].over_lockstep for found in mine.values()]
             style = {"color": "black", "linewidth": 2.0} if name == "auto" else {"linewidth": 1.0}
             axis.plot(list(mine), ratios, marker="o", markersize=3, label=name, **style)
         axis.axhline(1.0, color="grey", linewidth=0.8)

@@ -46,12 +46,27 @@ def test_the_benchmark_of_rollouts_writes_what_it_measured(
 
 def records(**rates: float) -> list[RolloutRecord]:
     names = {"lockstep": 10.0, "k = 2": 12.0, "k = 4": 16.0, "k = 8": 14.0, "student": 100.0} | rates
-    made = RolloutRecord("random, 10x", 1, 0.05, "", 0.0, 0.0, 3, 0.95, 0.25)
+    made = RolloutRecord("random, 10x", 1, 0.05, "", 0.0, 0.0, 0.0, 3, 0.95, 0.25)
     return [
-        replace(made, method=name, tokens_per_s=rate, epsilon=epsilon)
+        replace(made, method=name, tokens_per_s=rate, over_lockstep=rate / 10.0, epsilon=epsilon)
         for epsilon in (0.01, 0.05)
         for name, rate in names.items()
     ]
+
+
+def test_ratios_to_lockstep_are_those_of_one_round(tiny_pair: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slows down between rounds changes no ratio."""
+    monkeypatch.setitem(rollout.NEW_TOKENS, 1, 8)
+    pair = rollout.random_pair(1)
+    decoder = rollout.Decoder(2, 0.05)
+    for seed in range(3):
+        decoder.call(pair, 1, seed)
+    tokens = [int(made.mask.sum()) for made in decoder.rollouts]
+    decoder.seconds = [1.0, 2.0, 4.0]
+    lockstep = [count / seconds / 1.5 for count, seconds in zip(tokens, decoder.seconds, strict=True)]
+    record = decoder.record(pair, 1, 0.05, "k = 2", lockstep)
+    assert record.over_lockstep == pytest.approx(1.5)
+    assert record.first_tokens_per_s == tokens[0]
 
 
 def test_the_bars_are_ratios_to_lockstep_and_to_the_best_fixed_length() -> None:

@@ -62,6 +62,23 @@ def test_measuring_costs_little_even_in_a_first_short_rollout() -> None:
         assert 64 / spent > 0.95 * machine.rate(0)
 
 
+def test_nothing_is_tried_where_drafting_cannot_pay_whatever_a_pass_costs() -> None:
+    """A student of 0.8 of the teacher's cost, half of whose drafts stand: were a pass over two tokens as cheap as over
+    one, it would gain 1.5 * 1.8 / 2.6 - 1 = 4 %."""
+    lengths = DraftLength()
+    lengths.begin(1.0)
+
+    def next_choice(stood: int, tested: int) -> int:
+        k = lengths.choose(1, 1000)
+        lengths.saw_costs(1, k, 0.8 * (k + 1), 1.0)
+        lengths.saw_drafts(stood, tested)
+        return k
+
+    assert [next_choice(1, 2) for _ in range(50)] == [0] * 50
+    assert not lengths.measuring(1)
+    assert max(next_choice(95, 100) for _ in range(10)) >= 3  # until more of them stand
+
+
 def test_long_drafts_are_reached_step_by_step() -> None:
     lengths = DraftLength()
     lengths.begin(0.001)

@@ -84,17 +84,30 @@ class DraftLength:
 
         What the tokens of a pass cost beyond the first is told by a pass over several. On a CPU two or three may cost
         more than four, so they would not do; but of many rows where hardly any draft would stand, two tokens are less
-        of a loss. A length longer than all before is tried twice: the first pass of a new shape also pays for kernels
-        and buffers.
+        of a loss, and where drafting could not pay at all nothing is tried. A length longer than all before is tried
+        twice: the first pass of a new shape also pays for kernels and buffers.
         """
         if self.frozen or any(max(self._known(bucket + near), default=0) > 0 for near in (-2, -1, 1, 2)):
             return None  # a batch of up to four times the size, or of a quarter, has told
         passes = self._teacher.get(bucket, {})
         longest = max(passes, default=0)
         for k in (0, longest or (_PROBE if self.acceptance > 0.6 or bucket < 3 else 1)):
+            if k > 0 and not self._could_pay(bucket):
+                return None
             if len(passes.get(k, ())) < 2:
                 return k
         return None
+
+    def _could_pay(self, bucket: int) -> bool:
+        """Whether any length would, if a pass over several tokens cost no more than one over a single token."""
+        student, alone = _typical(self._student[bucket]), _typical(self._teacher[bucket][0])
+        rates = [self._emitted(k) / ((k + 1) * student + alone) for k in range(self.longest + 1)]
+        return max(rates) >= _GAIN * rates[0]
+
+    def _emitted(self, k: int) -> float:
+        """E(k): tokens that a row writes in a round of k drafts, on average."""
+        a = min(self.acceptance, 1 - 1e-9)
+        return (1 - a ** (k + 1)) / (1 - a)
 
     def _known(self, bucket: int) -> dict[int, float]:
         """Seconds of the teacher's pass in a round of k drafts, by k."""
@@ -120,10 +133,9 @@ class DraftLength:
             return 0
         student, teacher = self._costs(bucket)
         most = min(most, 2 * max(teacher) + 1)  # no further than what was measured can tell
-        a = min(self.acceptance, 1 - 1e-9)
 
         def rate(k: int) -> float:
-            return (1 - a ** (k + 1)) / (1 - a) / ((k + 1) * student + _interpolated(teacher, k))
+            return self._emitted(k) / ((k + 1) * student + _interpolated(teacher, k))
 
         best = max(range(most + 1), key=rate)
         return best if rate(best) >= _GAIN * rate(0) else 0

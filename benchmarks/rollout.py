@@ -84,10 +84,10 @@ class Decoder:
         )
 
 
-def time_case(pair: Prompts, batch: int, epsilon: float, rounds: int) -> list[RolloutRecord]:
-    """All methods on one batch at one budget."""
+def time_case(pair: Prompts, batch: int, epsilon: float, rounds: int, lengths: Sequence[int]) -> list[RolloutRecord]:
+    """All methods on one batch at one budget; `lengths`: of k."""
     decoders = {"student": Decoder(0, 0.0), "lockstep": Decoder(0, epsilon)}
-    decoders |= {f"k = {k}": Decoder(k, epsilon) for k in FIXED}
+    decoders |= {f"k = {k}": Decoder(k, epsilon) for k in lengths}
     decoders["auto"] = Decoder(DraftLength(), epsilon)
     decoders["lockstep"].call(pair, batch, seed=0)  # warms the machine up, and is not counted
     decoders["lockstep"] = Decoder(0, epsilon)
@@ -119,6 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--real-models", type=Path, help="folder written by recipes/smollm2_pruned.py, for smollm2")
     parser.add_argument("--batches", nargs="+", type=int, choices=BATCHES, default=BATCHES, help="default: %(default)s")
     parser.add_argument("--epsilons", nargs="+", type=float, default=EPSILONS, help="nats; default: %(default)s")
+    parser.add_argument(
+        "--lengths",
+        nargs="*",
+        type=int,
+        default=FIXED,
+        metavar="K",
+        help="fixed draft lengths, may be none; %(default)s",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="calls of each method (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder of rollout.csv and .png (default: here)")
     options: Any = parser.parse_args(arguments)
@@ -128,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     records: list[RolloutRecord] = []
     for pair, batch, epsilon in cases(options):
-        found = time_case(pair, batch, epsilon, options.rounds)
+        found = time_case(pair, batch, epsilon, options.rounds, options.lengths)
         records += found
         rates = ", ".join(f"{record.method} {record.tokens_per_s:.1f}" for record in found)
         console.print(f"{pair.name}, batch {batch}, epsilon {epsilon:g}, tokens/s: {rates}")

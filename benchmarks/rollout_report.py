@@ -59,10 +59,10 @@ def print_table(records: Sequence[RolloutRecord], machine: Machine, console: Con
         for name in methods:
             ratio = "" if name in ("student", "lockstep") else f" ({found[name].over_lockstep:.2f})"
             cells.append(f"{found[name].tokens_per_s:.1f}{ratio}")
-        four = found["k = 4"]
-        table.add_row(
-            pair, str(batch), f"{epsilon:g}", *cells, f"{four.acceptance or 0:.3f}", f"{four.passes_per_token or 0:.3f}"
-        )
+        four = found.get("k = 4")
+        shares = (four.acceptance, four.passes_per_token) if four is not None else (None, None)
+        told = ("n/a" if share is None else f"{share:.3f}" for share in shares)
+        table.add_row(pair, str(batch), f"{epsilon:g}", *cells, *told)
     console.print(table)
 
 
@@ -78,7 +78,9 @@ def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
         for (pair, batch, eps), found in cases.items()
         if pair.startswith("random") and (batch, eps) == (1, 0.05)
     ]
-    passes = [found["k = 4"].passes_per_token for (_, _, eps), found in cases.items() if eps == 0.01]
+    passes = [
+        found["k = 4"].passes_per_token for (_, _, eps), found in cases.items() if eps == 0.01 and "k = 4" in found
+    ]
     best = [
         gain(found) / max(record.over_lockstep for name, record in found.items() if name not in ("student", "auto"))
         for found in cases.values()

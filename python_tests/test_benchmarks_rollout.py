@@ -44,6 +44,20 @@ def test_the_benchmark_of_rollouts_writes_what_it_measured(
     assert (tmp_path / "rollout.png").stat().st_size > 10_000
 
 
+def test_fixed_lengths_may_be_left_out(
+    tiny_pair: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rollout, "NEW_TOKENS", {1: 6, 4: 6, 32: 6})
+    words = ["--batches", "1", "--epsilons", "0.01", "--rounds", "1", "--lengths", "--output", str(tmp_path)]
+    assert rollout.main(words) == 0
+    assert "k = 4, the worst case: (<= 0.285714) not measured" in capsys.readouterr().out
+    assert {row["method"] for row in csv.DictReader((tmp_path / "rollout.csv").open())} == {
+        "student",
+        "lockstep",
+        "auto",
+    }
+
+
 def records(**rates: float) -> list[RolloutRecord]:
     names = {"lockstep": 10.0, "k = 2": 12.0, "k = 4": 16.0, "k = 8": 14.0, "student": 100.0} | rates
     made = RolloutRecord("random, 10x", 1, 0.05, "", 0.0, 0.0, 0.0, 3, 0.95, 0.25)

@@ -85,7 +85,7 @@ class Decoder:
 
 
 def time_case(pair: Prompts, batch: int, epsilon: float, rounds: int, lengths: Sequence[int]) -> list[RolloutRecord]:
-    """All methods on one batch at one budget; `lengths`: of k."""
+    """All methods on one batch at one budget. `lengths`: the fixed draft lengths k."""
     decoders = {"student": Decoder(0, 0.0), "lockstep": Decoder(0, epsilon)}
     decoders |= {f"k = {k}": Decoder(k, epsilon) for k in lengths}
     decoders["auto"] = Decoder(DraftLength(), epsilon)
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         default=FIXED,
         metavar="K",
-        help="fixed draft lengths, may be none; %(default)s",
+        help="fixed draft lengths, may be none; default: %(default)s",
     )
     parser.add_argument("--rounds", type=int, default=5, help="calls of each method (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder of rollout.csv and .png (default: here)")

@@ -109,7 +109,7 @@ def check_saved(folder: Path, layers: int) -> None:
     tokens = torch.arange(1, 13)[None] % model.config.vocab_size
     with torch.no_grad():
         whole = model(input_ids=tokens).logits[:, -1]
-        name = cache_argument(model) or "cache"
+        name = cache_argument(model)
         prefix = model(input_ids=tokens[:, :-1], use_cache=True)
         stepped = model(input_ids=tokens[:, -1:], **{name: prefix[name]}).logits[:, -1]
     difference = float((whole - stepped).abs().max())

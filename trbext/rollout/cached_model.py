@@ -22,7 +22,7 @@ class CachedModel:
         self.cache: Any = None
         self.can_drop_rows = False
         self._takes_positions = "position_ids" in accepted
-        self._cache_argument = cache_argument(inner) or "cache"
+        self._cache_argument = cache_argument(inner)
         self._options: dict[str, int] = {"use_cache": True, "return_dict": True}
         if "logits_to_keep" in accepted:  # without it the prefill pays for [B, P, V] logits
             self._options["logits_to_keep"] = 1
@@ -83,11 +83,11 @@ def next_token_exists(model: PreTrainedModel, prefix: Tensor) -> bool:
     return bool(model(input_ids=prefix).logits[0, -1].amax().isfinite())
 
 
-def cache_argument(inner: PreTrainedModel) -> str | None:
+def cache_argument(inner: PreTrainedModel) -> str:
     """What the model's forward and its output call the KV cache: `cache` since transformers 5.24, `past_key_values`
-    before it and in models of other origin; None for a forward that takes none."""
+    before it and in models of other origin."""
     accepted = inspect.signature(type(inner).forward).parameters
-    return next((name for name in ("cache", "past_key_values") if name in accepted), None)
+    return "past_key_values" if "past_key_values" in accepted and "cache" not in accepted else "cache"
 
 
 def unwrap(model: Any) -> Any:

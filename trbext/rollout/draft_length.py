@@ -101,13 +101,13 @@ class DraftLength:
     def _could_pay(self, bucket: int) -> bool:
         """Whether any length would, if a pass over several tokens cost no more than one over a single token."""
         student, alone = _typical(self._student[bucket]), _typical(self._teacher[bucket][0])
-        rates = [self._emitted(k) / ((k + 1) * student + alone) for k in range(self.longest + 1)]
+        rates = [self._rate(k, student, alone) for k in range(self.longest + 1)]
         return max(rates) >= _GAIN * rates[0]
 
-    def _emitted(self, k: int) -> float:
-        """E(k): tokens that a row writes in a round of k drafts, on average."""
+    def _rate(self, k: int, student: float, teacher: float) -> float:
+        """Tokens a second of a row in rounds of k drafts: E(k) / ((k + 1) s + t(k))."""
         a = min(self.acceptance, 1 - 1e-9)
-        return (1 - a ** (k + 1)) / (1 - a)
+        return (1 - a ** (k + 1)) / (1 - a) / ((k + 1) * student + teacher)
 
     def _known(self, bucket: int) -> dict[int, float]:
         """Seconds of the teacher's pass in a round of k drafts, by k."""
@@ -135,7 +135,7 @@ class DraftLength:
         most = min(most, 2 * max(teacher) + 1)  # no further than what was measured can tell
 
         def rate(k: int) -> float:
-            return self._emitted(k) / ((k + 1) * student + _interpolated(teacher, k))
+            return self._rate(k, student, _interpolated(teacher, k))
 
         best = max(range(most + 1), key=rate)
         return best if rate(best) >= _GAIN * rate(0) else 0

@@ -100,7 +100,7 @@ class RollbackModel:
         inner = unwrap(model)
         self.model = model
         self._limits_logits = "logits_to_keep" in inspect.signature(type(inner).forward).parameters
-        self._cache_argument = cache_argument(inner) or "cache"
+        self._cache_argument = cache_argument(inner)
         self._additive_mask = inner.config._attn_implementation == "eager"
         self._first = first
         self._slots = _Slots(capacity)
@@ -131,8 +131,8 @@ class RollbackModel:
             self._slots.capacity = max(seen, self._slots.capacity * 3 // 2)
             for layer in self._cache.layers:
                 layer.grow(self._slots.capacity)
-        # Once, not in each layer: at batch 1 such small tensors cost a few percent of a step.
-        self._slots.rows = torch.arange(len(columns), device=columns.device)[:, None]
+        if not level:  # once, not in each layer: at batch 1 such small tensors cost a few percent of a step
+            self._slots.rows = torch.arange(len(columns), device=columns.device)[:, None]
         self._slots.columns, self._slots.seen = columns, seen
         q = tokens.shape[1]
         self._slots.first = seen - q if level else None
@@ -187,9 +187,8 @@ def cannot_roll_back(model: PreTrainedModel) -> str | None:
 
 
 def _declared(inner: PreTrainedModel) -> str | None:
-    missing = {"position_ids", "attention_mask"} - set(inspect.signature(type(inner).forward).parameters)
-    if cache_argument(inner) is None:
-        missing.add("KV cache")
+    accepted = inspect.signature(type(inner).forward).parameters
+    missing = {"position_ids", "attention_mask", cache_argument(inner)} - set(accepted)
     if missing:
         return f"takes no {' and no '.join(sorted(missing))}"
     kinds = {type(layer).__name__ for layer in DynamicCache(config=inner.config.get_text_config()).layers}

@@ -1,6 +1,8 @@
 // The contract: every schema of torch.ops.trb. Kernels are registered per device (cpu/ops_cpu.cpp, cuda/ops_cuda.cpp),
 // fake kernels and the absence of autograd in trbext/_library.py, documentation in trbext/ops.py.
 //
+// per_row stands before the overload of a float: torch takes the first that fits, and a tensor of one element fits a
+// float too, which the host would have to read from the device (a wait, and an error in a CUDA graph).
 // uniform: float64 [N] in [0, 1), drawn by the caller, so the ops are pure functions of their arguments.
 // epsilon: nats; a float for all rows, or float32 [N].
 // verify: rows are ragged, B requests over N rows; rows of both logits may be indirect. Shapes: trbext/ops.py.
@@ -8,23 +10,23 @@
 
 STABLE_TORCH_LIBRARY(trb, m) {
   m.def(
-      "blend(Tensor student_logits, Tensor teacher_logits, float epsilon, *, float temperature=1.0)"
-      " -> (Tensor log_probs, Tensor beta, Tensor kl)");
-  m.def(
       "blend.per_row(Tensor student_logits, Tensor teacher_logits, Tensor epsilon, *, float temperature=1.0)"
       " -> (Tensor log_probs, Tensor beta, Tensor kl)");
   m.def(
-      "solve(Tensor student_logits, Tensor teacher_logits, float epsilon, *, float temperature=1.0)"
-      " -> (Tensor beta, Tensor kl, Tensor sweeps)");
+      "blend(Tensor student_logits, Tensor teacher_logits, float epsilon, *, float temperature=1.0)"
+      " -> (Tensor log_probs, Tensor beta, Tensor kl)");
   m.def(
       "solve.per_row(Tensor student_logits, Tensor teacher_logits, Tensor epsilon, *, float temperature=1.0)"
       " -> (Tensor beta, Tensor kl, Tensor sweeps)");
   m.def(
-      "sample(Tensor student_logits, Tensor teacher_logits, float epsilon, Tensor uniform, *, float temperature=1.0)"
-      " -> (Tensor token, Tensor log_prob, Tensor student_log_prob, Tensor teacher_log_prob, Tensor beta, Tensor kl)");
+      "solve(Tensor student_logits, Tensor teacher_logits, float epsilon, *, float temperature=1.0)"
+      " -> (Tensor beta, Tensor kl, Tensor sweeps)");
   m.def(
       "sample.per_row(Tensor student_logits, Tensor teacher_logits, Tensor epsilon, Tensor uniform, *,"
       " float temperature=1.0)"
+      " -> (Tensor token, Tensor log_prob, Tensor student_log_prob, Tensor teacher_log_prob, Tensor beta, Tensor kl)");
+  m.def(
+      "sample(Tensor student_logits, Tensor teacher_logits, float epsilon, Tensor uniform, *, float temperature=1.0)"
       " -> (Tensor token, Tensor log_prob, Tensor student_log_prob, Tensor teacher_log_prob, Tensor beta, Tensor kl)");
   m.def(
       "verify(Tensor student_logits, Tensor teacher_logits, Tensor draft_tokens, Tensor offsets, Tensor epsilon,"

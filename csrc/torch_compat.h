@@ -12,6 +12,11 @@
 #include <stdexcept>
 #include <vector>
 
+// Torch 2.11 has it under this name only.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace trb {
 
 using torch::headeronly::ScalarType;

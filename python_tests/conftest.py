@@ -12,6 +12,12 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import pytest
+from optional_packages import LeavesOutWhatIsMissing
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    module: pytest.Module = LeavesOutWhatIsMissing.from_parent(parent, path=module_path)
+    return module
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

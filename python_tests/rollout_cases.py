@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from scipy import stats
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -155,27 +153,6 @@ def raising(model: PreTrainedModel) -> PreTrainedModel:
 
     model.register_forward_pre_hook(forward)
     return model
-
-
-class HostReads(TorchDispatchMode):
-    """Counts what brings a tensor's value to Python: item, bool, int and float by their operator, the rest by name."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        self.count = 0
-        for name in ("tolist", "numpy", "cpu"):
-            monkeypatch.setattr(Tensor, name, self._counted(getattr(Tensor, name)))
-
-    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(tensor: Tensor, *args: Any) -> Any:
-            self.count += 1
-            return method(tensor, *args)
-
-        return counted
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select")
-        return func(*args, **(kwargs or {}))
 
 
 def without(model: PreTrainedModel, token: int) -> PreTrainedModel:

@@ -288,8 +288,8 @@ def test_a_second_device_is_used_while_the_first_is_current(call: Callable[..., 
 def test_arguments_on_different_devices_are_errors_that_name_them() -> None:
     student, teacher, epsilon, uniform = batch(3, 100)
     for call, message in [
-        (lambda: trbext.solve(student, teacher.cpu(), 0.1), "student_logits and teacher_logits must be on the same"),
-        (lambda: trbext.solve(student.cpu(), teacher, 0.1), "student_logits and teacher_logits must be on the same"),
+        (lambda: trbext.solve(student, teacher.cpu(), 0.1), "teacher_logits must be on the device of student_logits"),
+        (lambda: trbext.solve(student.cpu(), teacher, 0.1), "teacher_logits must be on the device of student_logits"),
         (lambda: trbext.solve(student, teacher, epsilon.cpu()), "epsilon must be on the device of student_logits"),
         (
             lambda: trbext.sample(student, teacher, 0.1, uniform=uniform.cpu()),

@@ -194,6 +194,13 @@ def test_a_negative_or_nan_epsilon_of_one_row_faults_that_row_alone(op: Operator
         assert torch.equal(got.kl[row], alone.kl[0])
 
 
+@pytest.mark.parametrize("epsilon", [-1.0, NAN, -INF])
+def test_a_negative_or_nan_epsilon_of_a_single_row_faults_it(op: Operator, epsilon: float) -> None:
+    """A tensor of one element is the epsilon of a row too, not a float, whose fault would be the call's."""
+    student, teacher = ordinary(1)
+    assert Outcome(op, student, teacher, torch.tensor([epsilon])).is_fault(0)
+
+
 @pytest.mark.parametrize("side", ["student", "teacher"])
 @pytest.mark.parametrize("fault", ["NaN", "+inf", "no finite logit", "NaN beside -inf", "+inf beside -inf"])
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, INF])

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from host_reads import HostReads
 from rollout_cases import (
     FAMILIES,
     PAD,
     PROMPTS,
-    HostReads,
     assert_rows_end_at_their_first_stop_token,
     assert_same,
     completion_logits,

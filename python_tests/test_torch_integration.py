@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from host_reads import HostReads
 from torch import Tensor
 
 import trbext
@@ -154,3 +155,18 @@ def test_a_cpu_build_called_with_cuda_tensors_to_verify_says_so() -> None:
     for verify, outputs in ((torch.ops.trb.verify.default, {}), (torch.ops.trb.verify.out, verify_outputs())):
         with pytest.raises(RuntimeError, match=r"built without CUDA kernels.*got CUDA tensors"):
             verify.redispatch(keys, *verify_arguments(), width=3, **outputs)
+
+
+@pytest.mark.parametrize("op", ["blend", "solve", "sample"])
+def test_the_epsilon_of_a_single_row_is_not_read_by_python(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One element also fits the overload of a float, which reads it: on a GPU a wait, in a graph an error."""
+    student, teacher, _, *uniform = arguments(op, "per_row")
+    student, teacher, uniform = student[:1], teacher[:1], [u[:1] for u in uniform]
+    epsilon = torch.tensor([0.05])
+    drawn = {"uniform": uniform[0]} if uniform else {}
+    with monkeypatch.context() as patches, HostReads(patches) as reads:
+        ours = getattr(trbext, op)(student, teacher, epsilon, **drawn)
+        packet = getattr(torch.ops.trb, op)(student, teacher, epsilon, *uniform)
+    assert reads.count == 0
+    for got, expected in zip(ours, packet, strict=True):
+        assert torch.equal(got, expected)

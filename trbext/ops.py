@@ -42,7 +42,8 @@ def blend(
     >>> behavior.log_probs.exp().sum(-1)  # 1 in every row
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
-    outputs = torch.ops.trb.blend(student, teacher, budget, temperature=temperature)
+    blend_rows = torch.ops.trb.blend.per_row if isinstance(budget, Tensor) else torch.ops.trb.blend.default
+    outputs = blend_rows(student, teacher, budget, temperature=temperature)
     return Blend(*_as_batch(outputs, student_logits))
 
 
@@ -54,7 +55,8 @@ def solve(
     `sweeps` is how often the row was read. Arguments, guarantee and errors: see the module.
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
-    outputs = torch.ops.trb.solve(student, teacher, budget, temperature=temperature)
+    solve_rows = torch.ops.trb.solve.per_row if isinstance(budget, Tensor) else torch.ops.trb.solve.default
+    outputs = solve_rows(student, teacher, budget, temperature=temperature)
     return Solution(*_as_batch(outputs, student_logits))
 
 
@@ -86,7 +88,8 @@ def sample(
         raise ValueError("trbext.sample: give uniform or generator, not both")
     elif uniform.shape != shape:
         raise ValueError(f"trbext.sample: uniform must have shape {list(shape)}, got {list(uniform.shape)}")
-    outputs = torch.ops.trb.sample(student, teacher, budget, uniform.reshape(-1), temperature=temperature)
+    sample_rows = torch.ops.trb.sample.per_row if isinstance(budget, Tensor) else torch.ops.trb.sample.default
+    outputs = sample_rows(student, teacher, budget, uniform.reshape(-1), temperature=temperature)
     return Sample(*_as_batch(outputs, student_logits))
 
 

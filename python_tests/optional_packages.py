@@ -1,0 +1,30 @@
+"""Test files that need a package which trbext itself does not need are skipped where it is missing.
+
+So `pytest` collects anywhere: a GPU machine with torch, numpy, pytest and trbext alone runs the tests of the operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+# What the extras of pyproject.toml bring (numpy is at hand wherever the operators are tested), and what comes with it.
+PACKAGES = frozenset({
+    "accelerate", "datasets", "filelock", "huggingface_hub", "jinja2", "math_verify", "matplotlib", "peft", "rich",
+    "safetensors", "scipy", "tokenizers", "transformers", "trl", "yaml",
+})  # fmt: skip
+
+
+class LeavesOutWhatIsMissing(pytest.Module):
+    """A test file that is skipped, with the package's name, if importing it needs an optional package in vain."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            missing = error.__cause__
+            package = (getattr(missing, "name", None) or "").split(".")[0]
+            if isinstance(missing, ModuleNotFoundError) and package in PACKAGES:
+                pytest.skip(f"needs the package {package}", allow_module_level=True)
+            raise

@@ -33,6 +33,9 @@ from .timing import Method
 
 DISTINCT = 64  # rows; larger batches repeat them
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# --quick: what the bars are of, under a minute.
+QUICK = {"vocab": [BAR_VOCAB], "rows": [1, 64, 256, 4096], "dtype": [BAR_DTYPE], "cache": ["cold"],
+         "seconds_per_cell": 0.5, "compile": "none"}  # fmt: skip
 VOCABS, ROWS = [32_768, 49_152, 151_936, 262_144], [1, 4, 16, 64, 256, 1024, 4096]
 BISECTION_ERROR = 2.0**-15  # of 16 evaluations, the first one at beta = 1
 
@@ -272,6 +275,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         f"bars: V = {BAR_VOCAB}, N >= {BAR_ROWS}, {BAR_DTYPE}",
     )
     add("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="for the CSV file and the plot")
+    quick = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in QUICK.items())
+    add("--quick", action="store_true", help=f"under a minute: {quick}".translate({ord(c): None for c in "[],'"}))
+    first, _ = parser.parse_known_args(arguments)
+    if first.quick:
+        parser.set_defaults(**QUICK)  # which an option of one's own still overrides
     options = parser.parse_args(arguments)
     if min(options.vocab) < 2 or min(options.rows) < 1 or options.repetitions < 3:
         parser.error("--vocab must be at least 2, --rows at least 1 and --repetitions at least 3")

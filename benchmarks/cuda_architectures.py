@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 WARP = 32
+ISSUE_SLOTS = 4  # warp instructions a cycle and SM
 SHARED_RESERVED = 1024  # bytes of each CTA that the system keeps, from sm_90 on and on sm_80
 
 
@@ -21,8 +23,10 @@ class Architecture:
     shared_sm: int  # bytes an SM has for its CTAs
     shared_cta: int  # bytes a CTA may have
     largest_cluster: int  # CTAs, portable; 1 where the kernels use no clusters
-    issue_slots: int = 4  # warp instructions a cycle and SM
+    issue_slots: int = ISSUE_SLOTS
     mufu_lanes: int = 16  # a cycle and SM
+    # As the device says: KB of shared memory of a CTA -> clusters of 1, 2, ... CTAs at once. Empty: from `gpcs`.
+    clusters_at_once: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def sms(self) -> int:
@@ -30,6 +34,9 @@ class Architecture:
 
     def clusters(self, cluster: int, ctas_per_sm: int) -> int:
         """How many clusters of that many CTAs are on the GPU at once; none spans two GPCs."""
+        fitting = [kb for kb in self.clusters_at_once if ctas_per_sm * (kb + 1) * KB <= self.shared_sm]
+        if fitting:
+            return max(0, self.clusters_at_once[max(fitting)][cluster - 1])
         return sum(ctas_per_sm * sms // cluster for sms in self.gpcs)
 
     def row_bytes_per_cta(self, ctas_per_sm: int) -> int:

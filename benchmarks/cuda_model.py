@@ -13,7 +13,8 @@ SM, S clusters are on the GPU at once. With R the time that a row stays, all S p
 
 Both grow without bound where a resource would be overdrawn, so that S / R obeys every limit: Little's law is the
 equation itself. It has one root, found by bisection. N rows take floor(N / S) full turns and one of the rest.
-Expect errors of 25 %: the efficiencies below are assumptions.
+Expect errors of 25 %: efficiencies and latencies are assumptions (benchmarks/cuda_counts.py), unless --chip names a
+file with those of a GPU.
 """
 
 from __future__ import annotations
@@ -30,16 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .cuda_architectures import ARCHITECTURES, WARP, Architecture
-from .cuda_counts import MEASURED, Counts, Loop
+from .cuda_counts import ASSUMED, MEASURED, Chip, Counts, Loop, read_chip
 
 TITLE = "MODEL, not a measurement"
-ISSUE_EFFICIENCY = 0.75  # of the issue slots that a loop of dependent arithmetic fills. Assumed
-MUFU_EFFICIENCY = 0.9
-# From the request of a row to its first byte, and then bytes a cycle that one SM alone takes: from device memory, and
-# from L2 where the row was prefetched to. Assumed.
-LOAD_CYCLES, LOAD_RATE = 1200.0, 32.0
-PREFETCHED_CYCLES, PREFETCHED_RATE = 600.0, 48.0
-LAUNCH_US = 3.0
 BOUND_ABOVE = 0.85  # a resource this busy is what bounds; with none, latency does
 
 
@@ -54,6 +48,7 @@ class Kernel:
     ctas_per_sm: int = 2
     element_bytes: int = 2  # of a logit
     prefetched: bool = False  # the next row is in L2 when its turn comes
+    chip: Chip = ASSUMED
 
     def loops(self) -> dict[str, tuple[Loop, float]]:
         """Phase -> its loop, and how often a row passes it."""
@@ -96,11 +91,11 @@ class Prediction:
     roofline_percent: float
 
 
-def alone_cycles(gpu: Architecture, loop: Loop, pairs: float) -> float:
+def alone_cycles(gpu: Architecture, chip: Chip, loop: Loop, pairs: float) -> float:
     """Of one CTA with an SM to itself: what the busiest pipe takes for so many pairs."""
     return pairs * max(
-        loop.issue / (gpu.issue_slots * WARP * ISSUE_EFFICIENCY),
-        loop.mufu / (gpu.mufu_lanes * MUFU_EFFICIENCY),
+        loop.issue / (gpu.issue_slots * WARP * chip.issue_efficiency_of(1)),
+        loop.mufu / (gpu.mufu_lanes * chip.mufu_efficiency),
         loop.fp32 / gpu.fp32_lanes,
     )
 
@@ -134,10 +129,12 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
     if rows < 1 or kernel.sweeps < 1:
         raise ValueError(f"rows and sweeps must be at least 1, got {rows} and {kernel.sweeps}")
     pairs = vocab / kernel.cluster  # of one CTA
-    fixed = kernel.counts.fixed_warp_instructions / (gpu.issue_slots * ISSUE_EFFICIENCY)
-    phases = {name: times * alone_cycles(gpu, loop, pairs) for name, (loop, times) in kernel.loops().items()}
+    chip = kernel.chip
+    fixed = kernel.counts.fixed_warp_instructions / (gpu.issue_slots * chip.issue_efficiency_of(1))
+    phases = {name: times * alone_cycles(gpu, chip, loop, pairs) for name, (loop, times) in kernel.loops().items()}
     alone = sum(phases.values()) + fixed
-    latency, rate = (PREFETCHED_CYCLES, PREFETCHED_RATE) if kernel.prefetched else (LOAD_CYCLES, LOAD_RATE)
+    device, cache = (chip.load_cycles, chip.load_rate), (chip.prefetched_cycles, chip.prefetched_rate)
+    latency, rate = cache if kernel.prefetched else device
     load0 = latency + row_bytes / kernel.cluster / rate
     serial = kernel.sweeps * kernel.counts.decision_cycles
     bytes_per_cycle = gpu.memory_gb_per_s / gpu.clock_ghz
@@ -164,16 +161,16 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
         "memory": active * row_bytes / bytes_per_cycle / stay,
         "issue": busy(
             per_pair("issue"),
-            gpu.issue_slots * WARP * ISSUE_EFFICIENCY,
+            gpu.issue_slots * WARP * chip.issue_efficiency_of(kernel.ctas_per_sm),
             WARP * kernel.counts.fixed_warp_instructions,
         ),
-        "mufu": busy(per_pair("mufu"), gpu.mufu_lanes * MUFU_EFFICIENCY),
+        "mufu": busy(per_pair("mufu"), gpu.mufu_lanes * chip.mufu_efficiency),
         "fp32": busy(per_pair("fp32"), gpu.fp32_lanes),
     }
     busiest = max(resources, key=lambda name: resources[name])
     roofline = rows * row_bytes / bytes_per_cycle
     to_us = 1e-3 / gpu.clock_ghz
-    time = cycles * to_us + LAUNCH_US
+    time = cycles * to_us + chip.launch_us
     return Prediction(
         gpu=gpu.name,
         vocab=vocab,
@@ -212,13 +209,15 @@ def smallest_cluster(gpu: Architecture, vocab: int, element_bytes: int, ctas_per
 def cases(options: argparse.Namespace) -> list[Prediction]:
     """For each GPU, V and form of the exact sweeps: the cluster asked for, or the smallest that holds a row."""
     found = []
-    for name in options.gpu:
-        gpu = ARCHITECTURES[name]
+    gpus = [read_chip(options.chip)] if options.chip else [(ARCHITECTURES[g], ASSUMED, MEASURED) for g in options.gpu]
+    for gpu, chip, counts in gpus:
         for vocab in options.vocab:
             cluster = options.cluster or smallest_cluster(gpu, vocab, options.element_bytes, options.ctas_per_sm)
             if cluster is None:
                 continue  # such rows are read again through L2: another kernel, not modelled
             kernel = Kernel(
+                counts=counts,
+                chip=chip,
                 sweeps=options.sweeps,
                 cluster=cluster,
                 ctas_per_sm=options.ctas_per_sm,
@@ -228,6 +227,19 @@ def cases(options: argparse.Namespace) -> list[Prediction]:
             for stable in (False, True):
                 found += [predict(gpu, replace(kernel, stable=stable), vocab, rows) for rows in options.rows]
     return found
+
+
+def print_chip(path: Path, console: Console) -> None:
+    """What was read of a GPU beside what is assumed without one."""
+    gpu, chip, counts = read_chip(path)
+    table = Table(title=f"{gpu.name}: read from {path}, and assumed otherwise")
+    for heading, justify in (("constant", "left"), ("read", "right"), ("assumed", "right")):
+        table.add_column(heading, justify=justify)
+    for name, value in {**vars(chip), "decision_cycles": counts.decision_cycles}.items():
+        assumed = getattr(ASSUMED, name, MEASURED.decision_cycles)
+        shown = [", ".join(f"{v:.4g}" for v in (x if isinstance(x, tuple) else (x,))) for x in (value, assumed)]
+        table.add_row(name, *shown)
+    console.print(table)
 
 
 def print_tables(predictions: Sequence[Prediction], console: Console) -> None:
@@ -274,6 +286,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--gpu", nargs="+", choices=ARCHITECTURES, default=["H100", "B200"], help="where clusters hold large rows")
+    add("--chip", type=Path, metavar="FILE", help="what the chip probe wrote of a GPU, which is modelled then")
     add("--vocab", type=int, nargs="+", default=[151_936], metavar="V", help="tokens a row")
     add("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096], metavar="N", help="rows a call")
     add("--element-bytes", type=int, choices=(2, 4), default=2, help="of a logit")
@@ -295,7 +308,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks.cuda_model: {error}", file=sys.stderr)
         return 2
     console = Console()
-    print_tables(predictions, console if console.is_terminal else Console(width=230))
+    console = console if console.is_terminal else Console(width=230)
+    if options.chip:
+        print_chip(options.chip, console)
+    print_tables(predictions, console)
     options.output.mkdir(parents=True, exist_ok=True)
     write_csv(predictions, options.output / "cuda_model.csv")
     console.print(f"wrote {options.output / 'cuda_model.csv'}")

@@ -1,10 +1,11 @@
-"""`python python_tests/compute_sanitizer.py [TOOL ...]`: NVIDIA's compute-sanitizer over small calls of each kernel.
+"""`python python_tests/compute_sanitizer.py [--quick] [TOOL ...]`: compute-sanitizer over small calls of each kernel.
 
 Tools: memcheck, racecheck, initcheck, synccheck, all of them by default. Exit code 0: no tool found anything; 1: one
 did (its report is printed); 2: there is no compute-sanitizer, no CUDA device, or no kernel in this build.
 
 With the argument `calls` it makes those calls itself, which is what the sanitizer runs: every operator, overload and
 dtype, one vocabulary for each way a row is kept on chip, misaligned, strided and transposed rows, masks and faults.
+--quick: bfloat16 alone and no streamed row, for a tool in under a minute.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from sass import find_tool
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND_SOMETHING = 99  # what compute-sanitizer exits with; the calls themselves exit with 0 or 1
 VOCABULARIES = (1, 17, 1025, 4099, 70_001, 160_003, 400_003)
+QUICK_VOCABULARIES = (17, 1025, 4099, 70_001)  # one block, and a cluster
 
 
 def find_sanitizer() -> Path | None:
     return find_tool("compute-sanitizer")
 
 
-def sanitize(tool: str) -> subprocess.CompletedProcess[str]:
+def sanitize(tool: str, *, quick: bool = False) -> subprocess.CompletedProcess[str]:
     """Runs the calls under one tool. The cache of PyTorch's allocator would hide reads past the end of a tensor."""
     sanitizer = find_sanitizer()
     if sanitizer is None:
@@ -40,25 +42,28 @@ def sanitize(tool: str) -> subprocess.CompletedProcess[str]:
         sys.executable,
         __file__,
         "calls",
+        *(["--quick"] if quick else []),
     ]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def calls(device: str = "cuda") -> None:
+def calls(device: str = "cuda", *, quick: bool = False) -> None:
     """Inputs are made on the CPU and copied, so that few kernels but trbext's run."""
     import torch
     from devices import Operators
 
     trb = Operators(device)
     generator = torch.Generator().manual_seed(0)
-    pairs = (
+    pairs: tuple[tuple[torch.dtype, torch.dtype], ...] = (
         (torch.float32, torch.float32),
         (torch.bfloat16, torch.bfloat16),
         (torch.float16, torch.float16),
         (torch.float16, torch.float32),
     )
-    for vocab in VOCABULARIES:
+    if quick:
+        pairs = ((torch.bfloat16, torch.bfloat16),)
+    for vocab in QUICK_VOCABULARIES if quick else VOCABULARIES:
         for dtypes in pairs:
             wide = [torch.randn(3, vocab + 7, generator=generator).to(dtype) for dtype in dtypes]
             plain = [logits[:, :vocab].contiguous() for logits in wide]
@@ -87,6 +92,8 @@ def calls(device: str = "cuda") -> None:
 
 
 def main(arguments: list[str]) -> int:
+    quick = "--quick" in arguments
+    arguments = [argument for argument in arguments if argument != "--quick"]
     unknown = [tool for tool in arguments if tool not in TOOLS]
     if unknown:
         print(f"tools must be among {', '.join(TOOLS)}, got {', '.join(unknown)}", file=sys.stderr)
@@ -97,7 +104,7 @@ def main(arguments: list[str]) -> int:
         return 2
     found = False
     for tool in arguments or TOOLS:
-        done = sanitize(tool)
+        done = sanitize(tool, quick=quick)
         print(f"{tool}: {'clean' if done.returncode == 0 else f'exit code {done.returncode}'}", flush=True)
         if done.returncode:
             print(done.stdout + done.stderr)
@@ -106,7 +113,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["calls"]:
-        calls()
+    if sys.argv[1:2] == ["calls"]:
+        calls(quick="--quick" in sys.argv)
     else:
         sys.exit(main(sys.argv[1:]))

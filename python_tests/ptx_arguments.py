@@ -75,6 +75,7 @@ class KernelArgs(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("vocab", ctypes.c_int32),
         ("slice_vectors", ctypes.c_int32),
+        ("prefetch", ctypes.c_bool),
         ("temperature", Temperature),
         ("epsilon", ctypes.c_double),
         ("epsilon_per_row", ctypes.c_uint64),

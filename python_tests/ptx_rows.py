@@ -66,6 +66,7 @@ class PtxOperators:
     arch: int
     ranks: int = 1  # blocks of a cluster
     streamed: bool = False
+    prefetch: bool = True  # of a cluster's next row
     clusters: int | None = None  # of the grid; None: one for each row
     seed: int | None = None  # of the schedule of warps; None: all in step
     approx_error: float = 0.0  # relative, of .approx instructions
@@ -216,6 +217,7 @@ class PtxOperators:
         if not self.streamed:
             chunks = math.ceil(args.vocab / tokens)
             args.slice_vectors = math.ceil(chunks / self.ranks) * LANES
+            args.prefetch = self.prefetch
         self._launch(
             device,
             kernels(self.arch, dtype)["streamed" if self.streamed else "resident"],

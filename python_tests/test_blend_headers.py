@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("verify_test", "blend"),
         ("tilt_interpolation_test", "cpu"),
         ("launch_table_test", "cuda"),
+        ("launch_overrides_test", "cuda"),
     ],
 )
 def test_a_program_of_checks(program: str, headers: str, tmp_path: Path) -> None:

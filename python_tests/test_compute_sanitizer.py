@@ -43,6 +43,22 @@ def test_what_a_tool_finds_is_printed_and_fails(
 def test_the_calls_are_right_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute_sanitizer, "VOCABULARIES", (1, 17, 4099))
     compute_sanitizer.calls("cpu")
+    monkeypatch.setattr(compute_sanitizer, "QUICK_VOCABULARIES", (17, 1025))
+    compute_sanitizer.calls("cpu", quick=True)
+
+
+def test_quick_asks_for_the_quick_calls(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text('#!/bin/sh\necho "$8" >> "$0.asked"\n')
+    sanitizer.chmod(0o755)
+    monkeypatch.setattr(compute_sanitizer, "find_sanitizer", lambda: sanitizer)
+    monkeypatch.setattr(compute_sanitizer, "cuda_missing", lambda: None)
+    assert compute_sanitizer.main(["--quick", "memcheck"]) == 0
+    assert compute_sanitizer.main(["memcheck"]) == 0
+    assert capsys.readouterr().out == "memcheck: clean\n" * 2
+    assert (tmp_path / "compute-sanitizer.asked").read_text().splitlines() == ["--quick", ""]
 
 
 def test_without_a_sanitizer_sanitize_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,9 @@ test_sample.py, test_solve.py, test_blend.py and test_bitwise.py, which run on t
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -309,6 +312,36 @@ def test_uniforms_are_drawn_on_the_device_when_none_are_given() -> None:
     assert first.is_cuda
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def in_a_new_process(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The environment is read once, at the first launch of a process."""
+    return subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+SOLVE_ONE_ROW = """
+import torch, trbext
+generator = torch.Generator().manual_seed(0)
+student = 2 * torch.randn(1, 151_936, generator=generator)
+teacher = student + torch.randn(1, 151_936, generator=generator)
+print(float(trbext.solve(student.cuda().bfloat16(), teacher.cuda().bfloat16(), 0.02).beta))
+"""
+
+
+def test_the_blocks_of_a_row_and_the_prefetch_can_be_set_by_the_environment() -> None:
+    expected = in_a_new_process(SOLVE_ONE_ROW)
+    assert expected.returncode == 0, expected.stderr
+    without = in_a_new_process(SOLVE_ONE_ROW, TRB_CUDA_PREFETCH="0")
+    assert without.stdout == expected.stdout
+    if torch.cuda.get_device_capability() >= (9, 0):
+        with_eight = in_a_new_process(SOLVE_ONE_ROW, TRB_CUDA_RANKS="8")
+        assert float(with_eight.stdout) == pytest.approx(float(expected.stdout), rel=1e-3)
+    for ranks in ("1", "0", "many"):  # the row does not fit in one block
+        refused = in_a_new_process(SOLVE_ONE_ROW, TRB_CUDA_RANKS=ranks)
+        assert refused.returncode != 0
+        assert "TRB_CUDA_RANKS must be" in refused.stderr
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])

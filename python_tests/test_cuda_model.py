@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks import cuda_model
 from benchmarks.cuda_architectures import A100, ARCHITECTURES, B200, H100, KB, Architecture
-from benchmarks.cuda_counts import MEASURED, Counts, Loop
+from benchmarks.cuda_counts import ASSUMED, MEASURED, Counts, Loop, read_chip
 from benchmarks.cuda_model import Kernel, predict
 
 V = 151_936
@@ -90,9 +91,9 @@ def test_without_work_and_waiting_the_roofline_is_reached() -> None:
 @pytest.mark.parametrize(
     ("loop", "bound", "cycles_per_pair"),
     [
-        (Loop(300), "issue", 300 / (4 * 32 * cuda_model.ISSUE_EFFICIENCY)),
-        (Loop(100, mufu=60), "mufu", 60 / (16 * cuda_model.MUFU_EFFICIENCY)),
-        (Loop(300, fp32=290), "issue", 300 / (4 * 32 * cuda_model.ISSUE_EFFICIENCY)),
+        (Loop(300), "issue", 300 / (4 * 32 * ASSUMED.issue_efficiency[0])),
+        (Loop(100, mufu=60), "mufu", 60 / (16 * ASSUMED.mufu_efficiency)),
+        (Loop(300, fp32=290), "issue", 300 / (4 * 32 * ASSUMED.issue_efficiency[0])),
     ],
 )
 def test_a_pipe_with_far_too_much_work_sets_the_time(loop: Loop, bound: str, cycles_per_pair: float) -> None:
@@ -132,7 +133,7 @@ def test_few_rows_take_the_time_of_one_and_full_turns_add_up() -> None:
     one, few, full, two = (predict(H100, kernel, V, rows) for rows in (1, 2, 32, 64))
     assert few.time_us < 1.05 * one.time_us
     assert (few.rows_in_flight, full.rows_in_flight, two.rows_in_flight) == (2, 32, 32)
-    assert two.time_us - cuda_model.LAUNCH_US == pytest.approx(2 * (full.time_us - cuda_model.LAUNCH_US))
+    assert two.time_us - ASSUMED.launch_us == pytest.approx(2 * (full.time_us - ASSUMED.launch_us))
 
 
 def test_small_budgets_take_the_longer_sweep() -> None:
@@ -178,3 +179,75 @@ def test_the_command_says_what_does_not_fit(capsys: pytest.CaptureFixture[str], 
     assert cuda_model.main(["--gpu", "A100", "--output", str(tmp_path)]) == 2
     assert "no row of these fits" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+CHIP = {
+    "gpu": "NVIDIA Test", "capability": "90", "multiprocessors": 100, "l2_bytes": 50 * 2**20,
+    "shared_bytes_per_multiprocessor": 228 * 1024, "clock_ghz": 2.0, "copy_gb_per_s": 2500.0, "launch_us": 2.0,
+    "load_latency_cycles": {"device": 800.0, "cache": 300.0},
+    "stream": {"device": {"start_cycles": 900.0, "bytes_per_cycle": 40.0},
+               "cache": {"start_cycles": 400.0, "bytes_per_cycle": 60.0}},
+    "clusters_at_once": {"101": [200] * 5 + [31] + [25] * 10, "107": [200] * 5 + [30] + [24] * 10, "220": [100] * 16},
+    "sweep_cycles_per_pair": {"1": {"first": 0.25, "direct": 0.25, "stable": 0.5},
+                              "2": {"first": 0.3, "direct": 0.2, "stable": 0.6}},
+    "decision": {"solve_us": 14.15, "empty_launch_us": 2.0, "sweeps": 2.0},
+}  # fmt: skip
+
+
+@pytest.fixture
+def chip_file(tmp_path: Path) -> Path:
+    path = tmp_path / "chip.json"
+    path.write_text(json.dumps(CHIP), encoding="utf-8")
+    return path
+
+
+def test_a_chip_file_replaces_what_is_assumed(chip_file: Path) -> None:
+    gpu, chip, counts = read_chip(chip_file)
+    assert (gpu.name, gpu.sms, gpu.clock_ghz, gpu.memory_gb_per_s) == ("NVIDIA Test", 100, 2.0, 2500.0)
+    assert (gpu.clusters(6, 2), gpu.clusters(8, 2), gpu.clusters(6, 1)) == (30, 24, 100)
+    assert (chip.load_cycles, chip.load_rate, chip.prefetched_cycles, chip.prefetched_rate) == (900, 40, 400, 60)
+    assert chip.launch_us == 2
+    one, two = chip.issue_efficiency
+    issue = MEASURED.first.issue + MEASURED.direct.issue
+    assert one == pytest.approx(issue / 32 / (4 * 0.5))
+    assert two == pytest.approx(2 * one)
+    # (14.15 - 2) us at 2 GHz are 24,300 cycles, 300 of them the row's loads, for two sweeps.
+    assert counts.decision_cycles == pytest.approx(12_000)
+
+
+def test_the_model_is_refitted_by_one_command(
+    chip_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cuda_model.main(["--chip", str(chip_file), "--rows", "256", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "NVIDIA Test" in printed
+    assert "decision_cycles" in printed
+    with (tmp_path / "cuda_model.csv").open(newline="") as file:
+        assert {line["gpu"] for line in csv.DictReader(file)} == {"NVIDIA Test"}
+
+
+def test_a_probe_without_timed_decisions_keeps_the_assumed_ones(chip_file: Path) -> None:
+    chip_file.write_text(json.dumps({k: v for k, v in CHIP.items() if k != "decision"}), encoding="utf-8")
+    assert read_chip(chip_file)[2] == MEASURED
+
+
+@pytest.mark.parametrize("missing", ["stream", "copy_gb_per_s", "sweep_cycles_per_pair", "gpu"])
+def test_a_file_that_is_no_probes_is_refused_by_what_it_lacks(
+    missing: str, chip_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chip_file.write_text(json.dumps({k: v for k, v in CHIP.items() if k != missing}), encoding="utf-8")
+    assert cuda_model.main(["--chip", str(chip_file)]) == 2
+    error = capsys.readouterr().err
+    assert str(chip_file) in error
+    assert missing in error
+
+
+def test_a_chip_file_that_is_not_there_or_not_json_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.json").write_text("no json", encoding="utf-8")
+    for name in ("absent.json", "text.json"):
+        assert cuda_model.main(["--chip", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert name in error

@@ -182,6 +182,19 @@ def test_a_cluster_that_solves_many_rows_solves_each_as_if_alone(ranks: int) -> 
     assert (outcomes[0][0] == -1).nonzero().flatten().tolist() == [3, 6, 9]
 
 
+def test_without_the_prefetch_of_the_next_row_nothing_else_changes() -> None:
+    """What TRB_CUDA_PREFETCH=0 launches, to time what the prefetch is worth."""
+    _, student, teacher = family_rows(1000, BFLOAT16)
+    answers, asked = [], []
+    for prefetch in (True, False):
+        trb = PtxOperators(90, ranks=2, clusters=1, prefetch=prefetch)
+        answers.append(trb.solve(student, teacher, 0.02))
+        counts = trb.results[-1].instructions
+        asked.append(sum(count for opcode, count in counts.items() if opcode.startswith("prefetch")))
+    assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
+    assert asked[0] > 0 == asked[1]
+
+
 def test_rows_too_large_for_the_chip_are_streamed_in_the_same_order() -> None:
     """The streamed kernel deals a row to the sixteen warps of one block: its sums round differently, no more."""
     student, teacher = ordinary(1, 262144, FLOAT32)

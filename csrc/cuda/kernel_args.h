@@ -38,6 +38,7 @@ struct KernelArgs {
   int64_t rows;
   int32_t vocab;
   int32_t slice_vectors;    // 16-byte vectors of one model that a block keeps in shared memory; 0 where none are kept
+  bool prefetch;            // of the next row into the second-level cache
   Temperature temperature;  // not of verify
   double epsilon;           // nats, where epsilon_per_row is null
   const float* epsilon_per_row;  // [N]

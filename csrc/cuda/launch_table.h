@@ -50,20 +50,27 @@ constexpr const Architecture& architecture_of(int capability) {
   return kArchitectures[found];
 }
 
+constexpr bool fits(const Architecture& architecture, const Launch& launch, int per_multiprocessor) {
+  const int64_t bytes = launch.shared_bytes() + kBlockStateBytes;
+  return bytes <= architecture.shared_per_block &&
+         per_multiprocessor * (bytes + kKiB) <= architecture.shared_per_multiprocessor;
+}
+
+// A row held by that many blocks.
+constexpr Launch split_over(int ranks, int64_t vocab, int64_t logit_bytes) {
+  const int64_t tokens = kVectorsPerChunk * kBytesPerVector / logit_bytes, chunks = (vocab + tokens - 1) / tokens;
+  return {ranks, static_cast<int32_t>((chunks + ranks - 1) / ranks * kVectorsPerChunk)};
+}
+
 // `clusters`: whether the kernel was compiled with them. `fewest_blocks`: where the device cannot run fewer at once.
 constexpr Launch launch_for(int64_t vocab, int64_t logit_bytes, int capability, bool clusters = true,
                             int fewest_blocks = 1) {
   const Architecture& architecture = architecture_of(capability);
   const int most_blocks = clusters ? architecture.largest_cluster : 1;
-  const int64_t tokens = kVectorsPerChunk * kBytesPerVector / logit_bytes, chunks = (vocab + tokens - 1) / tokens;
   for (int per_multiprocessor = 2; per_multiprocessor > 0; --per_multiprocessor) {
     for (int ranks = fewest_blocks; ranks <= most_blocks; ++ranks) {
-      const Launch launch{ranks, static_cast<int32_t>((chunks + ranks - 1) / ranks * kVectorsPerChunk)};
-      const int64_t bytes = launch.shared_bytes() + kBlockStateBytes;
-      if (bytes <= architecture.shared_per_block &&
-          per_multiprocessor * (bytes + kKiB) <= architecture.shared_per_multiprocessor) {
-        return launch;
-      }
+      const Launch launch = split_over(ranks, vocab, logit_bytes);
+      if (fits(architecture, launch, per_multiprocessor)) return launch;
     }
   }
   return {1, 0};

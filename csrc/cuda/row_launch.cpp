@@ -5,6 +5,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "launch_overrides.h"
 #include "launch_table.h"
 #include "row_kernels.h"
 
@@ -41,6 +42,9 @@ int attribute_of(const char* op, cudaDeviceAttr attribute, int device) {
   return value;
 }
 
+// kLargestCluster and fewer run on every device with clusters; more must be asked for.
+bool is_portable(int ranks) { return ranks <= kLargestCluster; }
+
 // How many clusters of the launch run at the same time: 0 where the device cannot run one (a slice of a GPU may be
 // short of multiprocessors that can form one).
 int64_t clusters_at_once(const char* op, int device, const DeviceLaunch& device_launch) {
@@ -70,6 +74,18 @@ DeviceLaunch ask_device(const char* op, int device, const RowKernels& kernels, i
   check_cuda(op, cudaFuncSetAttribute(kernels.resident, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   check_cuda(op, cudaFuncSetAttribute(kernels.resident, cudaFuncAttributePreferredSharedMemoryCarveout,
                                       cudaSharedmemCarveoutMaxShared));
+  if (const int ranks = launch_overrides().ranks; ranks > 0) {
+    DeviceLaunch found{split_over(ranks, vocab, logit_bytes), kernels.resident, kResidentThreads, 0};
+    if (!is_portable(ranks)) {
+      check_cuda(op, cudaFuncSetAttribute(kernels.resident, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    }
+    if ((clusters || ranks == 1) && fits(architecture_of(capability), found.launch, 1)) {
+      found.clusters = clusters_at_once(op, device, found);
+    }
+    check(found.clusters > 0, op, ": TRB_CUDA_RANKS must be a number of blocks that can hold a row, got ", ranks,
+          " for a vocabulary of ", vocab, " on device ", device);
+    return found;
+  }
   for (int fewest_blocks = 1;; ++fewest_blocks) {
     DeviceLaunch found{launch_for(vocab, logit_bytes, capability, clusters, fewest_blocks), nullptr, 0, 0};
     found.kernel = found.launch.resident() ? kernels.resident : kernels.streamed;
@@ -112,6 +128,7 @@ void launch_rows(const char* op, int device, KernelArgs& args) {
   const bool alike = args.student.dtype == args.teacher.dtype && args.verify.student_kind == StudentKind::kLogits;
   const DeviceLaunch& launch = launch_on(op, device, alike ? args.student.dtype : DType::kFloat32, args.vocab);
   args.slice_vectors = launch.launch.slice_vectors;
+  args.prefetch = launch_overrides().prefetch;
   cudaLaunchAttribute cluster_dimension;
   const cudaLaunchConfig_t config =
       configure(launch, std::min(args.rows, launch.clusters), static_cast<cudaStream_t>(current_cuda_stream(device)),

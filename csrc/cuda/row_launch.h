@@ -9,7 +9,9 @@
 namespace trb::cuda {
 
 inline void check_cuda(const char* op, cudaError_t status) {
-  check(status == cudaSuccess, op, ": CUDA error: ", cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // else whoever asks the runtime next is told of it again
+  check(false, op, ": CUDA error: ", cudaGetErrorString(status));
 }
 
 // The driver loads a kernel at its first mention, which a stream capture in progress must not forbid.
@@ -33,7 +35,7 @@ inline int32_t vocab_of(const char* op, int64_t vocab) {
 
 Logits logits_of(const Tensor& tensor);
 
-// All rows of `args`, at least one, on the device that is current; sets args.slice_vectors.
+// All rows of `args`, at least one, on the device that is current; sets args.slice_vectors and args.prefetch.
 void launch_rows(const char* op, int device, KernelArgs& args);
 
 }  // namespace trb::cuda

@@ -142,7 +142,7 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   const bool masked =
       !(extremes.lowest * scale > kNoWeight && extremes.low * scale > kNoWeight && extremes.high * scale < -kNoWeight);
   const int64_t next = row + gridDim.x / cluster.ranks;
-  if (Source::kResident && next < args.rows) prefetch_row<T>(args, next, chunks, lane);
+  if (Source::kResident && args.prefetch && next < args.rows) prefetch_row<T>(args, next, chunks, lane);
 
   int slot = (*exchange)++ & 1;
   sweep_ends<T>(args, source, chunks, extremes, masked, cluster, state, slot, warp, lane);

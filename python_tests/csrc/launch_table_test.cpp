@@ -28,6 +28,9 @@ static_assert(launch_for(32768, 2, 80).ranks == 1 && launch_for(32768, 2, 80).re
 static_assert(!launch_for(151936, 2, 80).resident());
 static_assert(!launch_for(32768, 2, 89).resident() && launch_for(32768, 2, 120).ranks > 1);
 static_assert(!launch_for(262144, 4, 90).resident() && launch_for(262144, 2, 90).resident());
+static_assert(split_over(6, 151936, 2).slice_vectors == launch_for(151936, 2, 90).slice_vectors);
+static_assert(split_over(16, 262144, 4).resident() && fits(architecture_of(90), split_over(16, 262144, 4), 1));
+static_assert(!fits(architecture_of(90), split_over(2, 151936, 2), 1));
 
 int main() {
   for (const int capability : {80, 86, 87, 89, 90, 100, 103, 110, 120, 121}) {

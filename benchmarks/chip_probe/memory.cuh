@@ -1,0 +1,134 @@
+// Device memory and the second-level cache: latency of one load, what one multiprocessor takes alone, and a copy.
+#pragma once
+
+#include "probe.cuh"
+
+namespace chip {
+
+constexpr int kChaseSteps = 2048;
+constexpr int kStreamThreads = 256;
+constexpr int64_t kPoolBytes = int64_t{1} << 30;  // far more than any second-level cache
+constexpr int64_t kCachedBytes = int64_t{2} << 20;
+constexpr int kShortStream = 16 << 10, kLongStream = 96 << 10;  // bytes
+
+// One thread, each address read from the one before; first-level caches are left out (.cg).
+__global__ void chase(const int64_t* links, float* out) {
+  int64_t at = 0;
+  const long long start = clock64();
+#pragma unroll 1
+  for (int i = 0; i < kChaseSteps; ++i) at = __ldcg(links + at);
+  out[0] = static_cast<float>(clock64() - start) / kChaseSteps;
+  if (at == -1) out[0] = 0.0f;
+}
+
+// Each line of 128 bytes names the line `stride` lines on, around the pool.
+__global__ void link_lines(int64_t* links, int64_t lines, int64_t stride) {
+  constexpr int64_t kLine = 16;  // words
+  for (int64_t line = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; line < lines;
+       line += int64_t{gridDim.x} * blockDim.x) {
+    links[line * kLine] = (line + stride) % lines * kLine;
+  }
+}
+
+// One block copies `bytes` of device memory into shared memory by 16-byte loads, as the kernels load a row.
+__global__ void __launch_bounds__(kStreamThreads) stream(const uint4* from, int bytes, float* out) {
+  extern __shared__ uint4 held[];
+  const int vectors = bytes / 16;
+  __syncthreads();
+  const long long start = clock64();
+#pragma unroll 4
+  for (int i = threadIdx.x; i < vectors; i += kStreamThreads) held[i] = __ldcs(from + i);
+  __syncthreads();
+  if (threadIdx.x == 0) out[0] = static_cast<float>(clock64() - start);
+  if (held[threadIdx.x % vectors].x == 1) out[0] = 0.0f;  // the memory holds zeros
+}
+
+__global__ void copy(const uint4* from, uint4* to, int64_t vectors) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < vectors; i += int64_t{gridDim.x} * blockDim.x) {
+    to[i] = from[i];
+  }
+}
+
+__global__ void nothing() {}
+
+// Cycles of one multiprocessor, and nanoseconds of the device's clock, over the same while.
+__global__ void both_clocks(float* out) {
+  unsigned long long began, now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(began));
+  const long long start = clock64();
+  while (clock64() - start < 20'000'000) {
+  }
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  out[0] = static_cast<float>(clock64() - start) / static_cast<float>(now - began);
+}
+
+struct Memory {
+  float device_latency, cache_latency;  // cycles of one load
+  float device_start, device_rate;      // one multiprocessor alone: cycles until bytes flow, bytes a cycle then
+  float cache_start, cache_rate;
+  float copy_gb_per_s, launch_us, clock_ghz;
+};
+
+struct Stream {
+  float start, rate;
+};
+
+// A line through the times of a short and of a long stream.
+inline Stream probe_stream(const char* pool, bool cached, float* out) {
+  require(cudaFuncSetAttribute(stream, cudaFuncAttributeMaxDynamicSharedMemorySize, kLongStream), "shared memory");
+  float cycles[2];
+  int64_t offset = 0;
+  for (int which = 0; which < 2; ++which) {
+    const int bytes = which == 0 ? kShortStream : kLongStream;
+    smallest_of_runs(
+        [&] {
+          if (!cached) offset += kLongStream;  // what no launch has touched
+          stream<<<1, kStreamThreads, bytes>>>(reinterpret_cast<const uint4*>(pool + offset), bytes, out);
+        },
+        out, cycles + which, 1);
+  }
+  const float rate = (kLongStream - kShortStream) / (cycles[1] - cycles[0]);
+  return {cycles[0] - kShortStream / rate, rate};
+}
+
+inline Memory probe_memory(int multiprocessors) {
+  Memory found{};
+  char* const pool = device_array<char>(kPoolBytes);
+  char* const other = device_array<char>(kPoolBytes);
+  float* const out = device_array<float>(1);
+  smallest_of_runs([&] { both_clocks<<<1, 1>>>(out); }, out, &found.clock_ghz, 1);
+
+  const auto flush = [&] { require(cudaMemset(other, 0, kPoolBytes), "cudaMemset"); };
+  flush();
+  const Stream device = probe_stream(pool, false, out);
+  const Stream cache = probe_stream(pool, true, out);
+  found.device_start = device.start;
+  found.device_rate = device.rate;
+  found.cache_start = cache.start;
+  found.cache_rate = cache.rate;
+
+  const int64_t all_lines = kPoolBytes / 128, cached_lines = kCachedBytes / 128;
+  int64_t* const links = reinterpret_cast<int64_t*>(pool);
+  // Far apart, so that no two steps share a page of the DRAM; few, so that all of them stay in the cache.
+  link_lines<<<1024, 256>>>(links, all_lines, 40503);
+  smallest_of_runs(
+      [&] {
+        flush();
+        chase<<<1, 1>>>(links, out);
+      },
+      out, &found.device_latency, 1);
+  link_lines<<<1024, 256>>>(links, cached_lines, 97);
+  smallest_of_runs([&] { chase<<<1, 1>>>(links, out); }, out, &found.cache_latency, 1);
+
+  const int64_t vectors = kPoolBytes / 16;
+  const float milliseconds = smallest_milliseconds([&] {
+    copy<<<16 * multiprocessors, 512>>>(reinterpret_cast<const uint4*>(pool), reinterpret_cast<uint4*>(other), vectors);
+  });
+  found.copy_gb_per_s = static_cast<float>(2.0 * kPoolBytes / milliseconds / 1e6);
+  found.launch_us = 1e3f * smallest_milliseconds([] { nothing<<<1, 32>>>(); }, 50);
+  require(cudaFree(pool), "cudaFree");
+  require(cudaFree(other), "cudaFree");
+  return found;
+}
+
+}  // namespace chip

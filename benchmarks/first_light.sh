@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# First light: all that a GPU can tell of the CUDA kernels in nine minutes, by one command.
+#
+#   bash benchmarks/first_light.sh                  # needs torch, numpy, pytest and nvcc; 560 s at most
+#   bash benchmarks/first_light.sh --device cpu     # the same stages without a GPU, those that need one left out
+#
+# Stages run one after another, each with its own time limit and log, and none stops the next. They end with a short
+# table and in DIR: <device>.md, to be kept in docs/gpu/ as it is; chip.json, for `python -m benchmarks.cuda_model
+# --chip`; the profiler's report and the logs. What is learnt first costs least, so a run that is cut off still tells.
+#
+#   --output DIR   default runs/first_light
+#   --limit S      seconds of all stages together, default 560; later stages are cut to what is left
+#   --wheel FILE   trbext for this Python, torch and GPU, taken if the build fails
+set -uo pipefail
+
+device=cuda output=runs/first_light limit=560 wheel=
+usage() { echo "first_light.sh: $1; usage: [--device cuda|cpu] [--output DIR] [--limit S] [--wheel FILE]" >&2; exit 2; }
+while [ $# -gt 0 ]; do
+    [ $# -ge 2 ] || usage "$1 needs a value"
+    case $1 in
+        --device) device=$2; [ "$2" = cuda ] || [ "$2" = cpu ] || usage "--device must be cuda or cpu, got $2" ;;
+        --output) output=$2 ;;
+        --limit) limit=$2; [[ $2 =~ ^[0-9]+$ ]] || usage "--limit must be whole seconds, got $2" ;;
+        --wheel) wheel=$2; [ -f "$2" ] || usage "--wheel must be a file, got $2" ;;
+        *) usage "unknown option $1" ;;
+    esac
+    shift 2
+done
+
+root=$(cd "$(dirname "$0")/.." && pwd) work=$(mktemp -d) python=${PYTHON:-python3} began=$(date +%s)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$output/logs" && output=$(cd "$output" && pwd)
+rm -f "$output"/stages.tsv "$output"/chip.json "$output"/logs/*.log
+cd "$root"
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
+# The package is built into a folder of its own, and found there before the source folder of the same name.
+export PYTHONSAFEPATH=1 PYTHONPATH="$work/site:$root:$root/python_tests${PYTHONPATH:+:$PYTHONPATH}"
+failures=0
+
+record() { printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$output/stages.tsv"; }
+
+left_out() { record "$1" "left out: $2" 0 0; echo "== $1: left out: $2"; }
+
+# stage NAME SECONDS LINES COMMAND...: LINES are those shown of the log's end. Returns the command's exit code.
+stage() {
+    local name=$1 seconds=$2 lines=$3 left start rc outcome
+    shift 3
+    left=$((limit - $(date +%s) + began))
+    if [ "$left" -lt 5 ]; then left_out "$name" "no time left"; return 1; fi
+    [ "$seconds" -le "$left" ] || seconds=$left
+    start=$(date +%s)
+    timeout -k 5 "$seconds" "$@" >"$output/logs/$name.log" 2>&1
+    rc=$?
+    case $rc in
+        0) outcome=ok ;;
+        124 | 137) outcome="too slow" ;;
+        *) outcome="failed ($rc)" ;;
+    esac
+    [ "$rc" = 0 ] || failures=$((failures + 1))
+    record "$name" "$outcome" $(($(date +%s) - start)) "$seconds"
+    echo "== $name: $outcome, $(($(date +%s) - start)) s"
+    tail -n "$lines" "$output/logs/$name.log" | cut -c1-200
+    return $rc
+}
+
+on_gpu() { # NAME COMMAND-THAT-MUST-EXIST: whether the stage can run at all
+    if [ "$device" = cpu ]; then left_out "$1" "needs a GPU"; return 1; fi
+    if [ -n "${2:-}" ] && ! command -v "$2" >/dev/null; then left_out "$1" "no $2 on PATH"; return 1; fi
+}
+
+machine() {
+    "$python" -c 'import platform, torch; print(f"Python {platform.python_version()}, torch {torch.__version__}")'
+    ! command -v nvcc >/dev/null || nvcc --version | tail -n 2
+    if [ "$device" = cuda ]; then
+        nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,memory.total --format=csv
+        "$python" -c 'import torch; print(torch.cuda.get_device_properties(0))'
+    else
+        grep -m 1 "model name" /proc/cpuinfo || true
+    fi
+}
+
+name_of_device() {
+    if [ "$device" = cpu ]; then
+        echo "a CPU, dry run"
+    else
+        "$python" -c 'import torch; print(torch.cuda.get_device_name())' 2>/dev/null || echo "unknown GPU"
+    fi
+}
+
+capability() { "$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2>/dev/null || echo 90; }
+
+chip() {
+    nvcc -std=c++17 -O3 "-arch=sm_$1" benchmarks/chip_probe/main.cu -o "$work/chip_probe" || return 1
+    if [ "$device" = cpu ]; then echo "compiled for sm_$1; not run: no GPU"; return 0; fi
+    "$work/chip_probe" >"$work/chip.json" && cp "$work/chip.json" "$output/chip.json" && cat "$output/chip.json"
+}
+
+build() {
+    "$python" -m pip install -q --no-build-isolation --no-deps --no-index --target "$work/site" . && return 0
+    [ -n "$wheel" ] || return 1
+    echo "The build failed: taking $wheel"
+    rm -rf "$work/site"
+    "$python" -m pip install -q --no-deps --no-index --target "$work/site" "$wheel"
+}
+
+tests() { "$python" -m pytest -q -p no:cacheprovider --tb=short --maxfail 25 "$@"; }
+
+ncu_text() {
+    ncu --import "$output/rows.ncu-rep" --page details --print-details all |
+        grep -E 'rows<|Duration|SM Frequency|DRAM (Throughput|Frequency)|Memory Throughput|L2 Hit|Issue|No Eligible|Eligible Warps|Occupancy|Stall|Registers|Cluster|Executed Ipc|Shared Memory'
+}
+
+export -f machine chip build tests ncu_text # `timeout` runs them in a shell of their own
+export device output work python wheel
+
+name_of_device >"$output/gpu.txt"
+sm=$(if [ "$device" = cpu ]; then echo 90; else capability; fi)
+export CMAKE_BUILD_PARALLEL_LEVEL=$(nproc)
+if [ "$device" = cpu ]; then export TRB_CUDA=OFF; else export TRB_CUDA=ON TRB_CUDA_ARCHS="$sm-real"; fi
+
+stage machine 20 8 bash -c machine
+if command -v nvcc >/dev/null; then
+    stage chip 60 40 bash -c "chip $sm"
+else
+    left_out chip "no nvcc on PATH"
+fi
+if stage build 150 3 bash -c build; then
+    stage smoke 60 26 "$python" -m benchmarks.first_light smoke --device "$device"
+    stage time 75 30 "$python" -m benchmarks.first_light time --device "$device" --output "$output"
+    if on_gpu device_tests; then
+        stage device_tests 120 30 bash -c "tests -m cuda -k 'not compute_sanitizer' python_tests/test_cuda_device*.py"
+        # Several processes share the GPU: the operators' own tests need little of it.
+        stage operator_tests 80 20 bash -c "tests -m cuda -n 6 python_tests/test_{edges,solve,blend,sample,bitwise,sweeps,verify,verify_edges,verify_layouts,verify_usage,torch_integration}.py"
+    else
+        stage operator_tests 120 5 bash -c "tests -m 'not ptx' -n 2 python_tests/test_{edges,verify_edges}.py"
+    fi
+    if on_gpu ncu ncu; then
+        stage ncu 60 3 ncu --clock-control none --profile-from-start off -f -o "$output/rows" -k regex:_rows \
+            --set full "$python" -m benchmarks.first_light launches
+        stage ncu_text 20 60 bash -c ncu_text
+    fi
+    for tool in memcheck racecheck; do
+        if on_gpu "$tool" compute-sanitizer; then
+            stage "$tool" 50 4 "$python" python_tests/compute_sanitizer.py --quick "$tool"
+        fi
+    done
+    if on_gpu peers; then
+        stage peers 70 40 "$python" -m benchmarks.blend_cuda --quick --output "$output"
+    fi
+fi
+
+tar -czf "$output/logs.tar.gz" -C "$output" logs
+report=$(PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "$python" -m benchmarks.first_light.report "$output")
+echo
+sed -n '/^| stage/,/^$/p' "$report"
+echo "$(($(date +%s) - began)) s in all; $report"
+[ "$failures" = 0 ]

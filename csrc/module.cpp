@@ -7,6 +7,7 @@
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build information of trbext; the operators are in libtrb_ops.so beside this module.";
   m.attr("version") = TRB_VERSION;
+  m.attr("sources") = TRB_SOURCES;
   m.attr("torch_built_against") = TRB_TORCH_VERSION;
   m.attr("compiler") = TRB_COMPILER;
   m.attr("cuda_compiled") = static_cast<bool>(TRB_WITH_CUDA);

@@ -1,7 +1,6 @@
 """Before anything is imported: no test may reach a network (TRL reports the use of its trainers)."""
 
 import os
-import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,10 +9,6 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Workers of pytest-xdist share the cores, and so do the processes that their tests start. Before torch is imported.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
-
-# `benchmarks` lies at the root, beside a trbext/ without its compiled module: last, so that the installed one is found,
-# here and by the workers of a study, which search where their parent does.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import pytest
 from optional_packages import LeavesOutWhatIsMissing

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import trbext
+from trbext._source_digest import source_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,20 +94,90 @@ def test_another_value_of_trb_cuda_is_an_error(tmp_path: Path) -> None:
     assert "TRB_CUDA must be AUTO, ON or OFF, got 'yes'" in " ".join(run.stderr.split())
 
 
-def test_importing_the_source_tree_without_an_install_says_what_to_do(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "trbext", tmp_path / "trbext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    (tmp_path / "csrc").mkdir()
-    (tmp_path / "csrc" / "ops.cpp").touch()
-    # An editable install's import hook would answer for the copy.
-    code = (
-        "import sys; sys.meta_path = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__];"
-        f"sys.path.insert(0, {str(tmp_path)!r}); import trbext"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+# An editable install's import hook would answer for the copies below.
+WITHOUT_HOOK = (
+    "import runpy, sys, torch; sys.meta_path = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]; "
+)
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of the sources as a clone holds them: no compiled module."""
+    for name in ("trbext", "csrc", "cmake"):
+        ignored = shutil.ignore_patterns("*.so", "__pycache__", "models")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "CMakeLists.txt", folder)
+    return folder
+
+
+def run_in(folder: Path, code: str, *places: Path) -> subprocess.CompletedProcess[str]:
+    """Python in `folder`, which comes first on sys.path as under `python -m`; then `places`, and of the rest of
+    sys.path what holds no trbext."""
+    paths = [folder, *places]
+    search = f"sys.path[:] = {list(map(str, paths))} + [p for p in sys.path if not Path(p, 'trbext').exists()]; "
+    code = WITHOUT_HOOK + "from pathlib import Path; " + search + code
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+
+
+def installed_copy(folder: Path) -> Path:
+    """A site-packages with the files of this build, as a plain `pip install .` leaves them."""
+    package = folder / "trbext"
+    package.mkdir(parents=True)
+    for path in (Path(trbext._C.__file__), trbext._library.LIBRARY_PATH):
+        shutil.copy(path, package)
+    return folder
+
+
+def test_a_checkout_without_an_install_says_what_to_do(tmp_path: Path) -> None:
+    run = run_in(checkout(tmp_path), "import trbext")
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: trbext's compiled module was not found in")
     assert "This is the source folder, not an installed package: run `pip install .`" in last
     assert "circular" not in run.stderr.replace(last, "")
+
+
+def test_a_checkout_uses_the_binaries_of_an_install_of_its_own_sources(tmp_path: Path) -> None:
+    source = checkout(tmp_path / "clone")
+    site = installed_copy(tmp_path / "site-packages")
+    code = "sys.argv = ['trb', 'info']; runpy.run_module('trbext', run_name='__main__')"
+    run = run_in(source, code, site)
+    assert run.returncode == 0, run.stderr
+    assert str(site / "trbext" / "libtrb_ops.so") in run.stdout
+
+    with (source / "csrc" / "ops.cpp").open("a", encoding="utf-8") as file:
+        file.write("// another build\n")
+    run = run_in(source, code, site)
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: the installed trbext ({site / 'trbext'}) was built from other C++ sources")
+    assert f"run `pip install {source}` again" in last
+
+
+def test_an_install_of_this_source_comes_after_one_of_another(tmp_path: Path) -> None:
+    source, site = checkout(tmp_path / "clone"), installed_copy(tmp_path / "site-packages")
+    (tmp_path / "older" / "trbext").mkdir(parents=True)
+    (tmp_path / "older" / "trbext" / Path(trbext._C.__file__).name).write_bytes(b"no module")
+    run = run_in(source, "import trbext; print(trbext._C.__file__)", tmp_path / "older", site)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(str(site))
+
+
+@pytest.mark.parametrize("launcher", [["torchrun", "--nproc_per_node", "1"], ["accelerate", "launch", "--cpu"]])
+def test_launchers_run_the_package_in_the_checkout(launcher: list[str]) -> None:
+    program = Path(sys.executable).parent / launcher[0]
+    modules = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.accelerate_cli"}
+    command = [str(program)] if program.exists() else [sys.executable, "-m", modules[launcher[0]]]
+    run = subprocess.run([*command, *launcher[1:], "-m", "trbext", "info"], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert "libtrb_ops.so" in run.stdout
+
+
+def test_a_build_carries_the_hash_of_its_sources(tmp_path: Path) -> None:
+    assert source_digest(ROOT) == trbext._C.sources, "the build is older than csrc/: install again"
+    source = checkout(tmp_path)
+    assert source_digest(source) == trbext._C.sources
+    (source / "csrc" / "cpu" / "notes.txt").write_text("not compiled", encoding="utf-8")
+    assert source_digest(source) == trbext._C.sources
+    (source / "csrc" / "cpu" / "isa.h").rename(source / "csrc" / "cpu" / "isa2.h")
+    assert source_digest(source) != trbext._C.sources
 
 
 def test_the_package_knows_its_build() -> None:

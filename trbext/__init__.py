@@ -10,18 +10,12 @@ import torch as _torch  # noqa: F401  (the operators resolve their symbols in th
 try:
     from . import _C
 except ImportError as _error:
-    _here = _Path(__file__).resolve().parent
-    _source_tree = (_here.parent / "csrc" / "ops.cpp").exists()
-    raise ImportError(
-        f"trbext's compiled module was not found in {_here}. "
-        + (
-            "This is the source folder, not an installed package: run `pip install .` in the repository and start "
-            "Python elsewhere, or run `pip install -e . --no-build-isolation` to work from the source folder."
-            if _source_tree
-            else "Reinstall it: `pip install --force-reinstall --no-deps trbext`."
-        )
-        + f" ({_error})"
-    ) from None
+    from ._installed_build import load_compiled_module as _load_compiled_module
+
+    try:
+        _C = _load_compiled_module(_Path(__file__).resolve().parent, _error)
+    except ImportError as _remedy:
+        raise _remedy from None  # one message, not a chain of two
 
 from . import _library  # noqa: F401  (registers the operators)
 from .ops import blend, sample, solve, verify

@@ -150,9 +150,9 @@ class _Runner:
         gpu = least_used(self.gpus, [worker.gpu for worker in self.workers])
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        # Not `-m`, which looks into the working folder first: in a clone of trbext that is the source, without `_C`.
-        worker = f"import runpy, sys; sys.path[:] = {sys.path}; runpy.run_module({WORKER!r}, run_name='__main__')"
-        command = [sys.executable, "-c", worker, str(settings)]
+        # A run imports what the study would: the same trbext, and a user's modules where the study found them.
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+        command = [sys.executable, "-m", WORKER, str(settings)]
         with (folder.parent / f"{folder.name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, "--keep-model"] if study.keep_models else command,

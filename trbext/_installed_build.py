@@ -1,0 +1,71 @@
+"""Lends the source package of a checkout the compiled module of an installed trbext that was built from its sources.
+
+`python -m pytest` and `torchrun -m trbext` put the working folder first on `sys.path`. In a checkout that is the source
+package, which has no compiled module after a plain `pip install .`; the installed one has.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import ModuleType
+
+from ._source_digest import source_digest
+
+NAME = "trbext._C"
+
+
+def load_compiled_module(package: Path, failure: ImportError) -> ModuleType:
+    """`trbext._C` for the package folder `package`, which has none that can be imported (`failure`).
+
+    Raises:
+        ImportError: one line that says what to install. `package` is not part of a checkout; no build is installed; the
+            installed ones were built from other sources.
+    """
+    root = package.parent
+    if not (root / "csrc" / "ops.cpp").exists():
+        raise ImportError(
+            f"trbext's compiled module was not found in {package}. Reinstall it: "
+            f"`pip install --force-reinstall --no-deps trbext`. ({failure})"
+        )
+    builds = list(_installed_builds(package))
+    digest = source_digest(root)
+    for build in builds:
+        module = _load(build)
+        if module is not None and getattr(module, "sources", None) == digest:
+            return module
+        sys.modules.pop(NAME, None)
+    if builds:
+        raise ImportError(
+            f"the installed trbext ({builds[0].parent}) was built from other C++ sources than those in "
+            f"{root / 'csrc'}: run `pip install {root}` again"
+        )
+    raise ImportError(
+        f"trbext's compiled module was not found in {package}. This is the source folder, not an installed package: "
+        "run `pip install .` in the repository, or `pip install -e . --no-build-isolation` to work from the source "
+        f"folder. ({failure})"
+    )
+
+
+def _installed_builds(package: Path) -> Iterator[Path]:
+    for entry in sys.path:
+        folder = Path(entry or ".").resolve() / "trbext"
+        if folder != package:
+            yield from (path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_C{suffix}").is_file())
+
+
+def _load(build: Path) -> ModuleType | None:
+    """The module in the file `build`; None if it cannot be loaded here (another Python's, a damaged file)."""
+    spec = importlib.util.spec_from_file_location(NAME, build)
+    if spec is None or spec.loader is None:
+        return None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError:
+        return None
+    sys.modules[NAME] = module
+    return module

@@ -21,7 +21,7 @@ ISOLATION_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONNOUSERSITE")
 
 def version_of(torch_dir: Path) -> str | None:
     try:
-        text = (torch_dir / "version.py").read_text()
+        text = (torch_dir / "version.py").read_text(encoding="utf-8")
     except OSError:
         return None
     found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.M)

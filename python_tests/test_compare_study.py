@@ -23,7 +23,7 @@ from trbext.cli import main
 from trbext.compare.grid import read_study
 from trbext.compare.study import least_used, visible_gpus
 from trbext.compare.worker import train
-from trbext.run import UsageError
+from trbext.errors import UsageError
 from trbext.run_folder import RunFolder
 
 STEPS = 60
@@ -95,23 +95,23 @@ def test_a_killed_study_leaves_no_process_behind_and_goes_on_to_the_same_end(
     assert "stopped with 3 of 4 runs to go; the same command goes on from their checkpoints" in out
     assert not at_work(folder)
     assert not list(run.path.glob("checkpoint-*"))
-    finished_at = (run.path / "finished.json").read_text()
+    finished_at = (run.path / "finished.json").read_text(encoding="utf-8")
 
-    declared = yaml.safe_load(study.read_text()) | {"processes": 2}
+    declared = yaml.safe_load(study.read_text(encoding="utf-8")) | {"processes": 2}
     assert main(["compare", str(write(tmp_path, declared))]) == 0
     out = capsys.readouterr().out
     assert "[3/4]" in out
     assert re.search(r"about (\d+ min )?\d+ s left", out)
     assert "[4/4]" in out
     assert "TRB, seed 1 finished" not in out  # it is not repeated
-    assert (run.path / "finished.json").read_text() == finished_at
+    assert (run.path / "finished.json").read_text(encoding="utf-8") == finished_at
     assert (folder / "index.html").exists()
     assert "2 seeds and 1 comparison the" in " ".join(out.split())
 
     # The run whose study was killed is the run that `trb train` makes of the same settings in one go.
     straight = tmp_path / "straight"
-    settings = yaml.safe_load((run.path.parent / "seed-1.yaml").read_text())
-    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(settings | {"output_dir": str(straight)}))
+    settings = yaml.safe_load((run.path.parent / "seed-1.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(settings | {"output_dir": str(straight)}), encoding="utf-8")
     assert main(["train", str(tmp_path / "alone.yaml")]) == 0
     alone = RunFolder(straight)
     assert of_training(run) == of_training(alone)
@@ -131,7 +131,7 @@ def test_a_run_folder_that_cannot_be_resumed_is_named(tmp_path: Path, study: Pat
     declared, _ = read_study(study)
     settings = declared.settings(declared.runs[0], 1)
     file = tmp_path / "seed-1.yaml"
-    file.write_text(yaml.safe_dump(settings))
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     folder = RunFolder(Path(settings["output_dir"]))
     (folder.path / "checkpoint-5").mkdir(parents=True)
     with pytest.raises(UsageError, match="trb/seed-1 holds files but no run that can go on"):
@@ -144,7 +144,7 @@ def test_a_run_folder_that_cannot_be_resumed_is_named(tmp_path: Path, study: Pat
 def test_a_run_that_cannot_start_stops_the_study_with_its_message(
     tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    declared = yaml.safe_load(study.read_text())
+    declared = yaml.safe_load(study.read_text(encoding="utf-8"))
     declared["base"]["prompt_column"] = "question"
     assert main(["compare", str(write(tmp_path, declared))]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -155,7 +155,7 @@ def test_a_run_that_cannot_start_stops_the_study_with_its_message(
 def test_a_run_that_fails_is_named_and_the_others_finish(
     tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    declared = yaml.safe_load(study.read_text())
+    declared = yaml.safe_load(study.read_text(encoding="utf-8"))
     declared["processes"] = 2
     declared["base"] |= {"max_steps": 6, "eval_steps": 2, "max_grad_norm": 0}
     declared["runs"]["TRB"]["learning_rate"] = 1e30  # its logits are NaN after a step
@@ -195,6 +195,6 @@ def test_runs_are_spread_over_the_gpus_that_the_study_sees(
             return 1
 
     monkeypatch.setattr("trbext.compare.study.subprocess.Popen", Popen)
-    declared = yaml.safe_load(study.read_text()) | {"processes": 3}
+    declared = yaml.safe_load(study.read_text(encoding="utf-8")) | {"processes": 3}
     assert main(["compare", str(write(tmp_path, declared))]) == 2
     assert seen == ["0", "1", "0", "0"]  # the fourth when all three were over

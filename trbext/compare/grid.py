@@ -30,7 +30,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import TRBConfig
-from ..run import UsageError, parse_settings, read_yaml
+from ..errors import UsageError
+from ..run import parse_settings
+from ..yaml_file import read_yaml
 
 Better = Literal["higher", "lower"]
 

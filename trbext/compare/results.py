@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..run import UsageError
+from ..errors import UsageError
 from ..run_folder import Metrics, RunFolder
 from .grid import Study
 from .statistics import VIEWS, view
@@ -129,7 +129,7 @@ def views_of(study: Study, results: list[RunResult]) -> dict[str, dict[str, dict
 def write_csv(study: Study, results: list[RunResult], path: Path) -> None:
     """One row per run, seed, metric and view, with what the run cost."""
     values = views_of(study, results)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["run", "seed", "metric", "view", "value", *COSTS.values(), "verifier_errors"])
         for result in results:

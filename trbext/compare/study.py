@@ -23,13 +23,14 @@ from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from ..errors import UsageError
 from ..exit_codes import INTERRUPTED, USAGE_ERROR
-from ..run import Interrupted, UsageError
+from ..run import Interrupted
+from ..yaml_file import dump_yaml, read_yaml
 from .grid import FREE_ON_RESUME, Run, Study
 from .worker import finished
 
@@ -76,10 +77,10 @@ def open_folder(study: Study, declared: dict[str, Any]) -> None:
             raise UsageError(f"output_dir {study.folder} is not empty and holds no study: name another")
         study.folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        partial.write_text(yaml.safe_dump(declared, sort_keys=False))
+        partial.write_text(dump_yaml(declared, sort_keys=False), encoding="utf-8")
         partial.replace(file)
         return
-    before = yaml.safe_load(file.read_text())
+    before = read_yaml(file)
     changed = _differences(before, declared)
     if changed:
         raise UsageError(
@@ -143,7 +144,7 @@ class _Runner:
         study, folder = self.study, self.study.run_folder(run, seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
         settings = folder.parent / f"{folder.name}.yaml"
-        settings.write_text(yaml.safe_dump(study.settings(run, seed), sort_keys=True))
+        settings.write_text(dump_yaml(study.settings(run, seed), sort_keys=True), encoding="utf-8")
         threads = str(study.threads or max(1, _cores() // study.processes))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -182,7 +183,7 @@ class _Runner:
             self.progress.advance(self.overall)
             return
         log = worker.folder.parent / f"{worker.folder.name}.log"
-        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
         if code == USAGE_ERROR:  # the next one would say the same
             raise UsageError(f"{worker.name}: {last[0].removeprefix('trb: ')}")
         reason = f"signal {-code}" if code < 0 else "interrupted" if code == INTERRUPTED else f"exit code {code}"

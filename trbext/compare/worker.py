@@ -17,9 +17,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..errors import UsageError
 from ..exit_codes import INTERRUPTED, USAGE_ERROR
-from ..run import Interrupted, UsageError, parse_settings, read_yaml, train_run
+from ..run import Interrupted, parse_settings, train_run
 from ..run_folder import RunFolder
+from ..yaml_file import read_yaml
 
 FINISHED = "finished.json"  # in the run folder, written last
 SECONDS_FOR_ANOTHER = 120  # to end its step, when the study was killed and started again
@@ -58,7 +60,7 @@ def train(config: Path, keep_model: bool) -> None:
         raise UsageError(f"{folder.path} holds files but no run that can go on: delete it, and the run begins anew")
     train_run(arguments, trb_config, settings, resume=started, plot=False)
     partial = folder.path / (FINISHED + ".partial")
-    partial.write_text(json.dumps({"finished_at": time.time()}))
+    partial.write_text(json.dumps({"finished_at": time.time()}), encoding="utf-8")
     partial.replace(folder.path / FINISHED)
     for checkpoint in folder.path.glob("checkpoint-*"):  # they only served to resume
         shutil.rmtree(checkpoint)

@@ -74,8 +74,8 @@ def write_tokenizer(folder: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def new_model(recipe: Recipe) -> Any:
@@ -194,7 +194,7 @@ def build(output: Path, console: Console) -> None:
         "evaluation": {"prompts": EVALUATION_PROMPTS, "seed": EVALUATION_SEED, "split": "eval"},
         "models": models,
     }
-    (output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    (output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     console.print(f"wrote {output}")
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..report import plot_runs
-from ..run import check_folder, parse_run, train_run
+from ..run import check_folder, parse_settings, train_run
 from ..run_folder import Metrics, RunFolder
 
 BATCH = 32
@@ -38,9 +38,7 @@ def walk_through(
     results: list[tuple[str, list[Metrics]]] = []
     for name, policy in RUNS.items():
         folder = RunFolder(output / name.lower())
-        arguments, config, settings = parse_run(
-            None, _words(_settings(folder, policy, steps, epsilon, seed, draft_length))
-        )
+        arguments, config, settings = parse_settings(_settings(folder, policy, steps, epsilon, seed, draft_length))
         started = not folder.is_empty()
         check_folder(folder, settings, resume=started)
         if not folder.model.exists():
@@ -93,10 +91,6 @@ def _settings(
         "use_cpu": True,
         "bf16": False,
     }
-
-
-def _words(settings: dict[str, Any]) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
 def _comparison(results: Sequence[tuple[str, Sequence[Metrics]]], warmup: int) -> Table:

@@ -18,9 +18,10 @@ from ..compare.statistics import holm
 from ..compare.wording import p_value
 from ..config import TRBConfig
 from ..demo.shipped import model_path
+from ..errors import UsageError
 from ..evaluation import verifier_by_name
 from ..prompts import load_prompts
-from ..run import RunArguments, UsageError, parse_run
+from ..run import RunArguments, parse_run
 from ..vocab import align
 from .figure import draw, name_of
 from .rollouts import Completions, Continuer, Probe
@@ -67,7 +68,7 @@ def probe(
     }
     output.mkdir(parents=True, exist_ok=True)
     draw(found, output / "probe")
-    (output / "probe.json").write_text(json.dumps(found, indent=1) + "\n")
+    (output / "probe.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     _print(found, output)
     return found
 

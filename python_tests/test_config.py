@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import HfArgumentParser
 from trl import DistillationConfig, TrlParser
 
 from trbext.config import TRBConfig
+from trbext.field_checks import device_has_bf16
 from trbext.prefix_loss import Objective
 from trbext.rollout import Policy
 
@@ -141,7 +143,7 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"rollouts_per_prompt": 0}, "rollouts_per_prompt must be at least 1, got 0"),
         ({"rollout_batch_size": 0}, "rollout_batch_size must be at least 1, or unset for all, got 0"),
         ({"eval_samples": 0}, "eval_samples must be at least 1, got 0"),
-        ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be a number >= 1e-06, and finite, got 0.0"),
         ({"max_completion_length": None}, "max_completion_length must be at least 1 token, got None"),
     ],
 )
@@ -233,3 +235,16 @@ def test_the_objective_of_each_step() -> None:
 
 def test_accepts_generation_options_that_change_nothing() -> None:
     config(generation_kwargs={"top_p": 1.0, "top_k": 0, "do_sample": True, "repetition_penalty": 1.0})
+    config(min_p=0, top_k=None, top_p=None, repetition_penalty=None)
+    config(generation_kwargs={"min_p": 0.0, "top_k": None, "num_beams": 1, "no_repeat_ngram_size": 0})
+
+
+def test_bf16_is_the_devices_choice_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TRBConfig(output_dir="unused").bf16 is torch.cuda.is_available()
+    assert TRBConfig(output_dir="unused", use_cpu=True).bf16 is False
+    assert TRBConfig(output_dir="unused", use_cpu=True, bf16=True).bf16 is True
+    for emulates, chosen in ((True, False), (False, True)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True, e=emulates: not e)
+        assert device_has_bf16(use_cpu=False) is chosen
+        assert device_has_bf16(use_cpu=True) is False

@@ -9,21 +9,29 @@ from typing import Any, ClassVar
 from trl import DistillationConfig
 
 from .decoding_fields import DecodingFields
+from .field_checks import check_optimization, check_ranges, check_reporters, device_has_bf16
 from .loss_fields import LossFields
 from .policy_fields import PolicyFields
 from .prefix_loss import Objective
 from .rollout import Policy
 from .schedule import KINDS, Schedule, check_duration, decayed, duration
 
-# Options of TRL's generation that change what is sampled, or how, and the value at which each does nothing. Blended
+# Options of TRL's generation that change what is sampled, or how, and the values at which each does nothing. Blended
 # rollouts come from trbext's own decoder, which samples the whole softmax at `temperature`.
-_PLAIN_SAMPLING: dict[str, Any] = {
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": None,
-    "repetition_penalty": 1.0,
-    "cache_implementation": None,
-    "do_sample": True,
+_PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
+    "top_p": (1.0, None),
+    "top_k": (0, None),
+    "min_p": (0.0, None),
+    "typical_p": (1.0, None),
+    "epsilon_cutoff": (0.0, None),
+    "eta_cutoff": (0.0, None),
+    "repetition_penalty": (1.0, None),
+    "encoder_repetition_penalty": (1.0, None),
+    "no_repeat_ngram_size": (0, None),
+    "num_beams": (1, None),
+    "num_return_sequences": (1, None),
+    "cache_implementation": (None,),
+    "do_sample": (True,),
 }
 
 
@@ -53,6 +61,11 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser takes the second type)
         default="none",
         metadata={"help": "Where to report: none, all, wandb, tensorboard, trackio, ... or a list of them."},
+    )
+
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bfloat16 mixed precision. Unset = where the GPU has it; the CPU trains in float32."},
     )
 
     trb_epsilon: float = field(
@@ -105,7 +118,13 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
     )
 
     def __post_init__(self) -> None:
+        check_ranges(self)
+        self.report_to = self.report_to or "none"
+        check_reporters(self.report_to)
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and device_has_bf16(use_cpu=self.use_cpu)
         super().__post_init__()
+        check_optimization(self)
         self.check_policy()
         self.check_loss(self.beta)
         if not self.trb_epsilon >= 0:
@@ -121,8 +140,6 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
             raise ValueError(f"rollouts_per_prompt must be at least 1, got {self.rollouts_per_prompt}")
         if self.eval_samples < 1:
             raise ValueError(f"eval_samples must be at least 1, got {self.eval_samples}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}")
         if self.max_completion_length is None or self.max_completion_length < 1:
             raise ValueError(f"max_completion_length must be at least 1 token, got {self.max_completion_length}")
         if self.budget_active or self.rollout_policy not in ("trb", "student"):
@@ -169,11 +186,11 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
     def altered_sampling(self) -> Iterator[tuple[str, Any]]:
         """Generation options that make the sampled distribution another than the softmax at `temperature`."""
         for name in ("top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation"):
-            if getattr(self, name) != _PLAIN_SAMPLING[name]:
+            if getattr(self, name) not in _PLAIN_SAMPLING[name]:
                 yield name, getattr(self, name)
         if isinstance(self.generation_kwargs, dict):
             for name, value in self.generation_kwargs.items():
-                if name not in _PLAIN_SAMPLING or value != _PLAIN_SAMPLING[name]:
+                if value not in _PLAIN_SAMPLING.get(name, ()):
                     yield f"generation_kwargs[{name!r}]", value
 
 

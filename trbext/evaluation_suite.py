@@ -19,7 +19,6 @@ from .evaluation_run import LoadedModel, evaluate_prompts
 from .prompts import load_prompts
 from .yaml_file import read_yaml
 
-
 TEXT = {"prompts", "verifier", "split", "prompt_column", "answer_column", "system_prompt"}  # of fields below
 
 

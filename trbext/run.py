@@ -22,6 +22,7 @@ from .config import TRBConfig
 from .demo.shipped import model_path
 from .errors import UsageError
 from .evaluation import encode_prompts
+from .field_checks import check_ranges
 from .field_values import words_of
 from .prompts import PromptsNotFound, load_prompts
 from .run_folder import Metrics, RunFolder
@@ -70,6 +71,9 @@ class RunArguments:
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Leave out training prompts of more tokens, chat template included."}
     )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:

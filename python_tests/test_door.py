@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from tiny_models import saved, tiny_llama, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from trbext.cli import main
+from trbext.model_loading import load_for_inference
+from trbext.prompt_checks import check_encodings
+from trbext.prompts import load_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -120,6 +129,258 @@ def test_a_field_that_cannot_be_is_refused(
     change: dict[Any, Any], message: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refusal(capsys, "train", write(config | change))
+
+
+ROW = {"prompt": "1+1=", "answer": "2"}
+MESSAGES = [{"role": "user", "content": "1+1="}]
+
+# The prompts' file (rows, or its bytes), changes of the configuration, and what is said.
+PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
+    (b"", {}, "prompts 'rows.jsonl': the file holds no rows"),
+    (b"\n\n", {}, "prompts 'rows.jsonl': the file holds no rows"),
+    (b'{"prompt": "a"}\n{"prompt": \n', {}, "prompts 'rows.jsonl': line 2 is not JSON: Expecting value"),
+    (b"[1, 2]\n", {}, "have no column 'prompt'"),
+    (b'{"prompt": "a"}\n[1]\n', {}, "prompts 'rows.jsonl': line 2 must be a JSON object, got list"),
+    ('{"prompt": "grü"}\n'.encode("latin-1"), {}, "line 1 is not UTF-8: invalid start byte b'\\xfc'"),
+    ([{"prompt": 1}, {"prompt": 2}], {}, "the prompt of row 1 must be text or a list of messages, got 1"),
+    ([ROW, {"prompt": None}], {}, "the prompt of row 2 must be text or a list of messages, got None"),
+    ([ROW, {"answer": "3"}], {}, "the prompt of row 2 must be text or a list of messages, got None"),
+    ([ROW, ROW, {"prompt": ""}], {}, "the prompt of row 3 must not be empty, got ''"),
+    ([ROW, {"prompt": " \n"}], {}, "the prompt of row 2 must not be empty, got ' \\n'"),
+    ([{"prompt": MESSAGES}, {"prompt": []}], {}, "the prompt of row 2 must not be empty, got []"),
+    ([ROW, {"prompt": 3}], {}, "the prompt of row 2 must be text or a list of messages, got 3"),
+    ([ROW, {"prompt": MESSAGES}], {}, "the prompt of row 2 must be text, as the first one, got list"),
+    ([{"prompt": ["1+1="]}], {}, "the prompt of row 1 must hold messages with a role and a content, got '1+1='"),
+    ([{"prompt": [{"role": "user"}]}], {}, "must hold messages with a role and a content, got {'role': 'user'}"),
+    ([{"prompt": MESSAGES}] * 4, {}, "need a chat template, and the tokenizer of"),
+    ([ROW] * 4, {"system_prompt": "Be brief."}, "need a chat template, and the tokenizer of"),
+    ([ROW] * 4, {"system_prompt": "Be brief.", "max_prompt_length": 9}, "need a chat template, and the tokenizer of"),
+    ([ROW] * 3, {}, "an optimizer step takes 4 prompts, the train_dataset has 3"),
+    ([ROW] * 8, {"gradient_accumulation_steps": 3}, "an optimizer step takes 12 prompts, the train_dataset has 8"),
+    ([ROW] * 4, {"rollouts_per_prompt": 3}, "an optimizer step takes 4 rollouts, no multiple of rollouts_per_prompt 3"),
+    ([ROW] * 4, {"max_prompt_length": 3}, "have no row that was asked for"),
+    ([ROW] * 4, {"max_completion_length": 64}, "leaves no room for a prompt in the 64 positions of the student"),
+    ([ROW] * 4, {"max_completion_length": 61}, "the prompt of row 1 has 4 tokens, which with max_completion_length 61"),
+    ([*[ROW] * 4, {"prompt": "1" * 57}], {}, "exceed the 64 positions of the student: leave out longer ones"),
+    ([ROW] * 4, {"eval_prompts": "void.jsonl"}, "no such file of prompts: void.jsonl"),
+    ([ROW] * 4, {"eval_prompts": "eval.jsonl"}, "prompts 'eval.jsonl': the prompt of row 1 must not be empty, got ''"),
+    ([ROW] * 4, {"prompts": "."}, "prompts '.' are neither 'demo', a .jsonl, .json, .parquet, .csv file, nor a folder"),
+    ([ROW] * 4, {"prompts": "folder.jsonl"}, "prompts 'folder.jsonl' must be a file, got a folder"),
+    ([ROW] * 4, {"prompts": "broken.parquet"}, "prompts 'broken.parquet': "),
+    ([ROW] * 4, {"prompts": "broken.csv"}, "prompts 'broken.csv': "),
+    ([ROW] * 4, {"eval_strategy": "steps"}, "eval_strategy steps needs eval_prompts, the held-out prompts"),
+]
+
+
+@pytest.mark.parametrize(("rows", "change", "message"), PROMPTS, ids=lambda value: str(value)[:60])
+def test_prompts_that_cannot_be_used_are_named_before_the_run(
+    rows: list[Any] | bytes,
+    change: dict[str, Any],
+    message: str,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = rows if isinstance(rows, bytes) else "".join(json.dumps(row) + "\n" for row in rows).encode()
+    Path("rows.jsonl").write_bytes(data)
+    Path("eval.jsonl").write_bytes(b'{"prompt": ""}\n')
+    Path("folder.jsonl").mkdir()
+    Path("broken.parquet").write_bytes(b"no parquet")
+    Path("broken.csv").write_bytes(b'prompt,b\n1,2,3\n"')
+    assert message in refusal(capsys, "train", write(config | {"prompts": "rows.jsonl"} | change))
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path("prompts.jsonl").resolve() / "cache")
+    line = refusal(capsys, "train", write(config))
+    assert "read through the cache of datasets, which cannot be written" in line
+    assert "set HF_HOME to a folder that can" in line
+
+
+MODULE = """
+from trbext.rollout import Policy
+from trbext.rollout.policies import FixedBeta
+
+def two(prompt, completion): return True
+def keywords(prompt, completion, *, row): return True
+async def later(prompt, completion, row): return True
+def raises(prompt, completion, row): return row["solution"] == completion
+def nothing(prompt, completion, row): pass
+def score(prompt, completion, row): return 0.5
+def word(prompt, completion, row): return "no"
+def needs_text(prompt, completion, row): return bool(completion[0])
+class Judge:
+    def __init__(self, prompt, completion, row): pass
+
+class NoDraw(Policy): pass
+class Short(Policy):
+    def draw(self, student_logits, teacher_logits): pass
+class Needs(FixedBeta):
+    def needs_teacher(self): return True
+class Strict(FixedBeta):
+    def __init__(self, beta): raise RuntimeError("no")
+def function(beta=0.5): return beta
+"""
+VERIFIERS = [
+    ("two", "the verifier 'mine:two' must take (prompt, completion, row), but takes (prompt, completion)"),
+    ("keywords", "must take (prompt, completion, row), but takes (prompt, completion, *, row)"),
+    ("later", "the verifier 'mine:later' must be a plain function that returns True or False, not async"),
+    ("Judge", "the verifier 'mine:Judge' must be a function, got the class Judge"),
+    ("raises", "the verifier 'mine:raises' raises on every completion of the first prompts, at first KeyError"),
+    ("nothing", "raises on every completion of the first prompts, at first TypeError: a verifier must return True or"),
+    ("score", "a verifier must return True or False, got 0.5"),
+    ("word", "a verifier must return True or False, got 'no'"),
+    ("void", "the verifier 'mine:void' could not be imported"),
+    ("numeric", "the verifier 'numeric' raises on every completion of the first prompts, at first KeyError: 'answer'"),
+]
+POLICIES: list[tuple[str, dict[str, Any] | None, str]] = [
+    ("NoDraw", None, "the rollout policy 'mine:NoDraw' must define draw(step, student_logits, teacher_logits, unif"),
+    ("Short", None, "draw of the rollout policy 'mine:Short' must take (step, student_logits, teacher_logits, unif"),
+    ("Needs", {"beta": 0.5}, "needs_teacher of the rollout policy 'mine:Needs' must take (step), but takes ()"),
+    ("Needs", None, "got rollout_policy_kwargs none: missing a required argument: 'beta'"),
+    ("Needs", {"beta": 0.5, "alpha": 1}, "got rollout_policy_kwargs alpha, beta: got an unexpected keyword argument"),
+    ("Strict", {"beta": 0.5}, "the rollout policy 'mine:Strict' could not be made: RuntimeError: no"),
+    ("function", None, "the rollout policy 'mine:function' must make a trbext.rollout.Policy, got float"),
+    ("void", None, "the rollout policy 'mine:void' could not be imported"),
+]
+
+
+@pytest.fixture
+def mine(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the user's in the working folder."""
+    Path("mine.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # __pycache__ would be a folder that was made
+    monkeypatch.syspath_prepend(Path.cwd())
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(("name", "message"), VERIFIERS)
+def test_verifiers_that_cannot_judge_are_refused(
+    name: str, message: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verifier = name if name == "numeric" else f"mine:{name}"
+    Path("questions.jsonl").write_text('{"prompt": "1+1="}\n' * 4, encoding="utf-8")
+    words = ["--eval_verifier", verifier, "--eval_prompts", "questions.jsonl"]
+    assert message in refusal(capsys, "train", write(config), *words)
+    of_eval = ["eval", config["model_name_or_path"], "--prompts", "questions.jsonl", "--verifier", verifier]
+    assert message in refusal(capsys, *of_eval, "--max-completion-length", "4", "--output", "out.jsonl")
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_verifier_that_raised_on_every_completion_is_an_error(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not seen beforehand: it raises on empty completions, and the model writes nothing else."""
+    monkeypatch.setattr(PreTrainedTokenizerFast, "decode", lambda self, *_, **__: "")
+    words = ["eval", config["model_name_or_path"], "--prompts", "prompts.jsonl", "--verifier", "mine:needs_text"]
+    assert main([*words, "--limit", "4", "--max-completion-length", "4"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(
+        "trb: the verifier raised on all 4 completions, at first IndexError: string index out of range"
+    )
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(("name", "kwargs", "message"), POLICIES)
+def test_policies_that_cannot_write_are_refused(
+    name: str,
+    kwargs: dict[str, Any] | None,
+    message: str,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change = {"rollout_policy": f"mine:{name}"} | ({} if kwargs is None else {"rollout_policy_kwargs": kwargs})
+    assert message in refusal(capsys, "train", write(config | change))
+
+
+def renamed(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_a_matrix(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor for name, tensor in tensors.items() if "gate_proj" not in name}
+
+
+CHECKPOINTS: list[tuple[Callable[[dict[str, Any]], dict[str, Any]], str, str]] = [
+    (renamed, "lm_head.weight", "take '_orig_mod.' off the names"),
+    (without_a_matrix, "model.layers.0.mlp.gate_proj.weight", "(1 of 12 are missing), which would be random"),
+]
+
+
+@pytest.mark.parametrize(("damage", "key", "message"), CHECKPOINTS)
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_checkpoint_that_lacks_weights_is_refused_wherever_it_is_loaded(
+    role: str,
+    damage: Callable[[dict[str, Any]], dict[str, Any]],
+    key: str,
+    message: str,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    field = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}[role]
+    shutil.copytree(config[field], "damaged")
+    save_file(damage(load_file("damaged/model.safetensors")), "damaged/model.safetensors", metadata={"format": "pt"})
+    path = write(config | {field: "damaged", "eval_verifier": "numeric", "eval_prompts": "prompts.jsonl"})
+    commands = [["train", path], ["probe", path, "--output", "probe", "--limit", "4"]]
+    if role == "student":
+        commands.append(["eval", "damaged", "--prompts", "prompts.jsonl", "--verifier", "numeric", "--output", "out"])
+    for command in commands:
+        line = refusal(capsys, *command)
+        assert f"the {'model' if command[0] == 'eval' else role} damaged lacks the weights {key!r}" in line
+        assert message in line
+
+
+def test_tied_weights_and_shared_tokens_are_no_loss(config: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_llama(3)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    path = saved(tmp_path / "tied", model, tiny_tokenizer())
+    assert "lm_head.weight" not in load_file(f"{path}/model.safetensors")
+    assert load_for_inference(path, "model", "cpu").lm_head.weight is not None
+
+
+OTHERS = [
+    (["plot", "run"], "run is not a run folder with metrics"),
+    (["plot", "finished", "--output", "nowhere/plot.png"], "--output: there is no folder nowhere"),
+    (["plot", "finished", "--output", "plot.gif"], "must end in .png or .svg"),
+    (["eval", "{student}", "--prompts", "void.jsonl", "--verifier", "numeric"], "no such file of prompts: void.jsonl"),
+    (["eval", "{student}", "--prompts", "prompts.jsonl", "--verifier", "nobody"], "a verifier is one of"),
+    (
+        ["eval", "{student}", "--prompts", "prompts.jsonl", "--verifier", "numeric", "--max-completion-length", "64"],
+        "leaves no room for a prompt in the 64 positions of the model",
+    ),
+    (["train", "void.yaml"], "cannot read void.yaml: No such file or directory"),
+    (["train", "."], "cannot read .: Is a directory"),
+    (["probe", "void.yaml"], "cannot read void.yaml"),
+    (["compare", "void.yaml"], "cannot read void.yaml"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), OTHERS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_other_commands_refuse_in_one_line(
+    words: list[str], message: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("finished").mkdir()
+    Path("finished/metrics.jsonl").write_text('{"step": 1, "trb/reverse_kl": 0.5}\n', encoding="utf-8")
+    words = [word.format(student=config["model_name_or_path"]) for word in words]
+    assert message in refusal(capsys, *words)
+
+
+def test_prompts_that_end_with_the_eos_token_are_warned_of(
+    config: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    rows = load_prompts("prompts.jsonl")
+    check_encodings(rows, "prompts.jsonl", tokenizer, {}, 8, {})
+    assert "40 of 40 prompts end with the EOS token '<eos>'" in caplog.text
+    caplog.clear()
+    check_encodings(rows, "prompts.jsonl", tiny_tokenizer(), {}, 8, {})
+    assert not caplog.text
 
 
 def test_every_text_file_is_opened_with_an_encoding() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny_models import END_OF_TURN, EOS, prompts, tiny_llama, tiny_tokenizer
 
-from trbext.evaluation import evaluate_pass_at_1, left_padded, numeric, pass_at_k, verifier_by_name
+from trbext.encoding import left_padded
+from trbext.evaluation import evaluate_pass_at_1, numeric, pass_at_k, verifier_by_name
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample() -> None:
@@ -62,7 +63,7 @@ def shouts(prompt: Any, completion: str, row: Mapping[str, Any]) -> bool:
 
 def test_verifiers_are_found_by_name() -> None:
     assert verifier_by_name("numeric") is numeric
-    assert verifier_by_name("operator:contains").__name__ == "contains"
+    assert verifier_by_name("operator:setitem").__name__ == "setitem"
     demo = verifier_by_name("demo")
     right = "01122031405260718190#01135578"
     assert demo("50311758=", right, {}) is True

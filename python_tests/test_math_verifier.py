@@ -34,8 +34,9 @@ def test_answers_are_equal_by_value(answer: Any, completion: str, right: bool) -
 
 def test_an_answer_that_cannot_be_read_counts_as_wrong_and_is_told() -> None:
     rows = [{"prompt": "?", "answer": ""}, {"prompt": "?", "answer": "2"}]
-    correct, errors = judge(rows, [["\\boxed{2}"], ["\\boxed{2}"]], verifier_by_name("math"))
+    correct, errors, first = judge(rows, [["\\boxed{2}"], ["\\boxed{2}"]], verifier_by_name("math"))
     assert (correct, errors) == ([0, 1], 1)
+    assert first == "ValueError: the column 'answer' must hold a mathematical expression, got ''"
 
 
 def test_without_math_verify_the_verifier_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from test_cli import config  # noqa: F401  (a fixture)
 from tiny_models import prompts, tiny_llama, tiny_tokenizer
 
 from trbext.cli import main
-from trbext.evaluation import encode_prompts, left_padded
+from trbext.encoding import encode_prompts, left_padded
 from trbext.probe.rollouts import Probe
 from trbext.probe.statistics import auroc, mean, paired_difference, share
 from trbext.rollout import lockstep

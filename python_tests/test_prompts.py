@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from trbext.prompts import PromptsNotFound, load_prompts
+from trbext.prompt_files import PromptsNotFound
+from trbext.prompts import load_prompts
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_configuration_of_a_hub_dataset_is_named_after_a_colon(monkeypatch: py
         asked.append((name, configuration, split))
         raise FileNotFoundError("offline")
 
-    monkeypatch.setattr("trbext.prompts.load_dataset", loading)
+    monkeypatch.setattr("trbext.prompt_files.load_dataset", loading)
     for source in ("openai/gsm8k:main", "openai/gsm8k"):
         with pytest.raises(PromptsNotFound, match="nor a dataset that can be loaded: offline"):
             load_prompts(source, split="test")

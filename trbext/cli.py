@@ -164,7 +164,7 @@ def _eval(options: argparse.Namespace, fields: list[str]) -> int:
             evaluate_suite(options)
         else:
             evaluate_model(options)
-    except (ValueError, OSError) as error:
+    except (UsageError, ValueError, OSError) as error:
         return _usage_error(error)
     return 0
 
@@ -208,6 +208,8 @@ def _plot(options: argparse.Namespace, fields: list[str]) -> int:
 
     if options.output.suffix not in (".png", ".svg"):
         return _usage_error(f"--output must end in .png or .svg, got {options.output}")
+    if not options.output.parent.is_dir():
+        return _usage_error(f"--output: there is no folder {options.output.parent}")
     runs = []
     for path in options.runs:
         lines = RunFolder(path).read_metrics()

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .encoding import Prompt, encode_prompts, left_padded
 from .math_verifier import check_installed, math_answer
 from .named_object import load_object
 from .rollout import lockstep
+from .signatures import check_verifier_signature
 from .vocab import Alignment, align
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Prompt = str | list[dict[str, Any]]  # plain text, or the messages of a conversation
 Verifier = Callable[[Prompt, str, Mapping[str, Any]], bool]  # (prompt, completion text, dataset row) -> is it right?
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?")
@@ -49,6 +50,7 @@ class Evaluation:
     correct: list[int]  # c of each prompt
     completions: list[list[str]]  # n texts of each prompt
     verifier_errors: int  # completions counted as wrong because the verifier raised
+    first_error: str | None  # what it raised first
     clipped: int  # completions cut by the length limit
     tokens: int  # generated, EOS included
 
@@ -77,8 +79,9 @@ def evaluate_pass_at_1(
 
     Args:
         rows: each holds "prompt" (text or messages) and whatever the verifier reads. pass@1 is `.pass_at(1)`.
-        verifier: called as verifier(prompt, completion_text, row). One that raises counts as wrong, is logged, and the
-            evaluation goes on.
+        verifier: called as verifier(prompt, completion, row), the prompt as in the row, the completion decoded without
+            special tokens; returns True or False (1 or 0). One that raises counts as wrong, is logged, and the
+            evaluation goes on; whether it raised on everything is for the caller to see (`check_verified`).
         batch_size: completions decoded at a time.
         generator: equal seeds, rows and batch sizes give equal completions.
         alignment: the student's, where the caller has one (only its EOS ids and width matter here).
@@ -113,56 +116,72 @@ def evaluate_pass_at_1(
         tokens += int(rollout.lengths.sum())
         for index, ids, kept in zip(batch, rollout.tokens, rollout.mask, strict=True):
             texts[index].append(str(tokenizer.decode(ids[kept], skip_special_tokens=True)))
-    correct, errors = judge(rows, texts, verifier)
-    return Evaluation(samples, correct, texts, errors, clipped, tokens)
+    correct, errors, first_error = judge(rows, texts, verifier)
+    return Evaluation(samples, correct, texts, errors, first_error, clipped, tokens)
 
 
 def judge(
     rows: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[str]], verifier: Verifier
-) -> tuple[list[int], int]:
-    """How many completions of each row are right, and how often the verifier raised (which counts as wrong)."""
+) -> tuple[list[int], int, str | None]:
+    """How many completions of each row are right, how often the verifier raised (which counts as wrong), and what it
+    raised first."""
     correct, errors = [], 0
     first: tuple[Exception, str] | None = None
     for row, texts in zip(rows, completions, strict=True):
         right = 0
         for text in texts:
             try:
-                right += bool(verifier(row["prompt"], text, row))
+                right += _verdict(verifier(row["prompt"], text, row))
             except Exception as error:
                 first = first or (error, text)
                 errors += 1
         correct.append(right)
+    if first is None:
+        return correct, errors, None
+    logger.warning(
+        "the verifier raised on %d of %d completions, which count as wrong; the first was %.200r",
+        errors,
+        sum(map(len, completions)),
+        first[1],
+        exc_info=first[0],
+    )
+    return correct, errors, f"{type(first[0]).__name__}: {first[0]}"
+
+
+def _verdict(value: Any) -> bool:
+    """Whether a verifier accepts. TypeError for what is neither True nor False, such as None, "no" or a score of 0.5,
+    whose truth nobody may have meant."""
+    if isinstance(value, str) or not (value == 0 or value == 1):
+        raise TypeError(f"a verifier must return True or False, got {value!r:.80}")
+    return bool(value)
+
+
+def check_verified(errors: int, completions: int, first_error: str | None) -> None:
+    """ValueError if the verifier raised on every one of `completions`: 0 % would say nothing about the model."""
+    if 0 < completions <= errors:
+        raise ValueError(
+            f"the verifier raised on all {completions} completions, at first {first_error}. It is called as "
+            "verifier(prompt, completion, row) and must return True or False"
+        )
+
+
+def check_verifier(verifier: Verifier, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """ValueError if `verifier` raises on whatever completion of the first rows, as without the column it reads."""
+    first: Exception | None = None
+    for row in (rows[index] for index in range(min(3, len(rows)))):
+        answer = row.get("answer", "")
+        for completion in (str(answer), f"\\boxed{{{answer}}}", "0", ""):
+            try:
+                _verdict(verifier(row["prompt"], completion, row))
+            except Exception as error:
+                first = first or error
+            else:
+                return
     if first is not None:
-        logger.warning(
-            "the verifier raised on %d of %d completions, which count as wrong; the first was %.200r",
-            errors,
-            sum(map(len, completions)),
-            first[1],
-            exc_info=first[0],
+        raise ValueError(
+            f"the verifier {name!r} raises on every completion of the first prompts, at first {type(first).__name__}: "
+            f"{first}. It is called as verifier(prompt, completion, row) and must return True or False"
         )
-    return correct, errors
-
-
-def left_padded(
-    prompt_ids: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids and attention_mask [B, P], int64, of prompts of unequal length."""
-    width = max(map(len, prompt_ids))
-    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompt_ids]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompt_ids]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def encode_prompts(tokenizer: Any, prompts: list[Prompt], **template: Any) -> list[list[int]]:
-    """Token ids of prompts of one kind: text as it is, messages through the chat template (with its options)."""
-    if isinstance(prompts[0], str):
-        encoded = tokenizer(prompts)
-    else:
-        encoded = tokenizer.apply_chat_template(
-            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **template
-        )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
 
 
 def numeric(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:
@@ -191,12 +210,14 @@ VERIFIERS: dict[str, Verifier] = {"numeric": numeric, "demo": _demo, "math": mat
 
 
 def verifier_by_name(name: str) -> Verifier:
-    """The verifier called `name` in VERIFIERS, or "module:function". ValueError when there is none or it is not
-    installed."""
+    """The verifier called `name` in VERIFIERS, or "module:function". ValueError when there is none, it is not installed
+    or does not take (prompt, completion, row)."""
     if name == "math":
         check_installed()
     if name in VERIFIERS:
         return VERIFIERS[name]
     if ":" not in name:
         raise ValueError(f"a verifier is one of {', '.join(VERIFIERS)} or 'module:function', got {name!r}")
-    return load_object("verifier", name)
+    verifier = load_object("verifier", name)
+    check_verifier_signature(name, verifier)
+    return verifier

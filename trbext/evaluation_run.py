@@ -13,10 +13,21 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from .demo.shipped import model_path
-from .evaluation import Verifier, encode_prompts, evaluate_pass_at_1, pass_at_k, verifier_by_name
+from .encoding import encode_prompts
+from .evaluation import (
+    Verifier,
+    check_verified,
+    check_verifier,
+    evaluate_pass_at_1,
+    pass_at_k,
+    verifier_by_name,
+)
+from .model_loading import load_for_inference
+from .positions import position_limit
+from .prompt_checks import check_encodings
 from .prompts import load_prompts
 
 
@@ -32,9 +43,8 @@ class LoadedModel:
     def load(cls, name: str, template: Mapping[str, Any] | None = None) -> LoadedModel:
         path = model_path(name)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-        model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        return cls(model, tokenizer, template or {})
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(load_for_inference(path, "model", device), tokenizer, template or {})
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ def evaluate_model(options: argparse.Namespace) -> float:
             raise ValueError(f"--{name} is required without --suite")
     verifier = verifier_by_name(options.verifier)
     prompts = load_prompts(options.prompts, split=options.split, limit=options.limit)
+    check_verifier(verifier, prompts, options.verifier)  # before minutes of loading weights
     (model,) = options.model
     result = evaluate_prompts(
         LoadedModel.load(model),
@@ -99,7 +110,8 @@ def evaluate_prompts(
 
     With `output`, a line per prompt is appended as soon as it is judged, and prompts already there are not repeated.
     Random numbers depend on the seed and the batch alone, so a resumed evaluation gives the same completions.
-    settings: what else the file's evaluation depends on. ValueError: `output` is a file of another evaluation.
+    settings: what else the file's evaluation depends on, the source of the prompts among it. ValueError: `output` is a
+    file of another evaluation, a prompt cannot be used, the verifier raised on everything.
     """
     settings = settings | {
         "samples": samples,
@@ -108,10 +120,14 @@ def evaluate_prompts(
         "prompts_per_batch": max(1, batch_size // samples),
     }
     lines = _previous(output, settings)
+    positions = {"model": position_limit(loaded.model.config)}
+    source, template = str(settings["prompts"]), loaded.template
+    check_encodings(prompts, source, loaded.tokenizer, template, max_completion_length, positions)
     if output is not None and not lines:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
     step = int(settings["prompts_per_batch"])
+    first_error: str | None = None
     starts = range(len(lines), len(prompts), step)
     for start in track(starts, description="prompts", console=Console(stderr=True), disable=len(starts) < 2):
         rows = [prompts[i] for i in range(start, min(start + step, len(prompts)))]
@@ -130,6 +146,7 @@ def evaluate_prompts(
             {"prompt": row["prompt"], "correct": correct, "completions": completions}
             for row, correct, completions in zip(rows, result.correct, result.completions, strict=True)
         ]
+        first_error = first_error or result.first_error
         if result.verifier_errors:
             judged[0]["verifier_errors"] = result.verifier_errors
         lines += judged
@@ -140,6 +157,7 @@ def evaluate_prompts(
     mean = sum(shares) / len(shares)
     error = (sum((s - mean) ** 2 for s in shares) / max(1, len(shares) - 1) / len(shares)) ** 0.5
     errors = sum(line.get("verifier_errors", 0) for line in lines)
+    check_verified(errors, samples * len(lines), first_error)
     return PassAt1(mean, error, len(lines), samples, errors)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import UsageError
-from .evaluation import verifier_by_name
+from .evaluation import check_verifier, verifier_by_name
 from .evaluation_run import LoadedModel, evaluate_prompts
 from .prompts import load_prompts
 from .yaml_file import read_yaml
@@ -98,6 +98,8 @@ def evaluate_suite(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         )
         for name, benchmark in suite.benchmarks.items()
     }
+    for name, verifier in verifiers.items():
+        check_verifier(verifier, prompts[name], suite.benchmarks[name].verifier)
     found: dict[str, dict[str, float]] = {}
     for model in options.model:
         loaded = LoadedModel.load(model, suite.chat_template_kwargs)

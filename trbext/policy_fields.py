@@ -18,6 +18,7 @@ from .rollout.policies import (
     TrustRegion,
 )
 from .schedule import Schedule, check_duration, duration
+from .signatures import check_policy_signatures, made_with
 
 ROLLOUT_POLICIES = (
     "trb",
@@ -51,7 +52,10 @@ class PolicyFields:
         },
     )
     rollout_policy_kwargs: dict[Any, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of a rollout_policy 'module:Class', as a mapping."}
+        default=None,
+        metadata={
+            "help": "Arguments of a rollout_policy 'module:Class', as a mapping: it is made as Class(**mapping)."
+        },
     )
     fixed_beta: float = field(
         default=0.5, metadata={"help": "For 'fixed_beta': the coefficient of the blend, 0 (student) to 1 (teacher)."}
@@ -123,7 +127,8 @@ class PolicyFields:
                 raise ValueError(f"{names}: {error}") from None
 
     def make_policy(self, schedule: Schedule, total_steps: int, seed: int) -> Policy:
-        """The policy of a run of `total_steps`, with TRB's budget by `schedule`. ValueError: no such 'module:Class'."""
+        """The policy of a run of `total_steps`, with TRB's budget by `schedule`. ValueError: no such 'module:Class', or
+        one that cannot be made or called as a policy."""
         makers: dict[str, Callable[[], Policy]] = {
             "trb": lambda: TrustRegion(schedule),
             "student": lambda: TrustRegion(0.0),
@@ -141,12 +146,11 @@ class PolicyFields:
         if self.rollout_policy in makers:
             return makers[self.rollout_policy]()
         kwargs = self.rollout_policy_kwargs if isinstance(self.rollout_policy_kwargs, dict) else {}
-        policy = load_object("rollout policy", self.rollout_policy)(**kwargs)
+        name = f"the rollout policy {self.rollout_policy!r}"
+        policy = made_with(name, load_object("rollout policy", self.rollout_policy), kwargs)
         if not isinstance(policy, Policy):
-            raise ValueError(
-                f"the rollout policy {self.rollout_policy!r} must make a trbext.rollout.Policy, got "
-                f"{type(policy).__name__}"
-            )
+            raise ValueError(f"{name} must make a trbext.rollout.Policy, got {type(policy).__name__}")
+        check_policy_signatures(repr(self.rollout_policy), policy)
         return policy
 
     def _skd(self) -> Policy:

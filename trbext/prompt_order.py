@@ -23,3 +23,16 @@ class ResumableSampler(RepeatSampler):  # type: ignore[misc]  # TRL is untyped
         if self.shuffle:
             self.generator.manual_seed(self.seed + self.epoch())
         yield from super().__iter__()
+
+
+def prompts_of_a_step(rollouts: int, rollouts_per_prompt: int, available: int) -> int:
+    """Different prompts that an optimizer step of `rollouts` takes. ValueError if they are no whole number, or more
+    than there are `available`."""
+    if rollouts % rollouts_per_prompt != 0:
+        raise ValueError(
+            f"an optimizer step takes {rollouts} rollouts, no multiple of rollouts_per_prompt {rollouts_per_prompt}"
+        )
+    prompts = rollouts // rollouts_per_prompt
+    if available < prompts:
+        raise ValueError(f"an optimizer step takes {prompts} prompts, the train_dataset has {available}")
+    return prompts

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, disable_progress_bars, enable_progress_bars, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets import Dataset
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+from .prompt_checks import check_rows
+from .prompt_files import PromptsNotFound, quietly, read_dataset, refused_as_prompts
+
 DEMO_PROMPTS = 8192  # of the built-in task, unless `limit` says otherwise
-
-
-class PromptsNotFound(ValueError):
-    """The prompts cannot be read, or do not hold the column."""
 
 
 def load_prompts(
@@ -43,53 +39,36 @@ def load_prompts(
     where: "column=value" keeps the rows that have it. unique: keeps the first row of each prompt.
     shuffle_seed: shuffles the rows. fits: of a batch of prompts as they will be used, which to keep.
     All of these come before `limit`, in this order. None of them touches the built-in task but `limit`.
-    Raises PromptsNotFound: no such source, no such column, or nothing left.
+    Raises PromptsNotFound: no such source, no such column, a prompt that cannot be used, or nothing left.
     """
     if source in ("demo", "demo:eval"):
         from .demo.task import prompts_dataset
 
         rows = prompts_dataset(limit or DEMO_PROMPTS, demo_seed, "eval" if source == "demo:eval" else "train")
         return Dataset.from_list(rows)
-    dataset = _read(source, split)
-    if where is not None:
-        dataset = _matching(dataset, source, where)
-    dataset = _renamed(dataset, source, column, "prompt")
-    if answer_column is not None:
-        dataset = _renamed(dataset, source, answer_column, "answer")
-    if len(dataset) > 0 and _is_shared_gpt(dataset[0]["prompt"]):
-        dataset = dataset.map(_first_human_turn, input_columns=["prompt"], remove_columns=["prompt"])
-    if unique:
-        dataset = dataset.select(_first_of_each(dataset))
-    if shuffle_seed is not None:
-        dataset = dataset.shuffle(seed=shuffle_seed)
-    if system_prompt is not None:
-        dataset = dataset.map(lambda row: {"prompt": _conversation(system_prompt, row["prompt"])})
-    if fits is not None:
-        dataset = dataset.filter(fits, input_columns=["prompt"], batched=True)
-    if limit is not None:
-        dataset = dataset.select(range(min(limit, len(dataset))))
+    dataset = read_dataset(source, split)
+    with quietly(), refused_as_prompts(source):
+        if where is not None:
+            dataset = _matching(dataset, source, where)
+        dataset = _renamed(dataset, source, column, "prompt")
+        if answer_column is not None:
+            dataset = _renamed(dataset, source, answer_column, "answer")
+        if len(dataset) > 0 and _is_shared_gpt(dataset[0]["prompt"]):
+            dataset = dataset.map(_first_human_turn, input_columns=["prompt"], remove_columns=["prompt"])
+        check_rows(dataset, source)
+        if unique:
+            dataset = dataset.select(_first_of_each(dataset))
+        if shuffle_seed is not None:
+            dataset = dataset.shuffle(seed=shuffle_seed)
+        if system_prompt is not None:
+            dataset = dataset.map(lambda row: {"prompt": _conversation(system_prompt, row["prompt"])})
+        if fits is not None:
+            dataset = dataset.filter(fits, input_columns=["prompt"], batched=True)
+        if limit is not None:
+            dataset = dataset.select(range(min(limit, len(dataset))))
     if len(dataset) == 0:
         raise PromptsNotFound(f"prompts {source!r} have no row that was asked for")
     return dataset
-
-
-def _read(source: str, split: str) -> Dataset:
-    path = Path(source)
-    try:
-        if path.suffix in FILE_FORMATS:
-            if not path.exists():
-                raise PromptsNotFound(f"no such file of prompts: {path}")
-            disable_progress_bars()  # a bar is for downloads
-            dataset = load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
-            enable_progress_bars()
-            return dataset
-        name, _, configuration = source.partition(":")
-        return load_dataset(name, configuration or None, split=split)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        formats = ", ".join(FILE_FORMATS)
-        raise PromptsNotFound(
-            f"prompts {source!r} are neither 'demo', a {formats} file, nor a dataset that can be loaded: {error}"
-        ) from error
 
 
 def _matching(dataset: Dataset, source: str, where: str) -> Dataset:

@@ -14,18 +14,16 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, HfArgumentParser, PrinterCallback, ProgressCallback
+from transformers import HfArgumentParser, PrinterCallback, ProgressCallback
 from trl import DistillationConfig
 
 from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
 from .config import TRBConfig
-from .demo.shipped import model_path
 from .errors import UsageError
-from .evaluation import encode_prompts
 from .field_checks import check_ranges
 from .field_values import words_of
-from .prompts import PromptsNotFound, load_prompts
-from .run_folder import Metrics, RunFolder
+from .run_folder import Metrics, RunFolder, left_as_it_was
+from .run_inputs import load_inputs
 from .trainer import TRBTrainer
 from .yaml_file import read_yaml
 
@@ -149,8 +147,9 @@ def train_run(
     stop = StopOnSignal()
     label = folder.path.name
     try:
-        trainer = _trainer(arguments, config, [MetricsFile(folder), ProgressDisplay(label), stop])
-    except (PromptsNotFound, ValueError, OSError) as error:  # an OSError is transformers' "no such model"
+        with left_as_it_was(folder.path):
+            trainer = _trainer(arguments, config, [MetricsFile(folder), ProgressDisplay(label), stop])
+    except (ValueError, OSError) as error:  # an OSError is transformers' "no such model"
         raise UsageError(_first_line(error)) from error
     trainer.accelerator.wait_for_everyone()  # a slower process must still find the folder as it was
     if trainer.is_world_process_zero():
@@ -172,30 +171,7 @@ def train_run(
 
 
 def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -> TRBTrainer:
-    student = _known_model("model_name_or_path", arguments.model_name_or_path)
-    teacher = _known_model("teacher_model_name_or_path", config.teacher_model_name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(student, padding_side="left", trust_remote_code=config.trust_remote_code)
-    shared: dict[str, Any] = {"column": arguments.prompt_column, "system_prompt": arguments.system_prompt}
-    held_out = None
-    if arguments.eval_prompts is not None:
-        split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
-        held_out = load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
-    longest, template = arguments.max_prompt_length, config.chat_template_kwargs or {}
-
-    def fits(texts: list[Any]) -> list[bool]:
-        return [len(ids) <= (longest or 0) for ids in encode_prompts(tokenizer, texts, **template)]
-
-    prompts = load_prompts(
-        arguments.prompts,
-        split=arguments.prompts_split,
-        where=arguments.prompts_where,
-        unique=arguments.prompts_unique,
-        shuffle_seed=arguments.prompts_shuffle_seed,
-        fits=None if longest is None else fits,
-        limit=arguments.prompts_limit,
-        demo_seed=config.seed,
-        **shared,
-    )
+    inputs = load_inputs(arguments, config)
     transformers.utils.logging.set_verbosity_error()
     config.dataloader_pin_memory = torch.cuda.is_available()
     config.disable_tqdm = True  # ProgressDisplay takes its place
@@ -203,25 +179,17 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
         config.remove_unused_columns = False
     transformers.utils.logging.disable_progress_bar()
     trainer = TRBTrainer(
-        model=student,
-        teacher_model=teacher,
+        model=inputs.student,
+        teacher_model=inputs.teacher,
         args=config,
-        train_dataset=prompts,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
+        train_dataset=inputs.prompts,
+        eval_dataset=inputs.held_out,
+        processing_class=inputs.tokenizer,
         callbacks=callbacks,
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
     return trainer
-
-
-def _known_model(name: str, value: str) -> str:
-    path = model_path(value)
-    # What cannot be a Hub id "owner/name" is a folder, of which transformers would complain as a malformed id.
-    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
-        raise UsageError(f"{name}: there is no folder {path}")
-    return path
 
 
 def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,21 @@ class RunFolder:
         partial = self.metrics.with_suffix(".partial")
         partial.write_text("".join(map(_json_line, kept)), encoding="utf-8")
         partial.replace(self.metrics)
+
+
+@contextmanager
+def left_as_it_was(folder: Path) -> Iterator[None]:
+    """Removes, if the body raises, the empty folders that it made for `folder`: transformers makes one before it has
+    looked at everything."""
+    before = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it holds something, or another process was faster
+            while folder != before:
+                folder.rmdir()
+                folder = folder.parent
+        raise
 
 
 def _json_line(line: Metrics) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import create_model_from_path
+
+from .model_loading import load_for_training
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,8 +38,7 @@ def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTra
     kwargs |= args.teacher_model_init_kwargs or {}
     if accelerator.num_processes > 1:
         kwargs["device_map"] = None  # "auto" would spread every process's copy over all devices
-    teacher: PreTrainedModel = create_model_from_path(path, **kwargs)
-    return teacher
+    return load_for_training(path, "teacher", **kwargs)
 
 
 def prepare_teacher(teacher: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -32,13 +32,16 @@ from trl.trainer.utils import get_config_model_id
 from .compute import ComputeCount
 from .config import TRBConfig
 from .drafting import Drafting, drafting_metrics, teacher_states, without_teacher_states
-from .evaluation import Verifier, evaluate_pass_at_1, left_padded, verifier_by_name
+from .encoding import left_padded
+from .evaluation import Verifier, check_verified, evaluate_pass_at_1, verifier_by_name
 from .losses import lm_head
 from .metrics import PrefixMeans, rollout_metrics, tokens_per_second
 from .prefix_loss import Objective, log_weights, prefix_loss
-from .prompt_order import ResumableSampler
+from .prompt_order import ResumableSampler, prompts_of_a_step
 from .rollout import Policy, Rollout, TrustRegion, speculative
 from .rollout.policies import STUDENT
+from .signatures import check_policy_signatures, check_verifier_signature
+from .student import load_processing_class, load_student, without_init_kwargs
 from .teacher import load_teacher, load_teacher_tokenizer, prepare_teacher
 from .unsharding import check_can_unshard, whole_for_decoding
 from .vocab import align, check_tokenizers, stop_with_all_eos_ids
@@ -59,15 +62,17 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             peft_config, tools: as TRL's `DistillationTrainer`; `args` is a `TRBConfig`.
         teacher_model: a path, an instance, or None to load `args.teacher_model_name_or_path`. Its tokenizer must give
             the same ids as the student's (checked where it is given by path); logit widths and EOS ids may differ.
-        verifier: judge of completions, (prompt, completion_text, row) -> bool, for `eval_pass@1` on the eval dataset;
-            by default the one `args.eval_verifier` names, if any.
+        verifier: judge of completions, verifier(prompt, completion, row) -> bool, for `eval_pass@1` on the eval
+            dataset; by default the one `args.eval_verifier` names, if any.
         policy: who writes the training prefixes; by default the one `args.rollout_policy` names.
 
     Rollouts depend on the seed, the optimizer step and the process alone, so a resumed run repeats the run that was not
     interrupted exactly.
 
     Raises:
-        ValueError: no teacher, a vision-language processor, a combination of options that cannot keep its promise.
+        ValueError: no teacher, a vision-language processor, a combination of options that cannot keep its promise, a
+            policy or verifier that cannot be called as one.
+        IncompleteWeights (a ValueError): a model given by a path whose checkpoint lacks some of its weights.
         VocabularyMismatch (a ValueError): tokenizers or EOS ids that do not fit together.
     """
 
@@ -114,24 +119,34 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             raise ValueError("a teacher is required: pass teacher_model, or set teacher_model_name_or_path")
         if policy is not None:
             args.refuse_altered_sampling("a policy")
-        if verifier is None and args.eval_verifier is not None:
+            check_policy_signatures(type(policy).__name__, policy)
+        elif ":" in args.rollout_policy:  # a user's class is made once; it may fail, so before anything is loaded
+            policy = args.policy(total_steps=0)
+        if verifier is not None:
+            check_verifier_signature(getattr(verifier, "__name__", "verifier"), verifier)
+        elif args.eval_verifier is not None:
             verifier = verifier_by_name(args.eval_verifier)
         if verifier is not None and args.remove_unused_columns:
             raise ValueError("a verifier reads columns of the dataset: set remove_unused_columns=False")
+        loaded_here = isinstance(model, str)
+        if isinstance(model, str):
+            processing_class = processing_class or load_processing_class(model, args)
+            model, quantization_config = load_student(model, args, quantization_config), None
         # TRL refuses a teacher of another logit width, so it is not handed the teacher.
-        super().__init__(
-            model=model,
-            teacher_model=None,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            tools=tools,
-        )
+        with without_init_kwargs(args) if loaded_here else nullcontext():
+            super().__init__(
+                model=model,
+                teacher_model=None,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                tools=tools,
+            )
         if self._is_vlm:
             raise ValueError("TRBTrainer decodes text: processing_class must be a tokenizer, got a processor")
         self.verifier = verifier
@@ -159,8 +174,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
 
         # The student alone is decoded by TRL where our decoder cannot: by vLLM, or with altered sampling.
         self._trl_decodes_student = args.use_vllm or any(True for _ in args.altered_sampling())
-        # A user's class is made once; the built-in policies are cheap, and may depend on the length of the run.
-        self._policy = policy if policy or ":" not in args.rollout_policy else args.policy(total_steps=0)
+        self._policy = policy  # None: the built-in one, which may depend on the length of the run
         self._rollouts: list[Rollout] = []  # of the current generation, one per turn and part of the batch
         self._turns = 0
         self._generated_tokens, self._decoding_seconds = 0, 0.0
@@ -294,13 +308,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         dataset = self.train_dataset if dataset is None else dataset
         accumulation, rollouts = self.args.gradient_accumulation_steps, self.args.rollouts_per_prompt
         per_step = self._train_batch_size * self.accelerator.num_processes * accumulation
-        if per_step % rollouts != 0:
-            raise ValueError(
-                f"an optimizer step takes {per_step} rollouts, no multiple of rollouts_per_prompt {rollouts}"
-            )
-        prompts = per_step // rollouts
-        if len(dataset) < prompts:
-            raise ValueError(f"an optimizer step takes {prompts} prompts, the train_dataset has {len(dataset)}")
+        prompts = prompts_of_a_step(per_step, rollouts, len(dataset))
         steps_per_epoch = len(dataset) // prompts
         return ResumableSampler(
             data_source=dataset,
@@ -427,7 +435,9 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             )
         counts = torch.tensor([sum(evaluation.correct), evaluation.verifier_errors], device=self.accelerator.device)
         right, errors = self.accelerator.reduce(counts, reduction="sum").tolist()
+        completions = len(dataset) * self.args.eval_samples
+        check_verified(errors, completions, evaluation.first_error)
         return {
-            f"{prefix}_pass@1": right / (len(dataset) * self.args.eval_samples),
+            f"{prefix}_pass@1": right / completions,
             f"{prefix}_verifier_errors": errors,
         }

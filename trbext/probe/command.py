@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from ..compare.statistics import holm
@@ -19,7 +19,10 @@ from ..compare.wording import p_value
 from ..config import TRBConfig
 from ..demo.shipped import model_path
 from ..errors import UsageError
-from ..evaluation import verifier_by_name
+from ..evaluation import check_verifier, verifier_by_name
+from ..model_loading import load_for_inference
+from ..positions import position_limit
+from ..prompt_checks import check_encodings
 from ..prompts import load_prompts
 from ..run import RunArguments, parse_run
 from ..vocab import align
@@ -94,9 +97,11 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
     models: dict[str, Any] = {}
     disable_progress_bar()
     for name, path in paths.items():
-        kwargs = {"dtype": "auto", "trust_remote_code": trust, **(options[name] or {})}
-        model: Any = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-        models[name] = model.to(device).eval()
+        models[name] = load_for_inference(path, name, device, trust_remote_code=trust, **(options[name] or {}))
+    positions = {name: position_limit(model.config) for name, model in models.items()}
+    template, longest = config.chat_template_kwargs or {}, config.max_completion_length or 0
+    check_encodings(rows, prompts, tokenizer, template, longest, positions)
+    check_verifier(verifier, rows, config.eval_verifier)
     return Probe(
         student=models["student"],
         teacher=models["teacher"],
@@ -104,11 +109,11 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
         alignment=align(models["student"], models["teacher"], tokenizer, teacher_tokenizer),
         rows=list(rows),
         verifier=verifier,
-        max_new_tokens=config.max_completion_length or 0,
+        max_new_tokens=longest,
         temperature=config.temperature,
         batch_size=config.per_device_eval_batch_size,
         seed=config.seed,
-        chat_template=config.chat_template_kwargs or {},
+        chat_template=template,
     )
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation import Verifier, encode_prompts, judge, left_padded
+from ..encoding import encode_prompts, left_padded
+from ..evaluation import Verifier, check_verified, judge
 from ..rollout import Rollout, lockstep
 from ..vocab import Alignment, align
 
@@ -122,7 +123,8 @@ class Probe:
 
     def _judged(self, tokens: Sequence[Sequence[int]]) -> list[bool]:
         texts = [[str(self.tokenizer.decode(list(ids), skip_special_tokens=True))] for ids in tokens]
-        correct, _ = judge(self.rows, texts, self.verifier)
+        correct, errors, first_error = judge(self.rows, texts, self.verifier)
+        check_verified(errors, len(texts), first_error)
         return [count == 1 for count in correct]
 
 

@@ -1,0 +1,27 @@
+"""How many tokens a model can see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length")
+
+
+def position_limit(config: Any) -> int | None:
+    """Positions that a model of this configuration was made for; None if it names no limit, as recurrent models do.
+
+    RoPE that is stretched by a factor reaches further than `max_position_embeddings` says in some configurations.
+    """
+    text = config.get_text_config()
+    found = [value for name in _NAMES if isinstance(value := getattr(text, name, None), int) and value > 0]
+    if not found:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, Mapping))]
+    stretched = [
+        int(kind["factor"] * kind["original_max_position_embeddings"])
+        for kind in kinds
+        if kind.get("factor") and kind.get("original_max_position_embeddings")
+    ]
+    return max(found[0], *stretched) if stretched else found[0]

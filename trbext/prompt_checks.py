@@ -1,0 +1,114 @@
+"""Looks at every prompt of a run before it starts: one that cannot be used would end the run when its turn comes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from .encoding import check_chat_template, encode_prompts
+from .prompt_files import PromptsNotFound
+
+logger = logging.getLogger(__name__)
+
+BATCH = 1000
+
+
+def check_rows(dataset: Dataset, source: str) -> None:
+    """PromptsNotFound, which names the row, unless all prompts are text, or all are conversations, and none is empty.
+
+    Rows count from 1, of those that are left if some were chosen by a value.
+    """
+    kind: type | None = None
+    number = 0
+    for batch in dataset.select_columns("prompt").iter(BATCH):
+        for prompt in batch["prompt"]:
+            number += 1
+            fault = _fault(prompt)
+            if fault is None:
+                kind = kind or type(prompt)
+                if type(prompt) is not kind:
+                    first = "text" if kind is str else "a conversation"
+                    fault = f"must be {first}, as the first one, got {type(prompt).__name__}"
+            if fault is not None:
+                raise PromptsNotFound(f"prompts {source!r}: the prompt of row {number} {fault}")
+
+
+def _fault(prompt: object) -> str | None:
+    if isinstance(prompt, str):
+        return None if prompt.strip() else f"must not be empty, got {prompt!r}"
+    if not isinstance(prompt, list):
+        return f"must be text or a list of messages, got {prompt!r:.80}"
+    if not prompt:
+        return "must not be empty, got []"
+    for message in prompt:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return f"must hold messages with a role and a content, got {message!r:.80}"
+        if message.get("content") is None and not message.get("tool_calls"):
+            return f"must hold messages with a role and a content, got {message!r:.80}"
+    return None
+
+
+def check_encodings(
+    dataset: Dataset,
+    source: str,
+    tokenizer: Any,
+    template: Mapping[str, Any],
+    max_completion_length: int,
+    positions: Mapping[str, int | None],
+) -> None:
+    """ValueError unless every prompt can be encoded and fits, with its completion, into the models' positions.
+
+    Warns if prompts end with the EOS token.
+
+    Args:
+        template: options of the chat template.
+        max_completion_length: tokens.
+        positions: of each model, named as the message shall name it; None where a model has no limit.
+    """
+    limits = {name: limit for name, limit in positions.items() if limit is not None}
+    model = min(limits, key=lambda name: limits[name]) if limits else ""
+    room = limits[model] - max_completion_length if limits else None
+    if room is not None and room < 1:
+        raise PromptsNotFound(
+            f"max_completion_length {max_completion_length} leaves no room for a prompt in the {limits[model]} "
+            f"positions of the {model}"
+        )
+    check_chat_template(dataset[0]["prompt"], tokenizer, template)
+    number = ends = 0
+    for batch in dataset.select_columns("prompt").iter(BATCH):
+        for ids in _encoded(batch["prompt"], source, number, tokenizer, template):
+            number += 1
+            if not ids:
+                raise PromptsNotFound(f"prompts {source!r}: the prompt of row {number} has no tokens")
+            if room is not None and len(ids) > room:
+                raise PromptsNotFound(
+                    f"prompts {source!r}: the prompt of row {number} has {len(ids)} tokens, which with "
+                    f"max_completion_length {max_completion_length} exceed the {limits[model]} positions of the "
+                    f"{model}: leave out longer ones (max_prompt_length: {room}), or shorten the completions"
+                )
+            ends += ids[-1] == tokenizer.eos_token_id
+    if ends:
+        logger.warning(
+            "%d of %d prompts end with the EOS token %r, so that completions begin after the end of a text: save the "
+            "tokenizer without add_eos_token, or change the chat template",
+            ends,
+            number,
+            tokenizer.eos_token,
+        )
+
+
+def _encoded(prompts: list[Any], source: str, before: int, tokenizer: Any, template: Mapping[str, Any]) -> Any:
+    try:
+        return encode_prompts(tokenizer, prompts, **template)
+    except Exception as together:  # jinja2's errors, and whatever a template's own code raises
+        for number, prompt in enumerate(prompts, before + 1):
+            try:
+                encode_prompts(tokenizer, [prompt], **template)
+            except Exception as error:
+                raise PromptsNotFound(
+                    f"prompts {source!r}: the prompt of row {number} cannot be encoded: {error}"
+                ) from error
+        raise PromptsNotFound(f"prompts {source!r} cannot be encoded: {together}") from together

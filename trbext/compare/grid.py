@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import re
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..config import TRBConfig
 from ..errors import UsageError
 from ..run import parse_settings
 from ..yaml_file import read_yaml
+from .folder_names import folder_names
 
 Better = Literal["higher", "lower"]
 
@@ -87,10 +88,7 @@ class Run:
 
     label: str
     overrides: dict[str, Any]
-
-    @property
-    def folder_name(self) -> str:
-        return re.sub(r"[^a-z0-9.=+]+", "-", self.label.lower()).strip("-.")
+    folder_name: str
 
 
 @dataclass(frozen=True)
@@ -149,8 +147,8 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
         raise UsageError("metric and secondary_metrics name a metric twice")
     threads = declared.get("threads")
     study = Study(
-        title=str(declared.get("title") or path.stem),
-        folder=Path(declared.get("output_dir") or f"runs/{path.stem}"),
+        title=_text(declared, "title", path.stem),
+        folder=Path(_text(declared, "output_dir", f"runs/{path.stem}")),
         metric=metric,
         secondary=secondary,
         final_evaluations=final_evaluations,
@@ -158,7 +156,7 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
         seeds=_seeds(declared.get("seeds")),
         processes=_count("processes", declared.get("processes", 1)),
         threads=None if threads is None else _count("threads", threads),
-        keep_models=bool(declared.get("keep_models", True)),
+        keep_models=_truth(declared, "keep_models", True),
         base=base,
         runs=runs,
         max_steps=0,
@@ -175,13 +173,18 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
 
 
 def _runs(declared: dict[str, Any]) -> tuple[Run, ...]:
-    runs: list[Run] = []
+    runs: list[tuple[str, dict[str, Any]]] = []
     for label, fields in declared.items():
+        if not isinstance(label, str):
+            raise UsageError(f"names of runs must be text, got {label!r}: quote it")
         if fields is None:
             fields = {}
         if not isinstance(fields, dict):
             raise UsageError(f"run {label!r} must hold fields and values, got {fields!r}")
         sweep = fields.get("sweep") or {}
+        for name in (*fields, *(sweep if isinstance(sweep, dict) else ())):
+            if not isinstance(name, str):
+                raise UsageError(f"run {label!r}: names of fields must be text, got {name!r}: quote it")
         fixed = {name: value for name, value in fields.items() if name != "sweep"}
         if not isinstance(sweep, dict) or not all(isinstance(v, list) and v for v in sweep.values()):
             raise UsageError(f"the sweep of run {label!r} must map fields to lists of values, got {sweep!r}")
@@ -190,15 +193,22 @@ def _runs(declared: dict[str, Any]) -> tuple[Run, ...]:
         for values in itertools.product(*sweep.values()):
             point = dict(zip(sweep, values, strict=True))
             words = [f"{name.removeprefix('trb_')}={value}" for name, value in point.items()]
-            runs.append(Run(" ".join([str(label), *words]), fixed | point))
-    for kind in ("label", "folder_name"):
-        name, count = Counter(getattr(run, kind) for run in runs).most_common(1)[0]
-        if count > 1:
-            same = [run.label for run in runs if getattr(run, kind) == name]
-            raise UsageError(f"duplicate run names: {', '.join(map(repr, same))}")
+            runs.append((" ".join([label, *words]), fixed | point))
+    labels = [label for label, _ in runs]
+    name, count = Counter(labels).most_common(1)[0]
+    if count > 1:
+        raise UsageError(f"two runs are named {name!r}: give one of them, or the values of its sweep, other names")
     if len(runs) < 2:
         raise UsageError(f"a study compares at least two runs, got {len(runs)}")
-    return tuple(runs)
+    folders = folder_names(labels)
+    for folder in folders:
+        try:
+            os.fsencode(folder)
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"a folder cannot be named {folder!r} in the locale's encoding {error.encoding}: set PYTHONUTF8=1"
+            ) from error
+    return tuple(Run(label, fields, folder) for (label, fields), folder in zip(runs, folders, strict=True))
 
 
 def _metric(declared: dict[str, Any]) -> tuple[Metric, int]:
@@ -212,7 +222,7 @@ def _metric(declared: dict[str, Any]) -> tuple[Metric, int]:
 
 
 def _known_metric(name: Any) -> Metric:
-    if name not in METRICS:
+    if not isinstance(name, str) or name not in METRICS:
         raise UsageError(f"unknown metric {name!r}; a study can be judged by {', '.join(METRICS)}")
     return Metric(name, METRICS[name][1])
 
@@ -277,6 +287,20 @@ def _mapping(declared: dict[str, Any], key: str) -> dict[str, Any]:
     value = declared.get(key)
     if not isinstance(value, dict) or not value:
         raise UsageError(f"{key} must hold fields and values, got {value!r}")
+    return value
+
+
+def _text(declared: dict[str, Any], key: str, default: str) -> str:
+    value = declared.get(key) or default
+    if not isinstance(value, str):
+        raise UsageError(f"{key} is text, which YAML reads as {value!r}: quote it")
+    return value
+
+
+def _truth(declared: dict[str, Any], key: str, default: bool) -> bool:
+    value = declared.get(key, default)
+    if not isinstance(value, bool):
+        raise UsageError(f"{key} must be true or false, got {value!r}")
     return value
 
 

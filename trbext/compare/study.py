@@ -29,7 +29,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ..errors import UsageError
 from ..exit_codes import INTERRUPTED, USAGE_ERROR
-from ..run import Interrupted
+from ..run import Interrupted, parse_settings
+from ..run_inputs import load_inputs
 from ..yaml_file import dump_yaml, read_yaml
 from .grid import FREE_ON_RESUME, Run, Study
 from .worker import finished
@@ -61,12 +62,28 @@ def run_study(study: Study, declared: dict[str, Any], console: Console) -> list[
     UsageError: the folder is another study's or is at work, a run cannot start. Interrupted: Ctrl-C or SIGTERM; runs
     under way have written a checkpoint.
     """
+    if not study.folder.exists():
+        check_inputs(study)
     open_folder(study, declared)
     try:
         with FileLock(study.folder / "study.lock", timeout=0), _signals() as stop:
             return _Runner(study, console, stop).all()
     except Timeout:
         raise UsageError(f"another trb compare is at work in {study.folder}") from None
+
+
+def check_inputs(study: Study) -> None:
+    """UsageError for what would end a run of the study at its start: said here, no folder is made."""
+    for index, run in enumerate(study.runs):
+        arguments, config, _ = parse_settings(study.settings(run, study.seeds[0]))
+        try:
+            if index == 0:  # all runs share the prompts and how they are judged
+                load_inputs(arguments, config)
+            else:
+                config.policy(total_steps=0)
+        except (UsageError, ValueError, OSError) as error:
+            where = "" if index == 0 else f"run {run.label!r}: "
+            raise UsageError(f"{where}{str(error).strip()}") from error
 
 
 def open_folder(study: Study, declared: dict[str, Any]) -> None:

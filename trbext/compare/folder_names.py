@@ -1,0 +1,43 @@
+"""Names of folders for the runs of a study, from their labels, in whatever script these are written."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+MOST_BYTES = 200  # of a name; file systems take 255, and a suffix may follow
+
+
+def folder_names(labels: Sequence[str]) -> list[str]:
+    """A name for each label, in their order: different, not empty, and readable where the label is.
+
+    Letters, marks, numbers and symbols of any script stay, in lower case, and so do "." "=" and "+"; whatever else
+    stands between them becomes "-". Labels that differ in nothing else get a number.
+    """
+    names: list[str] = []
+    for label in labels:
+        base = _readable(label) or "run"
+        name, number = base, 1
+        while name in names:
+            number += 1
+            name = f"{base}-{number}"
+        names.append(name)
+    return names
+
+
+def _readable(label: str) -> str:
+    composed = unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).lower())
+    words = "".join(character if _stays(character) else " " for character in composed).split()
+    name = "-".join(words).strip("-.")
+    while len(name.encode()) > MOST_BYTES:
+        name = name[:-1]
+    return name.strip("-.")
+
+
+def _stays(character: str) -> bool:
+    # The joiners U+200C and U+200D shape letters of Indic scripts and Persian, and emoji.
+    return (
+        unicodedata.category(character)[0] in "LMN"
+        or unicodedata.category(character) == "So"
+        or character in ".=+\u200c\u200d"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,19 @@ def test_train_writes_a_run_folder_and_resumes_exactly(
     run = RunFolder(tmp_path / "run")
     assert run.settings()["trb_epsilon"] == 0.5
     assert run.plot.stat().st_size > 10_000
+    card = (run.model / "README.md").read_text(encoding="utf-8")
+    for line in (
+        f"| student | {config['model_name_or_path']} |",
+        f"| teacher | {config['teacher_model_name_or_path']} |",
+        "| KL budget epsilon at the first step, nats/token | 0.5 |",
+        "| warmup K, optimizer steps until the budget is 0 | 3 |",
+        "| optimizer steps | 4 |",
+        "![curves over optimizer steps](curves.png)",
+    ):
+        assert line in card
+    assert re.search(r"\| reverse KL on rollouts, nats/token \| \d.* \(step 1\) \| \d.* \(step 4\) \|", card)
+    assert (run.model / "curves.png").read_bytes() == run.plot.read_bytes()
+    assert "None" not in card + (run.path / "README.md").read_text(encoding="utf-8")
     assert [line["step"] for line in run.read_metrics() if "trb/epsilon" in line] == [1, 2, 3, 4]
     assert [round(line["trb/epsilon"], 3) for line in run.read_metrics() if "trb/epsilon" in line] == [
         0.5,

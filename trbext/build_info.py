@@ -28,11 +28,12 @@ def build_info() -> dict[str, str]:
         "torch CUDA": torch.version.cuda or "none (CPU build)",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "CPU threads": str(torch.get_num_threads()),
-        **{names[0]: _version(*names) for names in COMPANIONS},
+        **{names[0]: version_of(*names) for names in COMPANIONS},
     }
 
 
-def _version(*packages: str) -> str:
+def version_of(*packages: str) -> str:
+    """The version of the first of `packages` that is installed, named unless it is the first; else "not installed"."""
     for package in packages:
         try:
             version = metadata.version(package)

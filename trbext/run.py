@@ -22,8 +22,10 @@ from .config import TRBConfig
 from .errors import UsageError
 from .field_checks import check_ranges
 from .field_values import words_of
-from .run_folder import Metrics, RunFolder, left_as_it_was
+from .model_card import Provenance
+from .run_folder import RunFolder, left_as_it_was
 from .run_inputs import load_inputs
+from .run_summary import first_and_last
 from .trainer import TRBTrainer
 from .yaml_file import read_yaml
 
@@ -167,6 +169,7 @@ def train_run(
             + (saved.name if saved else "the start")
         )
     trainer.save_model(str(folder.model))
+    trainer.write_model_card(folder.model, folder.plot if folder.plot.exists() else None)
     return folder
 
 
@@ -189,6 +192,9 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
+    trainer.made_from = Provenance(
+        arguments.model_name_or_path, str(config.teacher_model_name_or_path), arguments.prompts
+    )
     return trainer
 
 
@@ -229,15 +235,6 @@ def print_summary(folder: RunFolder) -> None:
     table = Table(title=f"{folder.path}")
     for heading in ("", "first", "last"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for title, name, form in (
-        ("reverse KL on rollouts, nats/token", "trb/reverse_kl", "{:.4f}"),
-        ("reverse KL on held-out prompts, nats/token", "eval_loss", "{:.4f}"),
-        ("pass@1", "eval_pass@1", "{:.1%}"),
-        ("teacher log-prob of rollouts, nats/token", "trb/teacher_log_prob", "{:.3f}"),
-        ("completion length, tokens", "completions/mean_length", "{:.1f}"),
-    ):
-        found: list[Metrics] = [line for line in lines if line.get(name) is not None]
-        if found:
-            ends = (found[0], found[-1])
-            table.add_row(title, *(f"{form.format(line[name])} (step {line['step']})" for line in ends))
+    for row in first_and_last(lines):
+        table.add_row(*row)
     Console().print(table)

@@ -8,10 +8,12 @@ never changes the loss; the alternatives that do are in `prefix_loss.py`.
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -36,6 +38,7 @@ from .encoding import left_padded
 from .evaluation import Verifier, check_verified, evaluate_pass_at_1, verifier_by_name
 from .losses import lm_head
 from .metrics import PrefixMeans, rollout_metrics, tokens_per_second
+from .model_card import Provenance, model_card
 from .prefix_loss import Objective, log_weights, prefix_loss
 from .prompt_order import ResumableSampler, prompts_of_a_step
 from .rollout import Policy, Rollout, TrustRegion, speculative
@@ -128,6 +131,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             verifier = verifier_by_name(args.eval_verifier)
         if verifier is not None and args.remove_unused_columns:
             raise ValueError("a verifier reads columns of the dataset: set remove_unused_columns=False")
+        named = (each if isinstance(each, str) else get_config_model_id(each.config) for each in (model, teacher_model))
+        self.made_from = Provenance(*(str(name) for name in named))  # for the model card
         loaded_here = isinstance(model, str)
         if isinstance(model, str):
             processing_class = processing_class or load_processing_class(model, args)
@@ -392,6 +397,32 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         if self.compute.started:
             logs = {**logs, **self.compute.totals()}
         super().log(logs, start_time)
+
+    # ---- The card of the model ----
+
+    def write_model_card(self, folder: Path, picture: Path | None = None) -> None:
+        """Write README.md into `folder`, and `picture`, the curves, beside it. On one process; the others return."""
+        if not self.is_world_process_zero():
+            return
+        if picture is not None:
+            shutil.copyfile(picture, folder / f"curves{picture.suffix}")
+        text = model_card(
+            Path(self.args.output_dir).name,
+            self.made_from,
+            self.args,
+            self.state.global_step,
+            self.state.max_steps,
+            [line for line in self.state.log_history if "step" in line],
+            self._paper["citation"],
+            None if picture is None else f"curves{picture.suffix}",
+        )
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """TRL's hook, at each checkpoint: the card so far, in the output folder."""
+        self.write_model_card(Path(self.args.output_dir))
 
     # ---- Evaluation ----
 

@@ -42,10 +42,10 @@ def test_a_stage_that_fails_stops_no_other_and_all_is_reported(tmp_path: Path) -
     done = run_script("--device", "cpu", "--output", str(tmp_path / "out"), python=broken)
     assert done.returncode == 1
     found = outcomes(tmp_path / "out")
-    assert found["build"] == "failed (1)"
+    assert found["build"] == "failed (3)"
     assert "smoke" not in found  # without a build there is nothing to try
     written = (tmp_path / "out" / "a-cpu-dry-run.md").read_text(encoding="utf-8")
-    assert "| build | failed (1) |" in written
+    assert "| build | failed (3) |" in written
     assert done.stdout.rstrip().endswith("a-cpu-dry-run.md")
 
 

@@ -61,19 +61,6 @@ def test_studies_parse_and_could_resolve_something(recipe: str) -> None:
     assert planned_power(study) is None
 
 
-def test_every_trb_command_line_of_the_readme_parses() -> None:
-    from trbext.cli import _parser
-
-    lines = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("trb ")]
-    assert len(lines) >= 6
-    for words in lines:
-        options, fields = _parser().parse_known_args(words[1:])
-        if options.command == "train":
-            parse_run(ROOT / options.config, [*fields, "--use_cpu", "true"])
-        else:
-            assert not fields
-
-
 def test_files_the_readme_points_to_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(
         r"`(docs/[^`]+|recipes/[^`]+\.yaml)`", README

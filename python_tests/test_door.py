@@ -335,6 +335,57 @@ def test_a_checkpoint_that_lacks_weights_is_refused_wherever_it_is_loaded(
         assert message in line
 
 
+def cut_short(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{", encoding="utf-8")
+
+
+def other_shape(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}), encoding="utf-8")
+
+
+FILES: list[tuple[Callable[[Path], None] | None, dict[str, Any], str]] = [
+    (cut_short, {}, "the student student cannot be loaded: SafetensorError"),
+    (no_tokenizer, {}, "student"),
+    (broken_tokenizer, {}, "student"),
+    (broken_config, {}, "student/config.json"),
+    (other_shape, {}, "the student student cannot be loaded: RuntimeError"),
+    (None, {"model_init_kwargs": {"layers": 3}}, "got an unexpected keyword argument 'layers'"),
+    (None, {"model_init_kwargs": {"dtype": "float99"}}, "got float99"),
+    (None, {"teacher_model_init_kwargs": {"layers": 3}}, "got an unexpected keyword argument 'layers'"),
+    (None, {"model_name_or_path": "nowhere"}, "nowhere"),
+    (None, {"output_dir": "prompts.jsonl"}, "output_dir prompts.jsonl must be a folder, got a file"),
+]
+
+
+@pytest.mark.parametrize(("damage", "change", "message"), FILES)
+def test_models_that_cannot_be_loaded_are_refused(
+    damage: Callable[[Path], None] | None,
+    change: dict[str, Any],
+    message: str,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(config["model_name_or_path"], "student")
+    if damage is not None:
+        damage(Path("student"))
+    assert message in refusal(capsys, "train", write(config | {"model_name_or_path": "student"} | change))
+
+
 def test_tied_weights_and_shared_tokens_are_no_loss(config: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_llama(3)
     model.config.tie_word_embeddings = True
@@ -354,6 +405,15 @@ OTHERS = [
         ["eval", "{student}", "--prompts", "prompts.jsonl", "--verifier", "numeric", "--max-completion-length", "64"],
         "leaves no room for a prompt in the 64 positions of the model",
     ),
+    (["eval"], "the following arguments are required: model (trb eval --help says more)"),
+    (["eval", "{student}", "--limit", "few"], "argument --limit: must be a whole number of at least 1, got 'few'"),
+    (["eval", "{student}", "--prompts", "prompts.jsonl"], "--verifier is required without --suite"),
+    (["eval", "{student}", "--suite", "void.yaml"], "cannot read void.yaml: No such file or directory"),
+    (["fly"], "invalid choice: 'fly'"),
+    (["info", "--verbose"], "unrecognized arguments: --verbose"),
+    (["demo", "--steps", "0"], "argument --steps: must be a whole number of at least 1, got '0'"),
+    (["demo", "--epsilon", "-1"], "trb_epsilon is a KL budget in nats and must be >= 0, got -1.0"),
+    (["demo", "--draft_length", "few"], "draft_length must be 'auto', 0 for lockstep"),
     (["train", "void.yaml"], "cannot read void.yaml: No such file or directory"),
     (["train", "."], "cannot read .: Is a directory"),
     (["probe", "void.yaml"], "cannot read void.yaml"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,3 +171,22 @@ def test_the_epsilon_of_a_single_row_is_not_read_by_python(op: str, monkeypatch:
     assert reads.count == 0
     for got, expected in zip(ours, packet, strict=True):
         assert torch.equal(got, expected)
+
+
+def test_saved_results_load_with_weights_only(tmp_path: Path) -> None:
+    student, teacher = torch.randn(2, 3, 50)
+    for result in (
+        trbext.blend(student, teacher, 0.1),
+        trbext.sample(student, teacher, 0.1, uniform=torch.rand(3).double()),
+    ):
+        torch.save(result, tmp_path / "result.pt")
+        loaded = torch.load(tmp_path / "result.pt", weights_only=True)
+        assert type(loaded) is type(result)
+        assert all(map(torch.equal, loaded, result))
+
+
+def test_a_temperature_that_overflows_the_logits_makes_the_row_faulty() -> None:
+    student, teacher = torch.randn(2, 3, 50)
+    found = trbext.sample(student, teacher, 0.1, uniform=torch.rand(3).double(), temperature=1e-39)
+    assert found.token.tolist() == [-1, -1, -1]
+    assert found.kl.isnan().all()

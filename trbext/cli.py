@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .errors import UsageError
 from .exit_codes import INTERRUPTED, USAGE_ERROR
@@ -58,8 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """One line for a wrong command line; the usage, several lines long, is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"trb: {message} ({self.prog} --help says more)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _OneLineParser(
         prog="trb", description="Trust-Region Behavior Blending: on-policy distillation with KL-budgeted rollouts."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -142,9 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epsilon", type=float, default=0.5, help="KL budget at step 0, nats (default: %(default)s)")
     demo.add_argument(
         "--draft_length",
-        default="auto",
+        default="0",
         help="tokens the student drafts ahead for one pass of the teacher: auto, 0 for lockstep, or a number; the law "
-        "of the rollouts is the same (default: %(default)s)",
+        "of the rollouts is the same, but auto measures the clock, so that no two runs are quite the same (default: "
+        "%(default)s)",
     )
     demo.add_argument("--seed", type=int, default=0, help="of prompts and sampling (default: %(default)s)")
 
@@ -153,10 +162,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _train(options: argparse.Namespace, fields: list[str]) -> int:
@@ -244,7 +252,7 @@ def _plot(options: argparse.Namespace, fields: list[str]) -> int:
         runs.append((path.name, lines))
     try:
         plot_runs(runs, options.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _usage_error(error)
     print(options.output)
     return 0

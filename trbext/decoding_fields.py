@@ -37,7 +37,8 @@ class DecodingFields:
         default=None,
         metadata={
             "help": "Rollouts decoded at a time on each process: fewer take less memory for KV caches and more time. "
-            "Unset = all of an optimizer step."
+            "Other tokens of the same law are drawn, as each batch has random numbers of its own. Unset = all of an "
+            "optimizer step."
         },
     )
 

@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoTokenizer
 
 from .demo.shipped import model_path
 from .encoding import encode_prompts
@@ -25,7 +24,7 @@ from .evaluation import (
     pass_at_k,
     verifier_by_name,
 )
-from .model_loading import load_for_inference
+from .model_loading import load_for_inference, load_tokenizer
 from .positions import position_limit
 from .prompt_checks import check_encodings
 from .prompts import load_prompts
@@ -42,7 +41,7 @@ class LoadedModel:
     @classmethod
     def load(cls, name: str, template: Mapping[str, Any] | None = None) -> LoadedModel:
         path = model_path(name)
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        tokenizer = load_tokenizer(path, "model")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(load_for_inference(path, "model", device), tokenizer, template or {})
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
@@ -34,7 +34,7 @@ def load_for_training(path: str, role: str, **kwargs: Any) -> PreTrainedModel:
         IncompleteWeights: the checkpoint lacks weights of the model, or holds them in another shape.
         OSError, ValueError: as transformers.
     """
-    with _reported_once():
+    with _reported_once(), named_errors(path, role):
         model, report = create_model_from_path(path, output_loading_info=True, **kwargs)
     check_report(path, role, model, report)
     return _model(model)
@@ -43,11 +43,32 @@ def load_for_training(path: str, role: str, **kwargs: Any) -> PreTrainedModel:
 def load_for_inference(path: str, role: str, device: torch.device | str, **kwargs: Any) -> PreTrainedModel:
     """As `load_for_training`, in the precision the checkpoint is stored in, on `device`, in eval mode."""
     options: dict[str, Any] = {"dtype": "auto"} | kwargs
-    with _reported_once():
+    with _reported_once(), named_errors(path, role):
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     model, report = loaded
     check_report(path, role, model, report)
     return _model(model.to(device).eval())
+
+
+def load_tokenizer(path: str, role: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path`, which pads on the left. OSError, ValueError: it cannot be loaded."""
+    with named_errors(path, f"tokenizer of the {role}"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, padding_side="left", **kwargs)
+    return tokenizer
+
+
+@contextmanager
+def named_errors(path: str, role: str) -> Iterator[None]:
+    """Turns what goes wrong in loading into a ValueError that names `path`: a missing or damaged file, an argument that
+    the class does not take, a package that is not installed."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (OSError, ValueError)) and path in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"the {role} {path} cannot be loaded: {kind}{reason:.400}") from error
 
 
 def check_report(path: str, role: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:

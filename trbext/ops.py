@@ -30,6 +30,10 @@ from .reference import STUDENT_KINDS, Blend, Sample, Solution, Verification
 _Rows = tuple[Tensor, Tensor, "float | Tensor"]
 
 
+# So that torch.load(weights_only=True), its default, reads saved results wherever trbext is imported.
+torch.serialization.add_safe_globals([Blend, Solution, Sample, Verification])
+
+
 def blend(
     student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
 ) -> Blend:

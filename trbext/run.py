@@ -200,6 +200,8 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
 
 def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool) -> None:
     """UsageError unless a new run may start in the folder or, with `resume`, its run has these settings."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UsageError(f"output_dir {folder.path} must be a folder, got a file")
     if not resume:
         if not folder.is_empty():
             raise UsageError(f"output_dir {folder.path} is not empty: resume its run with --resume, or name another")

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from .config import TRBConfig
 from .demo.shipped import model_path
 from .encoding import encode_prompts
 from .errors import UsageError
 from .evaluation import check_verifier, verifier_by_name
+from .model_loading import load_tokenizer, named_errors
 from .positions import position_limit
 from .prompt_checks import check_encodings
 from .prompt_order import prompts_of_a_step
@@ -44,9 +45,8 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     teacher = _known_model("teacher_model_name_or_path", str(config.teacher_model_name_or_path))
     config.policy(total_steps=0)
     verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
-    tokenizer = AutoTokenizer.from_pretrained(
-        student, padding_side="left", trust_remote_code=trust, revision=options.get("revision", "main")
-    )
+    revision = options.get("revision", "main")
+    tokenizer = load_tokenizer(student, "student", trust_remote_code=trust, revision=revision)
     shared: dict[str, Any] = {"column": arguments.prompt_column, "system_prompt": arguments.system_prompt}
     template = config.chat_template_kwargs or {}
     longest = arguments.max_prompt_length
@@ -75,8 +75,8 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
         raise UsageError(f"eval_strategy {config.eval_strategy.value} needs eval_prompts, the held-out prompts")
     teacher_options = {"revision": config.teacher_model_revision or "main"} | (config.teacher_model_init_kwargs or {})
     positions = {
-        "student": _positions(student, trust, options),
-        "teacher": _positions(teacher, trust, teacher_options),
+        "student": _positions("student", student, trust, options),
+        "teacher": _positions("teacher", teacher, trust, teacher_options),
     }
     for source, dataset in ((arguments.prompts, prompts), (arguments.eval_prompts, held_out)):
         if dataset is not None:
@@ -96,6 +96,7 @@ def _known_model(name: str, value: str) -> str:
     return path
 
 
-def _positions(path: str, trust_remote_code: bool, options: dict[str, Any]) -> int | None:
+def _positions(role: str, path: str, trust_remote_code: bool, options: dict[str, Any]) -> int | None:
     named = {name: value for name, value in options.items() if name not in ("dtype", "device_map")}
-    return position_limit(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **named))
+    with named_errors(path, role):
+        return position_limit(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **named))

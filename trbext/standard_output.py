@@ -36,6 +36,7 @@ def flush() -> None:
 def discard() -> None:
     """Let the rest of the output go nowhere: at its end, the interpreter would try again and complain."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
     except (OSError, AttributeError, ValueError):  # no file behind it
         sys.stdout = None

@@ -89,6 +89,8 @@ def check_inputs(study: Study) -> None:
 def open_folder(study: Study, declared: dict[str, Any]) -> None:
     """Write the declaration into a new folder. UsageError if the folder holds another study, or something else."""
     file = study.folder / "study.yaml"
+    if study.folder.exists() and not study.folder.is_dir():
+        raise UsageError(f"output_dir {study.folder} must be a folder, got a file")
     if not file.exists():
         if study.folder.exists() and any(path.name != "study.lock" for path in study.folder.iterdir()):
             raise UsageError(f"output_dir {study.folder} is not empty and holds no study: name another")

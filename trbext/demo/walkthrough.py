@@ -20,7 +20,7 @@ RUNS = {"OPD": "student", "TRB": "trb"}  # name -> rollout_policy
 
 
 def walk_through(
-    output: Path, *, steps: int = 240, epsilon: float = 0.5, seed: int = 0, draft_length: str = "auto"
+    output: Path, *, steps: int = 240, epsilon: float = 0.5, seed: int = 0, draft_length: str = "0"
 ) -> None:
     """Train both runs in `output`/opd and `output`/trb, print the comparison and write `output`/plot.png.
 

@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from ..compare.statistics import holm
@@ -20,7 +19,7 @@ from ..config import TRBConfig
 from ..demo.shipped import model_path
 from ..errors import UsageError
 from ..evaluation import check_verifier, verifier_by_name
-from ..model_loading import load_for_inference
+from ..model_loading import load_for_inference, load_tokenizer
 from ..positions import position_limit
 from ..prompt_checks import check_encodings
 from ..prompts import load_prompts
@@ -57,6 +56,8 @@ def probe(
         raise UsageError(f"--epsilon must be KL budgets above 0 (OPD, which is 0, is always probed), got {budgets[1:]}")
     if not all(0 < length < longest for length in lengths):
         raise UsageError(f"--lengths must lie between 1 and max_completion_length - 1 = {longest - 1}, got {lengths}")
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output} must be a folder, got a file")
     if (output / "probe.json").exists():
         raise UsageError(f"{output} holds a probe already: name another --output")
     setting = load_probe(arguments, trb_config, limit or arguments.eval_prompts_limit or DEFAULT_PROMPTS)
@@ -90,8 +91,7 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
     assert teacher_path is not None
     paths = {"student": model_path(arguments.model_name_or_path), "teacher": model_path(teacher_path)}
     trust = config.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(paths["student"], padding_side="left", trust_remote_code=trust)
-    teacher_tokenizer = AutoTokenizer.from_pretrained(paths["teacher"], trust_remote_code=trust)
+    tokenizer, teacher_tokenizer = (load_tokenizer(paths[name], name, trust_remote_code=trust) for name in paths)
     options = {"student": config.model_init_kwargs, "teacher": config.teacher_model_init_kwargs}
     device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
     models: dict[str, Any] = {}

@@ -106,8 +106,11 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
     if not decision:
         return architecture, chip, MEASURED
     cycles = (decision["solve_us"] - decision["empty_launch_us"]) * 1e3 * architecture.clock_ghz
-    waited = read["load_latency_cycles"]["cache"]  # the row's own loads, which nothing hides
-    return architecture, chip, replace(MEASURED, decision_cycles=(cycles - waited) / decision["sweeps"])
+    # Of the timed row, what the model counts elsewhere: its own loads, and instructions outside of loops.
+    waited = read["load_latency_cycles"]["cache"]
+    fixed = MEASURED.fixed_warp_instructions / (ISSUE_SLOTS * chip.issue_efficiency_of(1))
+    counts = replace(MEASURED, decision_cycles=(cycles - waited - fixed) / decision["sweeps"])
+    return architecture, replace(chip, launch_us=decision["empty_launch_us"]), counts
 
 
 def _issue_efficiency(cycles: dict[str, float], ctas: int) -> float:

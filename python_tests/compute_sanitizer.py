@@ -28,8 +28,11 @@ def find_sanitizer() -> Path | None:
     return find_tool("compute-sanitizer")
 
 
-def sanitize(tool: str, *, quick: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs the calls under one tool. The cache of PyTorch's allocator would hide reads past the end of a tensor."""
+def sanitize(tool: str, *, quick: bool = False, capture: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs the calls under one tool. The cache of PyTorch's allocator would hide reads past the end of a tensor.
+
+    capture: its output is in the result; else it appears as it comes, also of a tool that is ended early.
+    """
     sanitizer = find_sanitizer()
     if sanitizer is None:
         raise RuntimeError("compute-sanitizer is neither on PATH nor in $CUDA_HOME/bin or /usr/local/cuda/bin")
@@ -39,13 +42,14 @@ def sanitize(tool: str, *, quick: bool = False) -> subprocess.CompletedProcess[s
         tool,
         "--error-exitcode",
         str(FOUND_SOMETHING),
+        "--report-api-errors=no",  # PyTorch asks the driver for functions that it need not have
         sys.executable,
         __file__,
         "calls",
         *(["--quick"] if quick else []),
     ]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, env=environment, capture_output=capture, text=True)
 
 
 def calls(device: str = "cuda", *, quick: bool = False) -> None:
@@ -104,11 +108,9 @@ def main(arguments: list[str]) -> int:
         return 2
     found = False
     for tool in arguments or TOOLS:
-        done = sanitize(tool, quick=quick)
+        done = sanitize(tool, quick=quick, capture=False)
         print(f"{tool}: {'clean' if done.returncode == 0 else f'exit code {done.returncode}'}", flush=True)
-        if done.returncode:
-            print(done.stdout + done.stderr)
-            found = True
+        found |= done.returncode != 0
     return int(found)
 
 

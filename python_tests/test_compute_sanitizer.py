@@ -23,12 +23,12 @@ def test_nothing_is_called_clean_where_nothing_ran(
 
 
 def test_what_a_tool_finds_is_printed_and_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """A stand-in for the sanitizer finds something with racecheck alone."""
     sanitizer = tmp_path / "compute-sanitizer"
     sanitizer.write_text(
-        '#!/bin/sh\n[ "$1 $3" = "--tool --error-exitcode" ] && [ "$7" = calls ] || exit 1\n'
+        '#!/bin/sh\n[ "$1 $3" = "--tool --error-exitcode" ] && [ "$8" = calls ] || exit 1\n'
         '[ -n "$PYTORCH_NO_CUDA_MEMORY_CACHING" ] || exit 1\n'
         'if [ "$2" = racecheck ]; then echo "a hazard"; exit "$4"; fi\n'
     )
@@ -37,7 +37,7 @@ def test_what_a_tool_finds_is_printed_and_fails(
     monkeypatch.setattr(compute_sanitizer, "cuda_missing", lambda: None)
     assert compute_sanitizer.main(["memcheck", "synccheck"]) == 0
     assert compute_sanitizer.main([]) == 1
-    assert "racecheck: exit code 99\na hazard" in capsys.readouterr().out
+    assert "a hazard\nracecheck: exit code 99" in capfd.readouterr().out
 
 
 def test_the_calls_are_right_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_quick_asks_for_the_quick_calls(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     sanitizer = tmp_path / "compute-sanitizer"
-    sanitizer.write_text('#!/bin/sh\necho "$8" >> "$0.asked"\n')
+    sanitizer.write_text('#!/bin/sh\necho "$9" >> "$0.asked"\n')
     sanitizer.chmod(0o755)
     monkeypatch.setattr(compute_sanitizer, "find_sanitizer", lambda: sanitizer)
     monkeypatch.setattr(compute_sanitizer, "cuda_missing", lambda: None)

@@ -20,8 +20,6 @@ from benchmarks.first_light import report, smoke, timings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "first_light.sh"
-STAGES = ("machine", "chip", "build", "smoke", "time", "device_tests", "operator_tests", "ncu", "memcheck", "racecheck",
-          "peers")  # fmt: skip
 
 
 def run_script(*options: str, python: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,8 @@ constexpr int kClusterThreads = 256;
 
 extern __shared__ char of_block[];
 
-// Registers and threads as the resident kernels: two blocks of 256 threads on a multiprocessor.
+// Threads as the resident kernels, but fewer registers: what counts here is shared memory, and the kernels' registers
+// allow two blocks on a multiprocessor, as many as these sizes do (kSharedKilobytes).
 __global__ void __launch_bounds__(kClusterThreads, 2) occupant(int* out) {
   of_block[threadIdx.x] = 1;
   if (out != nullptr) out[0] = of_block[0];
@@ -44,7 +45,8 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 
 // kRepetitions meetings, each of which hands eight bytes of every block to every block (but kBarrier, which hands over
-// none). kStoreAndBarrier is what csrc/cuda/cluster.cuh does; kAsyncStore would do without the barrier's fences.
+// none). kStoreAndBarrier is what csrc/cuda/cluster.cuh does; kAsyncStore would do without the barrier's fences:
+// warp 0 sends and waits, and the block follows it.
 __global__ void __launch_bounds__(kClusterThreads, 2) meetings(float* out, int ranks, Meeting meeting) {
 #if __CUDA_ARCH__ >= 900
   __shared__ double slots[2][kLargestCluster];
@@ -76,15 +78,18 @@ __global__ void __launch_bounds__(kClusterThreads, 2) meetings(float* out, int r
             "l"(static_cast<long long>(i)), "r"(in_block(barrier + 8 * b, thread))
             : "memory");
       }
-      asm volatile(
-          "{\n"
-          ".reg .pred done;\n"
-          "again:\n"
-          "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-          "@!done bra again;\n"
-          "}" ::"r"(barrier + 8 * b),
-          "r"((i >> 1) & 1)
-          : "memory");
+      if (thread < 32) {
+        asm volatile(
+            "{\n"
+            ".reg .pred done;\n"
+            "again:\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+            "@!done bra again;\n"
+            "}" ::"r"(barrier + 8 * b),
+            "r"((i >> 1) & 1)
+            : "memory");
+      }
+      __syncthreads();
     } else {
       if (meeting == Meeting::kStoreAndBarrier && thread < ranks) {
         asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(in_block(mine, thread)), "l"(static_cast<long long>(i))

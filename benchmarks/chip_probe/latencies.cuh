@@ -1,5 +1,6 @@
 // Latencies, in cycles, of what a decision of the kernels is made of: chains in which each instruction waits for the
-// one before it, timed by one warp on an otherwise idle multiprocessor.
+// one before it, timed by one warp on an otherwise idle multiprocessor. Some links hold a cheap instruction more, an
+// addition or an address, which their comments name.
 #pragma once
 
 #include "probe.cuh"
@@ -34,19 +35,19 @@ __global__ void latencies(float* out, double x, float y, int z) {
   cycles[2] = cycles_of([&] { d = log(d + 2.0); });   // and an addition
   cycles[3] = cycles_of([&] { asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(f)); });
   cycles[4] = cycles_of([&] { f = __shfl_xor_sync(~0u, f, 1); });
-  cycles[5] = cycles_of([&] { i = next[i]; });
+  cycles[5] = cycles_of([&] { i = next[i]; });  // and the address
 #if __CUDA_ARCH__ >= 800
-  cycles[6] = cycles_of([&] { i = __reduce_max_sync(~0u, i) & 31; });
+  cycles[6] = cycles_of([&] { i = __reduce_max_sync(~0u, i) & 31; });  // and the mask
 #else
   cycles[6] = 0.0f;
 #endif
   cycles[7] = cycles_of([&] { f = fmaf(f, y, y); });
-  cycles[8] = cycles_of([&] {  // to float and back, which the compiler would fold
+  cycles[8] = cycles_of([&] {  // to float and back: two conversions, which the compiler would fold
     float single;
     asm volatile("cvt.rn.f32.f64 %0, %1;" : "=f"(single) : "d"(d));
     asm volatile("cvt.f64.f32 %0, %1;" : "=d"(d) : "f"(single));
   });
-  cycles[9] = cycles_of([&] { __syncthreads(); });
+  cycles[9] = cycles_of([&] { __syncthreads(); });  // of one warp: nobody else is waited for
   if (threadIdx.x == 0) {
     for (int k = 0; k < kLatencyCount; ++k) out[k] = cycles[k];
   }

@@ -13,7 +13,8 @@ using namespace chip;
 
 namespace {
 
-constexpr int kSharedKilobytes[] = {48, 50, 67, 76, 101, 107, 152, 203, 220};  // of a block
+constexpr int kSharedKilobytes[] = {76,  101, 107,
+                                    152, 203, 220};  // of a block: two of the first three, one of the rest
 constexpr int kMeetingRanks[] = {2, 6, 8};
 
 void print_clusters() {
@@ -29,6 +30,7 @@ void print_clusters() {
     separator = ",";
   }
   std::printf("\n  },\n");
+  std::fflush(stdout);
 }
 
 void print_meetings() {
@@ -42,6 +44,7 @@ void print_meetings() {
     std::printf("}");
   }
   std::printf("\n  },\n");
+  std::fflush(stdout);
 }
 
 }  // namespace

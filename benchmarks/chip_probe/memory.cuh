@@ -9,7 +9,7 @@ constexpr int kChaseSteps = 2048;
 constexpr int kStreamThreads = 256;
 constexpr int64_t kPoolBytes = int64_t{1} << 30;  // far more than any second-level cache
 constexpr int64_t kCachedBytes = int64_t{2} << 20;
-constexpr int kShortStream = 16 << 10, kLongStream = 96 << 10;  // bytes
+constexpr int kShortStream = 32 << 10, kLongStream = 96 << 10;  // bytes: whole turns of the loop
 
 // One thread, each address read from the one before; first-level caches are left out (.cg).
 __global__ void chase(const int64_t* links, float* out) {
@@ -30,14 +30,26 @@ __global__ void link_lines(int64_t* links, int64_t lines, int64_t stride) {
   }
 }
 
-// One block copies `bytes` of device memory into shared memory by 16-byte loads, as the kernels load a row.
+// One block copies `bytes` of device memory into shared memory by 16-byte loads: half of them of one row and half of
+// another, four of each in flight, as the kernels load a student's and a teacher's.
 __global__ void __launch_bounds__(kStreamThreads) stream(const uint4* from, int bytes, float* out) {
   extern __shared__ uint4 held[];
-  const int vectors = bytes / 16;
+  const int vectors = bytes / 16, half = vectors / 2;
   __syncthreads();
   const long long start = clock64();
-#pragma unroll 4
-  for (int i = threadIdx.x; i < vectors; i += kStreamThreads) held[i] = __ldcs(from + i);
+  for (int first = threadIdx.x; first < half; first += 4 * kStreamThreads) {
+    uint4 student[4], teacher[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      student[k] = __ldcs(from + first + k * kStreamThreads);
+      teacher[k] = __ldcs(from + half + first + k * kStreamThreads);
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      held[first + k * kStreamThreads] = student[k];
+      held[half + first + k * kStreamThreads] = teacher[k];
+    }
+  }
   __syncthreads();
   if (threadIdx.x == 0) out[0] = static_cast<float>(clock64() - start);
   if (held[threadIdx.x % vectors].x == 1) out[0] = 0.0f;  // the memory holds zeros
@@ -51,19 +63,19 @@ __global__ void copy(const uint4* from, uint4* to, int64_t vectors) {
 
 __global__ void nothing() {}
 
-// Cycles of one multiprocessor, and nanoseconds of the device's clock, over the same while.
+// Cycles of one multiprocessor a nanosecond of the device's clock, over a millisecond.
 __global__ void both_clocks(float* out) {
   unsigned long long began, now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(began));
   const long long start = clock64();
-  while (clock64() - start < 20'000'000) {
+  while (clock64() - start < 2'000'000) {
   }
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
   out[0] = static_cast<float>(clock64() - start) / static_cast<float>(now - began);
 }
 
 struct Memory {
-  float device_latency, cache_latency;  // cycles of one load
+  float device_latency, cache_latency;  // cycles of one load; of device memory, with a new page of 2 MB each time
   float device_start, device_rate;      // one multiprocessor alone: cycles until bytes flow, bytes a cycle then
   float cache_start, cache_rate;
   float copy_gb_per_s, launch_us, clock_ghz;
@@ -91,12 +103,26 @@ inline Stream probe_stream(const char* pool, bool cached, float* out) {
   return {cycles[0] - kShortStream / rate, rate};
 }
 
+// The clock of a busy device: an idle one takes a while to raise it.
+inline float probe_clock(int multiprocessors, float* out) {
+  constexpr long long kHalfASecond = 1'000'000'000;  // cycles at 2 GHz
+  spin<<<multiprocessors, 256>>>(kHalfASecond);
+  float fastest = 0.0f;
+  for (int run = 0; run < 5; ++run) {
+    float now = 0.0f;
+    both_clocks<<<1, 1>>>(out);
+    require(cudaMemcpy(&now, out, sizeof(float), cudaMemcpyDeviceToHost), "the clocks");
+    fastest = now > fastest ? now : fastest;
+  }
+  return fastest;
+}
+
 inline Memory probe_memory(int multiprocessors) {
   Memory found{};
   char* const pool = device_array<char>(kPoolBytes);
   char* const other = device_array<char>(kPoolBytes);
   float* const out = device_array<float>(1);
-  smallest_of_runs([&] { both_clocks<<<1, 1>>>(out); }, out, &found.clock_ghz, 1);
+  found.clock_ghz = probe_clock(multiprocessors, out);
 
   const auto flush = [&] { require(cudaMemset(other, 0, kPoolBytes), "cudaMemset"); };
   flush();

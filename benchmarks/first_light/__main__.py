@@ -50,16 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.stage == "launches":
         launches.run(options.device)
         return 0
-    add_to_chip_file(options.output / "chip.json", timings.report(options.device, options.output))
+    timings.report(options.device, options.output)
     return 0
-
-
-def add_to_chip_file(path: Path, found: dict[str, object]) -> None:
-    """To what the chip probe wrote, if it ran: the model of the kernels reads both."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probed = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    probed |= {"torch_copy_gb_per_s": found["copy_gb_per_s"], "decision": found["decision"]}
-    path.write_text(json.dumps(probed, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-LINES = {"ncu_text": 400, "device_tests": 120, "operator_tests": 120}  # of a log that are kept, from its end; else 80
+LINES = {"ncu_text": 2000, "device_tests": 120, "operator_tests": 120}  # of a log that are kept, from its end; else 80
 MARKDOWN = ("smoke", "time")  # stages that print Markdown
 WIDEST = 240
 

@@ -118,6 +118,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
         "do not fit lr_scheduler_type 'cosine': get_cosine_schedule_with_warmup() got an unexpected keyword argument",
     ),
     ({"optim": "adamw_bnb_8bit"}, "optim 'adamw_bnb_8bit' cannot be used here"),
+    ({"optim": "galore_adamw"}, "optim 'galore_adamw' cannot be used here: You need to install `galore_torch`"),
     ({"report_to": "clearml"}, "report_to: clearml cannot be used here"),
     ({"report_to": ["clearml"]}, "report_to: clearml cannot be used here"),
     ({"report_to": "nobody"}, "report_to must be none, all, or of"),
@@ -167,6 +168,11 @@ PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
     ([*[ROW] * 4, {"prompt": "1" * 57}], {}, "exceed the 64 positions of the student: leave out longer ones"),
     ([ROW] * 4, {"eval_prompts": "void.jsonl"}, "no such file of prompts: void.jsonl"),
     ([ROW] * 4, {"eval_prompts": "eval.jsonl"}, "prompts 'eval.jsonl': the prompt of row 1 must not be empty, got ''"),
+    (
+        [ROW] * 4,
+        {"prompts": "data"},
+        "prompts 'data' are neither 'demo', a .jsonl, .json, .parquet, .csv file, nor a f",
+    ),
     ([ROW] * 4, {"prompts": "."}, "prompts '.' are neither 'demo', a .jsonl, .json, .parquet, .csv file, nor a folder"),
     ([ROW] * 4, {"prompts": "folder.jsonl"}, "prompts 'folder.jsonl' must be a file, got a folder"),
     ([ROW] * 4, {"prompts": "broken.parquet"}, "prompts 'broken.parquet': "),
@@ -187,6 +193,8 @@ def test_prompts_that_cannot_be_used_are_named_before_the_run(
     Path("rows.jsonl").write_bytes(data)
     Path("eval.jsonl").write_bytes(b'{"prompt": ""}\n')
     Path("folder.jsonl").mkdir()
+    Path("data").mkdir()
+    Path("data/train.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": \n')
     Path("broken.parquet").write_bytes(b"no parquet")
     Path("broken.csv").write_bytes(b'prompt,b\n1,2,3\n"')
     assert message in refusal(capsys, "train", write(config | {"prompts": "rows.jsonl"} | change))

@@ -97,11 +97,12 @@ def check_optimization(config: Any) -> None:
         get_scheduler(name, optimizer, config.get_warmup_steps(steps), steps, scheduler_specific_kwargs=dict(kwargs))
     except (TypeError, ValueError) as error:
         raise ValueError(f"lr_scheduler_kwargs {kwargs} do not fit lr_scheduler_type {name!r}: {error}") from error
-    if any(kind in config.optim.value for kind in ("galore", "apollo", "lomo")):
-        return  # these ask for the model
     try:
         Trainer.get_optimizer_cls_and_kwargs(config)
     except (ImportError, ValueError, TypeError, AttributeError) as error:
+        asks_for_the_model = any(kind in config.optim.value for kind in ("galore", "apollo", "lomo"))
+        if asks_for_the_model and not isinstance(error, ImportError):
+            return
         raise ValueError(f"optim {config.optim.value!r} cannot be used here: {error}") from error
 
 

@@ -6,6 +6,7 @@ mappings, and null where a field may be unset, become defaults: argparse convert
 
 from __future__ import annotations
 
+import copy
 import types
 from argparse import ArgumentParser
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ def words_of(settings: Mapping[str, Any], kinds: Mapping[str, Any], parser: Argu
             if type(value) not in containers:
                 what = "list" if isinstance(value, list) else "mapping"
                 raise UsageError(f"{name} must be one value, got the {what} {value!r}")
-            parser.set_defaults(**{name: _checked_list(name, value, options) if isinstance(value, list) else value})
+            given = _checked_list(name, value, options) if isinstance(value, list) else value
+            parser.set_defaults(**{name: copy.deepcopy(given)})  # transformers edits some mappings in place
         elif isinstance(value, str):
             words.append(f"--{name}={value}")
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import datasets
@@ -34,7 +34,8 @@ def read_dataset(source: str, split: str) -> Dataset:
     name, _, configuration = source.partition(":")
     try:
         if not is_file:
-            return load_dataset(name, configuration or None, split=split)
+            with quietly() if path.is_dir() else nullcontext():  # a bar is for downloads
+                return load_dataset(name, configuration or None, split=split)
         with quietly():
             return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
     except Exception as error:  # of any kind: StopIteration for an empty file, ArrowInvalid, UnicodeDecodeError, ...
@@ -66,7 +67,7 @@ def refused_as_prompts(source: str) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bar, which is for downloads, and no log of what is raised as well."""
+    """No progress bar, and no log of what is raised as well."""
     verbosity, hidden = datasets.logging.get_verbosity(), are_progress_bars_disabled()
     disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)

@@ -80,3 +80,54 @@ def test_epsilon_per_row_equals_one_epsilon_at_a_time(trb: Operators) -> None:
     for i, budget in enumerate(budgets):
         alone = trb.solve(student[i], teacher[i], budget.item())
         assert all(torch.equal(a, b[i]) for a, b in zip(alone, together, strict=True))
+
+
+BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "dtypes", "epsilon", "temperature"),
+    [
+        # f is a step that six float32 sweeps do not find the edge of
+        ([-108.937, -0.023], [0.526, -108.224], (FLOAT32, FLOAT32), 1.697, 0.564),
+        # Exponents of 190 nats, whose rounding the sums of weights would show
+        ([-0.6953125, -191], [-0.369140625, 1.7265625], (BFLOAT16, BFLOAT16), 0.033720020204782486, 1.0),
+        # A token of 7e-4 that loses 300 nats: e^v - 1 must not come from the sum of e^v - 1 - v and v
+        ([1.0078125, -42.25, 8.3125], [-286.7338, 57.73465, 62.5224], (BFLOAT16, FLOAT32), 0.0025882632, 1.0),
+        # Double precision, where a mean of 1e5 nats would leave few digits of a small KL
+        ([43264.0, 43520.0, 43776.0, 44032.0] * 237, [15296.0] * 948, (BFLOAT16, BFLOAT16), 1.712947863e-07, 0.3187),
+    ],
+    ids=["a step", "190 nats", "a token that vanishes", "logits of 1e5 nats"],
+)  # fmt: skip
+def test_rows_that_rounding_once_took_beyond_the_budget_or_short_of_it(
+    trb: Operators,
+    student: list[float],
+    teacher: list[float],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    epsilon: float,
+    temperature: float,
+) -> None:
+    rows = torch.tensor(student).to(dtypes[0]), torch.tensor(teacher).to(dtypes[1])
+    solved = trb.solve(*rows, epsilon, temperature=temperature)
+    kl = reference.behavior_kl(*rows, solved.beta, temperature)
+    assert epsilon * (1 - SHORTFALL) <= kl <= epsilon * (1 + EXCESS)
+    assert math.isclose(solved.kl, kl, rel_tol=KL_ERROR, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e5, 5e6])
+@pytest.mark.parametrize("masked", ["neither", "student", "teacher"])
+def test_an_offset_between_the_models_costs_no_digits_whatever_the_first_token_is(
+    trb: Operators, offset: float, masked: str
+) -> None:
+    """D is centred by the first token that both have; where there was none, by nothing."""
+    generator = torch.Generator().manual_seed(0)
+    student, noise = torch.randn(1025, generator=generator), torch.randn(1025, generator=generator)
+    teacher = student + noise + offset  # rounded: what the reference is given, too
+    if masked != "neither":
+        (student if masked == "student" else teacher)[0] = -torch.inf
+    for epsilon in (0.05, 5.0):
+        solved = trb.solve(student, teacher, epsilon)
+        kl = reference.behavior_kl(student, teacher, solved.beta)
+        assert math.isclose(solved.kl, kl, rel_tol=KL_ERROR, abs_tol=4e-6)
+        assert solved.beta == 1 or kl >= epsilon * (1 - SHORTFALL)
+        assert kl <= epsilon * (1 + EXCESS)

@@ -114,8 +114,12 @@ class Solver {
     request_ = Request::kNone;
     swept_ = nodes[0];
     swept_node_ = 0;
-    if (settled_ || (nodes[0].beta == 1.0 && nodes[0].f <= budget_)) {
+    if ((settled_ || nodes[0].beta == 1.0) && nodes[0].f <= budget_) {
       finish(nodes[0].f);
+      return;
+    }
+    if (settled_) {  // what made it look feasible was inexact
+      become_student();
       return;
     }
     for (int i = 0; exact && i < count; ++i) {

@@ -10,9 +10,10 @@ constexpr int kMaxSweeps = 64;  // safety only: bisection of float32 numbers end
 }  // namespace
 
 void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
+  const Maxima maxima{answer->max_student, answer->max_teacher};
   ends_.resize(blocks_);
   tilts_.resize(blocks_);
-  for_each_part(spread_, blocks_, [&](int64_t block) { ends_[block] = sweep_ends(row, block); });
+  for_each_part(spread_, blocks_, [&](int64_t block) { ends_[block] = sweep_ends(row, maxima, block); });
   Ends whole;
   for (const Ends& part : ends_) whole.merge(part);
 
@@ -21,7 +22,7 @@ void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   Tilt tilt;
   while (solver.next()) {
     const double beta = solver.swept_beta();
-    for_each_part(spread_, blocks_, [&](int64_t block) { tilts_[block] = sweep_tilt(row, block, beta); });
+    for_each_part(spread_, blocks_, [&](int64_t block) { tilts_[block] = sweep_tilt(row, maxima, block, beta); });
     tilt = Tilt{};
     for (const Tilt& part : tilts_) tilt.merge(part);
     const Node node = node_of(beta, tilt, whole.zero);
@@ -32,7 +33,6 @@ void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   answer->beta = solver.beta();
   answer->kl = solver.kl();
   answer->sweeps += solver.sweeps();
-  answer->max_student = answer->max_teacher = 0.0f;
   if (solver.status() == Status::kFault) return;
   answer->log_student = whole.student.log();
   answer->log_teacher = whole.teacher.log();

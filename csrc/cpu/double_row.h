@@ -12,6 +12,7 @@ class DoubleRow {
  public:
   DoubleRow(int64_t vocab, bool spread) : blocks_(block_count(vocab)), spread_(spread) {}
 
+  // `answer` as FloatRow leaves it: with the maxima of a row without a fault, and the sweeps spent.
   void solve(const RowPair& row, double epsilon, RowAnswer* answer);
 
  private:

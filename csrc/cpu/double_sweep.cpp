@@ -16,11 +16,15 @@ struct Tokens {  // one block of the pair
   double y[kBlock];
   int64_t count;
 
-  Tokens(const RowPair& row, int64_t block) {
+  Tokens(const RowPair& row, const Maxima& maxima, int64_t block) {
     const int64_t begin = block * kBlock;
     count = std::min(kBlock, row.vocab - begin);
-    row.student.load(begin, count, row.inverse_temperature, x);
-    row.teacher.load(begin, count, row.inverse_temperature, y);
+    row.student.load(begin, count, 1.0, x);
+    row.teacher.load(begin, count, 1.0, y);
+    for (int64_t i = 0; i < count; ++i) {
+      x[i] = (x[i] - maxima.student) * row.inverse_temperature;
+      y[i] = (y[i] - maxima.teacher) * row.inverse_temperature;
+    }
   }
 };
 
@@ -66,8 +70,8 @@ double mix(double x, double y, double beta) { return (1.0 - beta) * x + beta * y
 
 }  // namespace
 
-Ends sweep_ends(const RowPair& row, int64_t block) {
-  const Tokens tokens(row, block);
+Ends sweep_ends(const RowPair& row, const Maxima& maxima, int64_t block) {
+  const Tokens tokens(row, maxima, block);
   Ends ends;
   double x[kBlock], y[kBlock], d[kBlock];  // the common support, packed
   int64_t common = 0, in_student = 0, in_teacher = 0;
@@ -96,8 +100,8 @@ Ends sweep_ends(const RowPair& row, int64_t block) {
   return ends;
 }
 
-Tilt sweep_tilt(const RowPair& row, int64_t block, double beta) {
-  const Tokens tokens(row, block);
+Tilt sweep_tilt(const RowPair& row, const Maxima& maxima, int64_t block, double beta) {
+  const Tokens tokens(row, maxima, block);
   double t[kBlock], d[kBlock], xs[kBlock];
   int64_t common = 0;
   for (int64_t i = 0; i < tokens.count; ++i) {

@@ -9,8 +9,10 @@ namespace trb::cpu {
 namespace {
 
 constexpr int kMaxSweeps = 6;
-constexpr double kStableBelow = 1.5e-2;   // budgets, nats: from here down the direct form's rounding (1e-7) would show
-constexpr double kLargestRange = 1000.0;  // of D, nats
+// Budgets, nats, from which down the direct form's rounding would show: 1e-7 on ordinary rows, and 3e-8 per nat of the
+// range of D on those where exponents are large.
+constexpr double kStableBelow = 1.5e-2, kStableBelowPerNat = 4e-4;
+constexpr double kLargestRange = 500.0;  // of D, nats: rounding of larger exponents would show in any form
 constexpr int64_t kSegmentTokens = kSegmentBlocks * kBlock;
 
 constexpr double kLog2e = 1.4426950408889634;
@@ -82,12 +84,18 @@ void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
 bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate, Start* start) {
   inverse_temperature_ = static_cast<float>(row.inverse_temperature);
   const double scale = inverse_temperature_;
-  // Any centre near the mean of D will do, but every segment must use the same one: the gap of the first tokens.
-  double a = 0.0, b = 0.0;
-  row.student.load(0, 1, 1.0, &a);
-  row.teacher.load(0, 1, 1.0, &b);
-  const double gap = (b - a) * scale;
-  centre_ = std::fabs(gap) < 1e6 ? gap : 0.0;
+  // Any centre within the range of D will do, but every segment must use the same one: the gap of a token near the
+  // first that neither model masks.
+  centre_ = 0.0;
+  for (int64_t token = 0; token < std::min(vocab_, kBlock); ++token) {
+    double a, b;
+    row.student.load(token, 1, 1.0, &a);
+    row.teacher.load(token, 1, 1.0, &b);
+    const double gap = (b - a) * scale;
+    if (!std::isfinite(gap)) continue;
+    centre_ = gap;
+    break;
+  }
 
   for_each_segment(row, [&](int64_t index, Segment& segment, int64_t) {
     SegmentScan& scan = scans_[index];
@@ -150,6 +158,8 @@ bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate,
   }
   start->range = static_cast<double>(max_d) - min_d;
   if (!(start->range <= kLargestRange) || !(zero_mass_ > 1e-30) || !(one_mass_ > 1e-30)) return false;
+  // The models' maxima lie no further apart, or the centre is a bad one and D has lost its digits.
+  if (!(std::fabs(offset_) <= kLargestRange)) return false;
   start->phi = std::log1p(lost_student / zero_mass_);
   start->uncertainty = 4e-6 + 2e-7 * start->range;
   zero_mean_ = sum[0][1] / zero_mass_;
@@ -249,15 +259,16 @@ bool FloatRow::search(const RowPair& row, double epsilon, bool interpolate, Sear
   found->solver = Solver(epsilon, kMaxSweeps, true);
   Solver<>& solver = found->solver;
   solver.begin(start);
+  const double stable_below = std::max(kStableBelow, kStableBelowPerNat * start.range);
   while (solver.next()) {
     Node nodes[5];
-    const SweepPlan plan = plan_sweep(solver, std::log(zero_mass_), zero_mean_, offset_, kStableBelow);
+    const SweepPlan plan = plan_sweep(solver, std::log(zero_mass_), zero_mean_, offset_, stable_below);
     if (!plan.in_range) return false;
     found->form = plan.form;
     found->frame = frame_of(plan);
     const int count = exact_sweep(row, found->frame, found->form, nodes);
     ++found->sweeps;
-    solver.update(nodes, count, found->form != Form::kFan || solver.budget() >= kStableBelow);
+    solver.update(nodes, count, found->form != Form::kFan || solver.budget() >= stable_below);
   }
   return true;
 }
@@ -268,14 +279,15 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   // Interpolated nodes could mislead the search on a row unlike any that was tried; swept ones cannot.
   if (reached && misses(found.solver, epsilon) && any_gentle()) reached = search(row, epsilon, false, &found);
   answer->sweeps = found.sweeps;
-  if (!reached) return false;
+  answer->max_student = max_student_;
+  answer->max_teacher = max_teacher_;
+  // Six sweeps do not settle a row on which f is all but a step: double precision goes on where they end.
+  if (!reached || misses(found.solver, epsilon)) return false;
   const Solver<>& solver = found.solver;
   answer->status = solver.status();
   answer->beta = solver.beta();
   answer->kl = solver.kl();
   if (solver.status() == Status::kFault) return true;
-  answer->max_student = max_student_;
-  answer->max_teacher = max_teacher_;
   answer->log_student = std::log(student_mass_);
   answer->log_teacher = std::log(teacher_mass_);
   answer->mass.resize(blocks_);
@@ -295,7 +307,8 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
     answer->log_norm = std::log(student ? student_mass_ : one_mass_);
     for (int64_t block = 0; block < blocks_; ++block) {
       const EndsSums& segment = ends_[block / kSegmentBlocks];
-      answer->mass[block] = (student ? segment.student : segment.one)[block % kSegmentBlocks];
+      // Not one conditional of two arrays: g++ 12 with -fsanitize=undefined reads the first element of it every time.
+      answer->mass[block] = student ? segment.student[block % kSegmentBlocks] : segment.one[block % kSegmentBlocks];
     }
   }
   return true;

@@ -13,8 +13,8 @@ class FloatRow {
  public:
   FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps);
 
-  // False where float32 exponents would not reach (logits that differ by hundreds of nats): `answer` then holds nothing
-  // but the sweeps spent, and the row is for DoubleRow.
+  // False where float32 exponents would not reach (logits that differ by hundreds of nats) or six sweeps do not settle
+  // the row: `answer` then holds nothing but the maxima and the sweeps spent, and the row is for DoubleRow.
   bool solve(const RowPair& row, double epsilon, RowAnswer* answer);
 
   // mass[block] = the block's sum of max(mu - pi_S, 0), for the same.

@@ -271,12 +271,15 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
     series = v * series + 1.0f / 24;
     series = v * series + 1.0f / 6;
     series = v * series + 0.5f;
-    const Float ph = v2 < 0.1225f ? p * (v2 * series) : (w - p) - pv;
+    const Int small = v2 < 0.1225f;
+    const Float curved = p * (v2 * series);
+    // e^v - 1 is not taken from h + v where v is far below 0: of the sum of the two nothing would be left but rounding.
+    const Float pg = small ? curved + pv : w - p, ph = small ? curved : pg - pv;
     const Float wv2 = w * v2;
     s[0] += p;
     s[1] += pv;
     s[2] += ph;
-    s[3] += v * (ph + pv);
+    s[3] += v * pg;
     s[4] += wv2;
     s[5] += wv2 * v;
   };

@@ -68,8 +68,10 @@ TRB_INLINE Float exp2_of(Float t) {
 TRB_INLINE Float log_of(Float x) {
   const Int subnormal = x < 1.17549435e-38f;
   const Float scaled = subnormal ? x * 16777216.0f : x;
-  const Int exponent = (bits(scaled) - 0x3f2aaaab) >> 23;
-  const Float f = reinterpret_cast<Float>(bits(scaled) - (exponent << 23)) - 1.0f, f2 = f * f;
+  // Unsigned, for the bits of a negative x less anything overflow.
+  const Uint raw = reinterpret_cast<Uint>(scaled);
+  const Int exponent = reinterpret_cast<Int>(raw - 0x3f2aaaabu) >> 23;
+  const Float f = reinterpret_cast<Float>(raw - (reinterpret_cast<Uint>(exponent) << 23)) - 1.0f, f2 = f * f;
   const Float e = __builtin_convertvector(exponent, Float) - (subnormal ? splat(24.0f) : Float{});
   Float p = f * -1.28916787e-1f + 1.39844398e-1f;
   p = p * f - 1.21842623e-1f;

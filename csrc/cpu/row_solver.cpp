@@ -92,6 +92,7 @@ Draw RowSolver::sample(double uniform) const {
     for (int64_t i = 0; i < count; ++i) out[i] = std::exp(out[i] - peak);
   };
   const int64_t token = invert_cdf(answer_.mass, row_.vocab, uniform, weigh);
+  if (token < 0) return {};
   return {token, log_probs_at(token)};
 }
 

@@ -138,11 +138,14 @@ struct StableSweep {
     series = fmaf(v, series, 1.0f / 24);
     series = fmaf(v, series, 1.0f / 6);
     series = fmaf(v, series, 0.5f);
-    const float ph = fabsf(v) < 0.35f ? __fmul_rn(pv, v * series) : (w - p) - pv;
+    const bool small = fabsf(v) < 0.35f;
+    const float curved = __fmul_rn(pv, v * series);
+    // e^v - 1 is not taken from h + v where v is far below 0: of the sum of the two nothing would be left but rounding.
+    const float pg = small ? curved + pv : w - p, ph = small ? curved : pg - pv;
     s[0] += p;
     s[1] += pv;
     s[2] += ph;
-    s[3] = fmaf(v, ph + pv, s[3]);
+    s[3] = fmaf(v, pg, s[3]);
     s[4] = fmaf(w, v2, s[4]);
     s[5] = fmaf(w * v2, v, s[5]);
     s[6] += w;

@@ -112,6 +112,29 @@ static void inexact_nodes_only_steer() {
   }
 }
 
+// A first sweep that is wrong by more than it says makes a beta look feasible that is not: the exact sweep that would
+// settle it must not let it stand.
+static void an_infeasible_beta_is_never_settled() {
+  for (int max_sweeps : {2, 3, 4, 64}) {
+    for (double epsilon : {1e-3, 0.0231, 0.1}) {
+      const TwoAtoms atoms{0.1, 3.0};
+      Start start = atoms.start();
+      start.nodes = 3;
+      start.node[2] = start.node[1];
+      start.node[1] = atoms.node(0.9);
+      start.node[1].f = 0.5 * epsilon;
+      start.uncertainty = 1e-6;
+      Solver solver(epsilon, max_sweeps, false);
+      atoms.solve(solver, start);
+      const double kl = atoms.node(solver.beta()).f;
+      EXPECT(kl <= epsilon * (1 + 1e-9), "%d sweeps, epsilon %g: beta %g, KL %g", max_sweeps, epsilon, solver.beta(),
+             kl);
+      EXPECT(std::fabs(solver.kl() - kl) <= 1e-12, "%d sweeps, epsilon %g: reported %g", max_sweeps, epsilon,
+             solver.kl());
+    }
+  }
+}
+
 static void merging_parts_gives_the_whole() {
   std::mt19937_64 random(0);
   std::normal_distribution<double> normal;
@@ -196,6 +219,7 @@ int main() {
   finds_the_largest_feasible_float<double>();
   finds_the_largest_feasible_float<float>();  // where the interpolation is in single precision
   inexact_nodes_only_steer();
+  an_infeasible_beta_is_never_settled();
   merging_parts_gives_the_whole();
   ends_settle_without_another_sweep();
   nonsense_sums_end_at_the_student();

@@ -70,7 +70,7 @@ def parsing_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check_trb(words: list[str]) -> None:
     words = [YOURS.get(word, word) for word in words]
-    if words == ["info"] or "--fields" in words:
+    if not words or words == ["info"] or "--fields" in words:
         return
     options, fields = _parser().parse_known_args(words)
     if options.command in ("train", "probe"):

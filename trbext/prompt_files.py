@@ -80,8 +80,9 @@ def quietly() -> Iterator[None]:
 
 
 def _fault_of_json_lines(path: Path) -> str | None:
-    """What is wrong with the first line that is; None if each is a JSON object."""
+    """What is wrong with the first line that is, by itself or beside those before; None if nothing is."""
     rows = 0
+    kinds: dict[str, tuple[type, int]] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -94,10 +95,18 @@ def _fault_of_json_lines(path: Path) -> str | None:
             if not isinstance(row, dict):
                 return f"line {number} must be a JSON object, got {type(row).__name__}"
             rows += bool(row)
+            for name, value in row.items():
+                kind, before = kinds.setdefault(name, (type(value), number))
+                if value is not None and kind not in (type(value), type(None)):
+                    found = type(value).__name__
+                    return f"line {number}: {name!r} is of type {found}, on line {before} of type {kind.__name__}"
     return None if rows else "the file holds no rows"
 
 
 def _reason(error: BaseException) -> str:
     """The first lines of an error and of what caused it."""
-    parts = [str(each).strip().split("\n")[0] for each in (error, error.__cause__) if each is not None]
+    parts = []
+    for each in (error, error.__cause__):
+        text = str(each).strip().split("\n")[0] if each is not None else ""
+        parts.append(f"KeyError: {text}" if isinstance(each, KeyError) else text)
     return ": ".join(filter(None, parts)) or type(error).__name__

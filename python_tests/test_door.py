@@ -24,6 +24,7 @@ from trbext.cli import OF_THE_EXTRA, main
 from trbext.model_loading import load_for_inference
 from trbext.prompt_checks import check_encodings
 from trbext.prompts import load_prompts
+from trbext.run import parse_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -200,6 +201,31 @@ def test_prompts_that_cannot_be_used_are_named_before_the_run(
     Path("broken.csv").write_bytes(b'prompt,b\n1,2,3\n"')
     line = refusal(capsys, "train", write(config | {"prompts": "rows.jsonl"} | change))
     assert any(part in line for part in message.split("|"))
+
+
+def test_values_that_begin_with_a_dash_are_no_options(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(config)
+    for words in (["--trb_epsilon", "-1e-5"], ["--trb_epsilon=-1e-5"], ["--trb_epsilon", "-.00001"]):
+        assert "trb_epsilon is a KL budget in nats and must be >= 0, got -1e-05" in refusal(
+            capsys, "train", path, *words
+        )
+    assert "must be a number >= 0, and finite, got -inf" in refusal(capsys, "train", path, "--learning_rate", "-inf")
+    arguments, parsed, _ = parse_run(Path(write(config, system_prompt="-x", output_dir="-runs")), [])
+    assert (arguments.system_prompt, parsed.output_dir) == ("-x", "-runs")
+
+
+def test_null_is_unset_where_a_field_may_be_and_lists_and_mappings_keep_their_types(config: dict[str, Any]) -> None:
+    options = {"enable_thinking": "5", "n": 5}
+    path = write(
+        config, eval_verifier=None, report_to=[], chat_template_kwargs=options, eval_strategy=False, label_names=["a"]
+    )
+    _, parsed, settings = parse_run(Path(path), [])
+    assert (parsed.eval_verifier, parsed.report_to, parsed.eval_strategy.value) == (None, [], "no")
+    assert (parsed.chat_template_kwargs, parsed.label_names) == (options, ["a"])
+    assert settings["eval_verifier"] is None
+    assert parse_run(Path(write(config, report_to=None)), [])[1].report_to == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(

@@ -7,9 +7,10 @@ mappings, and null where a field may be unset, become defaults: argparse convert
 from __future__ import annotations
 
 import copy
+import re
 import types
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -47,6 +48,17 @@ def words_of(settings: Mapping[str, Any], kinds: Mapping[str, Any], parser: Argu
         else:
             words.append(f"--{name}={_word(name, value, options)}")
     return words
+
+
+def joined_numbers(words: Sequence[str]) -> list[str]:
+    """The words of a command line with `--name -1e-5` as `--name=-1e-5`, which argparse would take for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and re.fullmatch(r"--[^=]+", joined[-1]) and re.fullmatch(r"-(\d.*|\.\d.*|inf|nan)", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
 from .config import TRBConfig
 from .errors import UsageError
 from .field_checks import check_ranges
-from .field_values import words_of
+from .field_values import joined_numbers, words_of
 from .model_card import Provenance
 from .run_folder import RunFolder, left_as_it_was
 from .run_inputs import load_inputs
@@ -109,7 +109,7 @@ def parse_settings(
     try:
         # The file's values go through the same conversions as the command line's, which come later and win.
         hints = {name: kind for each in kinds for name, kind in get_type_hints(each).items()}
-        words = [*words_of(settings, hints, parser), *overrides]
+        words = [*words_of(settings, hints, parser), *joined_numbers(overrides)]
         arguments, trb_config = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except json.JSONDecodeError as error:
         raise UsageError(f"a mapping on the command line is written as JSON, got {error.doc!r}: {error}") from error

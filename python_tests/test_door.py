@@ -16,15 +16,18 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny_models import saved, tiny_llama, tiny_tokenizer
+from tiny_models import prompts, saved, tiny_llama, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from trbext.cli import OF_THE_EXTRA, main
-from trbext.model_loading import load_for_inference
+from trbext.config import TRBConfig
+from trbext.model_loading import IncompleteWeights, load_for_inference
 from trbext.prompt_checks import check_encodings
 from trbext.prompts import load_prompts
+from trbext.rollout import Policy
 from trbext.run import parse_run
+from trbext.trainer import TRBTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -369,6 +372,31 @@ def test_a_checkpoint_that_lacks_weights_is_refused_wherever_it_is_loaded(
         line = refusal(capsys, *command)
         assert f"the {'model' if command[0] == 'eval' else role} damaged lacks the weights {key!r}" in line
         assert message in line
+
+
+def test_the_trainer_refuses_what_the_command_refuses(models: dict[str, str], tmp_path: Path) -> None:
+    """In Python, of models given by paths and of objects."""
+    shutil.copytree(models["student"], tmp_path / "damaged")
+    weights = str(tmp_path / "damaged" / "model.safetensors")
+    save_file(without_a_matrix(load_file(weights)), weights, metadata={"format": "pt"})
+    damaged = str(tmp_path / "damaged")
+
+    class NoDraw(Policy):
+        pass
+
+    def make(student: str, teacher: str, **given: Any) -> TRBTrainer:
+        args = TRBConfig(str(tmp_path / "run"), use_cpu=True)
+        return TRBTrainer(student, teacher, args, train_dataset=prompts(8), **given)
+
+    for student, teacher, role in ((damaged, models["teacher"], "student"), (models["student"], damaged, "teacher")):
+        with pytest.raises(
+            IncompleteWeights, match=f"the {role} {damaged} lacks the weights 'model.layers.0.mlp.gate_"
+        ):
+            make(student, teacher)
+    with pytest.raises(ValueError, match=r"the rollout policy NoDraw must define draw\(step, student_logits"):
+        make(**models, policy=NoDraw())
+    with pytest.raises(ValueError, match=r"the verifier '<lambda>' must take \(prompt, completion, row\)"):
+        make(**models, verifier=lambda prompt, completion: True)
 
 
 def cut_short(folder: Path) -> None:

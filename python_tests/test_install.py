@@ -180,6 +180,15 @@ def test_a_build_carries_the_hash_of_its_sources(tmp_path: Path) -> None:
     assert source_digest(source) != trbext._C.sources
 
 
+def test_an_installed_package_holds_every_file_of_the_source() -> None:
+    """These tests import the source, which would not miss a file that the wheel lacks."""
+    installed = Path(trbext._C.__file__).parent
+    if not (installed / "__init__.py").exists():
+        pytest.skip("an editable install has no copy of the package")
+    files = [path for path in (ROOT / "trbext").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".so")]
+    assert not [path for path in files if not (installed / path.relative_to(ROOT / "trbext")).exists()]
+
+
 def test_the_package_knows_its_build() -> None:
     assert trbext.__version__ == trbext._C.version
     assert trbext._library.LIBRARY_PATH.exists()

@@ -131,8 +131,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             verifier = verifier_by_name(args.eval_verifier)
         if verifier is not None and args.remove_unused_columns:
             raise ValueError("a verifier reads columns of the dataset: set remove_unused_columns=False")
-        named = (each if isinstance(each, str) else get_config_model_id(each.config) for each in (model, teacher_model))
-        self.made_from = Provenance(*(str(name) for name in named))  # for the model card
+        self.made_from = Provenance(_name_of(model), _name_of(teacher_model))  # for the model card
         loaded_here = isinstance(model, str)
         if isinstance(model, str):
             processing_class = processing_class or load_processing_class(model, args)
@@ -472,3 +471,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             f"{prefix}_pass@1": right / completions,
             f"{prefix}_verifier_errors": errors,
         }
+
+
+def _name_of(model: Any) -> str:
+    """A model's name or folder, for its card."""
+    return str(model if isinstance(model, str) else get_config_model_id(getattr(model, "config", None)) or "a model")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ import torch
 from tiny_models import END_OF_TURN, EOS, prompts, tiny_llama, tiny_tokenizer
 
 from trbext.encoding import left_padded
-from trbext.evaluation import evaluate_pass_at_1, numeric, pass_at_k, verifier_by_name
+from trbext.evaluation import evaluate_pass_at_1, judge, numeric, pass_at_k, verifier_by_name
+from trbext.signatures import check_verifier_signature
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample() -> None:
@@ -197,3 +200,12 @@ def test_messages_go_through_the_chat_template() -> None:
         for rows in (plain, chat)
     ]
     assert texts[0] == texts[1]
+
+
+def test_the_verifier_of_the_docs_is_one() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    check_verifier_signature("verifier", scope["verifier"])
+    assert judge([{"prompt": "?", "answer": "2"}], [[" 2\n", "3"]], scope["verifier"]) == ([1], 0, None)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from study_files import BASE, declaration, write
+from tiny_models import saved, tiny_llama, tiny_tokenizer
 
 from trbext.cli import main
 from trbext.compare.folder_names import folder_names
@@ -142,9 +144,17 @@ def test_folders_of_runs_are_named_readably_in_any_script_and_never_twice() -> N
 def test_a_run_that_could_not_start_is_named_before_the_study_has_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    damaged = saved(tmp_path / "damaged", tiny_llama(), tiny_tokenizer())
+    tensors = load_file(f"{damaged}/model.safetensors")
+    del tensors["model.layers.0.mlp.gate_proj.weight"]
+    save_file(tensors, f"{damaged}/model.safetensors", metadata={"format": "pt"})
     for changes, message in (
         ({"base": BASE | {"prompts": "void.jsonl"}}, "no such file of prompts: void.jsonl"),
         ({"base": BASE | {"eval_verifier": "numeric"}}, "the verifier 'numeric' raises on every completion"),
+        (
+            {"base": BASE | {"teacher_model_name_or_path": damaged}},
+            f"the teacher {damaged} lacks the weights 'model.layers.0.mlp.gate_proj.weight'",
+        ),
         (
             {"runs": {"OPD": {}, "B": {"rollout_policy": "void:Mine"}}},
             "run 'B': the rollout policy 'void:Mine' could not",

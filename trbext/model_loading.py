@@ -50,6 +50,19 @@ def load_for_inference(path: str, role: str, device: torch.device | str, **kwarg
     return _model(model.to(device).eval())
 
 
+def check_weights(path: str, role: str, **kwargs: Any) -> None:
+    """IncompleteWeights, as `load_for_training`, from the names in the checkpoint alone: no weight is read.
+
+    Where this cannot be told without loading, as of quantized models, nothing is said, and loading says it.
+    """
+    try:
+        with _reported_once():
+            model, report = create_model_from_path(path, output_loading_info=True, **kwargs | {"device_map": "meta"})
+    except Exception:
+        return
+    check_report(path, role, model, report)
+
+
 def load_tokenizer(path: str, role: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`, which pads on the left. OSError, ValueError: it cannot be loaded."""
     with named_errors(path, f"tokenizer of the {role}"):

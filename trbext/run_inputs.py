@@ -17,7 +17,7 @@ from .demo.shipped import model_path
 from .encoding import encode_prompts
 from .errors import UsageError
 from .evaluation import check_verifier, verifier_by_name
-from .model_loading import load_tokenizer, named_errors
+from .model_loading import check_weights, load_tokenizer, named_errors
 from .positions import position_limit
 from .prompt_checks import check_encodings
 from .prompt_order import prompts_of_a_step
@@ -40,16 +40,39 @@ class RunInputs:
 
 def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     """Read and check the inputs of a run. UsageError, ValueError, OSError: one that is missing or does not fit."""
-    trust, options = config.trust_remote_code, config.model_init_kwargs or {}
+    # 1. What is only named: in milliseconds, before anything is read.
     student = _known_model("model_name_or_path", arguments.model_name_or_path)
     teacher = _known_model("teacher_model_name_or_path", str(config.teacher_model_name_or_path))
     config.policy(total_steps=0)
     verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
-    revision = options.get("revision", "main")
-    tokenizer = load_tokenizer(student, "student", trust_remote_code=trust, revision=revision)
+    # 2. The prompts, by themselves and by number.
+    options = config.model_init_kwargs or {}
+    loading = {"trust_remote_code": config.trust_remote_code, "revision": options.get("revision", "main")}
+    tokenizer = load_tokenizer(student, "student", **loading)
+    prompts, held_out = _load_prompts(arguments, config, tokenizer)
+    rollouts = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+    prompts_of_a_step(rollouts, config.rollouts_per_prompt, len(prompts))
+    if held_out is None and (config.eval_strategy != "no" or config.eval_on_start):
+        raise UsageError(f"eval_strategy {config.eval_strategy.value} needs eval_prompts, the held-out prompts")
+    # 3. The models, by their configurations and the names of their weights.
+    positions = {"student": _check_model("student", student, loading | options)}
+    loading["revision"] = config.teacher_model_revision or "main"
+    positions["teacher"] = _check_model("teacher", teacher, loading | (config.teacher_model_init_kwargs or {}))
+    # 4. What only the inputs together can tell.
+    template, length = config.chat_template_kwargs or {}, config.max_completion_length
+    assert length is not None
+    check_encodings(prompts, arguments.prompts, tokenizer, template, length, positions)
+    if held_out is not None:
+        check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
+        if verifier is not None:
+            check_verifier(verifier, held_out, str(config.eval_verifier))
+    return RunInputs(student, teacher, tokenizer, prompts, held_out)
+
+
+def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
+    """The prompts to train on, and the held-out ones if there are any."""
     shared: dict[str, Any] = {"column": arguments.prompt_column, "system_prompt": arguments.system_prompt}
-    template = config.chat_template_kwargs or {}
-    longest = arguments.max_prompt_length
+    template, longest = config.chat_template_kwargs or {}, arguments.max_prompt_length
 
     def fits(texts: list[Any]) -> list[bool]:
         return [len(ids) <= (longest or 0) for ids in encode_prompts(tokenizer, texts, **template)]
@@ -65,27 +88,10 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
         demo_seed=config.seed,
         **shared,
     )
-    rollouts = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
-    prompts_of_a_step(rollouts, config.rollouts_per_prompt, len(prompts))
-    held_out = None
-    if arguments.eval_prompts is not None:
-        split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
-        held_out = load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
-    elif config.eval_strategy != "no" or config.eval_on_start:
-        raise UsageError(f"eval_strategy {config.eval_strategy.value} needs eval_prompts, the held-out prompts")
-    teacher_options = {"revision": config.teacher_model_revision or "main"} | (config.teacher_model_init_kwargs or {})
-    positions = {
-        "student": _positions("student", student, trust, options),
-        "teacher": _positions("teacher", teacher, trust, teacher_options),
-    }
-    for source, dataset in ((arguments.prompts, prompts), (arguments.eval_prompts, held_out)):
-        if dataset is not None:
-            length = config.max_completion_length
-            assert length is not None
-            check_encodings(dataset, str(source), tokenizer, template, length, positions)
-    if verifier is not None and held_out is not None:
-        check_verifier(verifier, held_out, str(config.eval_verifier))
-    return RunInputs(student, teacher, tokenizer, prompts, held_out)
+    if arguments.eval_prompts is None:
+        return prompts, None
+    split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
+    return prompts, load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
 
 
 def _known_model(name: str, value: str) -> str:
@@ -96,7 +102,10 @@ def _known_model(name: str, value: str) -> str:
     return path
 
 
-def _positions(role: str, path: str, trust_remote_code: bool, options: dict[str, Any]) -> int | None:
-    named = {name: value for name, value in options.items() if name not in ("dtype", "device_map")}
+def _check_model(role: str, path: str, loading: dict[str, Any]) -> int | None:
+    """The positions of the model at `path`. ValueError: no configuration there, or IncompleteWeights."""
     with named_errors(path, role):
-        return position_limit(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **named))
+        named = {name: value for name, value in loading.items() if name not in ("dtype", "device_map")}
+        config = AutoConfig.from_pretrained(path, **named)
+    check_weights(path, role, **loading)
+    return position_limit(config)

@@ -459,6 +459,7 @@ def test_tied_weights_and_shared_tokens_are_no_loss(config: dict[str, Any], tmp_
     assert load_for_inference(path, "model", "cpu").lm_head.weight is not None
 
 
+EVAL = ("--prompts", "prompts.jsonl", "--verifier", "numeric", "--limit", "2", "--max-completion-length", "4")
 OTHERS = [
     (["plot", "run"], "run is not a run folder with metrics"),
     (["plot", "finished", "--output", "nowhere/plot.png"], "--output: there is no folder nowhere"),
@@ -478,6 +479,12 @@ OTHERS = [
     (["demo", "--steps", "0"], "argument --steps: must be a whole number of at least 1, got '0'"),
     (["demo", "--epsilon", "-1"], "trb_epsilon is a KL budget in nats and must be >= 0, got -1.0"),
     (["demo", "--draft_length", "few"], "draft_length must be 'auto', 0 for lockstep"),
+    (["eval", "{student}", *EVAL, "--output", "."], "--output . must be a file, got a folder or a device"),
+    (["eval", "{student}", *EVAL, "--output", "prompts.jsonl"], "exists and is not of this evaluation; name another"),
+    (["eval", "{student}", "{student}", *EVAL], "several models need --suite"),
+    (["train"], "model_name_or_path (the student) is not set"),
+    (["train", "config.yaml", "more.yaml"], "unrecognized arguments: more.yaml"),
+    (["demo", "--output", "prompts.jsonl"], "prompts.jsonl"),
     (["train", "void.yaml"], "cannot read void.yaml: No such file or directory"),
     (["train", "."], "cannot read .: Is a directory"),
     (["probe", "void.yaml"], "cannot read void.yaml"),
@@ -491,6 +498,7 @@ OTHERS = [
 def test_other_commands_refuse_in_one_line(
     words: list[str], message: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    write(config)
     Path("finished").mkdir()
     Path("finished/metrics.jsonl").write_text('{"step": 1, "trb/reverse_kl": 0.5}\n', encoding="utf-8")
     words = [word.format(student=config["model_name_or_path"]) for word in words]

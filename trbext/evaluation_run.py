@@ -164,6 +164,8 @@ def _previous(output: Path | None, settings: dict[str, Any]) -> list[dict[str, A
     """Judged prompts of an earlier, interrupted evaluation with the same settings, whole batches only."""
     if output is None or not output.exists():
         return []
+    if not output.is_file():
+        raise ValueError(f"--output {output} must be a file, got a folder or a device")
     texts = output.read_text(encoding="utf-8").splitlines()
     try:
         header = json.loads(texts[0]) if texts else {}

@@ -110,11 +110,15 @@ def parse_settings(
         # The file's values go through the same conversions as the command line's, which come later and win.
         hints = {name: kind for each in kinds for name, kind in get_type_hints(each).items()}
         words = [*words_of(settings, hints, parser), *joined_numbers(overrides)]
-        arguments, trb_config = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+        arguments, trb_config, unused = parser.parse_args_into_dataclasses(
+            words, return_remaining_strings=True, look_for_args_file=False
+        )
     except json.JSONDecodeError as error:
         raise UsageError(f"a mapping on the command line is written as JSON, got {error.doc!r}: {error}") from error
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from error
+    if unused:
+        raise UsageError(f"unrecognized arguments: {' '.join(unused)}")
     if not arguments.model_name_or_path:
         raise UsageError("model_name_or_path (the student) is not set")
     if not trb_config.teacher_model_name_or_path:

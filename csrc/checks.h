@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "blend/verify.h"
 #include "torch_compat.h"
 
 namespace trb {
@@ -45,8 +46,7 @@ inline void check_pair(const char* op, const Tensor& student, const Tensor& teac
         shape_of(teacher), " (trbext.vocab aligns vocabularies of different width)");
   check(student.size(1) >= 1, op, ": the vocabulary must have at least one token, got shape ", shape_of(student));
   check_device(op, "teacher_logits", teacher, student);
-  check(temperature > 0.0 && std::isfinite(temperature), op, ": temperature must be positive and finite, got ",
-        temperature);
+  check(is_temperature(temperature), op, ": temperature must be between 1e-6 and 1e6, got ", temperature);
 }
 
 inline void check_epsilon(const char* op, double epsilon) {
@@ -112,6 +112,28 @@ inline void check_out(const char* op, const char* name, const Tensor& out, const
   check(known, op, ": output ", name, " must be ", names.str(), ", got ", out.scalar_type());
   check(out.is_contiguous(), op, ": output ", name, " must be contiguous");
   check_device(op, name, out, student);
+}
+
+// The bytes from a tensor's first element to its last, whatever lies between.
+struct Extent {
+  const char* begin;
+  const char* end;
+};
+
+inline Extent extent_of(const Tensor& tensor) {
+  const char* const begin = static_cast<const char*>(tensor.const_data_ptr());
+  if (tensor.numel() == 0) return {begin, begin};
+  int64_t last = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
+  return {begin, begin + (last + 1) * static_cast<int64_t>(tensor.element_size())};
+}
+
+// An output is written while others are still read, or written.
+inline void check_apart(const char* op, const char* output, const Tensor& written, const char* name,
+                        const Tensor& other) {
+  const Extent a = extent_of(written), b = extent_of(other);
+  check(a.begin == a.end || b.begin == b.end || a.end <= b.begin || b.end <= a.begin, op, ": output ", output,
+        " must not share memory with ", name);
 }
 
 }  // namespace trb

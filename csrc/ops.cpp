@@ -31,12 +31,12 @@ STABLE_TORCH_LIBRARY(trb, m) {
   m.def(
       "verify(Tensor student_logits, Tensor teacher_logits, Tensor draft_tokens, Tensor offsets, Tensor epsilon,"
       " Tensor temperature, Tensor accept_uniform, Tensor draw_uniform, *, Tensor? student_rows=None,"
-      " Tensor? teacher_rows=None, int width, int vocab=0, int student_kind=0, bool log_probs=False)"
+      " Tensor? teacher_rows=None, SymInt width, SymInt vocab=0, int student_kind=0, bool log_probs=False)"
       " -> (Tensor tokens, Tensor emitted, Tensor accepted, Tensor beta, Tensor kl, Tensor log_probs)");
   m.def(
       "verify.out(Tensor student_logits, Tensor teacher_logits, Tensor draft_tokens, Tensor offsets, Tensor epsilon,"
       " Tensor temperature, Tensor accept_uniform, Tensor draw_uniform, *, Tensor? student_rows=None,"
-      " Tensor? teacher_rows=None, int width, int vocab=0, int student_kind=0, bool log_probs=False,"
+      " Tensor? teacher_rows=None, SymInt width, SymInt vocab=0, int student_kind=0, bool log_probs=False,"
       " Tensor(a!) tokens, Tensor(b!) emitted, Tensor(c!) accepted, Tensor(d!) beta, Tensor(e!) kl,"
       " Tensor(f!) out_log_probs)"
       " -> (Tensor(a!), Tensor(b!), Tensor(c!), Tensor(d!), Tensor(e!), Tensor(f!))");

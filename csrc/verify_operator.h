@@ -2,8 +2,10 @@
 // the device. A device provides  void run_verify(const VerifyRequest&)  and registers VerifyOperator<run_verify>.
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "blend/verify.h"
 #include "checks.h"
@@ -62,6 +64,27 @@ struct VerifyOperator {
       check(out_log_probs.numel() == 0, request.op,
             ": log_probs must have no element where log_probs=False, got shape ", shape_of(out_log_probs));
     }
+    using Named = std::pair<const char*, const Tensor*>;
+    const Named written[] = {{"tokens", &tokens}, {"emitted", &emitted}, {"accepted", &accepted},
+                             {"beta", &beta},     {"kl", &kl},           {"log_probs", &out_log_probs}};
+    const Named read[] = {{"student_logits", &student},
+                          {"teacher_logits", &teacher},
+                          {"draft_tokens", &draft_tokens},
+                          {"offsets", &offsets},
+                          {"epsilon", &epsilon},
+                          {"temperature", &temperature},
+                          {"accept_uniform", &accept_uniform},
+                          {"draw_uniform", &draw_uniform},
+                          {"student_rows", student_rows.has_value() ? &*student_rows : nullptr},
+                          {"teacher_rows", teacher_rows.has_value() ? &*teacher_rows : nullptr}};
+    for (const Named& output : written) {
+      for (const Named& other : written) {
+        if (&other < &output) check_apart(request.op, output.first, *output.second, other.first, *other.second);
+      }
+      for (const Named& input : read) {
+        if (input.second != nullptr) check_apart(request.op, output.first, *output.second, input.first, *input.second);
+      }
+    }
     Six outputs{tokens, emitted, accepted, beta, kl, out_log_probs};
     run(request, outputs, log_probs);
     return outputs;
@@ -86,7 +109,8 @@ struct VerifyOperator {
                                int64_t width, int64_t vocab, int64_t student_kind) {
     const char* op = "trb::verify";
     const int64_t columns = check_verify_logits(op, student, teacher, vocab);
-    check(width >= 1, op, ": width must be at least 1, got ", width);
+    check(width >= 1 && width <= std::numeric_limits<int32_t>::max(), op,
+          ": width must be at least 1 and less than 2^31, got ", width);
     check(student_kind >= 0 && student_kind <= 2, op,
           ": student_kind must be 0 (logits), 1 (probabilities) or 2 (logits divided by the temperature), got ",
           student_kind);

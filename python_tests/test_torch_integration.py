@@ -76,13 +76,6 @@ def test_export_with_a_dynamic_batch() -> None:
         assert all(torch.equal(a, b) for a, b in zip(exported.module()(*part), sampling_step(*part), strict=True))
 
 
-def test_fake_tensors_reject_what_the_kernels_reject() -> None:
-    with torch.device("meta"):
-        student, teacher = torch.zeros(2, 3), torch.zeros(2, 4)
-    with pytest.raises(RuntimeError, match="same V"):
-        torch.ops.trb.solve(student, teacher, 0.1)
-
-
 def verify_arguments(requires_grad: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(1)
     student, teacher = (torch.randn(6, 50, generator=generator).to(dtype).requires_grad_(requires_grad) for _ in "ab")
@@ -140,6 +133,40 @@ def test_compile_verify_fullgraph_static_and_dynamic() -> None:
                 assert torch.equal(got, expected)
 
 
+def test_one_graph_serves_verify_at_every_width() -> None:
+    student, teacher, drafts, offsets, _, _, accept, draw = verify_arguments()
+
+    def tokens(width: int, vocab: int) -> Tensor:
+        return trbext.verify(
+            student, teacher, drafts, offsets, 0.1, accept_uniform=accept, draw_uniform=draw, width=width, vocab=vocab
+        ).tokens
+
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(tokens, fullgraph=True, dynamic=True, backend=counter)
+    for width, vocab in ((3, 50), (4, 40), (9, 30)):
+        assert torch.equal(compiled(width, vocab), tokens(width, vocab))
+    assert counter.frame_count == 1
+
+
+def test_a_width_and_a_length_known_at_run_time_only_compile() -> None:
+    student, teacher, drafts, offsets, _, _, accept, draw = verify_arguments()
+
+    def step(width: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        columns = width.item()
+        torch._check(columns >= 1)
+        torch._check(columns <= 1000)
+        verified = trbext.verify(
+            student, teacher, drafts, offsets, 0.1, accept_uniform=accept, draw_uniform=draw, width=int(columns)
+        )
+        return verified.tokens, trbext.sample(student[:3], teacher[:3], 0.1, uniform=accept[kept]).token
+
+    with torch._dynamo.config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(step, fullgraph=True)
+        for kept in (torch.tensor([1, 0, 1, 0, 0, 1]), torch.tensor([0, 1, 1, 1, 0, 0])):
+            inputs = torch.tensor(4), kept.bool()
+            assert all(torch.equal(a, b) for a, b in zip(compiled(*inputs), step(*inputs), strict=True))
+
+
 @pytest.mark.skipif(trbext._C.cuda_compiled, reason="this build has CUDA kernels")
 @pytest.mark.parametrize("op", ["blend", "solve", "sample"])
 def test_a_cpu_build_called_with_cuda_tensors_says_so(op: str) -> None:
@@ -183,10 +210,3 @@ def test_saved_results_load_with_weights_only(tmp_path: Path) -> None:
         loaded = torch.load(tmp_path / "result.pt", weights_only=True)
         assert type(loaded) is type(result)
         assert all(map(torch.equal, loaded, result))
-
-
-def test_a_temperature_that_overflows_the_logits_makes_the_row_faulty() -> None:
-    student, teacher = torch.randn(2, 3, 50)
-    found = trbext.sample(student, teacher, 0.1, uniform=torch.rand(3).double(), temperature=1e-39)
-    assert found.token.tolist() == [-1, -1, -1]
-    assert found.kl.isnan().all()

@@ -29,7 +29,7 @@ def usage(change: Callable[[Call], Call] | dict[str, object]) -> Call:
         ({"teacher_logits": torch.zeros(10, 0)}, r"at least one token, got .* teacher_logits \[10, 0\]"),
         ({"vocab": 1101}, r"vocab must be between 0 \(the width both models have\) and 1100, got 1101"),
         ({"vocab": -1}, "vocab must be between 0 .* got -1"),
-        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"width": 0}, "width must be at least 1 .*, got 0"),
         ({"student_kind": 3}, r"student_kind must be 0 \(logits\), 1 .*, got 3"),
         ({"draft_tokens": torch.zeros(10)}, "draft_tokens must be int32 or int64, got Float"),
         ({"draft_tokens": torch.zeros(10, 1).long()}, r"draft_tokens must have shape \[N\], got \[10, 1\]"),
@@ -62,8 +62,8 @@ def test_errors_name_the_thing_the_requirement_and_what_was_got(
         ({"student_kind": "probs"}, r"student_kind must be one of \['logits', .*\], got 'probs'"),
         ({"epsilon": -0.1}, "epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -0.1"),
         ({"epsilon": NAN}, "epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got nan"),
-        ({"temperature": 0.0}, "temperature must be positive and finite, got 0"),
-        ({"temperature": INF}, "temperature must be positive and finite, got inf"),
+        ({"temperature": 0.0}, "temperature must be between 1e-6 and 1e6, got 0"),
+        ({"temperature": INF}, "temperature must be between 1e-6 and 1e6, got inf"),
     ],
 )
 def test_numbers_for_all_requests_that_could_only_be_faults_are_errors(

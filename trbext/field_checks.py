@@ -14,7 +14,7 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-# Below it, finite logits divided by the temperature overflow float32, and the row counts as faulty.
+# What the operators take, too (trbext.ops).
 LEAST_TEMPERATURE = 1e-6
 
 

@@ -9,23 +9,24 @@ Shared by blend, solve and sample (verify, which speculates with the same policy
       Raw logits: no log_softmax is needed. -inf masks a token.
   epsilon: KL budget in nats, 0 (the student) to inf (the teacher on the student's support). A float for every row, or a
       float32 tensor that broadcasts to [...]; a negative or NaN element makes its row a faulty one.
-  temperature: > 0, divides both logits.
+  temperature: 1e-6 to 1e6, divides both logits.
   Outputs are float32 (token int64, sweeps int32) and never require grad. A row with NaN, +inf or no finite logit gives
       NaN and token -1, and leaves other rows alone. Rows are bitwise independent of batch, order, strides and threads.
-  Guarantee: KL(mu || pi_S) <= epsilon (1 + 1e-4) + 1e-7 at the returned beta.
-  ValueError: epsilon negative or NaN as a float; temperature not positive and finite; shapes that do not match.
+  Guarantee: KL(mu || pi_S) <= epsilon (1 + 1e-4) + 1e-7 at the returned beta, and no larger float32 number has a KL
+      below epsilon (1 - 3e-4) - 1e-9. How it is checked: docs/operators.md.
+  ValueError: epsilon negative or NaN as a float; temperature out of its range; shapes that do not match.
   RuntimeError: a dtype or device the operator does not take.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .reference import STUDENT_KINDS, Blend, Sample, Solution, Verification
+from .reference import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS, Blend, Sample, Solution, Verification
+from .sharding import register_where_needed
 
 _Rows = tuple[Tensor, Tensor, "float | Tensor"]
 
@@ -90,8 +91,8 @@ def sample(
         uniform = torch.rand(shape, dtype=torch.float64, device=student_logits.device, generator=generator)
     elif generator is not None:
         raise ValueError("trbext.sample: give uniform or generator, not both")
-    elif uniform.shape != shape:
-        raise ValueError(f"trbext.sample: uniform must have shape {list(shape)}, got {list(uniform.shape)}")
+    else:
+        _check_uniform(uniform, shape)
     sample_rows = torch.ops.trb.sample.per_row if isinstance(budget, Tensor) else torch.ops.trb.sample.default
     outputs = sample_rows(student, teacher, budget, uniform.reshape(-1), temperature=temperature)
     return Sample(*_as_batch(outputs, student_logits))
@@ -147,14 +148,14 @@ def verify(
     stay and `accepted` counts them, beta and kl of that row are NaN, and other requests are what they would be without.
     They are: a row with NaN, +inf or no finite logit (probabilities: NaN, negative, +inf or all 0); a draft or a row
     index out of range; a uniform it needs outside [0, 1); and of the request itself, if it has a row: a negative or NaN
-    epsilon, a temperature that is not positive and finite, more rows than `width`; and offsets that are negative,
+    epsilon, a temperature outside [1e-6, 1e6], more rows than `width`; and offsets that are negative,
     decreasing, or beyond N.
 
     A request's results are bitwise the same in any batch, order and layout, with any number of threads. beta and kl
     are those of `solve` at the same float32 epsilon and temperature. Nothing of size [N, V] is allocated, CUDA is not
     waited for. `torch.ops.trb.verify.out` writes to given outputs instead (tokens int64 or int32).
 
-    ValueError: epsilon negative or NaN as a float; temperature as a float not positive and finite; an unknown name of a
+    ValueError: epsilon negative or NaN as a float; temperature as a float out of its range; an unknown name of a
     kind. RuntimeError: shapes, dtypes or devices that do not fit.
 
     >>> kept = trbext.verify(
@@ -162,6 +163,7 @@ def verify(
     ... )
     >>> kept.tokens[r, : kept.emitted[r]]
     """
+    register_where_needed()
     if isinstance(student_kind, str):
         if student_kind not in STUDENT_KINDS:
             raise ValueError(f"trbext.verify: student_kind must be one of {list(STUDENT_KINDS)}, got {student_kind!r}")
@@ -194,18 +196,30 @@ def verify(
     )
 
 
+def _check_uniform(uniform: Tensor, shape: torch.Size) -> None:
+    message = f"trbext.sample: uniform must have shape {list(shape)}, got {list(uniform.shape)}"
+    if uniform.dim() != len(shape):
+        raise ValueError(message)
+    if torch.compiler.is_compiling():  # a length may be known at run time only, and the operator checks it there
+        for size, wanted in zip(uniform.shape, shape, strict=True):
+            torch._check(size == wanted)
+    elif uniform.shape != shape:
+        raise ValueError(message)
+
+
 def _check_epsilon(epsilon: float) -> None:
     if not epsilon >= 0:  # NaN too
         raise ValueError(f"trbext: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
 
 
 def _check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"trbext: temperature must be positive and finite, got {temperature}")
+    if not LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:  # NaN too
+        raise ValueError(f"trbext: temperature must be between 1e-6 and 1e6, got {temperature}")
 
 
 def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, temperature: float) -> _Rows:
     """[..., V] as the [N, V] of the operators; a view wherever the strides allow one."""
+    register_where_needed()
     if student_logits.dim() < 1 or student_logits.shape != teacher_logits.shape:
         raise ValueError(
             "trbext: student_logits and teacher_logits must have the same shape [..., V], got "

@@ -56,6 +56,9 @@ class Verification(NamedTuple):
     log_probs: Tensor  # [B, width, 3] log pi_S, pi_T, mu of the tokens, nats, NaN past them; [0, 0, 3] unless asked for
 
 
+# Of verify's requests (csrc/blend/verify.h), as float32 has them.
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = torch.tensor(1e-6).item(), 1e6
+
 # What the student's rows hold: raw logits, probabilities at the temperature, or logits divided by it already.
 STUDENT_KINDS = {"logits": 0, "probabilities": 1, "scaled_logits": 2}
 
@@ -195,7 +198,7 @@ def verify(
     kind = STUDENT_KINDS[student_kind] if isinstance(student_kind, str) else student_kind
     columns = vocab or min(student_logits.shape[1], teacher_logits.shape[1])
     budget, heat = (torch.as_tensor(v, dtype=torch.float32).expand(requests).double() for v in (epsilon, temperature))
-    request_fault = ~(budget >= 0) | ~((heat > 0) & (heat < torch.inf))
+    request_fault = ~(budget >= 0) | ~((heat >= LEAST_TEMPERATURE) & (heat <= LARGEST_TEMPERATURE))
     begins, ends, owner, reached = offsets[:-1].tolist(), offsets[1:].tolist(), torch.full((count,), -1), 0
     out_of_place = [False] * requests
     for r, (begin, end) in enumerate(zip(begins, ends, strict=True)):

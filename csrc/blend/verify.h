@@ -37,7 +37,7 @@ struct Column {  // a tensor [N]
   TRB_HD T operator[](int64_t i) const { return data[i * stride]; }
 };
 
-// All but the logits of a call, as plain data: a kernel can be launched with it. Nothing here overlaps.
+// All but the logits of a call, as plain data: a kernel can be launched with it. Outputs overlap nothing.
 struct VerifyArrays {
   int64_t rows;      // N
   int64_t requests;  // B
@@ -86,11 +86,16 @@ TRB_HD inline RequestRows rows_between(int64_t begin, int64_t end, int64_t rows,
   return {fault ? 0 : begin, fault ? 0 : end - begin, fault};
 }
 
+// Beyond, log-probabilities would have no digits left: differences of logits count by the million nats, or for nothing.
+constexpr float kLeastTemperature = 1e-6f, kLargestTemperature = 1e6f;
+
+TRB_HD inline bool is_temperature(double t) { return t >= kLeastTemperature && t <= kLargestTemperature; }
+
 // Whether none of the request's rows can be judged; an empty request asks nothing.
 TRB_HD inline bool request_at_fault(const VerifyArrays& arrays, int64_t request, const RequestRows& rows) {
   if (rows.count == 0) return rows.fault;
-  const float epsilon = arrays.epsilon[request], temperature = arrays.temperature[request];
-  return rows.count > arrays.width || !(epsilon >= 0.0f) || !(temperature > 0.0f && temperature < INFINITY);
+  return rows.count > arrays.width || !(arrays.epsilon[request] >= 0.0f) ||
+         !is_temperature(arrays.temperature[request]);
 }
 
 // Whether the row points at logits that are there, and its draft at a token.

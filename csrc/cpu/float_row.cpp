@@ -13,6 +13,7 @@ constexpr int kMaxSweeps = 6;
 // range of D on those where exponents are large.
 constexpr double kStableBelow = 1.5e-2, kStableBelowPerNat = 4e-4;
 constexpr double kLargestRange = 500.0;  // of D, nats: rounding of larger exponents would show in any form
+constexpr double kMask = 1e30;           // no logit is as large
 constexpr int64_t kSegmentTokens = kSegmentBlocks * kBlock;
 
 constexpr double kLog2e = 1.4426950408889634;
@@ -84,16 +85,15 @@ void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
 bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate, Start* start) {
   inverse_temperature_ = static_cast<float>(row.inverse_temperature);
   const double scale = inverse_temperature_;
-  // Any centre within the range of D will do, but every segment must use the same one: the gap of a token near the
-  // first that neither model masks.
+  // Any centre within the range of D will do, but every segment must use the same one: the gap of the first token that
+  // neither model masks, be it by -inf or by the lowest finite number.
   centre_ = 0.0;
   for (int64_t token = 0; token < std::min(vocab_, kBlock); ++token) {
     double a, b;
     row.student.load(token, 1, 1.0, &a);
     row.teacher.load(token, 1, 1.0, &b);
-    const double gap = (b - a) * scale;
-    if (!std::isfinite(gap)) continue;
-    centre_ = gap;
+    if (!(std::fabs(a) < kMask && std::fabs(b) < kMask)) continue;
+    centre_ = (b - a) * scale;
     break;
   }
 

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "../operators.h"
+#include "float_environment.h"
 #include "huge_pages.h"
 #include "row_solver.h"
 #include "sweep_table.h"
@@ -54,6 +55,7 @@ void run(const Request& request) {
   if (request.log_probs != nullptr && bytes >= kFreshBytes) prefer_huge_pages(request.log_probs, bytes);
   const bool spread = rows < num_threads();
   const auto solve_range = [&](int64_t begin, int64_t end) {
+    const DefaultFloats floats;
     RowSolver solver(vocab, spread, sweeps);
     for (int64_t row = begin; row < end; ++row) {
       const RowPair pair{logits_row(request.student, row), logits_row(request.teacher, row), vocab,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../verify_operator.h"
+#include "float_environment.h"
 #include "row_solver.h"
 #include "sweep_table.h"
 
@@ -57,6 +58,7 @@ void run_verify(const VerifyRequest& call) {
   }
   const bool spread = arrays.requests < num_threads();
   const auto serve = [&](int64_t begin, int64_t end) {
+    const DefaultFloats floats;
     RowSolver solver(arrays.vocab, spread, sweeps);
     for (int64_t request = begin; request < end; ++request) {
       assemble_request(arrays, request, rows_of[request],

@@ -6,6 +6,7 @@
 
 #include "../blend/solver.h"
 #include "../torch_compat.h"
+#include "float_environment.h"
 #include "logits.h"
 
 namespace trb::cpu {
@@ -28,12 +29,13 @@ struct RowAnswer {
 template <typename Body>
 void for_each_part(bool spread, int64_t count, const Body& body) {
   const auto range = [&](int64_t begin, int64_t end) {
+    const DefaultFloats floats;
     for (int64_t part = begin; part < end; ++part) body(part);
   };
   if (spread) {
     parallel_for(0, count, 1, range);
   } else {
-    range(0, count);
+    for (int64_t part = 0; part < count; ++part) body(part);
   }
 }
 

@@ -1,0 +1,43 @@
+"""What torch's DTensor is told of the operators: rows are independent, so each rank solves those it has.
+
+solve, blend and sample take logits sharded over rows (`Shard(0)`), with epsilon and uniform of the same rows, and leave
+their outputs sharded alike. A sharded vocabulary is gathered first, and so are all arguments of verify, whose rows
+belong to requests by offsets.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+_registered = False
+
+
+def register_where_needed() -> None:
+    """Once DTensor has been imported: importing it takes a second, which others need not spend."""
+    global _registered
+    if _registered or torch.compiler.is_compiling() or "torch.distributed.tensor" not in sys.modules:
+        return
+    _registered = True
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.experimental import register_sharding
+
+    def placed(placement: Any, outputs: int, arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+        return [placement] * outputs, [None if isinstance(value, float | int) else placement for value in arguments]
+
+    def by_rows(outputs: int) -> Any:
+        def shardings(*arguments: Any, **_: Any) -> list[tuple[list[Any], list[Any]]]:
+            return [placed(Shard(0), outputs, arguments), placed(Replicate(), outputs, arguments)]
+
+        return shardings
+
+    def gathered(*arguments: Any, **named: Any) -> list[tuple[list[Any], list[Any]]]:
+        tensors = (*arguments, *(value for value in named.values() if value is not None))
+        return [placed(Replicate(), 6, tensors)]
+
+    ops = torch.ops.trb
+    for operator, outputs in ((ops.blend, 3), (ops.solve, 3), (ops.sample, 6)):
+        register_sharding([operator.default, operator.per_row])(by_rows(outputs))
+    register_sharding(ops.verify.default)(gathered)

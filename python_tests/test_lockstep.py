@@ -44,6 +44,7 @@ def roll(
     student: PreTrainedModel, teacher: PreTrainedModel | None, prompts=PROMPTS, *, seed: int = 0, **kwargs
 ) -> Rollout:
     defaults = {"epsilon": 0.1, "max_new_tokens": 14, "alignment": Alignment(11, (2,), (2,)), "pad_token_id": PAD}
+    defaults["check"] = False  # these tests count forwards or break models; test_model_check.py is about the probe
     return lockstep(student, teacher, *prompts, generator=torch.Generator().manual_seed(seed), **{**defaults, **kwargs})
 
 
@@ -342,7 +343,7 @@ def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
 def test_a_budget_needs_a_teacher_on_the_same_device() -> None:
     with pytest.raises(ValueError, match=r"teacher must be a model unless epsilon is 0, got None with epsilon 0.1"):
         roll(tiny(), None)
-    with pytest.raises(ValueError, match=r"one device, got .*'student'.*cpu.*'teacher'.*meta"):
+    with pytest.raises(ValueError, match="the teacher LlamaForCausalLM is on the meta device: load its weights first"):
         roll(tiny(), tiny().to("meta"))
 
 

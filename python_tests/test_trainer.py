@@ -243,6 +243,7 @@ def test_evaluation_is_the_pure_students_even_during_the_warmup(
     teacher = tiny_llama(1)
     calls = decoding_calls(teacher)
     trainer = make_trainer(tmp_path, None, teacher, held_out=prompts(8), eval_verifier="numeric")
+    calls.clear()  # of the start-up check
     assert trainer.epsilon == 0.1
     metrics = trainer.evaluate()
     assert calls == []
@@ -351,6 +352,7 @@ def test_every_policy_trains_and_logs_what_it_has(
     trainer = make_trainer(
         tmp_path, None, teacher, rollout_policy=name, max_steps=4, loss_estimator=estimator, **POLICIES[name]
     )
+    calls.clear()  # of the start-up check
     generate = trainer._generate_single_turn
     trainer._generate_single_turn = lambda *args: (generate(*args), seen.append(len(calls)))[0]
     trainer.train()

@@ -42,6 +42,14 @@ class DecodingFields:
         },
     )
 
+    check_models: bool = field(
+        default=True,
+        metadata={
+            "help": "Probe student and teacher once, before the first rollout, for what rollouts and loss assume of a "
+            "causal LM (docs/models.md), and refuse by name a model that they would treat wrongly."
+        },
+    )
+
     def check_decoding(self) -> None:
         """ValueError for a field out of range."""
         given = str(self.draft_length)

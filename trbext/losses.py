@@ -157,6 +157,10 @@ class LMHead:
         return LMHead(self.weight[:width], bias, self.scale, self.softcap)
 
 
+# Gemma, RecurrentGemma, xLSTM
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def lm_head(model: PreTrainedModel) -> LMHead:
     """The language-model head of `model`, with the scale and softcap its configuration declares.
 
@@ -173,14 +177,17 @@ def lm_head(model: PreTrainedModel) -> LMHead:
         scaling = getattr(config, "logits_scaling", None)
         if scaling is not None:  # Granite and MiniCPM3 divide, HyperCLOVA X multiplies
             scale = float(scaling) if config.model_type == "hyperclovax" else 1 / float(scaling)
+        elif getattr(config, "logits_mup_width_multiplier", None) is not None:  # Inkling
+            scale = 1 / float(config.logits_mup_width_multiplier)
 
     def gathered(parameter: Tensor | None) -> Tensor | None:
         return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
     weight = gathered(head.weight)
     assert weight is not None
+    softcaps = (getattr(config, name, None) for name in SOFTCAPS)
     return LMHead(
-        weight, gathered(getattr(head, "bias", None)), scale, getattr(config, "final_logit_softcapping", None)
+        weight, gathered(getattr(head, "bias", None)), scale, next((cap for cap in softcaps if cap is not None), None)
     )
 
 

@@ -42,6 +42,10 @@ from .model_card import Provenance, model_card
 from .prefix_loss import Objective, log_weights, prefix_loss
 from .prompt_order import ResumableSampler, prompts_of_a_step
 from .rollout import Policy, Rollout, TrustRegion, speculative
+from .rollout.cached_model import unwrap
+from .rollout.completion_states import completion_states
+from .rollout.model_check import check_model
+from .rollout.model_kind import check_kind, check_separate
 from .rollout.policies import STUDENT
 from .signatures import check_policy_signatures, check_verifier_signature
 from .student import load_processing_class, load_student, without_init_kwargs
@@ -131,6 +135,9 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             verifier = verifier_by_name(args.eval_verifier)
         if verifier is not None and args.remove_unused_columns:
             raise ValueError("a verifier reads columns of the dataset: set remove_unused_columns=False")
+        for name, given in (("student", model), ("teacher", teacher_model)):
+            if not isinstance(given, str):
+                check_kind(given, name)
         self.made_from = Provenance(_name_of(model), _name_of(teacher_model))  # for the model card
         loaded_here = isinstance(model, str)
         if isinstance(model, str):
@@ -163,6 +170,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             teacher_tokenizer = None
             if args.teacher_model_init_kwargs is not None:
                 raise ValueError("teacher_model_init_kwargs is set, but teacher_model is already instantiated")
+        check_separate(self.model, teacher_model)
         self.alignment = align(self.model, teacher_model, self._tokenizer, teacher_tokenizer)
         stop_with_all_eos_ids(self.model, self.alignment)
         # TRL's fused loss reads lm_head weights, which can be sliced; merged EOS columns exist only as logits.
@@ -170,6 +178,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         self._check_loss(teacher_model, tools=bool(tools))
         check_can_unshard(self._dist, args, tools=bool(tools))
         self.teacher_model = prepare_teacher(teacher_model, self.accelerator)
+        if not (self._dist.is_fsdp or self.is_deepspeed_enabled):  # those two: with the first rollout, on whole weights
+            self._check_models(self.model, self.teacher_model)
         self.compute = ComputeCount(self.model, teacher_model)
         self.add_callback(self.compute)
 
@@ -201,6 +211,11 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             )
         if tools and self.args.loss_estimator == "sampled":
             raise ValueError("tools write tokens nobody sampled: loss_estimator='sampled' needs rollouts without tools")
+
+    def _check_models(self, *models: PreTrainedModel) -> None:
+        if self.args.check_models:
+            for name, model in zip(("student", "teacher"), models, strict=False):
+                check_model(model, name, loss=True, decode=not self.args.use_vllm or self.args.budget_active)
 
     # ---- The budget and who writes the prefixes ----
 
@@ -254,6 +269,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             if policy.needs_teacher(step):
                 teacher = stack.enter_context(whole_for_decoding(self.teacher_model, self.accelerator, self.args))
                 with self.compute.paused():  # a process that resumes tries the models anew
+                    self._check_models(student, teacher)
                     self.drafting.try_models(student, teacher)
             rollout = speculative(
                 student,
@@ -269,6 +285,7 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
                 generator=generator,
                 draft_length=self.drafting.draft_length,
                 teacher_states_limit=self.args.teacher_states_limit - self._teacher_state_bytes(),
+                check=self.args.check_models,
             )
         self._rollouts.append(rollout)
         return [ids[kept].tolist() for ids, kept in zip(rollout.tokens.cpu(), rollout.mask.cpu(), strict=True)]
@@ -341,6 +358,17 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         # Not inside the wrapped forward: a collective there would race DDP's and FSDP's own.
         self._prefix_means["train" if self.model.training else "eval"].add(self._prefix_sums, self.accelerator)
         return loss
+
+    def _get_last_hidden_state(
+        self,
+        unwrapped_model: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        **images: Any,
+    ) -> Tensor:
+        # TRL's hands the left-padded batch on without positions, and so scores rows of GPT-2 at shifted ones.
+        return completion_states(unwrap(unwrapped_model), input_ids, attention_mask, logits_to_keep)
 
     def _compute_loss(
         self, unwrapped_student: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None

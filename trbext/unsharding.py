@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
+
+from .rollout.unsharded import unsharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,21 +52,3 @@ def whole_for_decoding(
         unsharded(unwrapped, reshard_after_forward=plugin is None or plugin.reshard_after_forward),
     ):
         yield unwrapped
-
-
-@contextmanager
-def unsharded(model: torch.nn.Module, *, reshard_after_forward: bool) -> Iterator[None]:
-    """The weights of a model under FSDP2's `fully_shard` gathered inside, sharded outside; nothing for other models.
-
-    reshard_after_forward: what the model was sharded with, restored on leaving.
-    """
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.set_reshard_after_forward(reshard_after_forward, recurse=False)
-            part.reshard()

@@ -94,13 +94,16 @@ def align(
     student_tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Alignment:
-    """The `Alignment` of two causal LMs, from their configurations and, where given, their tokenizers.
+    """The `Alignment` of two causal LMs (maybe inside DDP or PEFT), from their configurations and given tokenizers.
 
     Width: the smaller `vocab_size`. EOS ids: those `generate` stops at (`generation_config.eos_token_id`, an int or a
     list, else the config's), joined by the tokenizer's. Two tokenizers also go through `check_tokenizers`.
 
     VocabularyMismatch: as `check_tokenizers` and `Alignment`; also for a token whose logit only the wider model has.
     """
+    from .rollout.cached_model import unwrap  # which imports this module
+
+    student_model, teacher_model = unwrap(student_model), unwrap(teacher_model)
     widths = [_vocabulary_size(model) for model in (student_model, teacher_model)]
     width = min(widths)
     if student_tokenizer is not None and teacher_tokenizer is not None:

@@ -2,8 +2,23 @@
 
 from .draft_length import DraftLength
 from .lockstep import lockstep
+from .model_check import check_model
+from .model_kind import UnsupportedModel
 from .output import Rollout, Speculation
 from .policies import Policy, TrustRegion, draw_from
 from .speculative import speculative
+from .unsharded import unsharded
 
-__all__ = ["DraftLength", "Policy", "Rollout", "Speculation", "TrustRegion", "draw_from", "lockstep", "speculative"]
+__all__ = [
+    "DraftLength",
+    "Policy",
+    "Rollout",
+    "Speculation",
+    "TrustRegion",
+    "UnsupportedModel",
+    "check_model",
+    "draw_from",
+    "lockstep",
+    "speculative",
+    "unsharded",
+]

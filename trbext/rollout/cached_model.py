@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +14,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class CachedModel:
-    """A causal LM and its KV cache over a batch: `prefill` the prompts, `advance` by a token per row, `keep_rows`."""
+class Calling(NamedTuple):
+    """How a model has to be called while it decodes; `model_check` finds out."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    own_inputs: bool = False  # by its own `prepare_inputs_for_generation`, which caches of recurrent states may need
+    drops_rows: bool = True  # whether rows may leave its cache
+
+
+_callings: weakref.WeakKeyDictionary[torch.nn.Module, Calling] = weakref.WeakKeyDictionary()
+
+
+def remember_calling(inner: PreTrainedModel, calling: Calling) -> None:
+    """From now on each `CachedModel` of this model calls it so."""
+    _callings[inner] = calling
+
+
+class CachedModel:
+    """A causal LM and its KV cache over a batch: `prefill` the prompts, `advance` by a token per row, `keep_rows`.
+
+    calling: None is what was remembered for the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, calling: Calling | None = None) -> None:
         inner = unwrap(model)
-        accepted = inspect.signature(type(inner).forward).parameters
+        accepted = accepted_arguments(inner)
+        self._calling = calling or _callings.get(inner, Calling())
         self.model = model
         self.cache: Any = None
         self.can_drop_rows = False
@@ -26,7 +47,8 @@ class CachedModel:
         self._options: dict[str, int] = {"use_cache": True, "return_dict": True}
         if "logits_to_keep" in accepted:  # without it the prefill pays for [B, P, V] logits
             self._options["logits_to_keep"] = 1
-        self._prepares_mask = inner.config._attn_implementation == "sdpa" and inner._supports_attention_backend
+        sdpa = inner.config._attn_implementation == "sdpa" and inner._supports_attention_backend
+        self._prepares_mask = sdpa and not self._calling.own_inputs
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The logits [B, V] after the prompts [B, P], left padded."""
@@ -40,7 +62,7 @@ class CachedModel:
                 f"{type(self.cache).__name__} from {type(unwrap(self.model)).__name__} with use_cache=True"
             )
         # A linear-attention layer also holds recurrent states, which batch_select_indices does not select.
-        self.can_drop_rows = all(
+        self.can_drop_rows = self._calling.drops_rows and all(
             hasattr(layer, "batch_select_indices") and not isinstance(layer, LinearAttentionCacheLayerMixin)
             for layer in layers
         )
@@ -63,15 +85,17 @@ class CachedModel:
         self.cache.batch_select_indices(rows)
 
     def _forward(self, input_ids: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
-        inputs = {self._cache_argument: self.cache}
+        inputs: dict[str, Any] = {self._cache_argument: self.cache}
         if self._takes_positions:
             inputs["position_ids"] = position
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            **inputs,
-            **self._options,
-        )
+        inputs |= {"attention_mask": attention_mask}
+        if self._calling.own_inputs:
+            prepare: Any = unwrap(self.model).prepare_inputs_for_generation
+            inputs = prepare(input_ids, use_cache=True, is_first_iteration=self.cache is None, **inputs)
+            inputs = {name: value for name, value in inputs.items() if name not in self._options}
+        else:
+            inputs["input_ids"] = input_ids
+        output = self.model(**inputs, **self._options)
         self.cache = getattr(output, self._cache_argument, None)
         logits: Tensor = output.logits[:, -1]
         return logits.float() if logits.dtype == torch.float64 else logits  # the operators take no float64
@@ -83,10 +107,15 @@ def next_token_exists(model: PreTrainedModel, prefix: Tensor) -> bool:
     return bool(model(input_ids=prefix).logits[0, -1].amax().isfinite())
 
 
+def accepted_arguments(inner: PreTrainedModel) -> Mapping[str, inspect.Parameter]:
+    """The arguments that the model's forward names."""
+    return inspect.signature(type(inner).forward).parameters
+
+
 def cache_argument(inner: PreTrainedModel) -> str:
     """What the model's forward and its output call the KV cache: `cache` since transformers 5.24, `past_key_values`
     before it and in models of other origin."""
-    accepted = inspect.signature(type(inner).forward).parameters
+    accepted = accepted_arguments(inner)
     return "past_key_values" if "past_key_values" in accepted and "cache" not in accepted else "cache"
 
 
@@ -94,3 +123,9 @@ def unwrap(model: Any) -> Any:
     """The transformers model inside DDP, DeepSpeed or PEFT, which hide its config and its forward's signature."""
     inner = getattr(model, "module", model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def backbone(inner: PreTrainedModel) -> torch.nn.Module:
+    """What hands the last hidden states to the head; some classes (Llama 4) name it by no prefix."""
+    base: torch.nn.Module = inner.base_model
+    return base if base is not inner else getattr(inner, "model", base)

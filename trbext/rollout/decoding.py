@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .cached_model import next_token_exists, unwrap
+from .model_kind import check_kind, check_rotary, check_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,11 +109,15 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Te
     return input_ids[:, -longest:], mask[:, -longest:], lengths
 
 
-def check_models(models: list[PreTrainedModel], prompt: int, max_new_tokens: int) -> None:
+def check_models(models: list[PreTrainedModel], lengths: Tensor, max_new_tokens: int) -> None:
+    """ValueError where models cannot decode so far from prompts of `lengths` [B] (on the CPU), by what they declare."""
+    prompt = int(lengths.max())
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     devices = {}
     for name, model in zip(("student", "teacher"), models, strict=False):
+        check_kind(model, name)
+        check_whole(model, name)
         inner = unwrap(model)
         limit = getattr(inner.config.get_text_config(), "max_position_embeddings", math.inf)
         if prompt + max_new_tokens > limit:
@@ -120,6 +125,7 @@ def check_models(models: list[PreTrainedModel], prompt: int, max_new_tokens: int
                 f"the {name} has max_position_embeddings = {limit}, but the longest prompt ({prompt} tokens) and "
                 f"max_new_tokens ({max_new_tokens}) need {prompt + max_new_tokens}"
             )
+        check_rotary(model, name, int(lengths.min()), prompt + max_new_tokens)
         parameter = next(inner.parameters())
         # Not where the model is spread by a device map or sharded (FSDP2's DTensor, ZeRO-3): that moves inputs itself.
         if not hasattr(inner, "hf_device_map") and type(parameter) is nn.Parameter and not hasattr(parameter, "ds_id"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .cached_model import unwrap
+from .cached_model import backbone, unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +27,7 @@ class HiddenStates:
     """
 
     def __init__(self, model: PreTrainedModel, batch: int, *, limit_bytes: float) -> None:
-        self._backbone = unwrap(model).base_model
+        self._backbone = backbone(unwrap(model))
         self._batch = batch
         self._limit = limit_bytes
         self._last: Tensor | None = None  # [n, q, H] of the last forward

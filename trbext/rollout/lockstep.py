@@ -39,6 +39,7 @@ from .decoding import (
     raise_fault,
 )
 from .hidden_states import HiddenStates
+from .model_check import probe_models
 from .output import Rollout
 from .policies import Policy, TrustRegion
 
@@ -61,6 +62,7 @@ def lockstep(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     teacher_states_limit: float = 0.0,
+    check: bool = True,
 ) -> Rollout:
     """Completions of a batch of prompts, drawn from the behavior policy.
 
@@ -82,6 +84,10 @@ def lockstep(
     teacher_states_limit: bytes up to which `Rollout.teacher_states` are kept; 0 keeps none, and beyond it there are
     none.
 
+    check: probe both models once, the first time they decode (`model_check.py`: six small forwards each); False
+        trusts them.
+
+    UnsupportedModel (a ValueError): a model whose rollouts would be wrong, by its class and the reason.
     ValueError: shapes; a mask that is not left padding; a negative or NaN budget; no teacher for a policy that needs
         one; models on different devices; completions that would outgrow `max_position_embeddings`.
     RuntimeError: a model without a KV cache; logits with NaN, +inf or nothing finite, naming row, step and model.
@@ -98,7 +104,9 @@ def lockstep(
         raise ValueError(f"teacher must be a model {needs}, got None with epsilon {epsilon}")
     models = [student, teacher] if asks_teacher and teacher is not None else [student]
     input_ids, prompt_mask, lengths = check_prompts(input_ids, attention_mask)
-    check_models(models, input_ids.shape[1], max_new_tokens)
+    check_models(models, lengths, max_new_tokens)
+    if check:
+        probe_models(models, int(lengths.max()) + max_new_tokens)
 
     (batch, width), device = input_ids.shape, input_ids.device
     tokens = torch.zeros((batch, max_new_tokens), dtype=torch.int64, device=device)

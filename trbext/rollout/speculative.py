@@ -36,6 +36,7 @@ from .decoding import check_epsilon, check_models, check_prompts, evaluating
 from .draft_length import DraftLength
 from .hidden_states import HiddenStates
 from .lockstep import lockstep
+from .model_check import probe_models
 from .output import Rollout
 from .policies import Policy, TrustRegion
 
@@ -61,6 +62,7 @@ def speculative(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     teacher_states_limit: float = 0.0,
+    check: bool = True,
 ) -> Rollout:
     """Completions of a batch of prompts, drawn from the behavior policy by speculation.
 
@@ -93,6 +95,7 @@ def speculative(
             temperature=temperature,
             generator=generator,
             teacher_states_limit=teacher_states_limit,
+            check=check,
         )
 
     blends = policy is None or (isinstance(policy, TrustRegion) and policy.needs_teacher(optimizer_step))
@@ -103,7 +106,9 @@ def speculative(
     check_epsilon(budget, input_ids)
     models = [student, teacher]
     prompts, prompt_mask, lengths = check_prompts(input_ids, attention_mask)
-    check_models(models, prompts.shape[1], max_new_tokens)
+    check_models(models, lengths, max_new_tokens)
+    if check:
+        probe_models(models, int(lengths.max()) + max_new_tokens)
     # These need transformers, which `import trbext.rollout` does not.
     from .rollback import cannot_roll_back
     from .rounds import Rounds

@@ -141,14 +141,14 @@ def test_a_run_folder_that_cannot_be_resumed_is_named(tmp_path: Path, study: Pat
         train(file, keep_model=True)
 
 
-def test_a_run_that_cannot_start_stops_the_study_with_its_message(
+def test_a_run_that_cannot_start_stops_the_study_before_it_has_a_folder(
     tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     declared = yaml.safe_load(study.read_text(encoding="utf-8"))
     declared["base"]["prompt_column"] = "question"
     assert main(["compare", str(write(tmp_path, declared))]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "seed 1: " in line
+    assert not Path(declared["output_dir"]).exists()
     assert "have no column 'question', only prompt, answer" in line
 
 

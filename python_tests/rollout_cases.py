@@ -25,6 +25,7 @@ FAMILIES = {
     "llama": {},
     "qwen2": {},
     "qwen2 with a sliding window": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "mistral": {"sliding_window": 4},  # all layers
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
     # Attention and a recurrent state in one layer, whose cache cannot drop rows.
     "falcon_h1": {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},

@@ -30,11 +30,19 @@ def holm(p_values: list[float]) -> float:
 
 
 def p_values_of_batches(
-    draft_length: int, batch: int, *, epsilon: float, vocab: int, length: int, rollouts: int, seed: int = 0
+    draft_length: int,
+    batch: int,
+    *,
+    epsilon: float,
+    vocab: int,
+    length: int,
+    rollouts: int,
+    seed: int = 0,
+    family: str = "llama",
 ) -> Iterator[float]:
     """Of the completions of both prompts, half of each batch; student and teacher stop in different ways."""
-    student = tiny(vocab=vocab, seed=1, dtype=torch.float32)
-    teacher = tiny(vocab=vocab + 1, seed=3, dtype=torch.float32)
+    student = tiny(family, vocab=vocab, seed=1, dtype=torch.float32)
+    teacher = tiny(family, vocab=vocab + 1, seed=3, dtype=torch.float32)
     alignment = Alignment(vocab, (2,), (4, 2))
     laws = [sequence_law(student, teacher, prompt, epsilon, alignment, length) for prompt in (FIRST, SECOND)]
     assert all(abs(sum(law.values()) - 1) < 1e-9 for law in laws)
@@ -79,6 +87,12 @@ def test_completions_follow_mu_at_any_draft_length_and_batch(
         )
     ]
     assert holm(found) > 0.01, found
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2 with a sliding window"])
+def test_the_law_holds_past_a_sliding_window(family: str) -> None:
+    settings: dict[str, Any] = {"epsilon": 0.3, "vocab": 5, "length": 4, "rollouts": 70_000, "family": family}
+    assert holm(list(p_values_of_batches(3, 35_000, **settings))) > 0.01  # prompts of 2 and 4, a window of 4
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ then to write the next ones over them: nothing is copied or compacted, and no co
 rejected. What attention may see is told by a mask of the attention's own shape [B, 1, q, columns], and positions are
 explicit.
 
-That holds for models all of whose layers attend to the whole prefix. A sliding window drops the keys that a taken-back
-token pushed out; a recurrent state cannot be taken back at all. `cannot_roll_back` says which models those are.
+A layer with a sliding window keeps all columns here, and its mask shows it the window: transformers' own cache drops
+what a taken-back token has pushed out. A recurrent state cannot be taken back at all; `cannot_roll_back` says which
+models have one.
 """
 
 from __future__ import annotations
@@ -19,13 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 from .cached_model import cache_argument, unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # as `config.layer_types` and a mask for each call them
+LONGEST_TRIED = 1024  # a window up to this is crossed when a model is tried; wider ones cost too much
 MASKED_ATTENTION = ("sdpa", "eager")  # implementations that take a mask of the attention's own shape
 
 
@@ -101,6 +110,7 @@ class RollbackModel:
         self.model = model
         self._limits_logits = "logits_to_keep" in inspect.signature(type(inner).forward).parameters
         self._cache_argument = cache_argument(inner)
+        self._windows = _windows(inner)
         self._additive_mask = inner.config._attn_implementation == "eager"
         self._first = first
         self._slots = _Slots(capacity)
@@ -136,7 +146,7 @@ class RollbackModel:
         self._slots.columns, self._slots.seen = columns, seen
         q = tokens.shape[1]
         self._slots.first = seen - q if level else None
-        unmasked = level and not padded and q in (1, seen)
+        unmasked = level and not padded and q in (1, seen) and not any(self._windows.values())
         positions = (columns - self._first).clamp(min=0)
         if last_position is not None:
             positions = torch.minimum(positions, last_position)
@@ -145,7 +155,7 @@ class RollbackModel:
             options["logits_to_keep"] = logits
         output = self.model(
             input_ids=tokens,
-            attention_mask=None if unmasked else self._mask(columns, seen),
+            attention_mask=None if unmasked else self._masks(columns, seen),
             position_ids=positions,
             use_cache=True,
             return_dict=True,
@@ -154,10 +164,18 @@ class RollbackModel:
         kept: Tensor = output.logits[:, -logits:]
         return kept.float() if kept.dtype == torch.float64 else kept  # the operators take no float64
 
-    def _mask(self, columns: Tensor, seen: int) -> Tensor:
-        """[B, 1, q, seen]: the row's tokens up to each one. Padding sees itself, or its softmax would have nothing."""
+    def _masks(self, columns: Tensor, seen: int) -> Tensor | dict[str, Tensor]:
+        """One mask, or one for each kind of layer where there are two."""
+        masks = {kind: self._mask(columns, seen, window) for kind, window in self._windows.items()}
+        return masks if len(masks) > 1 else masks.popitem()[1]
+
+    def _mask(self, columns: Tensor, seen: int, window: int | None) -> Tensor:
+        """[B, 1, q, seen]: the row's tokens up to each one, the last `window` if there is one. Padding sees itself, or
+        its softmax would have nothing."""
         every, own = torch.arange(seen, device=columns.device), columns[..., None]
         mask = (((every >= self._first)[:, None] & (every <= own)) | (every == own))[:, None]
+        if window is not None:
+            mask = mask & (every > own - window)[:, None]
         if not self._additive_mask:
             return mask
         dtype = unwrap(self.model).dtype
@@ -186,14 +204,27 @@ def cannot_roll_back(model: PreTrainedModel) -> str | None:
     return _verdicts[inner] or None
 
 
+def _windows(inner: PreTrainedModel) -> dict[str, int | None]:
+    """The window of each kind of layer, by its name in `config.layer_types`; None where it sees the whole prefix."""
+    layers = DynamicCache(config=inner.config.get_text_config()).layers
+    return {
+        SLIDING if isinstance(layer, DynamicSlidingWindowLayer) else FULL: getattr(layer, "sliding_window", None)
+        for layer in layers
+    } or {FULL: None}
+
+
 def _declared(inner: PreTrainedModel) -> str | None:
     accepted = inspect.signature(type(inner).forward).parameters
     missing = {"position_ids", "attention_mask", cache_argument(inner)} - set(accepted)
     if missing:
         return f"takes no {' and no '.join(sorted(missing))}"
-    kinds = {type(layer).__name__ for layer in DynamicCache(config=inner.config.get_text_config()).layers}
-    if kinds - {DynamicLayer.__name__}:
+    config = inner.config.get_text_config()
+    kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers}
+    if kinds - {DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__}:
         return f"has a cache of {', '.join(sorted(kinds))}"
+    others = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
+    if others or (getattr(config, "attention_chunk_size", None) and DynamicSlidingWindowLayer.__name__ in kinds):
+        return f"has layers of {', '.join(sorted(others)) or 'chunked_attention'}"
     attention = inner.config._attn_implementation
     if attention not in MASKED_ATTENTION or not inner._supports_attention_backend:
         return f"runs attention {attention!r}, and only {' and '.join(MASKED_ATTENTION)} take a mask per token"
@@ -204,18 +235,21 @@ def _tried(model: PreTrainedModel) -> str | None:
     """Rows of different length, one of which takes a token back, against forwards without a cache."""
     inner = unwrap(model)
     device, vocab = inner.device, inner.config.get_text_config().vocab_size
-    one, two = ((torch.arange(5, device=device) * step + 1) % vocab for step in (7, 11))
-    first, columns = torch.tensor([[0], [1]], device=device), torch.arange(6, device=device)[None]
+    lead = min([window - 2 for window in _windows(inner).values() if window and 2 < window <= LONGEST_TRIED], default=0)
+    one, two = ((torch.arange(lead + 5, device=device) * step + 1) % vocab for step in (7, 11))
+    first, columns = torch.tensor([[0], [1]], device=device), torch.arange(lead + 6, device=device)[None]
+    begin = lead + 2
     try:
         cached = RollbackModel(model, first, capacity=4)
-        prompts = torch.stack([one[:2], two[:2]])
-        cached.extend(prompts, columns[:, :2].expand(2, 2), seen=2, logits=1)
-        cached.extend(torch.stack([one[[2, 0]], two[2:4]]), columns[:, 2:4].expand(2, 2), seen=4, logits=2)
-        follow = torch.stack([one[3:], two[[4, 0]]])  # the first row takes its second token back
-        logits = cached.extend(follow, torch.cat([columns[:, 3:5], columns[:, 4:]]), seen=6, logits=2)[:, -1]
+        prompts = torch.stack([one[:begin], two[:begin]])
+        cached.extend(prompts, columns[:, :begin].expand(2, begin), seen=begin, logits=1)
+        drafts = torch.stack([one[[begin, 0]], two[begin : begin + 2]])
+        cached.extend(drafts, columns[:, begin : begin + 2].expand(2, 2), seen=begin + 2, logits=2)
+        follow = torch.stack([one[begin + 1 :], two[[begin + 2, 0]]])  # the first row takes its second token back
+        places = torch.cat([columns[:, begin + 1 : begin + 3], columns[:, begin + 2 :]])
+        logits = cached.extend(follow, places, seen=begin + 4, logits=2)[:, -1]
         plain = [
-            model(input_ids=ids[None], use_cache=False).logits[0, -1]
-            for ids in (torch.cat([one[:3], one[3:]]), torch.cat([two[1:], two[:1]]))
+            model(input_ids=ids[None], use_cache=False).logits[0, -1] for ids in (one, torch.cat([two[1:], two[:1]]))
         ]
     except torch.OutOfMemoryError:
         raise

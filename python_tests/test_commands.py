@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from trbext.cli import _parser, main
+from trbext.cli import _joined, _parser, main
 from trbext.compare.grid import read_study
 from trbext.evaluation import verifier_by_name
 from trbext.evaluation_suite import Suite
@@ -72,7 +72,7 @@ def check_trb(words: list[str]) -> None:
     words = [YOURS.get(word, word) for word in words]
     if not words or words == ["info"] or "--fields" in words:
         return
-    options, fields = _parser().parse_known_args(words)
+    options, fields = _parser().parse_known_args(_joined(words))
     if options.command in ("train", "probe"):
         parse_run(ROOT / options.config, [*fields, "--use_cpu", "true"])  # a recipe for GPUs asks for bf16
     else:

@@ -77,7 +77,12 @@ def test_how_the_drafts_fare_is_logged(tmp_path: Path) -> None:
 
 
 def test_costs_are_measured_in_the_first_step_and_go_into_the_checkpoints(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "trb_warmup_steps": 10}
+    fields: dict[str, Any] = {
+        "draft_length": "auto",
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "trb_warmup_steps": 10,
+    }
     trainer = make_trainer(tmp_path, **fields)
     trainer.train()
     kept = trainer.drafting.draft_length

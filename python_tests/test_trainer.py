@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import IterableDataset
 from peft import LoraConfig
 from tiny_models import END_OF_TURN, EOS, VOCABULARY, prompts, saved, tiny_llama, tiny_tokenizer
 from torch import nn
@@ -45,7 +46,7 @@ def make_trainer(
     student: LlamaForCausalLM | str | None = None,
     teacher: LlamaForCausalLM | str | None = None,
     *,
-    rows: int = 32,
+    rows: int | IterableDataset = 32,
     held_out: Any = None,
     verifier: Any = None,
     peft_config: Any = None,
@@ -65,6 +66,7 @@ def make_trainer(
         "lr_scheduler_type": "constant",
         "trb_epsilon": 0.1,
         "trb_warmup_steps": 3,
+        "draft_length": 3,  # "auto" goes by the clock: two runs from the start may round differently
         "save_strategy": "no",
         "disable_tqdm": True,
     }
@@ -72,7 +74,7 @@ def make_trainer(
         student if student is not None else tiny_llama(0),
         teacher if teacher is not None else tiny_llama(1, hidden=32),
         TRBConfig(**settings | fields),
-        train_dataset=prompts(rows),
+        train_dataset=prompts(rows) if isinstance(rows, int) else rows,
         eval_dataset=held_out,
         processing_class=tiny_tokenizer(),
         peft_config=peft_config,

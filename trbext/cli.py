@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # where a user's 'module:object' lies
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = _joined(list(sys.argv[1:] if arguments is None else arguments))
     options, fields = _parser().parse_known_args(words)
     if fields and options.command not in ("train", "probe"):
         _parser().error(f"unrecognized arguments: {' '.join(fields)}")
@@ -80,7 +80,14 @@ def _parser() -> argparse.ArgumentParser:
         "torchrun --nproc_per_node 2 -m trbext train CONFIG.yaml",
     )
     train.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="fields and their values")
-    train.add_argument("--resume", action="store_true", help="continue the run in output_dir from its last checkpoint")
+    train.add_argument(
+        "--resume",
+        action="store_const",
+        const=True,
+        default=False,
+        help="continue the run in output_dir from its last checkpoint; --resume auto: begin it where there is none",
+    )
+    train.add_argument("--resume=auto", dest="resume", action="store_const", const="auto", help=argparse.SUPPRESS)
     train.add_argument("--fields", action="store_true", help="list every field and exit")
 
     evaluate = commands.add_parser(
@@ -161,6 +168,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _joined(words: list[str]) -> list[str]:
+    """`--resume auto` as one word: `--resume` takes no value, or it would take CONFIG.yaml for one."""
+    joined: list[str] = []
+    for word in words:
+        if word == "auto" and joined and joined[-1] == "--resume":
+            joined[-1] = "--resume=auto"
+        else:
+            joined.append(word)
+    return joined
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
@@ -170,20 +188,26 @@ def _positive(text: str) -> int:
 def _train(options: argparse.Namespace, fields: list[str]) -> int:
     from accelerate import PartialState
 
+    from .finite import NonFiniteLogits, NonFiniteTraining
+    from .printing import printing_survives
     from .run import Interrupted, parse_run, print_fields, print_summary, train_run
 
     if options.fields:
         print_fields()
         return 0
-    try:
-        folder = train_run(*parse_run(options.config, fields), resume=options.resume)
-    except UsageError as error:
-        return _usage_error(error)
-    except Interrupted as error:
-        print(f"trb: {error} with --resume", file=sys.stderr)
-        return INTERRUPTED
-    if PartialState().is_main_process:
-        print_summary(folder)
+    with printing_survives():
+        try:
+            folder = train_run(*parse_run(options.config, fields), resume=options.resume)
+        except UsageError as error:
+            return _usage_error(error)
+        except Interrupted as error:
+            print(f"trb: {error} with --resume", file=sys.stderr)
+            return INTERRUPTED
+        except (NonFiniteTraining, NonFiniteLogits) as error:
+            print(f"trb: {error}", file=sys.stderr)
+            return 1
+        if PartialState().is_main_process:
+            print_summary(folder)
     return 0
 
 

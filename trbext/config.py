@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from trl import DistillationConfig
 
 from .decoding_fields import DecodingFields
@@ -118,6 +119,9 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
     )
 
     def __post_init__(self) -> None:
+        # Without this several processes on a machine without an accelerator would form no group, and each train alone.
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         check_ranges(self)
         self.report_to = self.report_to or "none"
         check_reporters(self.report_to)

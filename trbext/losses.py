@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -152,7 +153,7 @@ class LMHead:
     def narrowed(self, width: int) -> LMHead:
         """The head of the first `width` tokens: padding rows past the common vocabulary never reach the softmax."""
         if width == self.weight.shape[0] or hasattr(self.weight, "ds_id"):
-            return self  # ZeRO-3 shards to shape [0] and knows a weight by identity; the trainer allows one width there
+            return self  # ZeRO-3 shards to shape [0] and knows a weight by identity; TRL's loss gathers it
         bias = None if self.bias is None else self.bias[:width]
         return LMHead(self.weight[:width], bias, self.scale, self.softcap)
 
@@ -161,10 +162,11 @@ class LMHead:
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
-def lm_head(model: PreTrainedModel) -> LMHead:
+def lm_head(model: PreTrainedModel, *, gather_zero3: bool = True) -> LMHead:
     """The language-model head of `model`, with the scale and softcap its configuration declares.
 
-    Sharded weights (FSDP2) are gathered once here rather than once per chunk.
+    Sharded weights (FSDP2, ZeRO-3) are gathered once here rather than once per chunk, with their gradient.
+    gather_zero3: False leaves those of ZeRO-3 to TRL's fused loss, which gathers them itself.
     """
     head: Any = model.get_output_embeddings()
     config = model.config.get_text_config()
@@ -181,7 +183,13 @@ def lm_head(model: PreTrainedModel) -> LMHead:
             scale = 1 / float(config.logits_mup_width_multiplier)
 
     def gathered(parameter: Tensor | None) -> Tensor | None:
-        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if isinstance(parameter, DTensor):
+            return parameter.full_tensor()
+        # ZeRO-3 leaves a parameter empty outside its module's forward.
+        if parameter is not None and gather_zero3 and hasattr(parameter, "ds_id"):
+            with maybe_gather_lm_head_ctx(parameter):
+                return parameter.clone()
+        return parameter
 
     weight = gathered(head.weight)
     assert weight is not None
@@ -189,6 +197,13 @@ def lm_head(model: PreTrainedModel) -> LMHead:
     return LMHead(
         weight, gathered(getattr(head, "bias", None)), scale, next((cap for cap in softcaps if cap is not None), None)
     )
+
+
+def excludes_tokens(model: PreTrainedModel) -> bool:
+    """Whether the lm_head of `model` gives a token the logit -inf, by its bias."""
+    head: Any = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    return isinstance(bias, Tensor) and not bias.is_meta and bool(torch.isneginf(bias).any())
 
 
 class TeacherTerms(NamedTuple):

@@ -5,6 +5,7 @@ A mean of per-process means would weight a token by how few its process happened
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .losses import TeacherTerms
+
+logger = logging.getLogger(__name__)
 
 
 def rollout_metrics(
@@ -48,8 +51,25 @@ def rollout_metrics(
             "trb/beta_p10": _percentile(beta, 10),
             "trb/beta_p90": _percentile(beta, 90),
             "trb/beta_one_fraction": (beta == 1).float().mean().item(),
+            "trb/beta_zero_fraction": (beta == 0).float().mean().item(),
         }
     return metrics
+
+
+def warn_of_idle_budget(metrics: dict[str, float], step: int) -> bool:
+    """Warns, and returns True, if beta is 0 at most tokens of optimizer step `step` although there is a budget."""
+    idle = metrics.get("trb/beta_zero_fraction", 0.0)
+    if not metrics.get("trb/epsilon", 0.0) > 0 or idle <= 0.5:
+        return False
+    logger.warning(
+        "beta is 0 at %.0f %% of the tokens of step %d, so these rollouts are the student's own: the teacher excludes "
+        "tokens (logits of -inf, as a top-k teacher has) of which the student's mass costs more than the budget of "
+        "%g nats",
+        100 * idle,
+        step,
+        metrics["trb/epsilon"],
+    )
+    return True
 
 
 def tokens_per_second(tokens: int, seconds: float, accelerator: Accelerator) -> float:

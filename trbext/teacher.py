@@ -42,12 +42,14 @@ def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTra
 
 
 def prepare_teacher(teacher: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
-    """`teacher` on its device in eval mode, sharded as the student is under DeepSpeed or FSDP."""
+    """`teacher` frozen, on its device in eval mode, sharded as the student is under DeepSpeed or FSDP."""
+    teacher.requires_grad_(False)  # or a gathered lm_head would be a node of the loss's graph
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         prepared = prepare_deepspeed(teacher, accelerator)
     elif getattr(accelerator.state, "fsdp_plugin", None) is not None:
         prepared = prepare_fsdp(teacher, accelerator)  # prepare_model would leave it whole, and on the CPU (trl#2580)
     else:
         prepared = accelerator.prepare_model(teacher, evaluation_mode=True)
-    model: PreTrainedModel = prepared.eval()
+    prepared.eval()  # DeepSpeed's engine returns None
+    model: PreTrainedModel = prepared
     return model

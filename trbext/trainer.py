@@ -28,7 +28,6 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.trainer_utils import EvalLoopOutput
-from trl import DistillationTrainer
 from trl.trainer.utils import get_config_model_id
 
 from .compute import ComputeCount
@@ -36,11 +35,14 @@ from .config import TRBConfig
 from .drafting import Drafting, drafting_metrics, teacher_states, without_teacher_states
 from .encoding import left_padded
 from .evaluation import Verifier, check_verified, evaluate_pass_at_1, verifier_by_name
-from .losses import lm_head
-from .metrics import PrefixMeans, rollout_metrics, tokens_per_second
+from .finite import stop_non_finite
+from .losses import excludes_tokens, lm_head
+from .metrics import PrefixMeans, rollout_metrics, tokens_per_second, warn_of_idle_budget
 from .model_card import Provenance, model_card
 from .prefix_loss import Objective, log_weights, prefix_loss
 from .prompt_order import ResumableSampler, prompts_of_a_step
+from .prompt_stream import EndlessPrompts
+from .resuming import ResumableTrainer
 from .rollout import Policy, Rollout, TrustRegion, speculative
 from .rollout.cached_model import unwrap
 from .rollout.completion_states import completion_states
@@ -50,6 +52,7 @@ from .rollout.policies import STUDENT
 from .signatures import check_policy_signatures, check_verifier_signature
 from .student import load_processing_class, load_student, without_init_kwargs
 from .teacher import load_teacher, load_teacher_tokenizer, prepare_teacher
+from .trl_decoding import check_completions, keep_to_alignment, without_leftovers
 from .unsharding import check_can_unshard, whole_for_decoding
 from .vocab import align, check_tokenizers, stop_with_all_eos_ids
 
@@ -61,7 +64,7 @@ if TYPE_CHECKING:
 TRAIN_STREAM, EVAL_STREAM, PASS_STREAM = 0, 1, 2
 
 
-class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
+class TRBTrainer(ResumableTrainer):
     """Distils `teacher_model` into `model` on prefixes written by student and teacher within a KL budget.
 
     Args:
@@ -173,9 +176,14 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         check_separate(self.model, teacher_model)
         self.alignment = align(self.model, teacher_model, self._tokenizer, teacher_tokenizer)
         stop_with_all_eos_ids(self.model, self.alignment)
-        # TRL's fused loss reads lm_head weights, which can be sliced; merged EOS columns exist only as logits.
-        self._fused_loss = self.alignment.is_slice
-        self._check_loss(teacher_model, tools=bool(tools))
+        # TRL's fused loss reads lm_head weights, which can be sliced; merged EOS columns exist only as logits, and an
+        # excluded token gives it 0 * inf.
+        self._excluding = [excludes_tokens(model) for model in (self.model, teacher_model)]
+        widths = {int(model.config.get_text_config().vocab_size) for model in (self.model, teacher_model)}
+        self._fused_loss = (
+            self.alignment.is_slice and not any(self._excluding) and not (self._dist.is_zero3 and len(widths) > 1)
+        )
+        self._check_loss(tools=bool(tools))
         check_can_unshard(self._dist, args, tools=bool(tools))
         self.teacher_model = prepare_teacher(teacher_model, self.accelerator)
         if not (self._dist.is_fsdp or self.is_deepspeed_enabled):  # those two: with the first rollout, on whole weights
@@ -188,26 +196,31 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
 
         # The student alone is decoded by TRL where our decoder cannot: by vLLM, or with altered sampling.
         self._trl_decodes_student = args.use_vllm or any(True for _ in args.altered_sampling())
+        keep_to_alignment(self, self.alignment, int(self.model.config.get_text_config().vocab_size))
         self._policy = policy  # None: the built-in one, which may depend on the length of the run
         self._rollouts: list[Rollout] = []  # of the current generation, one per turn and part of the batch
         self._turns = 0
         self._generated_tokens, self._decoding_seconds = 0, 0.0
         self._eval_batches = 0
+        self._warned_of_idle_budget = False
         self._prefix_sums: Tensor | None = None
         self._prefix_means = {"train": PrefixMeans(), "eval": PrefixMeans()}
 
-    def _check_loss(self, teacher_model: PreTrainedModel, *, tools: bool) -> None:
-        widths = {int(model.config.get_text_config().vocab_size) for model in (self.model, teacher_model)}
+    def _check_loss(self, *, tools: bool) -> None:
+        if any(self._excluding) and self.beta != 1.0:
+            raise ValueError(
+                "the lm_head of a model excludes tokens (-inf in its bias), and only the reverse KL (beta = 1.0) is "
+                f"finite then, got beta = {self.beta}"
+            )
+        if self.alignment.is_slice and not self._fused_loss and self.beta != 1.0:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 trains models of different logit widths by the reverse KL (beta = 1.0) only, got "
+                f"beta = {self.beta}: use ZeRO-2 or FSDP2"
+            )
         if not self._fused_loss and self.beta != 1.0:
             raise ValueError(
                 "student and teacher stop with different EOS ids, and only the reverse KL (beta = 1.0) merges them, "
                 f"got beta = {self.beta}"
-            )
-        fused = self._fused_loss and self.args.objective(0, 0).is_plain and self.args.rollout_policy != "sft"
-        if self._dist.is_zero3 and (len(widths) > 1 or not fused):
-            raise ValueError(
-                "DeepSpeed ZeRO-3 shards the lm_head, which every loss but the plain one, differing logit widths and "
-                "differing EOS ids need whole: use ZeRO-2 or FSDP"
             )
         if tools and self.args.loss_estimator == "sampled":
             raise ValueError("tools write tokens nobody sampled: loss_estimator='sampled' needs rollouts without tools")
@@ -241,9 +254,11 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         policy = self.policy if self.model.training else STUDENT
         start = time.perf_counter()
         if policy.is_student(self.state.global_step) and self._trl_decodes_student:
-            completion_ids: list[list[int]] = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, has_tool_images
-            )
+            with without_leftovers(self.accelerator.unwrap_model(self.model_wrapped)):
+                completion_ids: list[list[int]] = super()._generate_single_turn(
+                    prompt_ids, images, multimodal_fields, has_tool_images
+                )
+            check_completions(completion_ids, len(prompt_ids), self.alignment)
             if self.args.use_vllm:
                 self.compute.add_student_tokens(sum(map(len, [*prompt_ids, *completion_ids])))
         else:
@@ -310,6 +325,8 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         if self.model.training:
             of_student = self.policy.is_student(self.state.global_step)
             metrics |= rollout_metrics(self._rollouts, self.epsilon, self.accelerator, of_student=of_student)
+            if not self._warned_of_idle_budget and self.accelerator.is_main_process:
+                self._warned_of_idle_budget = warn_of_idle_budget(metrics, self.state.global_step + 1)
             if self.args.loss_estimator == "sampled" and not of_student:
                 output["log_weight"] = log_weights(self._rollouts, output["completion_ids"])
             if self.policy.needs_teacher(self.state.global_step):
@@ -324,6 +341,26 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         return output
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if not isinstance(self.train_dataset, IterableDataset):
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        accumulation, rollouts = self.args.gradient_accumulation_steps, self.args.rollouts_per_prompt
+        per_step = self._train_batch_size * self.accelerator.num_processes * accumulation
+        endless: DataLoader[Any] = self._get_dataloader(
+            dataset=EndlessPrompts(
+                self.train_dataset,
+                prompts=prompts_of_a_step(per_step, rollouts, per_step),  # how many there are, it finds out itself
+                rollouts_per_prompt=rollouts,
+                repeats=accumulation,
+                shuffle_seed=self.args.seed if self.shuffle_dataset else None,
+            ),
+            description="Training",
+            batch_size=self._train_batch_size * accumulation,
+            is_training=True,
+        )
+        return endless
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> ResumableSampler:
         dataset = self.train_dataset if dataset is None else dataset
@@ -356,7 +393,13 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
             loss: Tensor | tuple[Tensor, None] = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert self._prefix_sums is not None
         # Not inside the wrapped forward: a collective there would race DDP's and FSDP's own.
-        self._prefix_means["train" if self.model.training else "eval"].add(self._prefix_sums, self.accelerator)
+        mode = "train" if self.model.training else "eval"
+        self._prefix_means[mode].add(self._prefix_sums, self.accelerator)
+        if self.model.training:
+            value = loss[0] if isinstance(loss, tuple) else loss
+            # A process alone would leave the others waiting for its gradients: all hear of any's loss.
+            total = self.accelerator.reduce(value.detach().float(), reduction="sum")
+            stop_non_finite("loss", total, self.state.global_step + 1, self.model)
         return loss
 
     def _get_last_hidden_state(
@@ -369,6 +412,13 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
     ) -> Tensor:
         # TRL's hands the left-padded batch on without positions, and so scores rows of GPT-2 at shifted ones.
         return completion_states(unwrap(unwrapped_model), input_ids, attention_mask, logits_to_keep)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # fp16's loss scaler expects infinite gradients: it skips their step and lowers the scale.
+        if norm is not None and self.accelerator.scaler is None:
+            stop_non_finite("gradient norm", norm, self.state.global_step + 1, self.model)
+        return norm
 
     def _compute_loss(
         self, unwrapped_student: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
@@ -392,23 +442,27 @@ class TRBTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
                     attention_mask,
                     kept,
                 )
-        student_head = lm_head(unwrapped_student).narrowed(self.alignment.width)
-        valid = (scored != 0).to(student_head.weight.device)
-        prefixes = valid.sum()
         # Held-out prompts are judged by the divergence from the teacher itself, whatever is minimised.
         objective = Objective("full" if self.args.loss_top_k is None else "top_k", self.args.loss_top_k)
         if self.model.training:
             objective = self.args.objective(self.state.global_step, self.state.max_steps)
+        fused = self._fused_loss and objective.is_plain
+        student_head, teacher_head = (
+            lm_head(model, gather_zero3=not fused).narrowed(self.alignment.width)
+            for model in (unwrapped_student, unwrapped_teacher)
+        )
+        valid = (scored != 0).to(student_head.weight.device)
+        prefixes = valid.sum()
         terms = prefix_loss(
             student_hidden,
             teacher_hidden,
             student_head,
-            lm_head(unwrapped_teacher).narrowed(self.alignment.width),
+            teacher_head,
             valid,
             inputs["completion_ids"],
             inputs.get("log_weight"),
             objective=objective,
-            fused_beta=self.beta if self._fused_loss else None,
+            fused_beta=self.beta if fused else None,
             items=prefixes.clamp(min=1) if num_items_in_batch is None else num_items_in_batch,
             alignment=self.alignment,
             temperature=self.temperature,

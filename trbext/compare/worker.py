@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import UsageError
 from ..exit_codes import INTERRUPTED, USAGE_ERROR
+from ..finite import NonFiniteLogits, NonFiniteTraining
 from ..run import Interrupted, parse_settings, train_run
 from ..run_folder import RunFolder
 from ..yaml_file import read_yaml
@@ -46,6 +47,9 @@ def main(config: Path, keep_model: bool) -> int:
     except Interrupted as error:
         print(f"trb: {error}", file=sys.stderr)
         return INTERRUPTED
+    except (NonFiniteTraining, NonFiniteLogits) as error:
+        print(f"trb: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -53,18 +57,17 @@ def train(config: Path, keep_model: bool) -> None:
     """Train the run of a settings file to its end. UsageError, Interrupted: as `train_run`."""
     arguments, trb_config, settings = parse_settings(read_yaml(config))
     folder = RunFolder(Path(trb_config.output_dir))
-    if finished(folder.path):
-        return
-    started = folder.settings() is not None
-    if not started and not folder.is_empty():
-        raise UsageError(f"{folder.path} holds files but no run that can go on: delete it, and the run begins anew")
-    train_run(arguments, trb_config, settings, resume=started, plot=False)
-    partial = folder.path / (FINISHED + ".partial")
-    partial.write_text(json.dumps({"finished_at": time.time()}), encoding="utf-8")
-    partial.replace(folder.path / FINISHED)
+    if not finished(folder.path):
+        if folder.settings() is None and not folder.is_empty():
+            raise UsageError(f"{folder.path} holds files but no run that can go on: delete it, and the run begins anew")
+        train_run(arguments, trb_config, settings, resume="auto", plot=False)
+        partial = folder.path / (FINISHED + ".partial")
+        partial.write_text(json.dumps({"finished_at": time.time()}))
+        partial.replace(folder.path / FINISHED)
+    # Also of a run that was killed here the last time.
     for checkpoint in folder.path.glob("checkpoint-*"):  # they only served to resume
         shutil.rmtree(checkpoint)
-    if not keep_model:
+    if not keep_model and folder.model.exists():
         shutil.rmtree(folder.model)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..report import plot_runs
-from ..run import check_folder, parse_settings, train_run
+from ..run import parse_settings, train_run
 from ..run_folder import Metrics, RunFolder
 
 BATCH = 32
@@ -39,10 +39,7 @@ def walk_through(
     for name, policy in RUNS.items():
         folder = RunFolder(output / name.lower())
         arguments, config, settings = parse_settings(_settings(folder, policy, steps, epsilon, seed, draft_length))
-        started = not folder.is_empty()
-        check_folder(folder, settings, resume=started)
-        if not folder.model.exists():
-            train_run(arguments, config, settings, resume=started)
+        train_run(arguments, config, settings, resume="auto")
         results.append((name, folder.read_metrics()))
     plot_runs(
         results, output / "plot.png", f"Counting sort, one seed, epsilon {epsilon} to 0 in {_warmup(steps)} steps"

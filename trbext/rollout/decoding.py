@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..finite import NonFiniteLogits
 from .cached_model import next_token_exists, unwrap
 from .model_kind import check_kind, check_rotary, check_whole
 
@@ -52,7 +53,7 @@ def raise_fault(
         if not next_token_exists(model, prefix)
     ]
     whose = " and ".join(f"the {name}" for name in culprits) or "both models together"
-    raise RuntimeError(
+    raise NonFiniteLogits(
         f"row {row}, step {step}: no token can be drawn, the logits of {whose} hold NaN, +inf or no finite value "
         f"({len(faulty)} of {len(state)} rows at fault)"
     )

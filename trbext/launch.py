@@ -1,0 +1,22 @@
+"""Looks whether the processes that a launcher started met in one group."""
+
+from __future__ import annotations
+
+import os
+
+# What accelerate reads the number of processes from, in its order.
+_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def check_one_group(world_size: int) -> None:
+    """ValueError if the launcher started another number of processes than the group of this one has, `world_size`:
+    each would train on its own, into one folder."""
+    for name in _NAMES:
+        text = os.environ.get(name, "")
+        if text.isdecimal() and int(text) > 0:
+            if int(text) != world_size:
+                raise ValueError(
+                    f"the launcher started {text} processes ({name}), but this one is in a group of {world_size}: each "
+                    "would train on its own. Give every process a GPU, or set use_cpu"
+                )
+            return

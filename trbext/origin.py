@@ -1,0 +1,87 @@
+"""What decides a run but is not among its settings: the number of processes, and what its files held when it began."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+_BLOCK = 2**16
+_BLOCKS = 64  # of a file of weights that are read: its digest must not take a minute
+
+
+def origin_of(
+    *, processes: int, rollouts: int, prompts: Dataset, held_out: Dataset | None, student: str, teacher: str
+) -> dict[str, Any]:
+    """The origin of a run on `processes` with `rollouts` in an optimizer step; student, teacher: paths or names."""
+    return {
+        "processes": processes,
+        "rollouts_per_step": rollouts,
+        "prompts": prompts_digest(prompts),
+        "eval_prompts": None if held_out is None else prompts_digest(held_out),
+        "student": model_digest(student),
+        "teacher": model_digest(teacher),
+    }
+
+
+def check_origin(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """A warning if a run goes on with another number of processes; None if all is as it was.
+
+    ValueError: prompts or models have changed, or an optimizer step would take another number of rollouts.
+    """
+    words = {"prompts": "training prompts", "eval_prompts": "held-out prompts", "student": "student"}
+    for name, what in {**words, "teacher": "teacher"}.items():
+        if before.get(name) and now.get(name) and before[name] != now[name]:
+            raise ValueError(f"was started with another {what}: the contents of {name} have changed since")
+    check_step_size(before, int(now["processes"]), int(now["rollouts_per_step"]))
+    if before.get("processes", now["processes"]) == now["processes"]:
+        return None
+    return (
+        f"the run was started on {before['processes']} processes and goes on with {now['processes']}: it takes the "
+        "same prompts, but each process draws random numbers of its own, so its rollouts are others"
+    )
+
+
+def check_step_size(before: Mapping[str, Any], processes: int, rollouts: int) -> None:
+    """ValueError if an optimizer step takes another number of rollouts than it did."""
+    if before.get("rollouts_per_step", rollouts) != rollouts:
+        raise ValueError(
+            f"was started with {before['rollouts_per_step']} rollouts in an optimizer step, on {before['processes']} "
+            f"processes, and would go on with {rollouts}, on {processes}: keep per_device_train_batch_size x "
+            f"gradient_accumulation_steps x processes at {before['rollouts_per_step']}"
+        )
+
+
+def prompts_digest(prompts: Dataset) -> str:
+    """Of all rows, in their order."""
+    digest = hashlib.sha256()
+    for row in prompts:
+        digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def model_digest(path: str) -> str | None:
+    """Of the files of a model's folder, larger ones by their size and 64 blocks; None for a name on the Hub."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".json", ".model", ".jinja") and file.is_file():
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+            for block in _blocks(file):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    size = file.stat().st_size
+    step = max(_BLOCK, size // _BLOCKS)
+    with file.open("rb") as opened:
+        for start in range(0, size, step):
+            opened.seek(start)
+            yield opened.read(_BLOCK)

@@ -1,0 +1,58 @@
+"""Prompts that come as a stream (`datasets.IterableDataset`): repeated, in an order of each pass, without an end."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+
+
+class EndlessPrompts(torch.utils.data.IterableDataset[dict[str, Any]]):
+    """The rows of a stream as `ResumableSampler` would order them, pass after pass.
+
+    It never ends, and the order of a pass is a function of its number. A resumed run therefore skips what it took and
+    sees what the run that was not interrupted sees: transformers, which does not know how long a stream is, would skip
+    all of it in the first pass. (A stream whose rows are not the same each time it is read cannot be resumed exactly.)
+
+    Args:
+        stream: has a column "prompt".
+        prompts: different prompts of an optimizer step.
+        rollouts_per_prompt: how often each comes within the step.
+        repeats: how often the rows of a step come, one after another (for gradient accumulation).
+        shuffle_seed: of the buffered shuffle; None keeps the stream's order.
+
+    Raises:
+        ValueError: on iteration, a stream of fewer rows than an optimizer step takes.
+    """
+
+    def __init__(
+        self,
+        stream: IterableDataset,
+        *,
+        prompts: int,
+        rollouts_per_prompt: int,
+        repeats: int,
+        shuffle_seed: int | None,
+    ) -> None:
+        self._stream = stream if shuffle_seed is None else stream.shuffle(seed=shuffle_seed)
+        self._prompts, self._rollouts_per_prompt, self._repeats = prompts, rollouts_per_prompt, repeats
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in itertools.count():
+            self._stream.set_epoch(number)
+            rows = iter(self._stream)
+            step = list(itertools.islice(rows, self._prompts))
+            if len(step) < self._prompts:
+                raise ValueError(
+                    f"an optimizer step takes {self._prompts} prompts, the stream of the train_dataset has {len(step)}"
+                )
+            while len(step) == self._prompts:  # the rows that do not fill a step are left out of this pass
+                for _ in range(self._repeats):
+                    for row in step:
+                        for _ in range(self._rollouts_per_prompt):
+                            yield copy.deepcopy(row)
+                step = list(itertools.islice(rows, self._prompts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,8 @@ from torch import Tensor
 from trbext.ops import _as_rows
 from trbext.reference import STUDENT_KINDS, Blend, Sample, Solution, Verification
 
-SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+# TRB_CUDA_SOURCES: another csrc/cuda, which has a bug that the tests must notice (python_tests/without_barriers.py).
+SOURCES = Path(os.environ.get("TRB_CUDA_SOURCES", Path(__file__).resolve().parents[1] / "csrc" / "cuda"))
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 NUMPY = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64}
 RESIDENT_THREADS, STREAMED_THREADS, LANES, VECTOR_BYTES = 256, 512, 32, 16

@@ -106,6 +106,7 @@ def test_rows_in_double_precision_follow_the_law(kernels: PtxOperators, kind: in
     assert_follows_the_law(call, call.by(kernels.verify))
 
 
+@pytest.mark.parametrize("vocab", [900, 200], ids=["several chunks", "one chunk"])
 @pytest.mark.parametrize(
     "nothing",
     [
@@ -115,10 +116,10 @@ def test_rows_in_double_precision_follow_the_law(kernels: PtxOperators, kind: in
     ids=lambda nothing: nothing.name,
 )
 def test_a_refused_draft_without_a_residual_is_drawn_from_mu(
-    nothing: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nothing: Planted, vocab: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounding may leave nothing of mu above the student; here it is made so."""
-    student, teacher = (logits.bfloat16() for logits in ordinary(6, 900))
+    student, teacher = (logits.bfloat16() for logits in ordinary(6, vocab))
     if nothing.name == "in double":
         student[:, 7] = -1e4
     drafts = (teacher.float() - student.float())[:, 8:].argmin(-1) + 8

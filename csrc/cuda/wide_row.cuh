@@ -22,7 +22,7 @@ __device__ __forceinline__ double down(double value, int distance) {
 }
 
 // All threads of the block: leaves in state.wide[0] the distribution proportional to e^x, e^y or e^{mix} over the
-// tokens of `support`.
+// tokens of `support`, for thread 0 alone, which must have read it before the caller's next barrier.
 template <typename T, int kWarps>
 __device__ __forceinline__ void sweep_wide(const KernelArgs& args, const RowPair<T>& pair, Support support, double beta,
                                            BlockState<kWarps>& state, int warp, int lane) {
@@ -55,7 +55,6 @@ __device__ __forceinline__ void sweep_wide(const KernelArgs& args, const RowPair
     own.max_d = fmax(own.max_d, down(own.max_d, distance));
     own.tilt.merge(other);
   }
-  __syncthreads();  // the last result has been read
   if (lane == 0) state.wide[warp] = own;
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -67,7 +66,6 @@ __device__ __forceinline__ void sweep_wide(const KernelArgs& args, const RowPair
       all.max_d = fmax(all.max_d, state.wide[w].max_d);
     }
   }
-  __syncthreads();
 }
 
 struct DoubleWeight {
@@ -173,7 +171,7 @@ __device__ __forceinline__ void solve_wide_row(const KernelArgs& args, int64_t r
     __syncthreads();
     again = residual && state.drawn.token < 0;
     from = TokenFrom::kMu;
-    __syncthreads();
+    __syncthreads();  // a row of one chunk is drawn from without a barrier
   }
   if (threadIdx.x == 0) write_token(args, row, state.answer, state.drawn, Verdict::kDrawn);
 }

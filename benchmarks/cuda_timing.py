@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ HEAD_START = 200_000  # GPU cycles, about 0.1 ms, that the host gets to enqueue 
 
 
 class Clock(Protocol):
-    """How a call is timed. The real one is `CudaClock`."""
+    """How a call is timed: by `CudaClock`, and in a dry run by `CpuClock`."""
 
     def cool(self) -> None:
         """Leaves nothing of any call's inputs in the cache."""
@@ -25,6 +26,25 @@ class Clock(Protocol):
 
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
         """A replay of what `call` launches."""
+
+
+class CpuClock:
+    """For a dry run without a GPU: wall clock, nothing to cool, nothing to capture."""
+
+    def __init__(self) -> None:
+        self.cooled = 0
+
+    def cool(self) -> None:
+        self.cooled += 1
+
+    def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
+        before()
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        return call
 
 
 @dataclass

@@ -97,5 +97,9 @@ if __name__ == "__main__":
         as_if_on_gpus()
     found = {case: logged(backend, case, folder) for case in os.environ.get("CASES", " ".join(CASES)).split()}
     if int(os.environ["RANK"]) == 0:
-        (folder / f"{backend}.json").write_text(json.dumps(found))
+        (folder / f"{backend}.json").write_text(json.dumps(found), encoding="utf-8")
     torch.distributed.destroy_process_group()
+    # Five trainers lived in this process: threads of theirs may still run when the interpreter tears itself down, which
+    # ends the process by a signal now and then, after all work is done.
+    sys.stdout.flush()
+    os._exit(0)

@@ -6,7 +6,6 @@ import csv
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -25,25 +24,6 @@ from benchmarks.timing import Method
 
 ROOT = Path(__file__).resolve().parents[1]
 MACHINE = CudaMachine("Some GPU", "90", 132, 50.0, 80.0, 2500.0, "2.13", "13.0", "0.1", "90-real")
-
-
-class CpuClock:
-    """Stands in for the GPU's: wall clock, nothing to cool, nothing to capture."""
-
-    def __init__(self) -> None:
-        self.cooled = 0
-
-    def cool(self) -> None:
-        self.cooled += 1
-
-    def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
-        before()
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
-        return call
 
 
 def record(method: str, seconds: float | None, rows: int = 256, cache: str = "cold", **changes: object) -> CudaRecord:
@@ -166,7 +146,7 @@ def test_table_files_and_bars_of_given_records(tmp_path: Path) -> None:
 def test_the_course_on_the_cpu_checks_and_times_every_method(tmp_path: Path) -> None:
     arguments = "--vocab 256 700 --rows 1 70 --dtype float32 bfloat16 --repetitions 3 --seconds-per-cell 0.01"
     options = blend_cuda.parse([*arguments.split(), "--graph-rows", "1"])
-    console, clock = Console(width=190, file=StringIO()), CpuClock()
+    console, clock = Console(width=190, file=StringIO()), cuda_timing.CpuClock()
     records = blend_cuda.run(options, clock, MACHINE.copy_gb_per_s, console, device="cpu")
     methods = set(cuda_results.METHODS) - {"Newton compiled"}  # bars: at another V alone
     lines = {(r.vocab, r.rows, r.dtype, r.cache, r.launch) for r in records}
@@ -196,13 +176,13 @@ def test_a_wrong_row_in_a_repeated_batch_is_refused(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(trbext, "solve", wrong)
     with pytest.raises(WrongAnswer, match=r"trbext\.solve: beta"):
-        blend_cuda.run(options, CpuClock(), 1.0, Console(file=StringIO()), device="cpu")
+        blend_cuda.run(options, cuda_timing.CpuClock(), 1.0, Console(file=StringIO()), device="cpu")
 
 
 def test_a_budget_that_does_not_bind_is_refused() -> None:
     options = blend_cuda.parse(["--vocab", "300", "--rows", "4", "--epsilon", "1000"])
     with pytest.raises(SystemExit, match=r"--epsilon 1000\.0 does not bind on every row"):
-        blend_cuda.run(options, CpuClock(), 1.0, Console(file=StringIO()), device="cpu")
+        blend_cuda.run(options, cuda_timing.CpuClock(), 1.0, Console(file=StringIO()), device="cpu")
 
 
 def test_what_does_not_fit_is_left_out_and_the_rest_is_timed() -> None:
@@ -211,7 +191,7 @@ def test_what_does_not_fit_is_left_out_and_the_rest_is_timed() -> None:
 
     slow, good = Method("large", too_large), Method("small", lambda: None)
     given = Method("given", too_large, note="left out before")
-    cuda_timing.time_rounds([slow, good, given], CpuClock(), "warm", repetitions=4, seconds=1.0)
+    cuda_timing.time_rounds([slow, good, given], cuda_timing.CpuClock(), "warm", repetitions=4, seconds=1.0)
     assert slow.note == "left out: not enough GPU memory"
     assert (len(slow.seconds), len(good.seconds), len(given.seconds)) == (0, 4, 0)
 
@@ -219,7 +199,7 @@ def test_what_does_not_fit_is_left_out_and_the_rest_is_timed() -> None:
 def test_cold_calls_come_after_other_data_and_warm_ones_after_themselves() -> None:
     happened: list[str] = []
 
-    class Spy(CpuClock):
+    class Spy(cuda_timing.CpuClock):
         def cool(self) -> None:
             happened.append("cool")
 
@@ -231,7 +211,7 @@ def test_cold_calls_come_after_other_data_and_warm_ones_after_themselves() -> No
 
 
 def test_the_copy_counts_bytes_read_and_written() -> None:
-    class Fixed(CpuClock):
+    class Fixed(cuda_timing.CpuClock):
         def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
             call()
             return 0.5e-3

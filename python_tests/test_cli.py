@@ -16,49 +16,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from run_files import tiny_run, trb
 from safetensors.torch import load_file
-from tiny_models import VOCABULARY, saved, tiny_llama, tiny_tokenizer
+from tiny_models import VOCABULARY, tiny_tokenizer
 
 from trbext.build_info import build_info
-from trbext.cli import main
 from trbext.run_folder import RunFolder
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
     """A run of a few seconds on two tiny models."""
-    tokenizer = tiny_tokenizer()
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"{n}+{n % 7}=", "answer": str(n)}) + "\n" for n in range(10, 50)))
-    return {
-        "model_name_or_path": saved(tmp_path / "student", tiny_llama(1), tokenizer),
-        "teacher_model_name_or_path": saved(tmp_path / "teacher", tiny_llama(2), tokenizer),
-        "prompts": str(prompts),
-        "output_dir": str(tmp_path / "run"),
-        "max_completion_length": 8,
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": "1e-2",
-        "trb_epsilon": 0.5,
-        "trb_warmup_steps": 3,
-        "draft_length": 3,  # "auto" goes by the clock: a second run from the start may round differently
-        "save_steps": 2,
-        "use_cpu": True,
-        "bf16": False,
-    }
+    return tiny_run(tmp_path, max_completion_length=8, learning_rate="1e-2", lr_scheduler_type="linear", draft_length=3)
 
 
 def write(tmp_path: Path, config: dict[str, Any]) -> str:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return str(path)
-
-
-def trb(*words: str) -> int:
-    try:
-        return main(words)
-    except SystemExit as stop:  # argparse
-        return int(stop.code or 0)
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -127,7 +127,6 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"report_to": ["clearml"]}, "report_to: clearml cannot be used here"),
     ({"report_to": "nobody"}, "report_to must be none, all, or of"),
     ({"report_to": ["none", "all"]}, "report_to must be none, all, or of"),
-    ({"bf16": True, "use_cpu": False}, "bf16"),
     ({1: 2}, "names must be text, got 1: quote it"),
 ]
 

@@ -7,7 +7,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 import trbext
 from trbext.reference import Verification
 
-from ..cuda_timing import Clock, CudaClock, copy_rate
+from ..cuda_timing import Clock, CpuClock, CudaClock, copy_rate
 from ..rows import language_model_rows
 
 EPSILON, SMALL = 0.02, 0.01
@@ -38,22 +37,6 @@ COLUMNS = (
 DISTINCT = 32  # rows; larger batches repeat them
 CHUNK = 256  # bfloat16 logits that a warp reads at a time: one for each block of a cluster leaves nothing but decisions
 RANKS = 6  # of a row of 151,936
-
-
-class CpuClock:
-    """For a dry run: the same interface, wall-clock time, no caches and no graphs."""
-
-    def cool(self) -> None:
-        pass
-
-    def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
-        before()
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
-        return call
 
 
 def clock_of(device: str) -> Clock:

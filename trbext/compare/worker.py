@@ -62,7 +62,7 @@ def train(config: Path, keep_model: bool) -> None:
             raise UsageError(f"{folder.path} holds files but no run that can go on: delete it, and the run begins anew")
         train_run(arguments, trb_config, settings, resume="auto", plot=False)
         partial = folder.path / (FINISHED + ".partial")
-        partial.write_text(json.dumps({"finished_at": time.time()}))
+        partial.write_text(json.dumps({"finished_at": time.time()}), encoding="utf-8")
         partial.replace(folder.path / FINISHED)
     # Also of a run that was killed here the last time.
     for checkpoint in folder.path.glob("checkpoint-*"):  # they only served to resume

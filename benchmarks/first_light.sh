@@ -94,7 +94,7 @@ PYTHON
 chip() { # what it printed before it failed or was ended stays in chip.partial
     nvcc -std=c++17 -O3 "-arch=sm_$1" benchmarks/chip_probe/main.cu -o "$work/chip_probe" || return 1
     if [ "$device" = cpu ]; then echo "compiled for sm_$1; not run: no GPU"; return 0; fi
-    "$work/chip_probe" | tee "$output/chip.partial" && mv "$output/chip.partial" "$output/chip.json"
+    (set -o pipefail && "$work/chip_probe" | tee "$output/chip.partial") && mv "$output/chip.partial" "$output/chip.json"
 }
 
 build() { "$python" -m pip install -q --no-build-isolation --no-deps --no-index --target "$work/site" .; }

@@ -57,6 +57,29 @@ def test_a_stage_that_is_too_slow_is_ended(tmp_path: Path) -> None:
     assert outcomes(tmp_path / "out")["build"] == "left out: no time left"
 
 
+def test_a_chip_probe_that_fails_leaves_no_chip_file(tmp_path: Path) -> None:
+    """A stand-in for nvcc makes a probe that stops halfway, as one does on a machine without a driver."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "nvcc").write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\nwhile [ "$1" != -o ]; do shift; done\n'
+        'printf \'#!/bin/sh\\necho "{"\\nexit 1\\n\' > "$2"; chmod +x "$2"\n'
+    )
+    (tools / "python").write_text(
+        f'#!/bin/sh\ncase "$*" in *first_light.report*) exec {sys.executable} "$@";; esac\nexit 3\n'
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(tools / "python"), "PATH": f"{tools}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "--output", str(tmp_path / "out")], env=environment, capture_output=True
+    )
+    assert done.returncode == 1
+    assert outcomes(tmp_path / "out")["chip"] == "failed (1)"
+    assert not (tmp_path / "out" / "chip.json").exists()
+    assert (tmp_path / "out" / "chip.partial").read_text() == "{\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

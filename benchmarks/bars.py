@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .decoding import Decoding
 from .results import Case, Record, median
+
+if TYPE_CHECKING:  # it needs transformers, which the bars of a GPU do without
+    from .decoding import Decoding
 
 VOCAB, ROWS, THREADS = 151_936, 64, 2
 DTYPES = ("float32", "bfloat16")

@@ -55,6 +55,25 @@ def test_the_tests_of_a_gpu_collect(tmp_path: Path) -> None:
     assert "error" not in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("missing", "modules"),
+    [
+        (("trl", "datasets", "peft", "accelerate"), "trbext.rollout, trbext.vocab"),
+        (("trl", "datasets", "peft", "accelerate", "transformers", "yaml", "scipy"),
+         "benchmarks.blend_cuda, benchmarks.cuda_model, benchmarks.first_light.__main__"),
+        (sorted(PACKAGES), "trbext, trbext.reference, benchmarks.first_light.smoke, benchmarks.first_light.report"),
+    ],
+)  # fmt: skip
+def test_what_a_gpu_machine_runs_imports_without_the_rest(
+    tmp_path: Path, missing: tuple[str, ...], modules: str
+) -> None:
+    program = BLOCKER.format(folder=str(Path(__file__).parent)).replace("in PACKAGES", f"in {tuple(missing)}")
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\nimport {modules}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_a_module_of_our_own_that_is_missing_is_still_an_error(tmp_path: Path) -> None:
     shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
     (tmp_path / "test_ours.py").write_text("import trbext.no_such_module\n", encoding="utf-8")

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..losses import lm_head
 from .cached_model import CachedModel, Calling, accepted_arguments, backbone, remember_calling, unwrap
 from .completion_states import completion_states
 from .decoding import evaluating
@@ -96,6 +95,8 @@ def _tokens(inner: Any, length: int, step: int) -> Tensor:
 
 
 def _loss_fault(model: PreTrainedModel) -> str:
+    from ..losses import lm_head  # not above: it needs TRL, which decoders do without
+
     inner = unwrap(model)
     length = _fitting(inner, PROMPT + NEW + PADDING)
     row, other = _tokens(inner, length - PADDING, 7), _tokens(inner, length, 11)

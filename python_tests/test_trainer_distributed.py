@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 from distributed_run import ACCUMULATION, CHECKPOINT, HELD_OUT, PROMPTS_PER_PROCESS, STEPS
 from tiny_models import prompts
 from trl.distributed import DistributedBackend
+from two_processes import run_two_processes
 
 from trbext.unsharding import check_can_unshard
 
@@ -30,18 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[Rank]:
     """What each of two processes saw."""
-    script = Path(distributed_run.__file__)
-    search = os.pathsep.join([str(script.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": search}
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *rendezvous, script, folder]
-    torchrun = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        output, _ = torchrun.communicate(timeout=240)
-    finally:
-        torchrun.terminate()  # takes its two processes with it, where they wait for each other for ever
-        torchrun.wait(30)
-    assert torchrun.returncode == 0, output[-4000:]
+    run_two_processes(Path(distributed_run.__file__), str(folder), timeout=240)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sharded_run
 from sharded_run import CASES, STEPS
+from two_processes import run_two_processes
 
 
 def launched(backend: str, folder: Path) -> dict[str, list[dict[str, float]]]:
     script = Path(sharded_run.__file__)
-    search = os.pathsep.join([str(script.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": search}
-    environment["DS_ACCELERATOR"] = "cpu"
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *rendezvous]
-    process = subprocess.Popen(
-        [*command, str(script), backend, str(folder)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=400)
-    finally:
-        process.terminate()  # takes its two processes with it, where they wait for each other for ever
-        process.wait(30)
-    assert process.returncode == 0, output[-6000:]
+    run_two_processes(script, backend, str(folder), timeout=400, DS_ACCELERATOR="cpu")
     found: dict[str, list[dict[str, float]]] = json.loads((folder / f"{backend}.json").read_text(encoding="utf-8"))
     return found
 

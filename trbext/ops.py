@@ -21,6 +21,7 @@ Shared by blend, solve and sample (verify, which speculates with the same policy
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,7 @@ def blend(
     >>> behavior.log_probs.exp().sum(-1)  # 1 in every row
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
-    blend_rows = torch.ops.trb.blend.per_row if isinstance(budget, Tensor) else torch.ops.trb.blend.default
-    outputs = blend_rows(student, teacher, budget, temperature=temperature)
+    outputs = _overload(torch.ops.trb.blend, budget)(student, teacher, budget, temperature=temperature)
     return Blend(*_as_batch(outputs, student_logits))
 
 
@@ -60,8 +60,7 @@ def solve(
     `sweeps` is how often the row was read. Arguments, guarantee and errors: see the module.
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
-    solve_rows = torch.ops.trb.solve.per_row if isinstance(budget, Tensor) else torch.ops.trb.solve.default
-    outputs = solve_rows(student, teacher, budget, temperature=temperature)
+    outputs = _overload(torch.ops.trb.solve, budget)(student, teacher, budget, temperature=temperature)
     return Solution(*_as_batch(outputs, student_logits))
 
 
@@ -93,7 +92,7 @@ def sample(
         raise ValueError("trbext.sample: give uniform or generator, not both")
     else:
         _check_uniform(uniform, shape)
-    sample_rows = torch.ops.trb.sample.per_row if isinstance(budget, Tensor) else torch.ops.trb.sample.default
+    sample_rows = _overload(torch.ops.trb.sample, budget)
     outputs = sample_rows(student, teacher, budget, uniform.reshape(-1), temperature=temperature)
     return Sample(*_as_batch(outputs, student_logits))
 
@@ -194,6 +193,11 @@ def verify(
             log_probs=log_probs,
         )
     )
+
+
+def _overload(operator: Any, epsilon: float | Tensor) -> Any:
+    """By name: a tensor of one element would fit the overload of a float too, by being read from its device."""
+    return operator.per_row if isinstance(epsilon, Tensor) else operator.default
 
 
 def _check_uniform(uniform: Tensor, shape: torch.Size) -> None:

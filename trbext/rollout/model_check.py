@@ -18,7 +18,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,12 +35,8 @@ PROMPT, NEW, PADDING = 3, 3, 2  # tokens of the row under test, and the padding 
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-@dataclass
-class _Verdict:
-    reasons: dict[str, str] = field(default_factory=dict)  # by what was tried: "decode", "loss", "window 4096"
-
-
-_verdicts: weakref.WeakKeyDictionary[torch.nn.Module, _Verdict] = weakref.WeakKeyDictionary()
+# By model, and by what was tried ("decode", "loss", "length 4096"): the reason to refuse it, "" for none.
+_verdicts: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 def check_model(
@@ -58,17 +53,17 @@ def check_model(
     """
     check_kind(model, name)
     inner = unwrap(model)
-    verdict = _verdicts.setdefault(inner, _Verdict())
+    reasons = _verdicts.setdefault(inner, {})
     wanted = [("decode", 0)] * decode + [("loss", 0)] * loss
     if decode:
         wanted += [(f"length {switch}", switch) for switch in _switches(inner) if PROMPT + NEW <= switch < longest]
     for what, switch in wanted:
-        if what not in verdict.reasons:
+        if what not in reasons:
             with torch.no_grad(), evaluating([model]):
-                verdict.reasons[what] = _loss_fault(model) if what == "loss" else _decoding_fault(model, switch)
-        if verdict.reasons[what]:
+                reasons[what] = _loss_fault(model) if what == "loss" else _decoding_fault(model, switch)
+        if reasons[what]:
             raise UnsupportedModel(
-                f"the {name} {type(inner).__name__} {verdict.reasons[what]}. Use another model, or check_models=False "
+                f"the {name} {type(inner).__name__} {reasons[what]}. Use another model, or check_models=False "
                 "to go on at your own risk"
             )
 

@@ -1,1 +1,1 @@
-"""Benchmarks of trbext, run from the root of a checkout with trbext installed: `python -m benchmarks.blend`."""
+"""Benchmarks of trbext, run in a checkout with trbext installed: `python -m benchmarks.operators.blend`."""

@@ -5,7 +5,7 @@
 #   bash benchmarks/first_light.sh --device cpu     # the same stages without a GPU, those that need one left out
 #
 # Stages run one after another, each with its own time limit and log, and none stops the next. They end with a short
-# table and in DIR: <device>.md, to be kept in docs/gpu/ as it is; chip.json, for `python -m benchmarks.cuda_model
+# table and in DIR: <device>.md, to be kept in docs/gpu/ as it is; chip.json, for `python -m benchmarks.models.cuda_model
 # --chip`; the profiler's report and the logs. What is learnt first costs least, so a run that is cut off still tells.
 #
 #   --output DIR   default runs/first_light
@@ -38,7 +38,7 @@ rm -f "$output"/stages.tsv "$output"/chip.* "$output"/rows.ncu-rep "$output"/ble
 cd "$root"
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 # The package is built into a folder of its own, and found there before the source folder of the same name.
-export PYTHONSAFEPATH=1 PYTHONPATH="$work/site:$root:$root/python_tests${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1 PYTHONPATH="$work/site:$root${PYTHONPATH:+:$PYTHONPATH}"
 failures=0
 
 record() { printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$output/stages.tsv"; }
@@ -130,15 +130,15 @@ if stage build 150 3 bash -c build || { [ -n "$wheel" ] && stage wheel 30 3 bash
     stage smoke 60 26 "$python" -m benchmarks.first_light smoke --device "$device"
     stage time 75 30 "$python" -m benchmarks.first_light time --device "$device" --output "$output"
     if on_gpu peers; then
-        stage peers 70 40 "$python" -m benchmarks.blend_cuda --quick --output "$output"
+        stage peers 70 40 "$python" -m benchmarks.operators.blend_cuda --quick --output "$output"
     fi
     if on_gpu device_tests; then
         # Memory is measured here, so alone. What compiles takes longest, and comes last.
-        stage device_tests 120 20 bash -c "tests -m cuda -k 'not compute_sanitizer and not compiled_code' python_tests/test_cuda_device.py"
+        stage device_tests 120 20 bash -c "tests -m cuda -k 'not compute_sanitizer and not compiled_code' python_tests/cuda/test_cuda_device.py"
         # Several processes share the GPU: these tests need little of it.
-        stage operator_tests 80 20 bash -c "tests -m cuda -n 6 python_tests/test_cuda_device_verify.py python_tests/test_{edges,solve,blend,sample,bitwise,sweeps,verify,verify_edges,verify_layouts,verify_usage,torch_integration}.py"
+        stage operator_tests 80 20 bash -c "tests -m cuda -n 6 python_tests/cuda/test_cuda_device_verify.py python_tests/operators/test_{edges,solve,blend,sample,bitwise,sweeps,verify,verify_edges,verify_layouts,verify_usage,torch_integration}.py"
     else
-        stage operator_tests 120 5 bash -c "tests -q -m 'not ptx' -n 2 python_tests/test_{edges,verify_edges}.py"
+        stage operator_tests 120 5 bash -c "tests -q -m 'not ptx' -n 2 python_tests/operators/test_{edges,verify_edges}.py"
     fi
     if on_gpu ncu ncu; then
         stage ncu 60 3 ncu --clock-control none --profile-from-start off -f -o "$output/rows" -k regex:_rows \
@@ -147,11 +147,11 @@ if stage build 150 3 bash -c build || { [ -n "$wheel" ] && stage wheel 30 3 bash
     fi
     for tool in memcheck racecheck; do
         if on_gpu "$tool"; then
-            stage "$tool" 50 4 "$python" python_tests/compute_sanitizer.py --quick "$tool"
+            stage "$tool" 50 4 "$python" -m python_tests.cuda.compute_sanitizer --quick "$tool"
         fi
     done
     if on_gpu compiled_tests; then
-        stage compiled_tests 70 10 bash -c "tests -m cuda -k compiled_code python_tests/test_cuda_device.py"
+        stage compiled_tests 70 10 bash -c "tests -m cuda -k compiled_code python_tests/cuda/test_cuda_device.py"
     fi
 fi
 

@@ -11,7 +11,8 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import pytest
-from optional_packages import LeavesOutWhatIsMissing
+
+from python_tests.packaging.optional_packages import LeavesOutWhatIsMissing
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
@@ -23,8 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes `trb`, the operators of one device, runs on the CPU, on a GPU where there is one,
     and, if it is marked on_ptx (the interpreter is slow), as PTX where nvcc is."""
     if "trb" in metafunc.fixturenames:
-        import ptx_rows
-        from devices import Operators, cuda_missing
+        from python_tests.cuda import ptx_rows
+        from python_tests.operators.devices import Operators, cuda_missing
 
         there = [pytest.param(Operators("cpu"), id="cpu")]
         if cuda_missing() is None:

@@ -100,7 +100,7 @@ def check_saved(folder: Path, layers: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from trbext.rollout.cached_model import cache_argument
+    from trbext.models.cached_model import cache_argument
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     indices = [layer.self_attn.layer_idx for layer in model.model.layers]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
+from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
 
 LOGITS = (torch.float32, torch.float16, torch.bfloat16)
 INDICES = (torch.int32, torch.int64)

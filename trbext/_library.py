@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import _C, _fake_kernels, sharding
+from . import _C, _fake_kernels
+from . import _dtensor as sharding
 
 # Beside _C and not beside this file: in an editable install this file is in the source tree, the library is not.
 LIBRARY_PATH = Path(_C.__file__).parent / "libtrb_ops.so"

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import UsageError
-from .exit_codes import INTERRUPTED, USAGE_ERROR
-from .standard_output import OutputClosed, discard, flush, is_of_output
+from .errors import INTERRUPTED, USAGE_ERROR, UsageError
+from .runs.standard_output import OutputClosed, discard, flush, is_of_output
 
 # What the extra [train] installs, by the names that are imported: without them there are the operators and `trb info`.
 OF_THE_EXTRA = {
@@ -188,9 +187,10 @@ def _positive(text: str) -> int:
 def _train(options: argparse.Namespace, fields: list[str]) -> int:
     from accelerate import PartialState
 
-    from .finite import NonFiniteLogits, NonFiniteTraining
-    from .printing import printing_survives
-    from .run import Interrupted, parse_run, print_fields, print_summary, train_run
+    from .errors import Interrupted, NonFiniteLogits, NonFiniteTraining
+    from .runs.printing import printing_survives
+    from .runs.settings import parse_run, print_fields
+    from .runs.train import print_summary, train_run
 
     if options.fields:
         print_fields()
@@ -212,8 +212,8 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _eval(options: argparse.Namespace, fields: list[str]) -> int:
-    from .evaluation_run import evaluate_model
-    from .evaluation_suite import evaluate_suite
+    from .evaluation.command import evaluate_model
+    from .evaluation.suite import evaluate_suite
 
     try:
         if options.suite is not None:
@@ -226,8 +226,8 @@ def _eval(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace, fields: list[str]) -> int:
-    from .compare.command import compare
-    from .run import Interrupted
+    from .errors import Interrupted
+    from .studies.compare.command import compare
 
     try:
         failures = compare(options.config, report_only=options.report)
@@ -242,7 +242,7 @@ def _compare(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _probe(options: argparse.Namespace, fields: list[str]) -> int:
-    from .probe.command import probe
+    from .studies.probe.command import probe
 
     try:
         probe(
@@ -259,8 +259,8 @@ def _probe(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _plot(options: argparse.Namespace, fields: list[str]) -> int:
-    from .report import plot_runs
-    from .run_folder import RunFolder
+    from .runs.folder import RunFolder
+    from .runs.plots import plot_runs
 
     if options.output.suffix not in (".png", ".svg"):
         return _usage_error(f"--output must end in .png or .svg, got {options.output}")
@@ -283,8 +283,8 @@ def _plot(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _demo(options: argparse.Namespace, fields: list[str]) -> int:
-    from .demo.walkthrough import walk_through
-    from .run import Interrupted
+    from .errors import Interrupted
+    from .studies.demo import walk_through
 
     try:
         walk_through(

@@ -1,7 +1,22 @@
-"""What goes wrong through no fault of the program."""
+"""Errors that are no fault of the program, and the exit codes that commands end with."""
 
 from __future__ import annotations
+
+USAGE_ERROR = 2  # the user can mend it: one line on standard error says how
+INTERRUPTED = 130  # by a signal; the same command continues
 
 
 class UsageError(Exception):
     """Something the user can mend: shown as one line, exit code 2."""
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal and can be resumed."""
+
+
+class NonFiniteTraining(FloatingPointError):
+    """A loss or a gradient is NaN or infinite. The weights are those of the last finished optimizer step."""
+
+
+class NonFiniteLogits(RuntimeError):
+    """A rollout cannot continue: the logits of a model hold NaN or +inf, or exclude every token."""

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS, Blend, Sample, Solution, Verification
-from .sharding import register_where_needed
+from ._dtensor import register_where_needed
+from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS
+from .results import Blend, Sample, Solution, Verification
 
 _Rows = tuple[Tensor, Tensor, "float | Tensor"]
 

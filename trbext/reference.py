@@ -8,59 +8,15 @@ against the paper (arXiv 2605.31159). With D = (b - a) / T over the common suppo
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
+
+from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS
+from .results import Blend, Sample, Solution, Verification
 
 # Halving [0, 1] this often ends at adjacent float64 numbers for every beta above 2^-20, and within 2^-72 of the
 # root below that.
 BISECTION_STEPS = 72
-
-
-class Blend(NamedTuple):
-    """The behavior policy over the whole vocabulary."""
-
-    log_probs: Tensor  # [..., V] log mu
-    beta: Tensor  # [...] the paper's coefficient, in [0, 1]
-    kl: Tensor  # [...] KL(mu_beta || pi_S), nats
-
-
-class Solution(NamedTuple):
-    """The coefficient of the behavior policy alone."""
-
-    beta: Tensor  # [...] the paper's coefficient, in [0, 1]
-    kl: Tensor  # [...] KL(mu_beta || pi_S), nats
-    sweeps: Tensor  # [...] int32, how often the row was read to find it
-
-
-class Sample(NamedTuple):
-    """One token per row from the behavior policy, with the log-probabilities a trainer needs."""
-
-    token: Tensor  # [...] int64; -1 where the row holds a fault
-    log_prob: Tensor  # [...] log mu(token), nats
-    student_log_prob: Tensor  # [...] log pi_S(token), nats
-    teacher_log_prob: Tensor  # [...] log pi_T(token), nats; -inf where the teacher rules the token out
-    beta: Tensor  # [...]
-    kl: Tensor  # [...]
-
-
-class Verification(NamedTuple):
-    """What stands of B ragged blocks of drafts (N rows in all), and the token drawn where one does not."""
-
-    tokens: Tensor  # [B, width] int64: accepted drafts, then at most one drawn token, then -1
-    emitted: Tensor  # [B] int32, how many tokens; -1 where the request met a fault
-    accepted: Tensor  # [B] int32, how many of them are drafts: emitted or one less, also before a fault
-    beta: Tensor  # [N]; NaN for rows at fault, after a request's stop, or of no request
-    kl: Tensor  # [N] KL(mu_beta || pi_S), nats; NaN alike
-    log_probs: Tensor  # [B, width, 3] log pi_S, pi_T, mu of the tokens, nats, NaN past them; [0, 0, 3] unless asked for
-
-
-# Of verify's requests (csrc/blend/verify.h), as float32 has them.
-LEAST_TEMPERATURE, LARGEST_TEMPERATURE = torch.tensor(1e-6).item(), 1e6
-
-# What the student's rows hold: raw logits, probabilities at the temperature, or logits divided by it already.
-STUDENT_KINDS = {"logits": 0, "probabilities": 1, "scaled_logits": 2}
 
 
 def rows_at_fault(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

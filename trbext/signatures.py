@@ -6,34 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from .rollout import Policy
-
-VERIFIER = ("prompt", "completion", "row")
-# The methods of a policy and what they are called with, by position.
-POLICY = {
-    "draw": ("step", "student_logits", "teacher_logits", "uniforms", "temperature"),
-    "needs_teacher": ("step",),
-    "is_student": ("step",),
-    "keep_rows": ("rows",),
-}
-
-
-def check_verifier_signature(name: str, verifier: Callable[..., Any]) -> None:
-    """ValueError unless `verifier` is a function of (prompt, completion, row) that returns its verdict."""
-    if isinstance(verifier, type):
-        raise ValueError(f"the verifier {name!r} must be a function, got the class {verifier.__name__}")
-    if inspect.iscoroutinefunction(verifier) or inspect.isgeneratorfunction(verifier):
-        raise ValueError(f"the verifier {name!r} must be a plain function that returns True or False, not async")
-    _check_takes(f"the verifier {name!r}", verifier, VERIFIER)
-
-
-def check_policy_signatures(name: str, policy: Policy) -> None:
-    """ValueError unless `policy` defines `draw`, and all its methods take what `trbext.rollout.Policy`'s take."""
-    if type(policy).draw is Policy.draw:
-        raise ValueError(f"the rollout policy {name} must define draw({', '.join(POLICY['draw'])})")
-    for method, arguments in POLICY.items():
-        _check_takes(f"{method} of the rollout policy {name}", getattr(policy, method), arguments)
-
 
 def made_with(name: str, make: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
     """`make(**kwargs)`. ValueError: the arguments do not fit, or it raises."""
@@ -53,7 +25,7 @@ def made_with(name: str, make: Callable[..., Any], kwargs: dict[str, Any]) -> An
         raise ValueError(f"{name} could not be made: {type(error).__name__}: {error}") from error
 
 
-def _check_takes(what: str, function: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+def check_takes(what: str, function: Callable[..., Any], arguments: tuple[str, ...]) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a few functions written in C have none

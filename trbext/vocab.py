@@ -101,7 +101,7 @@ def align(
 
     VocabularyMismatch: as `check_tokenizers` and `Alignment`; also for a token whose logit only the wider model has.
     """
-    from .rollout.cached_model import unwrap  # which imports this module
+    from .models.cached_model import unwrap  # which imports this module
 
     student_model, teacher_model = unwrap(student_model), unwrap(teacher_model)
     widths = [_vocabulary_size(model) for model in (student_model, teacher_model)]

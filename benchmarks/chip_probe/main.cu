@@ -1,7 +1,7 @@
-// chip_probe: what the model of the kernels (benchmarks/cuda_model.py) assumes of a GPU, read off one, as JSON.
+// chip_probe: what the model of the kernels (benchmarks/models/cuda_model.py) assumes of a GPU, read off one, as JSON.
 //
 //   nvcc -std=c++17 -O3 -arch=native benchmarks/chip_probe/main.cu -o chip_probe && ./chip_probe > chip.json
-//   python -m benchmarks.cuda_model --chip chip.json
+//   python -m benchmarks.models.cuda_model --chip chip.json
 //
 // Takes some seconds and 2 GB of device memory. Cycles are those of the multiprocessors' clock.
 #include "clusters.cuh"

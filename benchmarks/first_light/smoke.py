@@ -10,7 +10,7 @@ from torch import Tensor
 import trbext
 from trbext import reference
 
-from ..rows import language_model_rows
+from ..harness.rows import language_model_rows
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 VOCABS = (1, 17, 1000, 32_768, 50_257, 151_936, 262_144, 500_009)  # one block, clusters, a streamed row

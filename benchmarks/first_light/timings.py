@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import trbext
-from trbext.reference import Verification
+from trbext.results import Verification
 
-from ..cuda_timing import Clock, CpuClock, CudaClock, copy_rate
-from ..rows import language_model_rows
+from ..harness.rows import language_model_rows
+from ..operators.cuda_timing import Clock, CpuClock, CudaClock, copy_rate
 
 EPSILON, SMALL = 0.02, 0.01
 V = 151_936

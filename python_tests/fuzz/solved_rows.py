@@ -7,7 +7,7 @@ from torch import Tensor
 
 import trbext
 from trbext import reference
-from trbext.reference import Blend, Sample, Solution
+from trbext.results import Blend, Sample, Solution
 
 from .random_rows import Batch
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import trbext
 from trbext import reference
-from trbext.reference import Verification
+from trbext.results import Verification
 
 from .random_rows import Batch
 from .solved_rows import Faults, at, differs, infeasible, not_maximal, off_log, range_of

@@ -1,13 +1,13 @@
 """Who writes the prefixes: completions drawn from the behavior policy of two Hugging Face causal LMs."""
 
+from ..models.model_check import check_model
+from ..models.model_kind import UnsupportedModel
+from ..models.unsharded import unsharded
 from .draft_length import DraftLength
 from .lockstep import lockstep
-from .model_check import check_model
-from .model_kind import UnsupportedModel
 from .output import Rollout, Speculation
 from .policies import Policy, TrustRegion, draw_from
 from .speculative import speculative
-from .unsharded import unsharded
 
 __all__ = [
     "DraftLength",

@@ -9,7 +9,6 @@ weights, t(k) hardly grows.
 from __future__ import annotations
 
 import math
-import time
 from bisect import bisect_left
 from collections import defaultdict, deque
 from typing import Any
@@ -185,21 +184,3 @@ def _interpolated(teacher: dict[int, float], k: int) -> float:
     low, high = known[upper - 1], known[upper]
     slope = max(0.0, (teacher[high] - teacher[low]) / (high - low))
     return teacher[low] + slope * (k - low)
-
-
-class Stopwatch:
-    """Marks in the work of a device, whose distance can be read later: nothing waits for a GPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def mark(self) -> Any:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def seconds(self, begin: Any, end: Any) -> float:
-        """Between two marks that the device has passed."""
-        return float(end - begin if self._device.type != "cuda" else begin.elapsed_time(end) / 1e3)

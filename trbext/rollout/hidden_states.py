@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .cached_model import backbone, unwrap
+from ..models.cached_model import backbone, unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

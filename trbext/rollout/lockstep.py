@@ -24,22 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.cached_model import CachedModel
+from ..models.eval_mode import evaluating
+from ..models.model_check import probe_models
 from ..vocab import Alignment
-from .cached_model import CachedModel
-from .decoding import (
-    ENDED,
-    FAULT,
-    RUNNING,
-    check_epsilon,
-    check_models,
-    check_prompts,
-    evaluating,
-    host_read,
-    next_host_read,
-    raise_fault,
-)
+from .checks import check_epsilon, check_models, check_prompts
 from .hidden_states import HiddenStates
-from .model_check import probe_models
+from .host_reads import ENDED, FAULT, RUNNING, host_read, next_host_read, raise_fault
 from .output import Rollout
 from .policies import Policy, TrustRegion
 

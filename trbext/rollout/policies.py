@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ..ops import sample
-from ..reference import Sample
+from ..results import Sample
 
 
 class Policy:
@@ -110,7 +110,7 @@ def log_probs(logits: Tensor, temperature: float) -> Tensor:
 class TrustRegion(Policy):
     """The paper's blend within a KL budget in nats per token, by the fused operator.
 
-    budget: a number, one per row of the batch [B], or a function of the optimizer step (`trbext.schedule.Schedule`).
+    budget: a number, one per row of the batch [B], or a function of the optimizer step (`training.schedule.Schedule`).
     """
 
     def __init__(self, budget: float | Tensor | Callable[[int], float]) -> None:

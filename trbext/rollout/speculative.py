@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..models.eval_mode import evaluating
+from ..models.model_check import probe_models
 from ..vocab import Alignment
-from .decoding import check_epsilon, check_models, check_prompts, evaluating
+from .checks import check_epsilon, check_models, check_prompts
 from .draft_length import DraftLength
 from .hidden_states import HiddenStates
 from .lockstep import lockstep
-from .model_check import probe_models
 from .output import Rollout
 from .policies import Policy, TrustRegion
 
@@ -110,8 +111,8 @@ def speculative(
     if check:
         probe_models(models, int(lengths.max()) + max_new_tokens)
     # These need transformers, which `import trbext.rollout` does not.
-    from .rollback import cannot_roll_back
-    from .rounds import Rounds
+    from ..models.rollback_model import cannot_roll_back
+    from .speculative_rounds import Rounds
 
     with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(evaluating(models))

@@ -1,0 +1,120 @@
+"""Holds the counts behind the model of the kernels' speed: what their loops consist of, and what a GPU takes for it.
+
+Instructions are SASS instructions per pair of logits (one token of both models), as `python -m
+python_tests.cuda.sass_tables` counts them on sm_90 for bfloat16; `python_tests/cuda/test_cuda_static.py` holds the two
+together. Of the GPU they are assumptions, until `benchmarks/chip_probe` and `benchmarks/first_light.sh` have
+written a file of it (`read_chip`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .cuda_architectures import ISSUE_SLOTS, WARP, Architecture
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One loop over a row, a pair of logits."""
+
+    issue: float  # instructions of any kind: each takes an issue slot
+    mufu: float = 0.0  # of which exponentials
+    fp32: float = 0.0  # of which float32 arithmetic
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A row's work: load and scan once, the first sweep once, an exact sweep for each further one, and between sweeps
+    a decision that all CTAs of the row wait for."""
+
+    load: Loop = Loop(3.03)  # device memory to shared memory, with both maxima
+    first: Loop = Loop(18.0, mufu=2, fp32=13)  # power sums at two betas
+    direct: Loop = Loop(14.0, mufu=1, fp32=10)  # an exact sweep, of ordinary budgets
+    stable: Loop = Loop(30.0, mufu=2, fp32=23)  # the same without cancellation, of budgets below about 0.015 nats
+    decision_cycles: float = (
+        1800.0  # from the last pair of a sweep to the first of the next: reduction, exchange, solver
+    )
+    # A CTA executes for a row outside the loops. A guess of what ptxas makes of the 7,000 instructions of PTX, moves
+    # among them, that a row of one chunk takes on the interpreter (python_tests/cuda/sass_tables.py).
+    fixed_warp_instructions: float = 4500.0
+
+
+MEASURED = Counts()
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a GPU takes. The defaults are assumptions."""
+
+    issue_efficiency: tuple[float, ...] = (
+        0.75,
+        0.75,
+    )  # part of its issue slots that a sweep fills, with 1, 2 CTAs an SM
+    mufu_efficiency: float = 0.9
+    # From the request of a row to its first byte, and then bytes a cycle that one SM alone takes: from device memory,
+    # and from L2 where the row was prefetched to.
+    load_cycles: float = 1200.0
+    load_rate: float = 32.0
+    prefetched_cycles: float = 600.0
+    prefetched_rate: float = 48.0
+    launch_us: float = 3.0
+
+    def issue_efficiency_of(self, ctas_per_sm: int) -> float:
+        return self.issue_efficiency[min(ctas_per_sm, len(self.issue_efficiency)) - 1]
+
+
+ASSUMED = Chip()
+
+
+def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
+    """The GPU that a file of the chip probe describes, and how long its decisions last if first light has timed them.
+
+    ValueError: the file is not one of the probe's; the message names what is missing.
+    """
+    try:
+        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stream, sweeps = read["stream"], read["sweep_cycles_per_pair"]
+        shared = int(read["shared_bytes_per_multiprocessor"])
+        at_once = {int(kilobytes): tuple(counts) for kilobytes, counts in read.get("clusters_at_once", {}).items()}
+        architecture = Architecture(
+            name=read["gpu"],
+            capability=read["capability"],
+            gpcs=(int(read["multiprocessors"]),),
+            clock_ghz=read["clock_ghz"],
+            fp32_lanes=64 if read["capability"] == "80" else 128,
+            memory_gb_per_s=read["copy_gb_per_s"],
+            shared_sm=shared,
+            shared_cta=shared - 1024,
+            largest_cluster=8 if int(read["capability"]) >= 90 else 1,
+            clusters_at_once=at_once,
+        )
+        chip = Chip(
+            issue_efficiency=tuple(_issue_efficiency(sweeps[str(ctas)], ctas) for ctas in (1, 2)),
+            load_cycles=stream["device"]["start_cycles"],
+            load_rate=stream["device"]["bytes_per_cycle"],
+            prefetched_cycles=stream["cache"]["start_cycles"],
+            prefetched_rate=stream["cache"]["bytes_per_cycle"],
+            launch_us=read["launch_us"],
+        )
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} must be a file of the chip probe: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{path} must be a file of the chip probe, and has no {error}") from error
+    decision = read.get("decision", {})
+    if not decision:
+        return architecture, chip, MEASURED
+    cycles = (decision["solve_us"] - decision["empty_launch_us"]) * 1e3 * architecture.clock_ghz
+    # Of the timed row, what the model counts elsewhere: its own loads, and instructions outside of loops.
+    waited = read["load_latency_cycles"]["cache"]
+    fixed = MEASURED.fixed_warp_instructions / (ISSUE_SLOTS * chip.issue_efficiency_of(1))
+    counts = replace(MEASURED, decision_cycles=(cycles - waited - fixed) / decision["sweeps"])
+    return architecture, replace(chip, launch_us=decision["empty_launch_us"]), counts
+
+
+def _issue_efficiency(cycles: dict[str, float], ctas: int) -> float:
+    """Of the first and the direct sweep together, whose loops are those of MEASURED."""
+    issued = ctas * (MEASURED.first.issue + MEASURED.direct.issue) / WARP
+    return issued / (ISSUE_SLOTS * (cycles["first"] + cycles["direct"]))

@@ -1,0 +1,324 @@
+"""Models, on paper, how fast the resident kernels solve on a GPU: `python -m benchmarks.models.cuda_model`.
+
+Nothing here is measured.
+
+It tells what bounds a row (device memory, issue slots, exponentials, latency) before there is a GPU to measure on, and
+what a change of the counts would be worth. A row pair lies in the shared memory of a cluster of C CTAs; k CTAs share an
+SM, S clusters are on the GPU at once. With R the time that a row stays, all S places busy, S / R rows leave a second:
+
+    R     = load + math + decisions
+    load  = load0 / (1 - rho)                  load0: latency, and the share of a CTA at the rate of one SM
+                                               rho: how busy memory is, S bytes / (R rate); the loading rows share it
+    math  = alone / (1 - (k - 1) alone / R)    alone: on SMs of its own, the busiest pipe of each loop; the k - 1 other
+                                               rows of an SM compete while they do arithmetic
+    decisions = (sweeps of the row) x decision cycles
+
+Both grow without bound where a resource would be overdrawn, so that S / R obeys every limit: Little's law is the
+equation itself. It has one root, found by bisection. N rows take floor(N / S) full turns and one of the rest.
+Expect errors of 25 %: efficiencies and latencies are assumptions (benchmarks/models/cuda_counts.py), unless --chip
+names a file with those of a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .cuda_architectures import ARCHITECTURES, WARP, Architecture
+from .cuda_counts import ASSUMED, MEASURED, Chip, Counts, Loop, read_chip
+
+TITLE = "MODEL, not a measurement"
+BOUND_ABOVE = 0.85  # a resource this busy is what bounds; with none, latency does
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a row is solved, and what it takes."""
+
+    counts: Counts = MEASURED
+    sweeps: float = 2.05  # of a row, the first one included
+    stable: bool = False  # the exact sweeps' form of KL
+    cluster: int = 8  # CTAs that hold a row
+    ctas_per_sm: int = 2
+    element_bytes: int = 2  # of a logit
+    prefetched: bool = False  # the next row is in L2 when its turn comes
+    chip: Chip = ASSUMED
+
+    def loops(self) -> dict[str, tuple[Loop, float]]:
+        """Phase -> its loop, and how often a row passes it."""
+        exact = self.counts.stable if self.stable else self.counts.direct
+        return {
+            "load": (self.counts.load, 1.0),
+            "first": (self.counts.first, 1.0),
+            "exact": (exact, self.sweeps - 1),
+        }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of N rows. Cycles are of one row with every place of the GPU busy."""
+
+    gpu: str
+    vocab: int
+    rows: int
+    element_bytes: int
+    cluster: int
+    ctas_per_sm: int
+    sweeps: float
+    stable: bool
+    instructions_per_pair: float
+    mufu_per_pair: float
+    rows_in_flight: int
+    load_cycles: float
+    first_cycles: float  # with the competition of the SM's other rows, as `exact`
+    exact_cycles: float
+    decision_cycles: float
+    residence_us: float
+    overlap: float  # mean number of the SM's rows that do arithmetic at the same time
+    memory_busy: float  # 0 to 1, each
+    issue_busy: float
+    mufu_busy: float
+    fp32_busy: float
+    bound: str
+    time_us: float
+    roofline_us: float  # each input read once at the rate of a copy
+    roofline_percent: float
+
+
+def alone_cycles(gpu: Architecture, chip: Chip, loop: Loop, pairs: float) -> float:
+    """Of one CTA with an SM to itself: what the busiest pipe takes for so many pairs."""
+    return pairs * max(
+        loop.issue / (gpu.issue_slots * WARP * chip.issue_efficiency_of(1)),
+        loop.mufu / (gpu.mufu_lanes * chip.mufu_efficiency),
+        loop.fp32 / gpu.fp32_lanes,
+    )
+
+
+def residence_cycles(load0: float, alone: float, serial: float, memory: float, others: float) -> float:
+    """The root R of the equation above. memory: cycles that the device memory needs for all rows in flight; others:
+    rows that share the SM with this one."""
+
+    def excess(residence: float) -> float:
+        load = load0 / (1 - memory / residence)
+        return load + alone / (1 - others * alone / residence) + serial - residence
+
+    low = max(memory, others * alone)  # where one of the two has its pole
+    high = load0 + memory + (others + 1) * alone + serial  # load <= load0 + memory, math <= (others + 1) alone there
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle <= low or excess(middle) > 0 else (low, middle)
+    return high
+
+
+def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Prediction:
+    """ValueError: the row does not fit in the cluster's shared memory, or the cluster not on the GPU."""
+    slots = gpu.clusters(kernel.cluster, kernel.ctas_per_sm)
+    row_bytes = 2 * vocab * kernel.element_bytes
+    room = kernel.cluster * gpu.row_bytes_per_cta(kernel.ctas_per_sm)
+    if row_bytes > room or kernel.cluster > gpu.largest_cluster or slots == 0:
+        raise ValueError(
+            f"{gpu.name}: a row pair must fit in a cluster of at most {gpu.largest_cluster}, got {row_bytes} bytes in "
+            f"{kernel.cluster} CTAs with {max(room, 0)} bytes of shared memory, {kernel.ctas_per_sm} CTAs an SM"
+        )
+    if rows < 1 or kernel.sweeps < 1:
+        raise ValueError(f"rows and sweeps must be at least 1, got {rows} and {kernel.sweeps}")
+    pairs = vocab / kernel.cluster  # of one CTA
+    chip = kernel.chip
+    fixed = kernel.counts.fixed_warp_instructions / (gpu.issue_slots * chip.issue_efficiency_of(1))
+    phases = {name: times * alone_cycles(gpu, chip, loop, pairs) for name, (loop, times) in kernel.loops().items()}
+    alone = sum(phases.values()) + fixed
+    device, cache = (chip.load_cycles, chip.load_rate), (chip.prefetched_cycles, chip.prefetched_rate)
+    latency, rate = cache if kernel.prefetched else device
+    load0 = latency + row_bytes / kernel.cluster / rate
+    serial = kernel.sweeps * kernel.counts.decision_cycles
+    bytes_per_cycle = gpu.memory_gb_per_s / gpu.clock_ghz
+
+    def residence(active: int) -> float:
+        sharing = min(kernel.ctas_per_sm, max(1.0, active * kernel.cluster / gpu.sms))
+        return residence_cycles(load0, alone, serial, active * row_bytes / bytes_per_cycle, sharing - 1)
+
+    turns, rest = divmod(rows, slots)
+    full = residence(slots)
+    cycles = turns * full + (residence(rest) if rest else 0.0)
+    active = min(rows, slots)
+    stay = full if turns else residence(rest)
+    sharing = min(kernel.ctas_per_sm, max(1.0, active * kernel.cluster / gpu.sms))
+    slowed = 1 / (1 - (sharing - 1) * alone / stay)
+
+    def busy(per_pair: float, lanes: float, extra: float = 0.0) -> float:
+        return active * (vocab * per_pair + kernel.cluster * extra) / (lanes * gpu.sms * stay)
+
+    def per_pair(of: str) -> float:
+        return sum(times * float(getattr(loop, of)) for loop, times in kernel.loops().values())
+
+    resources = {
+        "memory": active * row_bytes / bytes_per_cycle / stay,
+        "issue": busy(
+            per_pair("issue"),
+            gpu.issue_slots * WARP * chip.issue_efficiency_of(kernel.ctas_per_sm),
+            WARP * kernel.counts.fixed_warp_instructions,
+        ),
+        "mufu": busy(per_pair("mufu"), gpu.mufu_lanes * chip.mufu_efficiency),
+        "fp32": busy(per_pair("fp32"), gpu.fp32_lanes),
+    }
+    busiest = max(resources, key=lambda name: resources[name])
+    roofline = rows * row_bytes / bytes_per_cycle
+    to_us = 1e-3 / gpu.clock_ghz
+    time = cycles * to_us + chip.launch_us
+    return Prediction(
+        gpu=gpu.name,
+        vocab=vocab,
+        rows=rows,
+        element_bytes=kernel.element_bytes,
+        cluster=kernel.cluster,
+        ctas_per_sm=kernel.ctas_per_sm,
+        sweeps=kernel.sweeps,
+        stable=kernel.stable,
+        instructions_per_pair=per_pair("issue"),
+        mufu_per_pair=per_pair("mufu"),
+        rows_in_flight=active,
+        load_cycles=stay - (alone * slowed + serial) + phases["load"] * slowed,
+        first_cycles=phases["first"] * slowed,
+        exact_cycles=phases["exact"] * slowed,
+        decision_cycles=serial + fixed * slowed,
+        residence_us=stay * to_us,
+        overlap=sharing * min(1.0, alone * slowed / stay),
+        memory_busy=resources["memory"],
+        issue_busy=resources["issue"],
+        mufu_busy=resources["mufu"],
+        fp32_busy=resources["fp32"],
+        bound=busiest if resources[busiest] > BOUND_ABOVE else "latency",
+        time_us=time,
+        roofline_us=roofline * to_us,
+        roofline_percent=100 * roofline * to_us / time,
+    )
+
+
+def smallest_cluster(gpu: Architecture, vocab: int, element_bytes: int, ctas_per_sm: int) -> int | None:
+    """That holds a row pair, None where the largest does not."""
+    cluster = math.ceil(2 * vocab * element_bytes / gpu.row_bytes_per_cta(ctas_per_sm))
+    return cluster if cluster <= gpu.largest_cluster else None
+
+
+def cases(options: argparse.Namespace) -> list[Prediction]:
+    """For each GPU, V and form of the exact sweeps: the cluster asked for, or the smallest that holds a row."""
+    found = []
+    gpus = [read_chip(options.chip)] if options.chip else [(ARCHITECTURES[g], ASSUMED, MEASURED) for g in options.gpu]
+    for gpu, chip, counts in gpus:
+        for vocab in options.vocab:
+            cluster = options.cluster or smallest_cluster(gpu, vocab, options.element_bytes, options.ctas_per_sm)
+            if cluster is None:
+                continue  # such rows are read again through L2: another kernel, not modelled
+            kernel = Kernel(
+                counts=counts,
+                chip=chip,
+                sweeps=options.sweeps,
+                cluster=cluster,
+                ctas_per_sm=options.ctas_per_sm,
+                element_bytes=options.element_bytes,
+                prefetched=options.prefetch,
+            )
+            for stable in (False, True):
+                found += [predict(gpu, replace(kernel, stable=stable), vocab, rows) for rows in options.rows]
+    return found
+
+
+def print_chip(path: Path, console: Console) -> None:
+    """What was read of a GPU beside what is assumed without one."""
+    gpu, chip, counts = read_chip(path)
+    table = Table(title=f"{gpu.name}: read from {path}, and assumed otherwise")
+    for heading, justify in (("constant", "left"), ("read", "right"), ("assumed", "right")):
+        table.add_column(heading, justify=justify)
+    for name, value in {**vars(chip), "decision_cycles": counts.decision_cycles}.items():
+        assumed = getattr(ASSUMED, name, MEASURED.decision_cycles)
+        shown = [", ".join(f"{v:.4g}" for v in (x if isinstance(x, tuple) else (x,))) for x in (value, assumed)]
+        table.add_row(name, *shown)
+    console.print(table)
+
+
+def print_tables(predictions: Sequence[Prediction], console: Console) -> None:
+    gpus = Table(title="Constants of the GPUs, published or assumed (benchmarks/models/cuda_architectures.py)")
+    for heading in ("GPU", "sm", "SMs", "GHz", "copy GB/s", "issue /clk", "FP32 /clk", "MUFU /clk", "KB/SM", "cluster"):
+        gpus.add_column(heading, justify="left" if heading == "GPU" else "right")
+    for gpu in ARCHITECTURES.values():
+        numbers = (gpu.sms, gpu.clock_ghz, gpu.memory_gb_per_s, gpu.issue_slots, gpu.fp32_lanes, gpu.mufu_lanes)
+        gpus.add_row(gpu.name, gpu.capability, *map(str, (*numbers, gpu.shared_sm // 1024, gpu.largest_cluster)))
+    console.print(gpus)
+    table = Table(title=f"{TITLE}: cycles of a row by phase, how busy each resource is, time of N rows")
+    for heading in (
+        *("GPU", "V", "KL", "cluster", "instr", "mufu", "N", "rows in flight", "load", "first", "exact", "decisions"),
+        *("stays us", "overlap", "memory %", "issue %", "mufu %", "bound", "us", "roofline us", "% roofline"),
+    ):
+        table.add_column(heading, justify="left" if heading in ("GPU", "KL", "bound") else "right")
+    for p in predictions:
+        cycles = (p.load_cycles, p.first_cycles, p.exact_cycles, p.decision_cycles)
+        table.add_row(
+            *(p.gpu, str(p.vocab), "stable" if p.stable else "direct", f"{p.cluster} x {p.ctas_per_sm}/SM"),
+            *(f"{p.instructions_per_pair:.1f}", f"{p.mufu_per_pair:.1f}", str(p.rows), str(p.rows_in_flight)),
+            *(f"{value:.0f}" for value in cycles),
+            *(f"{p.residence_us:.1f}", f"{p.overlap:.2f}"),
+            *(f"{100 * value:.0f}" for value in (p.memory_busy, p.issue_busy, p.mufu_busy)),
+            *(p.bound, f"{p.time_us:.0f}", f"{p.roofline_us:.1f}", f"{p.roofline_percent:.0f}"),
+        )
+    console.print(table)
+
+
+def write_csv(predictions: Sequence[Prediction], path: Path) -> None:
+    """One line a prediction, each of which says that it is one."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = [{"kind": TITLE, **vars(prediction)} for prediction in predictions]
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.models.cuda_model",
+        description=(__doc__ or "").split("\n\n")[1],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--gpu", nargs="+", choices=ARCHITECTURES, default=["H100", "B200"], help="where clusters hold large rows")
+    add("--chip", type=Path, metavar="FILE", help="what the chip probe wrote of a GPU, which is modelled then")
+    add("--vocab", type=int, nargs="+", default=[151_936], metavar="V", help="tokens a row")
+    add("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096], metavar="N", help="rows a call")
+    add("--element-bytes", type=int, choices=(2, 4), default=2, help="of a logit")
+    add("--sweeps", type=float, default=2.05, help="of a row, the first one included")
+    add("--cluster", type=int, metavar="CTAS", help="CTAs that hold a row; None: the fewest that do")
+    add("--ctas-per-sm", type=int, choices=(1, 2, 3), default=2, help="that share an SM")
+    add("--prefetch", action="store_true", help="a cluster's next row is in L2 when its turn comes")
+    add("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="for the CSV file")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        predictions = cases(options)
+        if not predictions:
+            raise ValueError("no row of these fits in the shared memory of a cluster")
+    except ValueError as error:
+        print(f"benchmarks.models.cuda_model: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    console = console if console.is_terminal else Console(width=230)
+    if options.chip:
+        print_chip(options.chip, console)
+    print_tables(predictions, console)
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_csv(predictions, options.output / "cuda_model.csv")
+    console.print(f"wrote {options.output / 'cuda_model.csv'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What the paper's runs take, on paper: memory of one GPU and hours of eight. Nothing here was measured on one.
+
+python -m benchmarks.models.paper_runs prints the tables of docs/paper-runs.md, where the formulas stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GPUS, ROLLOUTS, PROMPT, COMPLETION = 8, 256, 1024, 7168
+ROWS = 16  # rollout_batch_size of the recipes
+SEQUENCES = 2  # per_device_train_batch_size
+STEPS, WARMUP = 400, 50
+CHUNK = 8 * 2**27  # bytes of the loss's chunk: about eight float32 tensors of 128 MiB
+SUITE = {"GSM8K": (1319, 32), "MATH500": (500, 64), "Olympiad": (674, 64), "AIME24": (30, 512)} | {
+    "AIME25": (30, 512),
+    "AMC": (40, 512),
+}
+
+# Assumptions about a GPU, to be replaced by measurements.
+LAYER_SECONDS = 0.7e-3  # of one layer of one decoding step in eager transformers, which launches bound, not bytes
+MEAN_LENGTH = 4000  # tokens of a completion
+FLOPS = 989e12 * 0.35  # bfloat16, and the share of it that training reaches
+ENGINE_TOKENS = 10_000  # per second and GPU, of an engine with continuous batching decoding the student
+
+
+@dataclass(frozen=True)
+class Qwen3:
+    """The shape of a model of the family; parameters and bytes follow from it."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    tied: bool
+    kv_heads: int = 8
+    head_dim: int = 128
+    vocabulary: int = 151_936
+
+    @property
+    def parameters(self) -> int:
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads) + 2 * self.head_dim
+        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one token, bfloat16."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * 2
+
+    @property
+    def layer_activation_bytes(self) -> int:
+        """Of one token in the one layer that is recomputed at a time, bfloat16."""
+        return 2 * (8 * self.hidden + 4 * self.head_dim * (self.heads + self.kv_heads) + 4 * self.intermediate)
+
+
+PAIRS = (
+    (Qwen3("Qwen3-1.7B", 2048, 28, 16, 6144, True), Qwen3("Qwen3-8B", 4096, 36, 32, 12288, False)),
+    (Qwen3("Qwen3-0.6B", 1024, 28, 16, 3072, True), Qwen3("Qwen3-4B", 2560, 36, 32, 9728, True)),
+)
+
+
+def memory(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
+    """Bytes on each of eight GPUs by part, with the peaks of rollouts and of training."""
+    length = PROMPT + COMPLETION
+    parts = {
+        "student, gradients, AdamW (sharded)": 16 * student.parameters / GPUS,
+        "teacher (sharded)": 2 * teacher.parameters / GPUS,
+        "rollout: both models whole": 2.0 * (student.parameters + teacher.parameters),
+        "rollout: student's KV cache": float(ROWS * length * student.kv_bytes),
+        "rollout: teacher's KV cache": float(ROWS * length * teacher.kv_bytes),
+        "rollout: logits": 4.0 * 2 * 2 * ROWS * student.vocabulary,
+        "training: checkpointed layers": 2.0 * SEQUENCES * length * student.layers * student.hidden,
+        "training: the layer recomputed": float(SEQUENCES * length * student.layer_activation_bytes),
+        "training: both lm_heads whole, student's gradient": student.vocabulary
+        * (8.0 * student.hidden + 2.0 * teacher.hidden),
+        "training: logits of a chunk": float(CHUNK),
+    }
+    standing = sum(value for name, value in parts.items() if "sharded" in name)
+    for phase in ("rollout", "training"):
+        parts[f"{phase}: peak"] = standing + sum(value for name, value in parts.items() if name.startswith(phase))
+    return parts
+
+
+def hours(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
+    """Of a run on eight GPUs, if one rollout of each part reaches the length limit in each step."""
+    decoding_steps = COMPLETION * -(-ROLLOUTS // GPUS // ROWS)
+    of_student = decoding_steps * student.layers * LAYER_SECONDS
+    with_teacher = decoding_steps * (student.layers + teacher.layers) * LAYER_SECONDS
+    tokens = ROLLOUTS * (MEAN_LENGTH + PROMPT / 4)
+    training = tokens * (8 * student.parameters + 2 * teacher.parameters) / (GPUS * FLOPS)
+    engine = ROLLOUTS * MEAN_LENGTH / (GPUS * ENGINE_TOKENS)
+    after = STEPS - WARMUP
+    completions = sum(prompts * samples for prompts, samples in SUITE.values())
+    rows = 64  # 8192 tokens of the student's KV cache each
+    suite = completions / rows * 8192 * student.layers * LAYER_SECONDS / GPUS
+    return {
+        "rollouts of a TRB step, seconds": with_teacher,
+        "rollouts of a student step, seconds": of_student,
+        "the same by an engine, seconds": engine,
+        "training of a step, seconds": training,
+        "TRB run, hours": (WARMUP * with_teacher + after * of_student + STEPS * training) / 3600,
+        "TRB run with an engine after the warmup, hours": (WARMUP * with_teacher + after * engine + STEPS * training)
+        / 3600,
+        "vanilla OPD run, hours": STEPS * (of_student + training) / 3600,
+        "fixed-epsilon, SKD or offline KD run, hours": STEPS * (with_teacher + training) / 3600,
+        "suite of one checkpoint, hours": suite / 3600,
+        "suite of one checkpoint by an engine, hours": completions * MEAN_LENGTH / (GPUS * ENGINE_TOKENS) / 3600,
+    }
+
+
+def main() -> None:
+    names = [f"{student.name} <- {teacher.name}" for student, teacher in PAIRS]
+    print(f"| GB on each of {GPUS} GPUs | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    columns = [memory(*pair) for pair in PAIRS]
+    for name in columns[0]:
+        print(f"| {name} | {' | '.join(f'{column[name] / 1e9:.1f}' for column in columns)} |")
+    print(f"\n| on {GPUS} GPUs | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    columns = [hours(*pair) for pair in PAIRS]
+    for name in columns[0]:
+        print(f"| {name} | {' | '.join(f'{column[name]:.1f}' for column in columns)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Times calls on a GPU by CUDA events, from cold or warm L2 caches, and by CUDA graph replay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..harness.timing import FEWEST, LONGEST_CALL, Method, turns
+
+COLD_CACHES = 5  # L2 caches' worth of other data read before a call
+HEAD_START = 200_000  # GPU cycles, about 0.1 ms, that the host gets to enqueue a call before the GPU reaches it
+
+
+class Clock(Protocol):
+    """How a call is timed: by `CudaClock`, and in a dry run by `CpuClock`."""
+
+    def cool(self) -> None:
+        """Leaves nothing of any call's inputs in the cache."""
+
+    def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
+        """Time of `call` right after `before`, which is not timed."""
+
+    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        """A replay of what `call` launches."""
+
+
+class CpuClock:
+    """For a dry run without a GPU: wall clock, nothing to cool, nothing to capture."""
+
+    def __init__(self) -> None:
+        self.cooled = 0
+
+    def cool(self) -> None:
+        self.cooled += 1
+
+    def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
+        before()
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        return call
+
+
+@dataclass
+class CudaClock:
+    """By events on the current stream. Host time is hidden as long as it is below the head start."""
+
+    l2_bytes: int
+
+    def __post_init__(self) -> None:
+        self._other = torch.zeros(COLD_CACHES * self.l2_bytes // 4, dtype=torch.int32, device="cuda")
+
+    def cool(self) -> None:
+        self._other.amax()  # a read: a write would leave lines to be written back while the call runs
+
+    def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before()
+        torch.cuda._sleep(HEAD_START)
+        start.record()
+        result = call()
+        end.record()
+        end.synchronize()
+        del result
+        return float(start.elapsed_time(end)) * 1e-3
+
+    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call()
+
+        def replay() -> object:
+            graph.replay()
+            return result
+
+        return replay
+
+
+def copy_rate(clock: Clock, megabytes: int, device: str) -> float:
+    """GB/s of a copy on the device, bytes read and written: the ceiling of what only moves data. Fastest of 20."""
+    source = torch.zeros(megabytes * 2**18, dtype=torch.int32, device=device)
+    target = torch.empty_like(source)
+    fastest = min(clock.seconds(clock.cool, lambda: target.copy_(source)) for _ in range(20))
+    return 2 * source.numel() * 4 / fastest / 1e9
+
+
+def time_rounds(methods: Sequence[Method], clock: Clock, cache: str, *, repetitions: int, seconds: float) -> None:
+    """Fills `seconds` of each method without a note, whose first call is checked and not counted.
+
+    Rounds in random order, as in `timing.time_interleaved`; slow methods get fewer repetitions, at least 3. What does
+    not fit in the GPU's memory is left out, and says so.
+    """
+    share = seconds / max(1, len(methods))
+    counts: dict[int, int] = {}
+    for method in methods:
+        if method.note:
+            continue
+        try:
+            result = method.call()
+            if method.check:
+                method.check(result)
+            del result
+            lasted = clock.seconds(clock.cool, method.call)
+        except torch.OutOfMemoryError:
+            method.note = "left out: not enough GPU memory"
+            torch.cuda.empty_cache()
+            continue
+        if lasted > LONGEST_CALL:
+            method.note = f"left out: one call takes {lasted:.0f} s"
+            continue
+        counts[id(method)] = min(repetitions, max(FEWEST, int(share / max(lasted, 1e-6))))
+    for method in turns(methods, counts, repetitions):
+        before = clock.cool if cache == "cold" else method.call
+        method.seconds.append(clock.seconds(before, method.call))

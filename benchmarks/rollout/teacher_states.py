@@ -1,0 +1,113 @@
+"""`python -m benchmarks.rollout.teacher_states`: what the loss saves by reusing the teacher's states of the rollout.
+
+One optimizer step of a blended rollout is the rollout, the student's forward and backward pass over what was written,
+and, unless its states were kept, a teacher forward over the same. All parts are timed in one process, interleaved;
+medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from trbext.models.lm_head import lm_head
+from trbext.rollout import Rollout, speculative
+from trbext.training.losses import chunked_reverse_kl
+
+from ..harness.results import this_machine
+from .pairs import Prompts, random_pair, smollm2_pair
+
+PARTS = ("rollout", "rollout, states kept", "teacher forward", "student forward and backward")
+
+
+def time_parts(
+    pair: Prompts, batch: int, *, epsilon: float, new_tokens: int, rounds: int
+) -> tuple[dict[str, float], float]:
+    """Median seconds of each part, and the bytes that the states take."""
+    input_ids, mask = pair.first(batch)
+
+    def roll(limit: float, seed: int) -> Rollout:
+        return speculative(
+            pair.student,
+            pair.teacher,
+            input_ids,
+            mask,
+            epsilon=epsilon,
+            max_new_tokens=new_tokens,
+            alignment=pair.alignment,
+            pad_token_id=pair.pad_token_id,
+            draft_length=0,
+            generator=torch.Generator().manual_seed(seed),
+            teacher_states_limit=limit,
+        )
+
+    rollout = roll(float("inf"), 0)
+    assert rollout.teacher_states is not None
+    states, tokens = rollout.teacher_states, rollout.tokens.shape[1]
+    sequences = torch.cat([input_ids, rollout.tokens], 1)
+    attended = torch.cat([mask, rollout.mask.long()], 1)
+    heads = [lm_head(model).narrowed(pair.alignment.width) for model in (pair.student, pair.teacher)]
+
+    def hidden(model: torch.nn.Module) -> torch.Tensor:
+        found: torch.Tensor = model(input_ids=sequences, attention_mask=attended, use_cache=False).last_hidden_state
+        return found[:, :-1][:, -tokens:]
+
+    def teacher_forward() -> None:
+        with torch.no_grad():
+            hidden(pair.teacher.base_model)
+
+    def student_step() -> None:
+        student = hidden(pair.student.base_model)[rollout.mask]
+        drawn = rollout.tokens[rollout.mask]
+        terms = chunked_reverse_kl(student, states[rollout.mask], heads[0], heads[1], drawn, pair.alignment)
+        terms.reverse_kl.mean().backward()
+        pair.student.zero_grad()
+
+    calls: dict[str, Callable[[int], object]] = {
+        "rollout": lambda seed: roll(0.0, seed),
+        "rollout, states kept": lambda seed: roll(float("inf"), seed),
+        "teacher forward": lambda _: teacher_forward(),
+        "student forward and backward": lambda _: student_step(),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in PARTS}
+    for turn in range(rounds + 1):  # the first one warms up
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(0)
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}, states.untyped_storage().nbytes()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout.teacher_states", description=__doc__)
+    parser.add_argument("--real-models", type=Path, help="folder of recipes/smollm2_pruned.py; else random models")
+    parser.add_argument("--batch", type=int, default=8, help="rollouts (default: %(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="of each (default: %(default)s)")
+    parser.add_argument("--epsilon", type=float, default=0.05, help="nats (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="calls of each part (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    pair = smollm2_pair(options.real_models, options.batch) if options.real_models else random_pair(options.batch)
+    found, size = time_parts(
+        pair, options.batch, epsilon=options.epsilon, new_tokens=options.new_tokens, rounds=options.rounds
+    )
+    console = Console(width=120)
+    console.print(f"{this_machine()}\n{pair.name}, {options.batch} rollouts of {options.new_tokens} tokens")
+    for name, seconds in found.items():
+        console.print(f"{name:30} {seconds:8.3f} s")
+    kept = found["rollout, states kept"] + found["student forward and backward"]
+    asked = found["rollout"] + found["student forward and backward"] + found["teacher forward"]
+    console.print(f"with the states kept a step takes {kept / asked:.3f} of what it takes without")
+    console.print(f"states: {size / 2**20:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

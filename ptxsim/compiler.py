@@ -1,0 +1,61 @@
+"""Compiling a .cu file to PTX, once per distinct input."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from python_tests.sass.toolchain import find_nvcc
+
+
+def _compile(source: Path, arch: int, include: Sequence[Path], defines: Mapping[str, str], cache: Path | None) -> bytes:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise FileNotFoundError(
+            "no nvcc: put it on PATH, set CUDA_HOME, or "
+            "pip install nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt "
+            "nvidia-cuda-cccl nvidia-cuda-runtime"
+        )
+    command = [str(nvcc), "-std=c++17", f"-arch=sm_{arch}", "-ptx", str(source)]
+    command += [f"-I{directory}" for directory in include]
+    command += [f"-D{name}={value}" if value else f"-D{name}" for name, value in sorted(defines.items())]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if cache is not None:
+            # Headers are part of the input: the preprocessed text decides, not the file's date.
+            text = _run([*(c for c in command if c != "-ptx"), "-E"], source)
+            key = hashlib.sha256(repr(command).encode() + text).hexdigest()[:24]
+            cache.mkdir(parents=True, exist_ok=True)
+            stored = cache / f"{source.stem}-sm{arch}-{key}.ptx"
+            if stored.exists():
+                return stored.read_bytes()
+        output = folder / "out.ptx"
+        _run([*command, "-o", str(output)], source)
+        data = output.read_bytes()
+        if cache is not None:
+            partial = stored.with_suffix(f".{os.getpid()}")
+            partial.write_bytes(data)
+            partial.replace(stored)
+        return data
+
+
+def _run(command: list[str], source: Path) -> bytes:
+    result = subprocess.run(command, capture_output=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"nvcc failed on {source}:\n{' '.join(command)}\n{result.stderr.decode(errors='replace')}")
+    return result.stdout
+
+
+def compile_ptx(
+    source: Path, arch: int, include: Sequence[Path] = (), defines: Mapping[str, str] = {}, cache: Path | None = None
+) -> str:
+    """PTX of a .cu file for `sm_<arch>`.
+
+    `cache` is a directory for results, keyed by the preprocessed text and the command.
+    Raises FileNotFoundError without nvcc and RuntimeError with nvcc's own words when it refuses the file.
+    """
+    return _compile(Path(source), arch, include, defines, cache).decode()

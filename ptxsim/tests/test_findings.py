@@ -1,0 +1,180 @@
+"""Planted bugs that the PTX interpreter must find, correct twins that it must not blame, launches it must refuse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptxsim import Device, Kernel, Module, Result, compile_ptx, find_nvcc, launch
+
+pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: put it on PATH or pip install nvidia-cuda-nvcc")
+KERNELS = Path(__file__).parents[1] / "kernels"
+SCHEDULES = [None, 1, 2, 3]
+_DEFINED = re.findall(r"^#define (\w+) (\d+)$", (KERNELS / "planted_bugs.cu").read_text(), re.M)
+BUGS = {"NONE": 0, **{name: int(number) for name, number in _DEFINED}}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ptx")
+
+
+def kinds(result: Result) -> set[str]:
+    return {f.kind for f in result.findings}
+
+
+@pytest.fixture(scope="module")
+def bugs(cache: Path) -> Module:
+    return Module.parse(compile_ptx(KERNELS / "planted_bugs.cu", 90, cache=cache))
+
+
+def variant(bugs: Module, kernel: str, bug: str) -> Kernel:
+    return next(k for name, k in bugs.kernels.items() if f"{len(kernel)}{kernel}ILi{BUGS[bug]}E" in name)
+
+
+def run_block_kernel(bugs: Module, bug: str, seed: int | None = None) -> tuple[Result, np.ndarray]:
+    device, n, blocks = Device(), 5001, 3
+    rng = np.random.default_rng(0)
+    x = device.upload(rng.integers(-4, 5, n).astype(np.float32), "x")
+    out, scratch = (
+        device.empty((blocks * 256 + 1, 2), np.float32, "out"),
+        device.empty(blocks * 256, np.float32, "scratch"),
+    )
+    result = launch(device, variant(bugs, "block_kernel", bug), blocks, 256, [x, out, scratch, n], seed=seed)
+    return result, device.download(scratch)
+
+
+def run_cluster_kernel(bugs: Module, bug: str, seed: int | None = None, blocks: int = 8) -> tuple[Result, np.ndarray]:
+    device = Device()
+    x = device.upload(np.arange(64 * blocks, dtype=np.float32), "x")
+    out = device.empty(64 * blocks, np.float32, "out")
+    result = launch(device, variant(bugs, "cluster_kernel", bug), blocks, 64, [x, out], cluster=4, seed=seed)
+    return result, device.download(out)
+
+
+@pytest.mark.parametrize("run", [run_block_kernel, run_cluster_kernel])
+def test_the_correct_twin_has_no_findings_and_one_result_under_every_schedule(bugs: Module, run) -> None:  # type: ignore[no-untyped-def]
+    results = [run(bugs, "NONE", seed) for seed in SCHEDULES]
+    for result, values in results:
+        assert result.findings == []
+        np.testing.assert_array_equal(values, results[0][1])
+    if run is run_cluster_kernel:
+        sums = np.arange(512).reshape(2, 4, 64).sum(1)
+        np.testing.assert_array_equal(results[0][1], np.repeat(2 * sums, 4, axis=0).ravel())
+
+
+BLOCK_BUGS = {
+    "MISSING_SYNCTHREADS": ("race", "ld.shared.f32"),
+    "MISSING_SYNCWARP": ("race", "ld.volatile.shared.f32"),
+    "OFF_BY_ONE": ("out_of_bounds", "x+20004 of 20004 bytes"),
+    "MISALIGNED": ("misaligned", "out+4 of"),
+    "PARTIAL_WARP": ("partial_warp", "0x0000ffff"),
+    "DIVERGENT_BARRIER": ("divergent_barrier", "bar.sync"),
+    "UNINITIALISED_SHARED": ("uninitialised", "block 0 thread 250"),
+    "UNINITIALISED_GLOBAL": ("uninitialised", "scratch+"),
+    "SHARED_OVERFLOW": ("out_of_bounds", "store of 4 bytes at shared+"),
+    "SINGLE_BUFFER": ("race", "not ordered after the read"),
+    "DEADLOCK": ("deadlock", "bar.sync"),
+    "INACTIVE_LANE": ("inactive_lane", "shfl.sync"),
+    "OVERLAPPING_STORES": ("race", "st.shared.u16"),
+    "TRAP": ("trap", "block 0 thread 0"),
+    "EXITED_BEFORE_BARRIER": ("divergent_barrier", "128 have exited"),
+}
+CLUSTER_BUGS = {
+    "MISSING_FIRST_CLUSTER_SYNC": [("race", "not ordered after the write"), ("unstarted_cta", "no cluster barrier")],
+    "BLOCK_SYNC_FOR_CLUSTER": [("race", "not ordered after the write"), ("unstarted_cta", "no cluster barrier")],
+    "MISSING_LAST_CLUSTER_SYNC": [("dead_cta", "shared memory")],
+    "WRITE_AFTER_ARRIVE": [("race", "not ordered after the write")],
+}
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("bug", BLOCK_BUGS)
+def test_a_planted_bug_in_a_block_is_found(bugs: Module, bug: str, seed: int | None) -> None:
+    kind, words = BLOCK_BUGS[bug]
+    result, _ = run_block_kernel(bugs, bug, seed)
+    found = [f for f in result.findings if f.kind == kind]
+    assert found, [f.message for f in result.findings]
+    if seed is None:
+        assert any(words in f.message for f in found), [f.message for f in found]
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("bug", CLUSTER_BUGS)
+def test_a_planted_bug_in_a_cluster_is_found(bugs: Module, bug: str, seed: int | None) -> None:
+    result, _ = run_cluster_kernel(bugs, bug, seed)
+    # Under a random schedule a peer may also read what its neighbour has not written yet.
+    assert kinds(result) - ({"uninitialised"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
+    for kind, words in CLUSTER_BUGS[bug]:
+        assert any(f.kind == kind and words in f.message for f in result.findings)
+
+
+def test_shared_memory_of_a_block_that_has_exited_is_gone(bugs: Module) -> None:
+    result, _ = run_cluster_kernel(bugs, "EXITED_PEER")
+    messages = [f.message for f in result.findings if f.kind == "dead_cta"]
+    assert any("of block 1: all its threads have exited" in message for message in messages)
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_named_barriers_order_those_who_wait_but_not_those_who_only_arrive(bugs: Module, seed: int | None) -> None:
+    device = Device()
+    out = device.empty((2, 64), np.int32, "out")
+    assert launch(device, variant(bugs, "named_barrier_kernel", "NONE"), 1, 128, [out], seed=seed).findings == []
+    expected = 2 * np.arange(63, -1, -1)
+    np.testing.assert_array_equal(device.download(out), [expected, expected + 1])
+    result = launch(device, variant(bugs, "named_barrier_kernel", "ARRIVE_WITHOUT_WAIT"), 1, 128, [out], seed=seed)
+    # Arrivals of both rounds may also add up to one full barrier, and then the consumers wait for ever.
+    assert kinds(result) & ({"race"} if seed is None else {"race", "deadlock"})
+
+
+def test_an_earlier_reader_is_not_forgotten_over_a_later_one(bugs: Module) -> None:
+    device = Device()
+    result = launch(device, bugs.kernels["forgotten_reader"], 1, 64, [device.empty(2, np.float32)])
+    assert [f.kind for f in result.findings] == ["race"]
+    assert "block 0 thread 0: store" in result.findings[0].message
+    assert "the read by block 0 thread 32" in result.findings[0].message
+
+
+def test_every_planted_bug_is_tested() -> None:
+    assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, "ARRIVE_WITHOUT_WAIT", "EXITED_PEER"}
+
+
+@pytest.fixture(scope="module")
+def module(cache: Path) -> Module:
+    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 90, cache=cache))
+
+
+@pytest.fixture(scope="module")
+def module80(cache: Path) -> Module:
+    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 80, cache=cache))
+
+
+def launch_findings(kernel: Kernel, arguments: int, **options: object) -> list[str]:
+    device = Device()
+    pointers = [device.upload(np.zeros(4096, np.float32)) for _ in range(arguments)]
+    settings = {"grid": 8, "block": 32, "args": pointers, **options}
+    return [f.message for f in launch(device, kernel, **settings).findings if f.kind == "launch"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("arch", "limit"), [(80, 163), (86, 99), (90, 227), (100, 227), (120, 99)])
+def test_too_much_shared_memory_is_refused(module80: Module, arch: int, limit: int) -> None:
+    kernel = module80.kernels["neighbours"]  # 256 bytes of static shared memory
+    bytes_left = limit * 1024 - kernel.shared_bytes
+    assert kernel.shared_bytes == 256
+    assert launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left) == []
+    assert "bytes of shared memory per block" in launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left + 1)[0]
+
+
+def test_launch_limits(module: Module, module80: Module) -> None:
+    shuffles, cluster_sum = module80.kernels["shuffles"], module.kernels["cluster_sum"]
+    assert launch_findings(shuffles, 1, grid=1) == []
+    assert "clusters begin with sm_90" in launch_findings(shuffles, 1, arch=80, cluster=2)[0]
+    assert "at most 1024" in launch_findings(shuffles, 1, block=1056)[0]
+    assert "at most 8 allowed" not in launch_findings(shuffles, 1, grid=8, cluster=8)
+    assert "a cluster of 16 blocks" in launch_findings(shuffles, 1, grid=16, cluster=16)[0]
+    assert "requires (4, 1, 1)" in launch_findings(cluster_sum, 2, cluster=2)[0]
+    assert "not divisible" in launch_findings(cluster_sum, 2, grid=6)[0]
+    assert "does not run there" in launch_findings(cluster_sum, 2, arch=80)[0]

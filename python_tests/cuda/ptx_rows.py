@@ -1,0 +1,253 @@
+"""The shipped CUDA kernels, run as PTX on the interpreter, behind the functions of `trbext`.
+
+`PtxOperators(arch=90, ranks=4).solve(student, teacher, epsilon)` compiles csrc/cuda/rows_*.cu with nvcc for sm_90, runs
+the resident kernel with a cluster of four blocks per row, and fails if the interpreter finds anything wrong. What the
+host does in csrc/cuda/ops_cuda.cpp and beside it is done here again: filling the arguments and choosing the grid.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptxsim import Device, Kernel, Module, Result, compile_ptx, launch
+from python_tests.cuda.ptx_arguments import (
+    VERDICT_WORDS,
+    KernelArgs,
+    VerifyArrays,
+    column_of,
+    indices_of,
+    logits_of,
+    temperature_of,
+)
+from trbext.limits import STUDENT_KINDS
+from trbext.ops import _as_rows
+from trbext.results import Blend, Sample, Solution, Verification
+
+# TRB_CUDA_SOURCES: another csrc/cuda, with a bug that the tests must notice (python_tests/cuda/without_barriers.py).
+SOURCES = Path(os.environ.get("TRB_CUDA_SOURCES", Path(__file__).resolve().parents[2] / "csrc" / "cuda"))
+NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+NUMPY = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64}
+RESIDENT_THREADS, STREAMED_THREADS, LANES, VECTOR_BYTES = 256, 512, 32, 16
+ASSEMBLY_THREADS = 128
+
+
+@functools.cache
+def ptx_directory() -> Path:
+    return Path(tempfile.mkdtemp(prefix="trbext-ptx-"))
+
+
+@functools.cache
+def kernels(arch: int, dtype: torch.dtype) -> Mapping[str, Kernel]:
+    """resident and streamed, of the PTX that nvcc makes of the shipped source."""
+    text = compile_ptx(SOURCES / f"rows_{NAMES[dtype]}.cu", arch, cache=ptx_directory())
+    found = Module.parse(text).kernels
+    return {kind: next(k for name, k in found.items() if f"{kind}_rows" in name) for kind in ("resident", "streamed")}
+
+
+@functools.cache
+def assembly_kernel(arch: int) -> Kernel:
+    text = compile_ptx(SOURCES / "assemble_requests.cu", arch, cache=ptx_directory())
+    (kernel,) = Module.parse(text).kernels.values()
+    return kernel
+
+
+@dataclass
+class PtxOperators:
+    """The functions of `trbext` by the PTX of one architecture, one way of holding a row."""
+
+    arch: int
+    ranks: int = 1  # blocks of a cluster
+    streamed: bool = False
+    prefetch: bool = True  # of a cluster's next row
+    clusters: int | None = None  # of the grid; None: one for each row
+    seed: int | None = None  # of the schedule of warps; None: all in step
+    approx_error: float = 0.0  # relative, of .approx instructions
+    interpreted: bool = True  # see devices.Operators
+    device: str = "cpu"  # of the tensors; faults of use are the host's, which checks them alike for every device
+    results: list[Result] = field(default_factory=list)  # of the launches, the last one last
+
+    def solve(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0) -> Solution:
+        out = {"beta": torch.float32, "kl": torch.float32, "sweeps": torch.int32}
+        return Solution(**self._run(student, teacher, epsilon, temperature, out))
+
+    def blend(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0) -> Blend:
+        out = {"log_probs": torch.float32, "beta": torch.float32, "kl": torch.float32}
+        return Blend(**self._run(student, teacher, epsilon, temperature, out))
+
+    def sample(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        epsilon: float | Tensor,
+        *,
+        uniform: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Sample:
+        if uniform is None:
+            uniform = torch.rand(student.shape[:-1], dtype=torch.float64)
+        floats = ("log_prob", "student_log_prob", "teacher_log_prob", "beta", "kl")
+        out = {"token": torch.int64, **dict.fromkeys(floats, torch.float32)}
+        return Sample(**self._run(student, teacher, epsilon, temperature, out, uniform))
+
+    def verify(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        draft_tokens: Tensor,
+        offsets: Tensor,
+        epsilon: float | Tensor,
+        *,
+        temperature: float | Tensor = 1.0,
+        accept_uniform: Tensor,
+        draw_uniform: Tensor,
+        student_rows: Tensor | None = None,
+        teacher_rows: Tensor | None = None,
+        width: int,
+        vocab: int = 0,
+        student_kind: int | str = 0,
+        log_probs: bool = False,
+        dtype: torch.dtype = torch.int64,  # of the tokens
+    ) -> Verification:
+        rows, requests, device = len(draft_tokens), len(offsets) - 1, Device()
+
+        def per_request(value: float | Tensor) -> Tensor:
+            return value if isinstance(value, Tensor) else torch.full((requests,), value)
+
+        kind = STUDENT_KINDS[student_kind] if isinstance(student_kind, str) else student_kind
+        columns = vocab or min(student_logits.shape[1], teacher_logits.shape[1])
+        arrays = VerifyArrays(
+            rows=rows,
+            requests=requests,
+            width=width,
+            vocab=columns,
+            student_rows=len(student_logits),
+            teacher_rows=len(teacher_logits),
+            student_kind=kind,
+            draft_tokens=indices_of(device, draft_tokens, "draft_tokens"),
+            offsets=indices_of(device, offsets, "offsets"),
+            student_row=indices_of(device, student_rows, "student_rows"),
+            teacher_row=indices_of(device, teacher_rows, "teacher_rows"),
+            epsilon=column_of(device, per_request(epsilon), "epsilon"),
+            temperature=column_of(device, per_request(temperature), "temperature"),
+            accept_uniform=column_of(device, accept_uniform, "accept_uniform"),
+            draw_uniform=column_of(device, draw_uniform, "draw_uniform"),
+            wide_tokens=dtype == torch.int64,
+        )
+        outputs = {
+            "tokens": ((requests, width), dtype),
+            "emitted": ((requests,), torch.int32),
+            "accepted": ((requests,), torch.int32),
+            "beta": ((rows,), torch.float32),
+            "kl": ((rows,), torch.float32),
+        } | ({"log_probs": ((requests, width, 3), torch.float32)} if log_probs else {})
+        for name, (shape, of) in outputs.items():
+            setattr(arrays, name, device.empty(shape, NUMPY[of], name=name))
+        args = KernelArgs(
+            student=logits_of(device, student_logits, "student"),
+            teacher=logits_of(device, teacher_logits, "teacher"),
+            rows=rows,
+            vocab=columns,
+            beta=arrays.beta,
+            kl=arrays.kl,
+            verify=arrays,
+            verdicts=device.empty((rows, VERDICT_WORDS), np.int64, name="verdicts"),
+        )
+        alike = student_logits.dtype == teacher_logits.dtype and kind == 0
+        if rows > 0:
+            self._launch_rows(device, args, student_logits.dtype if alike else torch.float32)
+        if requests > 0:
+            warps = ASSEMBLY_THREADS // LANES
+            self._launch(
+                device,
+                assembly_kernel(self.arch),
+                grid=math.ceil(requests / warps),
+                block=ASSEMBLY_THREADS,
+                args=[bytes(arrays), args.verdicts],
+            )
+        found = {name: torch.from_numpy(device.download(getattr(arrays, name)).copy()) for name in outputs}
+        return Verification(**{"log_probs": torch.empty(0, 0, 3), **found})
+
+    def _run(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        epsilon: float | Tensor,
+        temperature: float,
+        outputs: Mapping[str, torch.dtype],
+        uniform: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
+        rows, vocab = student.shape
+        shapes = {name: (rows, vocab) if name == "log_probs" else (rows,) for name in outputs}
+        final = {name: student_logits.shape[: None if name == "log_probs" else -1] for name in outputs}
+        if rows == 0:  # the host launches nothing
+            return {name: torch.empty(final[name], dtype=dtype) for name, dtype in outputs.items()}
+        device = Device()
+        args = KernelArgs(
+            student=logits_of(device, student, "student"),
+            teacher=logits_of(device, teacher, "teacher"),
+            rows=rows,
+            vocab=vocab,
+            temperature=temperature_of(temperature),
+        )
+        if isinstance(budget, Tensor):
+            args.epsilon_per_row = device.upload(budget.contiguous().numpy(), name="epsilon")
+            args.epsilon_stride = 1
+        else:
+            args.epsilon = budget
+        if uniform is not None:
+            args.uniform = device.upload(uniform.reshape(-1).contiguous().numpy(), name="uniform")
+            args.uniform_stride = 1
+        for name, dtype in outputs.items():
+            setattr(args, name, device.empty(shapes[name], NUMPY[dtype], name=name))
+        self._launch_rows(device, args, student.dtype if student.dtype == teacher.dtype else torch.float32)
+        downloaded = {name: torch.from_numpy(device.download(getattr(args, name)).copy()) for name in outputs}
+        return {name: tensor.reshape(final[name]) for name, tensor in downloaded.items()}
+
+    def _launch_rows(self, device: Device, args: KernelArgs, dtype: torch.dtype) -> None:
+        tokens = LANES * VECTOR_BYTES // dtype.itemsize
+        if not self.streamed:
+            chunks = math.ceil(args.vocab / tokens)
+            args.slice_vectors = math.ceil(chunks / self.ranks) * LANES
+            args.prefetch = self.prefetch
+        self._launch(
+            device,
+            kernels(self.arch, dtype)["streamed" if self.streamed else "resident"],
+            grid=min(args.rows, self.clusters or args.rows) * self.ranks,
+            block=STREAMED_THREADS if self.streamed else RESIDENT_THREADS,
+            args=[bytes(args)],
+            shared=2 * args.slice_vectors * VECTOR_BYTES,
+            cluster=self.ranks,
+        )
+
+    def _launch(self, device: Device, kernel: Kernel, **options: Any) -> None:
+        options |= {"arch": self.arch, "seed": self.seed, "approx_error": self.approx_error}
+        result = launch(device, kernel, **options)
+        assert not result.findings, result.findings
+        self.results.append(result)
+
+
+def on_every_architecture() -> dict[str, PtxOperators]:
+    """What the tests of the operators' semantics run on."""
+    return {
+        "ptx-sm80-streamed": PtxOperators(80, streamed=True),
+        "ptx-sm90-cluster": PtxOperators(90, ranks=4),
+    }
+
+
+def missing() -> str | None:
+    """Why the kernels' PTX cannot be had here, for a test to skip with."""
+    from ptxsim import find_nvcc
+
+    return None if find_nvcc() is not None else "no nvcc on PATH, in CUDA_HOME, or from the package nvidia-cuda-nvcc"

@@ -1,0 +1,94 @@
+"""load_prompts: which rows of a source become prompts, in which form and order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trbext.data.prompt_files import PromptsNotFound
+from trbext.data.prompts import load_prompts
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    rows = [
+        {"question": f"q{number % 4}", "solution": number, "domain": "math" if number % 2 else "code", "level": number}
+        for number in range(12)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def texts(source: str, **options: Any) -> list[Any]:
+    return list(load_prompts(source, column="question", **options)["prompt"])
+
+
+def test_rows_are_chosen_made_unique_and_shuffled_before_the_limit(source: str) -> None:
+    assert texts(source, where="domain=math") == ["q1", "q3"] * 3
+    assert texts(source, where="level=5") == ["q1"]
+    assert texts(source, unique=True) == ["q0", "q1", "q2", "q3"]
+    assert texts(source, where="domain=math", unique=True, limit=1) == ["q1"]
+    shuffled = texts(source, unique=True, shuffle_seed=3)
+    assert sorted(shuffled) == ["q0", "q1", "q2", "q3"] != shuffled
+    assert (
+        texts(source, unique=True, shuffle_seed=3, limit=2)
+        == shuffled[:2]
+        == texts(source, unique=True, shuffle_seed=3)[:2]
+    )
+    assert texts(source, fits=lambda batch: [text > "q1" for text in batch], limit=3) == ["q2", "q3", "q2"]
+
+
+def test_answers_are_renamed_and_the_rest_of_the_row_is_kept(source: str) -> None:
+    rows = load_prompts(source, column="question", answer_column="solution")
+    assert rows[3] == {"prompt": "q3", "answer": 3, "domain": "math", "level": 3}
+    assert load_prompts(source, column="question", answer_column="domain")[1]["answer"] == "math"
+
+
+def test_the_first_human_turn_of_a_conversation_is_the_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "talks.jsonl"
+    turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]
+    path.write_text(json.dumps({"conversations": turns}) + "\n")
+    options = {"column": "conversations"}
+    assert load_prompts(str(path), **options)["prompt"][0] == "hello"
+    assert load_prompts(str(path), system_prompt="be brief", **options)["prompt"][0] == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hello"},
+    ]
+    path.write_text(json.dumps({"conversations": [turns[2]]}) + "\n")
+    with pytest.raises(PromptsNotFound, match=r"must hold a message from 'human', got \['gpt'\]"):
+        load_prompts(str(path), **options)
+
+
+def test_messages_of_roles_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "messages.jsonl"
+    path.write_text(json.dumps({"prompt": [{"role": "user", "content": "hello"}]}) + "\n")
+    assert load_prompts(str(path))["prompt"][0] == [{"role": "user", "content": "hello"}]
+
+
+def test_a_configuration_of_a_hub_dataset_is_named_after_a_colon(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def loading(name: str, configuration: str | None, split: str) -> Any:
+        asked.append((name, configuration, split))
+        raise FileNotFoundError("offline")
+
+    monkeypatch.setattr("trbext.data.prompt_files.load_dataset", loading)
+    for source in ("openai/gsm8k:main", "openai/gsm8k"):
+        with pytest.raises(PromptsNotFound, match="nor a dataset that can be loaded: offline"):
+            load_prompts(source, split="test")
+    assert asked == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", None, "test")]
+
+
+def test_what_is_not_there_is_named(source: str) -> None:
+    for options, words in (
+        ({"where": "domain"}, "a choice of rows must be 'column=value', got 'domain'"),
+        ({"where": "subject=math"}, "have no column 'subject', only question, solution, domain, level"),
+        ({"where": "domain=law"}, "have no row that was asked for"),
+        ({"answer_column": "reply"}, "have no column 'reply'"),
+    ):
+        with pytest.raises(PromptsNotFound, match=words):
+            load_prompts(source, column="question", **options)

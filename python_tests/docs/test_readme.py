@@ -1,0 +1,68 @@
+"""The README's examples do what they say, and its recipes parse."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from python_tests.models.tiny_models import tiny_llama
+from trbext import reference
+from trbext.runs.settings import parse_run
+from trbext.studies.compare.declaration import read_study
+from trbext.studies.compare.wording import planned_power
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_sampling_loop_blends_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    student, teacher = tiny_llama(1), tiny_llama(2)
+    prompt = torch.tensor([[5, 6], [7, 8]])
+    kept: list[torch.Tensor] = []
+    multinomial = torch.multinomial
+
+    def watched(probabilities: torch.Tensor, count: int) -> torch.Tensor:
+        kept.append(probabilities)
+        return multinomial(probabilities, count)
+
+    monkeypatch.setattr(torch, "multinomial", watched)
+    ids = scope["generate"](student, teacher, prompt, 5)  # type: ignore[operator]
+    assert ids.shape == (2, 7)
+    for step, mu in enumerate(kept):
+        with torch.no_grad():
+            logits = [model(ids[:, : 2 + step]).logits[:, -1] for model in (student, teacher)]
+        expected = reference.blend(*logits, 0.02)
+        assert torch.allclose(mu.double(), expected.log_probs.exp(), atol=1e-4)
+        assert (expected.beta < 1).all()
+
+
+RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith("study-")])
+def test_recipes_parse(recipe: str) -> None:
+    # use_cpu: transformers refuses bf16 where there is neither a GPU nor this field.
+    arguments, config, settings = parse_run(ROOT / "recipes" / recipe, ["--use_cpu", "true"])
+    assert arguments.model_name_or_path
+    assert config.output_dir.startswith("runs/")
+    assert settings["trb_epsilon"] > 0
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("study-")])
+def test_studies_parse_and_could_resolve_something(recipe: str) -> None:
+    study, _ = read_study(ROOT / "recipes" / recipe)
+    assert study.folder.parts[0] == "runs"
+    assert planned_power(study) is None
+
+
+def test_files_the_readme_points_to_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(
+        r"`(docs/[^`]+|recipes/[^`]+\.yaml)`", README
+    ):
+        assert (ROOT / target).exists(), target

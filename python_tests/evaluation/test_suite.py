@@ -1,0 +1,78 @@
+"""Suites of benchmarks: what their files may hold, and how checkpoints are compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trbext.cli import main as trb
+from trbext.evaluation.suite import Suite
+
+DEMO = "benchmarks: {easy: {prompts: 'demo:eval', verifier: demo, samples: 2}, hard: {prompts: 'demo', verifier: demo}}"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "suite.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1, 2]", "must hold fields and values, got list"),
+        ("a: {b", "is not YAML"),
+        ("temperature: 1", "fields of a suite are benchmarks, system_prompt, .*, got 'temperature'"),
+        ("benchmarks: []", "benchmarks must map names to benchmarks"),
+        ("benchmarks: {A: 3}", "benchmark A must hold fields and values, got 3"),
+        ("benchmarks: {A: {n: 3}}", "fields of benchmark A are prompts, samples, .*, got 'n'"),
+        ("benchmarks: {A: {samples: 3}}", "benchmark A needs prompts"),
+        ("benchmarks: {A: {prompts: demo, samples: 0}}", "samples of A must be a whole number of at least 1, got 0"),
+        (
+            "benchmarks: {A: {prompts: demo, samples: true}}",
+            "samples of A must be a whole number of at least 1, got True",
+        ),
+        ("benchmarks: {A: {prompts: 2026}}", "prompts of benchmark A is text, which YAML reads as 2026: quote it"),
+        ("benchmarks: {A: {prompts: demo, verifier: [math]}}", r"verifier of benchmark A must be text, got \['math'\]"),
+        (DEMO + "\nsystem_prompt: yes", "system_prompt of a suite is text, which YAML reads as True: quote it"),
+        (DEMO + "\nchat_template_kwargs: 3", "chat_template_kwargs must be a mapping, got 3"),
+        (DEMO + "\nmax_completion_length: 1.5", "max_completion_length must be a whole number"),
+    ],
+)
+def test_a_suite_that_cannot_be_read_says_why(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        Suite.read(written(tmp_path, text))
+
+
+def test_checkpoints_are_compared_by_the_mean_of_the_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = written(tmp_path, DEMO + "\nmax_completion_length: 32")
+    words = ["eval", "demo:student", "demo:teacher", "--suite", str(suite), "--limit", "12"]
+    assert trb([*words, "--output", str(tmp_path / "pass")]) == 0
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "pass" / "pass_at_1.json").read_text())
+    assert found["demo:teacher"]["mean"] == (found["demo:teacher"]["easy"] + found["demo:teacher"]["hard"]) / 2 > 0.7
+    assert found["demo:student"]["mean"] < 0.2
+    assert "best by the suite mean: demo:teacher (chosen and measured on the same completions" in out
+    assert "12 prompts x 2 samples" in out
+    assert "12 prompts x 1 samples" in out
+    assert len((tmp_path / "pass" / "demo-teacher" / "easy.jsonl").read_text().splitlines()) == 13
+    assert trb([*words, "--benchmarks", "hard", "--output", str(tmp_path / "one")]) == 0
+    assert list(json.loads((tmp_path / "one" / "pass_at_1.json").read_text())["demo:student"]) == ["hard", "mean"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demo:student", "--suite", "SUITE", "--benchmarks", "medium"], "benchmarks are easy, hard, got 'medium'"),
+        (["demo:student", "--suite", "nowhere.yaml"], "No such file"),
+        (["demo:student", "demo:teacher", "--prompts", "demo", "--verifier", "demo"], "several models need --suite"),
+        (["demo:student", "--verifier", "demo"], "--prompts is required without --suite"),
+        (["demo:student", "--prompts", "demo:eval"], "--verifier is required without --suite"),
+    ],
+)
+def test_usage_errors(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = str(written(tmp_path, DEMO))
+    assert trb(["eval", *(suite if word == "SUITE" else word for word in words)]) == 2
+    assert message in capsys.readouterr().err

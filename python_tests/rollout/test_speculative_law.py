@@ -1,0 +1,139 @@
+"""The law of speculative rollouts is mu's, exactly: all completions of tiny models against 200,000 rollouts.
+
+Chi-square with fixed seeds, corrected by Holm over all tests of a case; each planted fault of the scheme must be seen.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import trbext
+from python_tests.rollout.rollout_cases import (
+    PAD,
+    completion_counts,
+    left_padded,
+    p_value_of_counts,
+    sequence_law,
+    tiny,
+)
+from trbext.results import Verification
+from trbext.rollout import speculative
+from trbext.vocab import Alignment
+
+loop = importlib.import_module("trbext.rollout.speculative_rounds")
+FIRST, SECOND = [3, 4], [1, 3, 3, 4]
+
+
+def holm(p_values: list[float]) -> float:
+    """The smallest p-value, corrected for their number: below alpha exactly where Holm's procedure rejects any."""
+    return min(1.0, min(p_values) * len(p_values))
+
+
+def p_values_of_batches(
+    draft_length: int,
+    batch: int,
+    *,
+    epsilon: float,
+    vocab: int,
+    length: int,
+    rollouts: int,
+    seed: int = 0,
+    family: str = "llama",
+) -> Iterator[float]:
+    """Of the completions of both prompts, half of each batch; student and teacher stop in different ways."""
+    student = tiny(family, vocab=vocab, seed=1, dtype=torch.float32)
+    teacher = tiny(family, vocab=vocab + 1, seed=3, dtype=torch.float32)
+    alignment = Alignment(vocab, (2,), (4, 2))
+    laws = [sequence_law(student, teacher, prompt, epsilon, alignment, length) for prompt in (FIRST, SECOND)]
+    assert all(abs(sum(law.values()) - 1) < 1e-9 for law in laws)
+    half = batch // 2
+    prompts = tuple(part.repeat_interleave(half, 0) for part in left_padded(FIRST, SECOND, width=5))
+    generator = torch.Generator().manual_seed(seed)
+    counts: list[Counter[tuple[int, ...]]] = [Counter(), Counter()]
+    for _ in range(rollouts // batch):
+        rollout = speculative(
+            student,
+            teacher,
+            *prompts,
+            epsilon=epsilon,
+            max_new_tokens=length,
+            alignment=alignment,
+            pad_token_id=PAD,
+            draft_length=draft_length,
+            generator=generator,
+        )
+        for part, rows in zip(counts, (slice(half), slice(half, None)), strict=True):
+            part += completion_counts(rollout, rows)
+    for law, part in zip(laws, counts, strict=True):
+        yield p_value_of_counts(law, part, bins_above=10)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "vocab", "length", "shapes"),
+    [
+        (0.02, 6, 3, [(1, 35_000), (2, 2_000), (4, 70_000)]),
+        (0.3, 5, 4, [(2, 35_000), (3, 2_000), (8, 70_000)]),
+        (3.0, 7, 3, [(1, 35_000), (2, 70_000), (3, 10_000)]),
+    ],
+)
+def test_completions_follow_mu_at_any_draft_length_and_batch(
+    epsilon: float, vocab: int, length: int, shapes: list[tuple[int, int]]
+) -> None:
+    found = [
+        p
+        for seed, (draft_length, batch) in enumerate(shapes)
+        for p in p_values_of_batches(
+            draft_length, batch, epsilon=epsilon, vocab=vocab, length=length, rollouts=70_000, seed=seed
+        )
+    ]
+    assert holm(found) > 0.01, found
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2 with a sliding window"])
+def test_the_law_holds_past_a_sliding_window(family: str) -> None:
+    settings: dict[str, Any] = {"epsilon": 0.3, "vocab": 5, "length": 4, "rollouts": 70_000, "family": family}
+    assert holm(list(p_values_of_batches(3, 35_000, **settings))) > 0.01  # prompts of 2 and 4, a window of 4
+
+
+@pytest.fixture
+def mutated(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Replaces the decoder's `verify` by one with a planted fault."""
+
+    def plant(fault: str) -> None:
+        def verify(student: Tensor, teacher: Tensor, drafts: Tensor, offsets: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if fault == "the same uniform accepts and draws":
+                kwargs["draw_uniform"] = kwargs["accept_uniform"]
+            verdict: Verification = trbext.verify(student, teacher, drafts, offsets, *args, **kwargs)
+            if fault == "a rejected draft stands":  # one token too many is accepted
+                instead = drafts
+            elif fault == "the replacement is drawn from mu":
+                budget = args[0].repeat_interleave(kwargs["width"])
+                of_student = student[kwargs["student_rows"]]
+                instead = trbext.sample(of_student, teacher, budget, uniform=kwargs["draw_uniform"]).token
+            else:
+                return verdict
+            place = torch.arange(kwargs["width"])
+            replaced = (place >= verdict.accepted[:, None]) & (place < verdict.emitted[:, None])
+            return verdict._replace(tokens=torch.where(replaced, instead.view(verdict.tokens.shape), verdict.tokens))
+
+        monkeypatch.setattr(loop, "verify", verify)
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["a rejected draft stands", "the replacement is drawn from mu", "the same uniform accepts and draws"],
+)
+def test_a_planted_fault_of_the_scheme_is_seen(fault: str, mutated: Callable[[str], None]) -> None:
+    settings: dict[str, Any] = {"epsilon": 0.3, "vocab": 5, "length": 3, "rollouts": 50_000}
+    assert holm(list(p_values_of_batches(3, 25_000, **settings))) > 0.01
+    mutated(fault)
+    assert holm(list(p_values_of_batches(3, 25_000, **settings))) < 1e-6

@@ -1,0 +1,193 @@
+"""A run that is killed, again and again and anywhere, ends as the run that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from python_tests.runs import kill_runs
+from python_tests.runs.run_files import repeatable, same_weights, tiny_run, written
+from trbext.runs.folder import RunFolder
+from trbext.studies.compare.worker import FINISHED, finished
+
+KILLS = 40
+EVENTS = 100  # operations on files of the folder in a whole run: some more
+
+
+class Processes:
+    """Children of one process that has imported everything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log.txt"
+        script = Path(kill_runs.__file__)
+        search = os.pathsep.join([str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.server = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("ab"),
+            text=True,
+            env=environment,
+            cwd=folder,
+        )
+
+    def status(self, **task: Any) -> int:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        print(json.dumps({**task, "log": str(self.log)}), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def killed(self, **task: Any) -> bool:
+        """Whether the task was killed; otherwise it ended well."""
+        status = self.status(**task)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            return True
+        assert status == 0, self.log.read_text(errors="replace")[-4000:]
+        return False
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    started = Processes(tmp_path_factory.mktemp("processes"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run with checkpoints, some of them deleted, evaluations, a plot and a model."""
+    folder = tmp_path_factory.mktemp("run")
+    fields: dict[str, Any] = {
+        "lr_scheduler_type": "linear",
+        "max_steps": 6,
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "eval_on_start": True,
+        "eval_verifier": "numeric",
+        "eval_prompts_limit": 4,
+        "per_device_eval_batch_size": 4,
+    }
+    settings = tiny_run(folder, **fields)
+    return {**settings, "eval_prompts": settings["prompts"]}
+
+
+@pytest.fixture(scope="module")
+def whole(processes: Processes, settings: dict[str, Any]) -> tuple[RunFolder, float]:
+    """The run that nobody killed, and how long it took."""
+    folder = Path(settings["output_dir"])
+    path = written(folder.parent / "whole.yaml", settings)
+    began = time.monotonic()
+    assert not processes.killed(words=["train", path])
+    seconds = time.monotonic() - began
+    return RunFolder(folder), seconds
+
+
+def test_forty_kills_anywhere_change_nothing(
+    tmp_path: Path, processes: Processes, settings: dict[str, Any], whole: tuple[RunFolder, float]
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chosen = random.Random(seed)
+    uninterrupted, seconds = whole
+    kills = rounds = 0
+    while kills < KILLS:
+        rounds += 1
+        run = RunFolder(tmp_path / f"run-{rounds}")
+        path = written(tmp_path / f"{rounds}.yaml", {**settings, "output_dir": str(run.path)})
+        task: dict[str, Any] = {"words": ["train", path, "--resume", "auto"], "folder": str(run.path)}
+        while True:
+            # Half of them between two operations on files, where the order matters, the others anywhere.
+            event, late = chosen.randint(1, EVENTS), chosen.uniform(0, seconds)
+            if not processes.killed(**task, **({"event": event} if chosen.random() < 0.5 else {"seconds": late})):
+                break
+            kills += 1
+        assert run.is_finished(), seed
+        assert same_weights(run, uninterrupted), seed
+        assert repeatable(run) == repeatable(uninterrupted), seed
+        assert run.plot.stat().st_size > 10_000
+        assert not run.partial_model.exists()
+
+
+def test_a_run_that_was_killed_before_it_had_begun_begins(
+    tmp_path: Path, processes: Processes, settings: dict[str, Any], whole: tuple[RunFolder, float]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    path = written(tmp_path / "run.yaml", {**settings, "output_dir": str(run.path)})
+    task: dict[str, Any] = {"words": ["train", path, "--resume", "auto"], "folder": str(run.path)}
+    for event in range(1, 16):  # up to the first evaluation
+        assert processes.killed(**task, event=event)
+    assert not processes.killed(**task)
+    assert same_weights(run, whole[0])
+    assert repeatable(run) == repeatable(whole[0])
+
+
+def test_every_window_between_the_last_checkpoint_and_the_end_is_closed(
+    tmp_path: Path, processes: Processes, settings: dict[str, Any], whole: tuple[RunFolder, float]
+) -> None:
+    """Kills the end of a run at each of its operations on files in turn, a copy of the last checkpoint each."""
+    uninterrupted = whole[0]
+    event, survived = 0, False
+    while not survived:
+        event += 4
+        run = RunFolder(tmp_path / "run")
+        shutil.rmtree(run.path, ignore_errors=True)
+        shutil.copytree(uninterrupted.path, run.path, ignore=shutil.ignore_patterns("model", "plot.png"))
+        path = written(tmp_path / "run.yaml", {**settings, "output_dir": str(run.path)})
+        run.write_settings({**run.settings(), "output_dir": str(run.path)})
+        task: dict[str, Any] = {"words": ["train", path, "--resume", "auto"], "folder": str(run.path)}
+        survived = not processes.killed(**task, event=event)
+        assert not processes.killed(**task)
+        assert run.is_finished(), event
+        assert same_weights(run, uninterrupted), event
+        assert repeatable(run) == repeatable(uninterrupted), event
+        assert run.plot.exists(), event
+
+
+@pytest.mark.parametrize("keep_model", [True, False])
+def test_a_run_of_a_study_ends_once_wherever_it_was_killed(
+    tmp_path: Path,
+    processes: Processes,
+    settings: dict[str, Any],
+    whole: tuple[RunFolder, float],
+    keep_model: bool,
+) -> None:
+    uninterrupted = whole[0]
+    event, survived = 0, False
+    while not survived:
+        event += 1
+        run = RunFolder(tmp_path / "run")
+        shutil.rmtree(run.path, ignore_errors=True)
+        shutil.copytree(uninterrupted.path, run.path)  # finished.json and what follows are missing
+        fields = {**settings, "output_dir": str(run.path)}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(fields))
+        run.write_settings(fields)
+        task: dict[str, Any] = {"worker": [str(tmp_path / "run.yaml"), keep_model], "folder": str(run.path)}
+        survived = not processes.killed(**task, event=event)
+        assert not processes.killed(**task)
+        assert finished(run.path)
+        assert not list(run.path.glob("checkpoint-*")), event
+        assert run.model.exists() == keep_model
+        assert repeatable(run) == repeatable(uninterrupted)
+        if keep_model:
+            assert same_weights(run, uninterrupted), event
+    assert json.loads((run.path / FINISHED).read_text())["finished_at"] <= time.time()

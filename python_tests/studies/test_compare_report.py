@@ -1,0 +1,172 @@
+"""What `trb compare` reports of runs whose numbers were made up, so that it is known what the report must say."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from python_tests.studies import headless_chromium
+from python_tests.studies.study_files import declaration, pretend_finished, write
+from trbext.cli import main
+
+GAIN = {"OPD": 0.0, "TRB epsilon=0.1": 0.1, "TRB epsilon=0.5": 0.0, "Fixed": -0.1}
+
+
+def noise(run: str, seed: int, step: int) -> float:
+    return float(np.random.default_rng([seed, step, len(run), ord(run[-1])]).normal(0, 0.01))
+
+
+def pass_at_1(run: str, seed: int, step: int) -> float:
+    """From 0 to 0.4 at the end, plus the run's gain once it has begun, about a level that is the seed's."""
+    return 0.1 + 0.01 * seed + (0.3 * step / 40 + GAIN[run] + noise(run, seed, step)) * (step > 0)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = write(tmp_path, declaration(tmp_path))
+    pretend_finished(path, pass_at_1, lambda run: {"OPD": 100, "Fixed": 200}.get(run, 300))
+    return path
+
+
+def page(tmp_path: Path) -> str:
+    """The page's text, without figures and tags."""
+    text = (tmp_path / "study" / "index.html").read_text()
+    text = re.sub(r"<(svg|style).*?</\1>", "", text, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", text).split())
+
+
+def test_the_report_says_in_words_what_is_resolved_and_what_is_not(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(study), "--report"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    text = page(tmp_path)
+    for said in (out, text):
+        assert re.search(r"TRB epsilon=0.1 is better than OPD: \+(9|10)\.\d points \[\+\d+\.\d, \+\d+\.\d\]", said)
+        assert re.search(r"Fixed is worse than OPD: -(9|10)\.\d points", said)
+        assert "Not resolved: TRB epsilon=0.5 against OPD." in said
+        # It equals OPD at equal steps, so at a third of them, which equal teacher tokens buy, it is behind.
+        assert re.findall(r"TRB epsilon=0.5 is [^\[]*", said) == ["TRB epsilon=0.5 is worse than OPD: -19.2 points "]
+    assert "corrected by Holm for all 3 comparisons" in text
+    assert "Incomplete" not in text
+    assert "no difference can be resolved" not in text
+
+
+def test_results_csv_holds_every_view_of_every_run_with_its_cost(study: Path, tmp_path: Path) -> None:
+    assert main(["compare", str(study), "--report"]) == 0
+    with (tmp_path / "study" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 8 * 5
+    found = {row["view"]: row for row in rows if row["run"] == "TRB epsilon=0.1" and row["seed"] == "3"}
+    curve = [pass_at_1("TRB epsilon=0.1", 3, step) for step in range(0, 41, 10)]
+    assert float(found["final"]["value"]) == pytest.approx((curve[3] + curve[4]) / 2)
+    assert float(found["best"]["value"]) == pytest.approx(max(curve))
+    assert float(found["area"]["value"]) == pytest.approx(np.trapezoid(curve, dx=0.25))
+    # It spends three times the cheapest run's teacher tokens, so it is read at a third of its steps.
+    expected = curve[1] + (40 / 3 - 10) / 10 * (curve[2] - curve[1])
+    assert float(found["equal_teacher_tokens"]["value"]) == pytest.approx(expected)
+    assert float(found["equal_seconds"]["value"]) == pytest.approx(curve[4])
+    assert (found["final"]["seconds"], found["final"]["teacher_tokens"]) == ("20", "12000")
+
+
+def test_a_report_of_an_unfinished_study_warns_and_compares_seeds_that_both_runs_have(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (2, 3):
+        (tmp_path / f"study/runs/opd/seed-{seed}/finished.json").unlink()
+    assert main(["compare", str(study), "--report"]) == 0
+    assert "Incomplete: 2 of 32 runs are missing" in " ".join(capsys.readouterr().out.split())
+    row = next(r for r in re.findall(r"<tr class.*?</tr>", (tmp_path / "study/index.html").read_text(), re.DOTALL))
+    assert "OPD" in row
+    text = page(tmp_path)
+    assert re.search(r"OPD 6 \d+\.\d % ± ", text)
+    assert "With 6 seeds and 3 comparisons the smallest corrected p that exists is 0.094" in text
+
+
+def test_a_run_that_diverged_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, declaration(tmp_path))
+    diverged = ("Fixed", 5)
+    pretend_finished(path, lambda run, seed, step: float("nan") if (run, seed) == diverged else pass_at_1(run, seed, 1))
+    metrics = tmp_path / "study/runs/fixed/seed-5/metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("NaN", "null"))  # as a run writes it
+    assert main(["compare", str(path), "--report"]) == 0
+    assert "Without a finite value in some view, and left out of its differences: Fixed seed 5." in page(tmp_path)
+
+
+def test_a_study_with_nothing_finished_has_nothing_to_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(write(tmp_path, declaration(tmp_path))), "--report"]) == 2
+    assert "no run of" in capsys.readouterr().err
+
+
+def test_a_study_continues_in_its_own_folder_only(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(**change: Any) -> str:
+        path = write(tmp_path, declaration(tmp_path, **change))
+        assert main(["compare", str(path), "--report"]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    assert "study of another configuration (seeds: [1, 2, 3, 4, 5, 6, 7, 8] -> [1, 2])" in refused(seeds=[1, 2])
+    changed = declaration(tmp_path)["base"] | {"learning_rate": 0.1}
+    assert "(base.learning_rate: unset -> 0.1)" in refused(base=changed)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    assert "full is not empty and holds no study" in refused(output_dir=str(tmp_path / "full"))
+    capsys.readouterr()
+    assert main(["compare", str(write(tmp_path, declaration(tmp_path, processes=7))), "--report"]) == 0
+
+
+def test_equal_results_give_an_equal_page(study: Path, tmp_path: Path) -> None:
+    assert main(["compare", str(study), "--report"]) == 0
+    first = (tmp_path / "study/index.html").read_bytes()
+    assert main(["compare", str(study), "--report"]) == 0
+    assert (tmp_path / "study/index.html").read_bytes() == first
+
+
+@pytest.mark.skipif(headless_chromium.missing() is not None, reason=str(headless_chromium.missing()))
+def test_the_page_is_readable_on_a_phone_and_a_desktop_without_a_network(study: Path, tmp_path: Path) -> None:
+    assert main(["compare", str(study), "--report"]) == 0
+    file = tmp_path / "study" / "index.html"
+    with headless_chromium.Page(file, tmp_path / "profile") as browser:
+        for name, width, height, phone in (("phone", 360, 780, True), ("desktop", 1280, 900, False)):
+            browser.load(width, height, phone=phone)
+            assert browser.ask("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+            assert browser.requests() == [file.resolve().as_uri()]
+            assert browser.complaints() == []
+            boxes = browser.ask(
+                "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().width)"
+            )
+            assert len(boxes) == 3 + 5 + 2  # curves, contrasts, diagnostics
+            assert all(0.8 * min(width, 400) < box <= width for box in boxes)
+            smallest = browser.ask(
+                "Math.min(...[...document.querySelectorAll('figure text')].map(t => t.getBoundingClientRect().height))"
+            )
+            assert smallest > 6, "text in the figures is too small to read"
+            browser.screenshot(tmp_path / f"{name}.png")
+            browser.ask("document.querySelector('figure svg').scrollIntoView()")
+            browser.screenshot(tmp_path / f"{name}-figure.png")
+            assert colours(tmp_path / f"{name}.png") > 20  # text on white
+            assert "#0072b2" in drawn(tmp_path / f"{name}-figure.png"), "the first curve's colour is not on the screen"
+
+
+def pixels(path: Path) -> np.ndarray[Any, Any]:
+    from matplotlib.image import imread
+
+    return (imread(path)[..., :3] * 255).round().astype(int).reshape(-1, 3)
+
+
+def colours(path: Path) -> int:
+    return len(np.unique(pixels(path), axis=0))
+
+
+def drawn(path: Path) -> set[str]:
+    values, counts = np.unique(pixels(path), axis=0, return_counts=True)
+    return {"#{:02x}{:02x}{:02x}".format(*value) for value, count in zip(values, counts, strict=True) if count > 20}

@@ -1,0 +1,116 @@
+"""Prompts of a run, from the built-in task, a file or the Hub, as a `datasets.Dataset` with a column "prompt"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset
+
+from .prompt_checks import check_rows
+from .prompt_files import PromptsNotFound, quietly, read_dataset, refused_as_prompts
+
+DEMO_PROMPTS = 8192  # of the built-in task, unless `limit` says otherwise
+
+
+def load_prompts(
+    source: str,
+    *,
+    split: str = "train",
+    column: str = "prompt",
+    answer_column: str | None = None,
+    system_prompt: str | None = None,
+    where: str | None = None,
+    unique: bool = False,
+    shuffle_seed: int | None = None,
+    fits: Callable[[list[Any]], list[bool]] | None = None,
+    limit: int | None = None,
+    demo_seed: int = 0,
+) -> Dataset:
+    """The prompts of `source`, at most `limit`, in their order.
+
+    source: "demo" (the built-in task; "demo:eval" its held-out prompts), a .jsonl, .json, .parquet or .csv file, or the
+        name of a dataset on the Hub, of which `split` is taken; "owner/name:config" names one of its configurations.
+    column: holds each prompt, plain text or the messages of a conversation; it is renamed to "prompt". Of messages with
+        "from" and "value", as in OpenThoughts, the first one that is a human's becomes a plain-text prompt.
+    answer_column: renamed to "answer", which verifiers read.
+    system_prompt: makes each plain-text prompt a conversation of this system message and the prompt.
+    where: "column=value" keeps the rows that have it. unique: keeps the first row of each prompt.
+    shuffle_seed: shuffles the rows. fits: of a batch of prompts as they will be used, which to keep.
+    All of these come before `limit`, in this order. None of them touches the built-in task but `limit`.
+    Raises PromptsNotFound: no such source, no such column, a prompt that cannot be used, or nothing left.
+    """
+    if source in ("demo", "demo:eval"):
+        from .counting_sort import prompts_dataset
+
+        rows = prompts_dataset(limit or DEMO_PROMPTS, demo_seed, "eval" if source == "demo:eval" else "train")
+        return Dataset.from_list(rows)
+    dataset = read_dataset(source, split)
+    with quietly(), refused_as_prompts(source):
+        if where is not None:
+            dataset = _matching(dataset, source, where)
+        dataset = _renamed(dataset, source, column, "prompt")
+        if answer_column is not None:
+            dataset = _renamed(dataset, source, answer_column, "answer")
+        if len(dataset) > 0 and _is_shared_gpt(dataset[0]["prompt"]):
+            dataset = dataset.map(_first_human_turn, input_columns=["prompt"], remove_columns=["prompt"])
+        check_rows(dataset, source)
+        if unique:
+            dataset = dataset.select(_first_of_each(dataset))
+        if shuffle_seed is not None:
+            dataset = dataset.shuffle(seed=shuffle_seed)
+        if system_prompt is not None:
+            dataset = dataset.map(lambda row: {"prompt": _conversation(system_prompt, row["prompt"])})
+        if fits is not None:
+            dataset = dataset.filter(fits, input_columns=["prompt"], batched=True)
+        if limit is not None:
+            dataset = dataset.select(range(min(limit, len(dataset))))
+    if len(dataset) == 0:
+        raise PromptsNotFound(f"prompts {source!r} have no row that was asked for")
+    return dataset
+
+
+def _matching(dataset: Dataset, source: str, where: str) -> Dataset:
+    column, equals, value = where.partition("=")
+    if not equals:
+        raise PromptsNotFound(f"a choice of rows must be 'column=value', got {where!r}")
+    _check_column(dataset, source, column)
+    return dataset.filter(lambda found: str(found) == value, input_columns=[column])
+
+
+def _renamed(dataset: Dataset, source: str, column: str, name: str) -> Dataset:
+    _check_column(dataset, source, column)
+    if column == name:
+        return dataset
+    return (dataset.remove_columns(name) if name in dataset.column_names else dataset).rename_column(column, name)
+
+
+def _check_column(dataset: Dataset, source: str, column: str) -> None:
+    if column not in dataset.column_names:
+        raise PromptsNotFound(f"prompts {source!r} have no column {column!r}, only {', '.join(dataset.column_names)}")
+
+
+def _is_shared_gpt(prompt: object) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict) and "from" in prompt[0]
+
+
+def _first_human_turn(messages: list[dict[str, str]]) -> dict[str, str]:
+    for message in messages:
+        if message["from"] in ("human", "user"):
+            return {"prompt": message["value"]}
+    raise PromptsNotFound(f"a conversation must hold a message from 'human', got {[m['from'] for m in messages]}")
+
+
+def _first_of_each(dataset: Dataset) -> list[int]:
+    first: dict[str, int] = {}
+    for index, row in enumerate(dataset.select_columns("prompt")):
+        prompt = row["prompt"]
+        first.setdefault(prompt if isinstance(prompt, str) else json.dumps(prompt), index)
+    return list(first.values())
+
+
+def _conversation(system_prompt: str, prompt: object) -> list[dict[str, str]]:
+    if not isinstance(prompt, str):
+        raise PromptsNotFound(f"system_prompt needs plain-text prompts, got {type(prompt).__name__}")
+    return [{"role": "system", "content": system_prompt}, {"role": "user", "content": prompt}]

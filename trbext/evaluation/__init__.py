@@ -1,0 +1,1 @@
+"""pass@k of a model by verifiers, and the commands that measure it."""

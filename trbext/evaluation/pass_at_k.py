@@ -1,0 +1,109 @@
+"""pass@k by sampling from the student alone, and the verifiers that judge its completions.
+
+The paper (arXiv 2605.31159) reports pass@1 = c/n at temperature 1, with n samples of each prompt of which c are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.encoding import Prompt, encode_prompts, left_padded
+from ..rollout import lockstep
+from ..vocab import Alignment, align
+from .verifiers import Verifier, judge
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of the probability that at least one of k samples is right, from c right ones among n:
+    1 - C(n-c, k) / C(n, k) (arXiv 2107.03374). ValueError unless 0 <= c <= n and 1 <= k <= n."""
+    if not 0 <= c <= n:
+        raise ValueError(f"c must be between 0 and n = {n}, got {c}")
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be between 1 and n = {n}, got {k}")
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Completions of a set of prompts, judged."""
+
+    samples: int  # n, completions per prompt
+    correct: list[int]  # c of each prompt
+    completions: list[list[str]]  # n texts of each prompt
+    verifier_errors: int  # completions counted as wrong because the verifier raised
+    first_error: str | None  # what it raised first
+    clipped: int  # completions cut by the length limit
+    tokens: int  # generated, EOS included
+
+    def pass_at(self, k: int) -> float:
+        """Mean of `pass_at_k` over the prompts; NaN without prompts."""
+        if not self.correct:
+            return float("nan")
+        return sum(pass_at_k(self.samples, c, k) for c in self.correct) / len(self.correct)
+
+
+def evaluate_pass_at_1(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    verifier: Verifier,
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 512,
+    batch_size: int = 32,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    alignment: Alignment | None = None,
+    encode: Callable[[list[Prompt]], list[list[int]]] | None = None,
+) -> Evaluation:
+    """Sample `samples` completions of every row's "prompt" from the student alone and judge them.
+
+    Args:
+        rows: each holds "prompt" (text or messages) and whatever the verifier reads. pass@1 is `.pass_at(1)`.
+        verifier: called as verifier(prompt, completion, row), the prompt as in the row, the completion decoded without
+            special tokens; returns True or False (1 or 0). One that raises counts as wrong, is logged, and the
+            evaluation goes on; whether it raised on everything is for the caller to see (`check_verified`).
+        batch_size: completions decoded at a time.
+        generator: equal seeds, rows and batch sizes give equal completions.
+        alignment: the student's, where the caller has one (only its EOS ids and width matter here).
+        encode: prompts to token ids; by default the tokenizer, through its chat template for messages.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    alignment = alignment or align(student, student, tokenizer, tokenizer)
+    encode = encode or (lambda prompts: encode_prompts(tokenizer, prompts))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else alignment.stop
+    texts: list[list[str]] = [[] for _ in rows]
+    clipped = tokens = 0
+    tasks = [index for index in range(len(rows)) for _ in range(samples)]
+    for start in range(0, len(tasks), batch_size):
+        batch = tasks[start : start + batch_size]
+        input_ids, mask = left_padded(encode([rows[index]["prompt"] for index in batch]), pad, student.device)
+        rollout = lockstep(
+            student,
+            None,
+            input_ids,
+            mask,
+            epsilon=0.0,
+            max_new_tokens=max_new_tokens,
+            alignment=alignment,
+            pad_token_id=pad,
+            temperature=temperature,
+            generator=generator,
+        )
+        clipped += int((~rollout.finished).sum())
+        tokens += int(rollout.lengths.sum())
+        for index, ids, kept in zip(batch, rollout.tokens, rollout.mask, strict=True):
+            texts[index].append(str(tokenizer.decode(ids[kept], skip_special_tokens=True)))
+    correct, errors, first_error = judge(rows, texts, verifier)
+    return Evaluation(samples, correct, texts, errors, first_error, clipped, tokens)

@@ -1,0 +1,157 @@
+"""`trb eval --suite`: pass@1 of one or more checkpoints on several benchmarks, each with its own number of samples."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..data.prompts import load_prompts
+from ..errors import UsageError
+from ..yaml_file import read_yaml
+from .command import LoadedModel, evaluate_prompts
+from .verifiers import check_verifier, verifier_by_name
+
+TEXT = {"prompts", "verifier", "split", "prompt_column", "answer_column", "system_prompt"}  # of fields below
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One set of prompts; fields as the options of `trb eval` of the same names."""
+
+    prompts: str
+    samples: int = 1
+    verifier: str = "math"
+    split: str = "test"
+    prompt_column: str = "prompt"
+    answer_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a suite's YAML file holds. `max_completion_length` is in tokens."""
+
+    benchmarks: dict[str, Benchmark]
+    system_prompt: str | None = None
+    max_completion_length: int = 512
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Suite:
+        """ValueError, naming the file: no mapping, a field that does not exist, no benchmark, a number below 1."""
+        try:
+            settings = read_yaml(path)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        _check_fields(path, "a suite", cls, settings)
+        benchmarks = settings.get("benchmarks")
+        if not isinstance(benchmarks, dict) or not benchmarks:
+            raise ValueError(f"{path}: benchmarks must map names to benchmarks, got {benchmarks!r}")
+        for name, fields in benchmarks.items():
+            _check_fields(path, f"benchmark {name}", Benchmark, fields)
+            if "prompts" not in fields:
+                raise ValueError(f"{path}: benchmark {name} needs prompts")
+        suite = cls(**{**settings, "benchmarks": {str(n): Benchmark(**f) for n, f in benchmarks.items()}})
+        counts = {"max_completion_length": suite.max_completion_length}
+        counts |= {f"samples of {name}": benchmark.samples for name, benchmark in suite.benchmarks.items()}
+        if not isinstance(suite.chat_template_kwargs, dict):
+            raise ValueError(f"{path}: chat_template_kwargs must be a mapping, got {suite.chat_template_kwargs!r}")
+        for name, count in counts.items():
+            if type(count) is not int or count < 1:
+                raise ValueError(f"{path}: {name} must be a whole number of at least 1, got {count!r}")
+        return suite
+
+    def only(self, names: Sequence[str]) -> Suite:
+        """The suite of these benchmarks. ValueError, listing all, for a name that is none."""
+        for name in names:
+            if name not in self.benchmarks:
+                raise ValueError(f"benchmarks are {', '.join(self.benchmarks)}, got {name!r}")
+        return dataclasses.replace(self, benchmarks={name: self.benchmarks[name] for name in names})
+
+
+def evaluate_suite(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """pass@1 of every model on every benchmark and their mean, by `trb eval`'s options; printed, with the best model.
+
+    With `--output` FOLDER, completions go to FOLDER/MODEL/BENCHMARK.jsonl as they are judged, from where an interrupted
+    evaluation continues, and the table to FOLDER/pass_at_1.json.
+    ValueError, OSError: a suite, model, prompts or verifier that cannot be loaded, or a file of another evaluation.
+    """
+    suite = Suite.read(options.suite)
+    if options.benchmarks is not None:
+        suite = suite.only(options.benchmarks)
+    verifiers = {name: verifier_by_name(benchmark.verifier) for name, benchmark in suite.benchmarks.items()}
+    prompts = {
+        name: load_prompts(
+            benchmark.prompts,
+            split=benchmark.split,
+            column=benchmark.prompt_column,
+            answer_column=benchmark.answer_column,
+            system_prompt=suite.system_prompt,
+            limit=options.limit,
+        )
+        for name, benchmark in suite.benchmarks.items()
+    }
+    for name, verifier in verifiers.items():
+        check_verifier(verifier, prompts[name], suite.benchmarks[name].verifier)
+    found: dict[str, dict[str, float]] = {}
+    for model in options.model:
+        loaded = LoadedModel.load(model, suite.chat_template_kwargs)
+        found[model] = {}
+        for name, benchmark in suite.benchmarks.items():
+            result = evaluate_prompts(
+                loaded,
+                prompts[name],
+                verifiers[name],
+                settings={"model": model, **dataclasses.asdict(benchmark), "system_prompt": suite.system_prompt},
+                samples=options.samples or benchmark.samples,
+                max_completion_length=suite.max_completion_length,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                output=None if options.output is None else options.output / _folder(model) / f"{name}.jsonl",
+            )
+            found[model][name] = result.pass_at_1
+            print(f"{model} {name}: {result}", flush=True)
+        found[model]["mean"] = sum(found[model].values()) / len(suite.benchmarks)
+    if options.output is not None:
+        (options.output / "pass_at_1.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    Console().print(_table(found))
+    if len(found) > 1:
+        best = max(found, key=lambda model: found[model]["mean"])
+        print(f"best by the suite mean: {best} (chosen and measured on the same completions, so it flatters itself)")
+    return found
+
+
+def _check_fields(path: Path, what: str, kind: Any, settings: object) -> None:
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path}: {what} must hold fields and values, got {settings!r}")
+    known = [each.name for each in dataclasses.fields(kind)]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{path}: fields of {what} are {', '.join(known)}, got {name!r}")
+    for name in TEXT & set(settings):
+        value = settings[name]
+        if value is not None and not isinstance(value, str):
+            yaml_reads = "must be text, got" if isinstance(value, (list, dict)) else "is text, which YAML reads as"
+            quote = "" if isinstance(value, (list, dict)) else ": quote it"
+            raise ValueError(f"{path}: {name} of {what} {yaml_reads} {value!r}{quote}")
+
+
+def _folder(model: str) -> str:
+    return model.strip("/.").replace("/", "--").replace(":", "-")
+
+
+def _table(found: dict[str, dict[str, float]]) -> Table:
+    table = Table(title="pass@1")
+    table.add_column("")
+    for name in next(iter(found.values())):
+        table.add_column(name, justify="right")
+    for model, values in found.items():
+        table.add_row(model, *(f"{value:.1%}" for value in values.values()))
+    return table

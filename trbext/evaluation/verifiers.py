@@ -1,0 +1,138 @@
+"""Judges whether a completion is right: the built-in verifiers, a verifier of the user's own, and checks of both."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from ..data.encoding import Prompt
+from ..named_object import load_object
+from ..signatures import check_takes
+from .math_verifier import check_installed, math_answer
+
+logger = logging.getLogger(__name__)
+
+
+Verifier = Callable[[Prompt, str, Mapping[str, Any]], bool]  # (prompt, completion text, dataset row) -> is it right?
+
+
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?")
+
+
+def judge(
+    rows: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[str]], verifier: Verifier
+) -> tuple[list[int], int, str | None]:
+    """How many completions of each row are right, how often the verifier raised (which counts as wrong), and what it
+    raised first."""
+    correct, errors = [], 0
+    first: tuple[Exception, str] | None = None
+    for row, texts in zip(rows, completions, strict=True):
+        right = 0
+        for text in texts:
+            try:
+                right += _verdict(verifier(row["prompt"], text, row))
+            except Exception as error:
+                first = first or (error, text)
+                errors += 1
+        correct.append(right)
+    if first is None:
+        return correct, errors, None
+    logger.warning(
+        "the verifier raised on %d of %d completions, which count as wrong; the first was %.200r",
+        errors,
+        sum(map(len, completions)),
+        first[1],
+        exc_info=first[0],
+    )
+    return correct, errors, f"{type(first[0]).__name__}: {first[0]}"
+
+
+def _verdict(value: Any) -> bool:
+    """Whether a verifier accepts. TypeError for what is neither True nor False, such as None, "no" or a score of 0.5,
+    whose truth nobody may have meant."""
+    if isinstance(value, str) or not (value == 0 or value == 1):
+        raise TypeError(f"a verifier must return True or False, got {value!r:.80}")
+    return bool(value)
+
+
+def check_verified(errors: int, completions: int, first_error: str | None) -> None:
+    """ValueError if the verifier raised on every one of `completions`: 0 % would say nothing about the model."""
+    if 0 < completions <= errors:
+        raise ValueError(
+            f"the verifier raised on all {completions} completions, at first {first_error}. It is called as "
+            "verifier(prompt, completion, row) and must return True or False"
+        )
+
+
+def check_verifier(verifier: Verifier, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """ValueError if `verifier` raises on whatever completion of the first rows, as without the column it reads."""
+    first: Exception | None = None
+    for row in (rows[index] for index in range(min(3, len(rows)))):
+        answer = row.get("answer", "")
+        for completion in (str(answer), f"\\boxed{{{answer}}}", "0", ""):
+            try:
+                _verdict(verifier(row["prompt"], completion, row))
+            except Exception as error:
+                first = first or error
+            else:
+                return
+    if first is not None:
+        raise ValueError(
+            f"the verifier {name!r} raises on every completion of the first prompts, at first {type(first).__name__}: "
+            f"{first}. It is called as verifier(prompt, completion, row) and must return True or False"
+        )
+
+
+def numeric(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:
+    """Whether the last number of the completion equals the last number of row["answer"], as exact decimals: "1,234.50"
+    equals "1234.5". KeyError without an answer, ValueError for an answer without a number."""
+    expected = _last_number(str(row["answer"]))
+    if expected is None:
+        raise ValueError(f"the column 'answer' must hold a number, got {row['answer']!r}")
+    return _last_number(completion) == expected
+
+
+def _last_number(text: str) -> Decimal | None:
+    found = [match for match in _NUMBER.findall(text) if any(character.isdigit() for character in match)]
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def _demo(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:
+    from ..data.counting_sort import is_correct
+
+    if not isinstance(prompt, str):
+        raise TypeError(f"the demo's prompts are plain text, got {type(prompt).__name__}")
+    return is_correct(prompt, completion)
+
+
+VERIFIERS: dict[str, Verifier] = {"numeric": numeric, "demo": _demo, "math": math_answer}
+
+
+def verifier_by_name(name: str) -> Verifier:
+    """The verifier called `name` in VERIFIERS, or "module:function". ValueError when there is none, it is not installed
+    or does not take (prompt, completion, row)."""
+    if name == "math":
+        check_installed()
+    if name in VERIFIERS:
+        return VERIFIERS[name]
+    if ":" not in name:
+        raise ValueError(f"a verifier is one of {', '.join(VERIFIERS)} or 'module:function', got {name!r}")
+    verifier = load_object("verifier", name)
+    check_verifier_signature(name, verifier)
+    return verifier
+
+
+VERIFIER = ("prompt", "completion", "row")
+
+
+def check_verifier_signature(name: str, verifier: Callable[..., Any]) -> None:
+    """ValueError unless `verifier` is a function of (prompt, completion, row) that returns its verdict."""
+    if isinstance(verifier, type):
+        raise ValueError(f"the verifier {name!r} must be a function, got the class {verifier.__name__}")
+    if inspect.iscoroutinefunction(verifier) or inspect.isgeneratorfunction(verifier):
+        raise ValueError(f"the verifier {name!r} must be a plain function that returns True or False, not async")
+    check_takes(f"the verifier {name!r}", verifier, VERIFIER)

@@ -1,0 +1,86 @@
+"""How a causal language model turns its last hidden states into logits: the head's weights, scale and softcap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """How a causal language model turns hidden states into logits."""
+
+    weight: Tensor  # [V, H]
+    bias: Tensor | None  # [V]
+    scale: float  # multiplies the logits (Cohere, Granite)
+    softcap: float | None  # softcap * tanh(logits / softcap), after the scale (Gemma)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[N, V] logits, float32 or wider, of `hidden` [N, H]."""
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        logits = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+
+    def narrowed(self, width: int) -> LMHead:
+        """The head of the first `width` tokens: padding rows past the common vocabulary never reach the softmax."""
+        if width == self.weight.shape[0] or hasattr(self.weight, "ds_id"):
+            return self  # ZeRO-3 shards to shape [0] and knows a weight by identity; TRL's loss gathers it
+        bias = None if self.bias is None else self.bias[:width]
+        return LMHead(self.weight[:width], bias, self.scale, self.softcap)
+
+
+# Gemma, RecurrentGemma, xLSTM
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def lm_head(model: PreTrainedModel, *, gather_zero3: bool = True) -> LMHead:
+    """The language-model head of `model`, with the scale and softcap its configuration declares.
+
+    Sharded weights (FSDP2, ZeRO-3) are gathered once here rather than once per chunk, with their gradient.
+    gather_zero3: False leaves those of ZeRO-3 to TRL's fused loss, which gathers them itself.
+    """
+    head: Any = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scale = 1.0
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse Glimmer, Falcon-H1
+        if getattr(config, name, None) is not None:
+            scale = float(getattr(config, name))
+            break
+    else:
+        scaling = getattr(config, "logits_scaling", None)
+        if scaling is not None:  # Granite and MiniCPM3 divide, HyperCLOVA X multiplies
+            scale = float(scaling) if config.model_type == "hyperclovax" else 1 / float(scaling)
+        elif getattr(config, "logits_mup_width_multiplier", None) is not None:  # Inkling
+            scale = 1 / float(config.logits_mup_width_multiplier)
+
+    def gathered(parameter: Tensor | None) -> Tensor | None:
+        if isinstance(parameter, DTensor):
+            return parameter.full_tensor()
+        # ZeRO-3 leaves a parameter empty outside its module's forward.
+        if parameter is not None and gather_zero3 and hasattr(parameter, "ds_id"):
+            with maybe_gather_lm_head_ctx(parameter):
+                return parameter.clone()
+        return parameter
+
+    weight = gathered(head.weight)
+    assert weight is not None
+    softcaps = (getattr(config, name, None) for name in SOFTCAPS)
+    return LMHead(
+        weight, gathered(getattr(head, "bias", None)), scale, next((cap for cap in softcaps if cap is not None), None)
+    )
+
+
+def excludes_tokens(model: PreTrainedModel) -> bool:
+    """Whether the lm_head of `model` gives a token the logit -inf, by its bias."""
+    head: Any = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    return isinstance(bias, Tensor) and not bias.is_meta and bool(torch.isneginf(bias).any())

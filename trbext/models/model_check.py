@@ -1,0 +1,212 @@
+"""One look at each model before its first rollout: does it do what the decoders and the loss assume of a causal LM?
+
+It is a probe, not a list of names: one short row alone, without padding and without a cache, tells what its logits are,
+and the same row must get them again
+
+- beside another row in a batch padded at the right, which is how the loss scores completions (`completion_states`);
+  a model that reads later tokens, such as a masked LM, fails here;
+- padded at the left, decoded token by token from a cache beside a longer row that then leaves, which is how rollouts
+  are written, also past the length at which a sliding window or a chunk of attention that the config announces is full;
+- from its last hidden states and `losses.lm_head`, for the loss only.
+
+A model that needs its own `prepare_inputs_for_generation` (recurrent ones take no mask after the prompt) gets it. What
+cannot be served is refused with its class and the reason. A verdict is kept as long as the model lives.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .cached_model import CachedModel, Calling, accepted_arguments, backbone, remember_calling, unwrap
+from .completion_states import completion_states
+from .eval_mode import evaluating
+from .model_kind import UnsupportedModel, check_kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROMPT, NEW, PADDING = 3, 3, 2  # tokens of the row under test, and the padding before it
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+# By model, and by what was tried ("decode", "loss", "length 4096"): the reason to refuse it, "" for none.
+_verdicts: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def check_model(
+    model: PreTrainedModel, name: str, *, loss: bool = False, decode: bool = True, longest: int = 0
+) -> None:
+    """UnsupportedModel, naming the class and the reason, where rollouts or the loss of `model` would be wrong.
+
+    Args:
+        model: on its device, with whole weights, maybe inside DDP or PEFT. Each question is asked once per model.
+        name: what an error calls it, "student" or "teacher".
+        loss: also compare `losses.lm_head` and states padded at the right, which the loss needs (and TRL installed).
+        decode: compare cached decoding.
+        longest: tokens of the longest row to come: sliding windows and chunks below it are crossed once.
+    """
+    check_kind(model, name)
+    inner = unwrap(model)
+    reasons = _verdicts.setdefault(inner, {})
+    wanted = [("decode", 0)] * decode + [("loss", 0)] * loss
+    if decode:
+        wanted += [(f"length {switch}", switch) for switch in _switches(inner) if PROMPT + NEW <= switch < longest]
+    for what, switch in wanted:
+        if what not in reasons:
+            with torch.no_grad(), evaluating([model]):
+                reasons[what] = _loss_fault(model) if what == "loss" else _decoding_fault(model, switch)
+        if reasons[what]:
+            raise UnsupportedModel(
+                f"the {name} {type(inner).__name__} {reasons[what]}. Use another model, or check_models=False "
+                "to go on at your own risk"
+            )
+
+
+def probe_models(models: list[PreTrainedModel], longest: int) -> None:
+    """`check_model` of the decoders: the student and, where it decodes, the teacher."""
+    for name, model in zip(("student", "teacher"), models, strict=False):
+        check_model(model, name, longest=longest)
+
+
+def _switches(inner: Any) -> list[int]:
+    """Lengths at which the config says that attention changes: windows and chunks, of any layer."""
+    text = inner.config.get_text_config()
+    names = ("sliding_window", "attention_chunk_size", "window_size", "sliding_window_size", "local_attention")
+    found = {getattr(text, name, None) for name in names}
+    return sorted(length for length in found if isinstance(length, int) and not isinstance(length, bool) and length > 0)
+
+
+def _tokens(inner: Any, length: int, step: int) -> Tensor:
+    """[length] ids spread over the vocabulary, without its first three, where the special ones often are."""
+    vocabulary = int(inner.config.get_text_config().vocab_size)
+    ids = (torch.arange(length, device=inner.device) * step) % max(1, vocabulary - 3) + min(3, vocabulary - 1)
+    return ids
+
+
+def _loss_fault(model: PreTrainedModel) -> str:
+    from .lm_head import lm_head
+
+    inner = unwrap(model)
+    length = _fitting(inner, PROMPT + NEW + PADDING)
+    row, other = _tokens(inner, length - PADDING, 7), _tokens(inner, length, 11)
+    batch = torch.stack([torch.cat([row.new_zeros(PADDING), row]), other])
+    mask = torch.ones_like(batch)
+    mask[0, :PADDING] = 0
+    with _observed(inner) as precision:
+        try:
+            expected = model(input_ids=row[None], use_cache=False).logits[0]
+            if expected.isnan().any() or expected.isposinf().any():
+                return ""  # nothing to compare; the run itself says where numbers are not finite
+            head = lm_head(inner)
+            beside = completion_states(inner, batch, mask, len(row) - 1)[0]
+            fault = _difference(head(beside), expected[:-1], precise=precision[0])
+            if not fault:
+                return ""
+            alone = _difference(
+                head(backbone(inner)(input_ids=row[None], use_cache=False)[0][0]), expected, precise=precision[0]
+            )
+        except FAILURES as error:
+            return f"cannot be trained: the loss got {_line(error)}"
+    if alone:
+        return f"makes logits of its hidden states by more than its lm_head, and the loss's differ {alone}"
+    return f"gives a row other logits when tokens follow it, {fault}: it is not causal"
+
+
+def _decoding_fault(model: PreTrainedModel, switch: int) -> str:
+    inner = unwrap(model)
+    new = NEW
+    prompt = max(PROMPT, switch - 1)
+    if _fitting(inner, prompt + new + PADDING) < prompt + new + PADDING:
+        return ""  # positions end before; `check_models` of the rollout says so where it matters
+    row, other = _tokens(inner, prompt + new, 7), _tokens(inner, prompt + PADDING + new, 11)
+    options: dict[str, Any] = {"use_cache": False}
+    if "logits_to_keep" in accepted_arguments(inner):
+        options["logits_to_keep"] = new + 2
+    with _observed(inner) as precision:
+        try:
+            expected = model(input_ids=row[None], **options).logits[0, -new - 1 :]
+            shorter = model(input_ids=row[None, : prompt + 1], **options).logits[0, -2:]
+        except FAILURES as error:
+            return f"cannot score a plain row: {_line(error)}"
+        if expected.isnan().any() or expected.isposinf().any():
+            return ""
+        fault = _difference(shorter, expected[:2], precise=precision[0])
+        if fault:
+            return f"gives a row other logits when tokens follow it, {fault}: it is not causal"
+        faults = []
+        for calling in (Calling(), Calling(own_inputs=True), Calling(drops_rows=False), Calling(True, False)):
+            try:
+                found = _decoded(model, row, other, prompt, calling)
+                fault = _difference(found, expected, precise=precision[0])
+            except FAILURES as error:
+                fault = _line(error)
+            if not fault:
+                remember_calling(inner, calling)
+                return ""
+            faults.append(fault)
+    past = f" past {switch} tokens" if switch else ""
+    return f"cannot be decoded: from a cache, a left-padded row gets other logits{past}, {faults[0]}"
+
+
+def _decoded(model: PreTrainedModel, row: Tensor, other: Tensor, prompt: int, calling: Calling) -> Tensor:
+    """[1 + NEW, V] logits of the row's last tokens, fed one by one beside `other`, which leaves before the last."""
+    cached = CachedModel(model, calling=calling)
+    ids = torch.stack([torch.cat([row.new_zeros(PADDING), row[:prompt]]), other[: prompt + PADDING]])
+    mask = torch.ones((2, prompt + PADDING + NEW), dtype=torch.int64, device=row.device)
+    mask[0, :PADDING] = 0
+    position = torch.tensor([[prompt], [prompt + PADDING]], device=row.device)
+    found = [cached.prefill(ids, mask[:, : prompt + PADDING])]
+    fed = torch.stack([row[prompt:], other[prompt + PADDING :]])
+    for step in range(NEW):
+        if step == NEW - 1 and cached.can_drop_rows:
+            cached.keep_rows(torch.zeros(1, dtype=torch.int64, device=row.device))
+            fed, position, mask = fed[:1], position[:1], mask[:1]
+        found.append(cached.advance(fed[:, step], position + step, mask[:, : prompt + PADDING + step + 1]))
+    return torch.stack([logits[0] for logits in found])
+
+
+def _fitting(inner: Any, length: int) -> int:
+    limit = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+    return min(length, limit) if isinstance(limit, int) and limit > PADDING + 1 else length
+
+
+@contextmanager
+def _observed(inner: Any) -> Iterator[list[bool]]:
+    """A list whose only entry says whether forwards inside compute in float32 or wider: a trainer's autocast is inside
+    the model's own forward, so it can only be seen from there."""
+    kind = inner.device.type
+    precise = [inner.dtype in (torch.float32, torch.float64)]
+    if inner.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        precise[0] = False
+
+    def look(*_: Any) -> None:
+        precise[0] &= not torch.is_autocast_enabled(kind)
+
+    handle = inner.get_input_embeddings().register_forward_pre_hook(look)
+    try:
+        yield precise
+    finally:
+        handle.remove()
+
+
+def _difference(found: Tensor, expected: Tensor, *, precise: bool) -> str:
+    """How far logits [n, V] are from the expected ones, in words; "" where rounding explains it.
+
+    In half precision a router may flip on a tie and change one position altogether: there the median position decides.
+    """
+    found, expected = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (found, expected))
+    kept = expected > -torch.inf
+    spread = expected.where(kept, expected.new_zeros(())).std().clamp(min=1e-6)
+    gap = torch.where(found == expected, 0.0, found - expected).nan_to_num(nan=torch.inf).abs() / spread
+    size = float(gap.max() if precise else gap.square().mean(1).sqrt().median())
+    return "" if size <= (1e-3 if precise else 0.1) else f"by {size:.2g} of their spread"
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

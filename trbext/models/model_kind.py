@@ -1,0 +1,92 @@
+"""What can be said of a model without a forward: kinds that write no rollouts, and pairs that share weights.
+
+`model_check.py` asks the rest by running the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from .cached_model import unwrap
+
+
+class UnsupportedModel(ValueError):
+    """A model that this package cannot decode or train rightly."""
+
+
+def check_kind(model: Any, name: str) -> None:
+    """UnsupportedModel for what needs no forward to be known: prompt tuning, encoder-decoders, weights that are not
+    there or not whole."""
+    wrapped, inner = getattr(model, "module", model), unwrap(model)
+    kind, reason = type(inner).__name__, ""
+    if any(config.is_prompt_learning for config in (getattr(wrapped, "peft_config", None) or {}).values()):
+        reason = "is prompt-tuned: its virtual tokens lie outside the model. Use a weight-based adapter such as LoRA"
+    elif getattr(inner.config, "is_encoder_decoder", False):
+        reason = "is an encoder-decoder, and rollouts need a decoder-only causal LM"
+    elif not hasattr(inner, "hf_device_map") and any(parameter.is_meta for parameter in inner.parameters()):
+        reason = "is on the meta device: load its weights first, with from_pretrained or to_empty and load_state_dict"
+    elif not hasattr(inner, "get_output_embeddings") or inner.get_output_embeddings() is None:
+        reason = "has no language-model head: load it with AutoModelForCausalLM"
+    if reason:
+        raise UnsupportedModel(f"the {name} {kind} {reason}")
+
+
+def check_whole(model: Any, name: str) -> None:
+    """UnsupportedModel for weights that FSDP2 has sharded: each process decodes as long as its own rows need, so they
+    would wait for each other for ever."""
+    inner = unwrap(model)
+    sharded = any(isinstance(module, FSDPModule) for module in inner.modules())
+    if sharded and any(isinstance(parameter, DTensor) for parameter in inner.parameters()):
+        raise UnsupportedModel(
+            f"the {name} {type(inner).__name__} is sharded by FSDP2, and processes that decode different "
+            "numbers of tokens would wait for each other for ever: decode inside trbext.models.unsharded(model)"
+        )
+
+
+def check_separate(student: Any, teacher: Any) -> None:
+    """ValueError where a parameter that will be trained belongs to the teacher as well, which would move with it."""
+    trained = {
+        parameter.untyped_storage().data_ptr(): name
+        for name, parameter in unwrap(student).named_parameters()
+        if parameter.requires_grad and not parameter.is_meta and parameter.numel() > 0
+    }
+    for parameter in unwrap(teacher).parameters():
+        if not parameter.is_meta and parameter.numel() > 0 and parameter.untyped_storage().data_ptr() in trained:
+            raise ValueError(
+                f"teacher and student must share no parameter that is trained, got one {type(unwrap(teacher)).__name__}"
+                f" with {trained[parameter.untyped_storage().data_ptr()]!r} in both: load the teacher a second time "
+                "(a LoRA student's own base model holds its adapters as well)"
+            )
+
+
+def rotary_switch(config: Any) -> tuple[str, int] | None:
+    """(rope type, length) past which all positions of a row are rotated by other factors; None without such a length.
+
+    What was cached before it is then of no use, and the rows of a batch decide for each other.
+    """
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or {}
+    for rope in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        kind = rope.get("rope_type")
+        if kind in ("dynamic", "longrope"):
+            length = rope.get("original_max_position_embeddings") or getattr(
+                text, "original_max_position_embeddings", None
+            )
+            return kind, int(length or text.max_position_embeddings)
+    return None
+
+
+def check_rotary(model: Any, name: str, shortest: int, longest: int) -> None:
+    """UnsupportedModel where rows of `shortest` tokens grow to `longest` past a change of their rotary factors."""
+    inner = unwrap(model)
+    switch = rotary_switch(inner.config)
+    if switch is None or longest <= switch[1] or (switch[0] == "longrope" and shortest > switch[1]):
+        return
+    raise UnsupportedModel(
+        f"the {name} {type(inner).__name__} rotates all positions by other factors past {switch[1]} tokens (rope_type "
+        f"{switch[0]!r}), which its cache does not follow: prompt and max_new_tokens must fit into {switch[1]}, got "
+        f"{longest}"
+    )

@@ -1,0 +1,77 @@
+"""Checks the arguments of a rollout: the budget, the prompts, and what the models declare."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..models.cached_model import unwrap
+from ..models.model_kind import check_kind, check_rotary, check_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
+    if not isinstance(epsilon, Tensor):
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+        return
+    if epsilon.shape != input_ids.shape[:1]:
+        raise ValueError(
+            f"epsilon must be a float or one budget per prompt, [{len(input_ids)}], got shape {list(epsilon.shape)}"
+        )
+    wrong = (~(epsilon >= 0)).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ValueError(
+            "epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got "
+            f"{float(epsilon[wrong[0]])} in row {wrong[0]}"
+        )
+
+
+def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The prompts without the columns that are padding in every row, their mask (int64), their lengths [B] (on CPU)."""
+    if input_ids.dim() != 2 or 0 in input_ids.shape or attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            "input_ids and attention_mask must have one shape [B, P] with B, P >= 1, got "
+            f"{list(input_ids.shape)} and {list(attention_mask.shape)}"
+        )
+    mask = attention_mask.to(input_ids.device, torch.int64)
+    host = mask.cpu()
+    lengths = host.sum(1)
+    left_padded = (host == (torch.arange(host.shape[1]) >= host.shape[1] - lengths[:, None])).all(1) & (lengths > 0)
+    if not left_padded.all():
+        row = int(left_padded.int().argmin())
+        raise ValueError(
+            f"attention_mask must be left padded, zeros and then at least one 1 in every row; row {row} is not"
+        )
+    longest = int(lengths.max())
+    return input_ids[:, -longest:], mask[:, -longest:], lengths
+
+
+def check_models(models: list[PreTrainedModel], lengths: Tensor, max_new_tokens: int) -> None:
+    """ValueError where models cannot decode so far from prompts of `lengths` [B] (on the CPU), by what they declare."""
+    prompt = int(lengths.max())
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    devices = {}
+    for name, model in zip(("student", "teacher"), models, strict=False):
+        check_kind(model, name)
+        check_whole(model, name)
+        inner = unwrap(model)
+        limit = getattr(inner.config.get_text_config(), "max_position_embeddings", math.inf)
+        if prompt + max_new_tokens > limit:
+            raise ValueError(
+                f"the {name} has max_position_embeddings = {limit}, but the longest prompt ({prompt} tokens) and "
+                f"max_new_tokens ({max_new_tokens}) need {prompt + max_new_tokens}"
+            )
+        check_rotary(model, name, int(lengths.min()), prompt + max_new_tokens)
+        parameter = next(inner.parameters())
+        # Not where the model is spread by a device map or sharded (FSDP2's DTensor, ZeRO-3): that moves inputs itself.
+        if not hasattr(inner, "hf_device_map") and type(parameter) is nn.Parameter and not hasattr(parameter, "ds_id"):
+            devices[name] = parameter.device
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"student and teacher must be on one device, got {devices}")

@@ -1,0 +1,147 @@
+"""What a training run shows and leaves behind as it goes: metrics.jsonl, a progress bar, a clean stop on Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .folder import RunFolder
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log to metrics.jsonl, a JSON object a line with its optimizer step; null stands for NaN and inf."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.folder.forget_metrics_after(state.global_step if state.global_step > 0 else -1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            self.folder.append_metrics({"step": state.global_step, **logs})
+
+
+class ProgressDisplay(TrainerCallback):
+    """A progress bar with the figures of the step; a plain line per log where the output is not a terminal."""
+
+    FIGURES = (
+        ("trb/epsilon", "epsilon {:.4f}"),
+        ("trb/beta_mean", "beta {:.2f}"),
+        ("trb/reverse_kl", "reverse KL {:.4f}"),
+        ("trb/teacher_log_prob", "teacher log-prob {:.3f}"),
+        ("eval_loss", "held-out reverse KL {:.4f}"),
+        ("eval_pass@1", "pass@1 {:.1%}"),
+    )
+
+    def __init__(self, label: str, console: Console | None = None) -> None:
+        self.label = label
+        self.console = console or Console()
+        self._progress: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero or not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+        )
+        self._task = self._progress.add_task(self.label, total=state.max_steps, completed=state.global_step, figures="")
+        self._progress.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        figures = [text.format(logs[name]) for name, text in self.FIGURES if logs and logs.get(name) is not None]
+        if not figures or not state.is_world_process_zero:
+            return
+        line = "  ".join(figures)
+        if self._progress is None:
+            self.console.print(
+                f"{self.label}  step {state.global_step}/{state.max_steps}  {line}", highlight=False, soft_wrap=True
+            )
+        elif "eval_loss" in (logs or {}):
+            self._progress.console.print(f"{self.label} step {state.global_step}: {line}", highlight=False)
+        else:
+            self._progress.update(self._task, figures=line)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM ends the run after the current optimizer step with a checkpoint; a second one ends it at once.
+
+    `stopped` tells afterwards. Processes agree on the step at which they stop, or one would wait for the others.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._requested = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self._requested:
+            raise KeyboardInterrupt
+        self._requested = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._before = {number: signal.signal(number, self._request) for number in self.SIGNALS}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        requested = self._requested
+        if PartialState().num_processes > 1:
+            flag = torch.tensor(float(requested), device=PartialState().device)
+            requested = bool(reduce(flag, reduction="sum") > 0)
+        if requested and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,191 @@
+"""A run on disk, and how it resumes: `config.yaml`, `metrics.jsonl`, `checkpoint-N/`, `plot.png`, the trained `model/`.
+
+A killed process may leave a half-written checkpoint or metrics line behind; neither is ever read as if it were whole.
+`model/` appears whole, with the state of the trainer that says of which step it is. `origin.json` holds what decides
+the run beside its settings, and `train.lock` is held by the process that trains.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..training.checkpoint import weight_files
+from ..training.metric_table import Metrics
+from ..yaml_file import dump_yaml, read_yaml
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and contents of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def plot(self) -> Path:
+        return self.path / "plot.png"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "train.lock"
+
+    @property
+    def _origin(self) -> Path:
+        return self.path / "origin.json"
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing but what a run leaves that was killed before it had begun."""
+
+        def of_no_run(path: Path) -> bool:
+            if path.name == "completions":  # TRL's, of log_completions
+                return path.is_dir() and not any(path.iterdir())
+            return path == self.lock or path == self.config.with_suffix(".partial")
+
+        return not self.path.exists() or all(map(of_no_run, self.path.iterdir()))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder, which is made if need be. ValueError: another process does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.lock, timeout=1):  # another may be looking whether it is free
+                yield
+        except Timeout:
+            raise ValueError(f"another process trains in {self.path}") from None
+
+    def check_unlocked(self) -> None:
+        """ValueError if another process holds the folder. Makes nothing."""
+        if self.lock.exists():
+            with self.locked():
+                pass
+
+    def last_checkpoint(self) -> Path | None:
+        """The complete checkpoint of the highest step: the trainer writes trainer_state.json last."""
+        found = [
+            (int(match[1]), folder)
+            for folder in self.path.glob("checkpoint-*")
+            if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and _is_json(folder / "trainer_state.json")
+        ]
+        return max(found)[1] if found else None
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.config.with_suffix(".partial")
+        partial.write_text(dump_yaml(settings, sort_keys=True), encoding="utf-8")
+        partial.replace(self.config)
+
+    def settings(self) -> dict[str, Any] | None:
+        """What `write_settings` wrote; None where there is no config.yaml."""
+        if not self.config.exists():
+            return None
+        return read_yaml(self.config)
+
+    def write_origin(self, origin: dict[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self._origin.with_suffix(".partial")
+        partial.write_text(json.dumps(origin), encoding="utf-8")
+        partial.replace(self._origin)
+
+    def origin(self) -> dict[str, Any]:
+        """What `write_origin` wrote; empty for a run that began without."""
+        if not self._origin.exists():
+            return {}
+        origin: dict[str, Any] = json.loads(self._origin.read_text(encoding="utf-8"))
+        return origin
+
+    def is_finished(self, *, with_curves: bool = False) -> bool:
+        """Whether `model/` is that of the last step of the run that wrote it; with_curves: and its card shows them."""
+        if with_curves and not (self.model / f"curves{self.plot.suffix}").exists():
+            return False
+        try:
+            state = json.loads((self.model / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return False
+        return bool(state["global_step"] >= state["max_steps"] and weight_files(self.model))
+
+    def forget_finish(self) -> None:
+        """`model/` is no longer the run's last: it goes on to further steps."""
+        (self.model / "trainer_state.json").unlink(missing_ok=True)
+
+    @property
+    def partial_model(self) -> Path:
+        """Where a model is written before it becomes `model/`, by `finish_model`."""
+        return self.path / "model.partial"
+
+    def finish_model(self) -> None:
+        """`model.partial` takes the place of `model/`."""
+        if self.model.exists():
+            shutil.rmtree(self.model)
+        self.partial_model.replace(self.model)
+
+    def read_metrics(self) -> list[Metrics]:
+        """The lines of metrics.jsonl in order, without one that a kill cut short."""
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+    def append_metrics(self, line: Metrics) -> None:
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(_json_line(line))
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run will take again, and the summary of a run that ended there."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step and "train_runtime" not in line]
+        partial = self.metrics.with_suffix(".partial")
+        partial.write_text("".join(map(_json_line, kept)), encoding="utf-8")
+        partial.replace(self.metrics)
+
+
+@contextmanager
+def left_as_it_was(folder: Path) -> Iterator[None]:
+    """Removes, if the body raises, the empty folders that it made for `folder`: transformers makes one before it has
+    looked at everything."""
+    before = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it holds something, or another process was faster
+            while folder != before:
+                folder.rmdir()
+                folder = folder.parent
+        raise
+
+
+def _json_line(line: Metrics) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return json.dumps(finite) + "\n"
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True

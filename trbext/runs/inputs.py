@@ -1,0 +1,111 @@
+"""What a run of `trb train` reads before it starts: tokenizer, configurations of the models, prompts, verifier, policy.
+
+Everything that can be known to fail is found here, before a model is loaded and before a folder is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from ..data.demo_models import model_path
+from ..data.encoding import encode_prompts
+from ..data.prompt_checks import check_encodings
+from ..data.prompt_order import prompts_of_a_step
+from ..data.prompts import load_prompts
+from ..errors import UsageError
+from ..evaluation.verifiers import check_verifier, verifier_by_name
+from ..models.loading import check_weights, load_tokenizer, named_errors
+from ..models.positions import position_limit
+from ..training.config import TRBConfig
+
+if TYPE_CHECKING:
+    from .settings import RunArguments
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The inputs of a run, checked."""
+
+    student: str  # a folder, or a name on the Hub
+    teacher: str
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Dataset
+    held_out: Dataset | None
+
+
+def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
+    """Read and check the inputs of a run. UsageError, ValueError, OSError: one that is missing or does not fit."""
+    # 1. What is only named: in milliseconds, before anything is read.
+    student = _known_model("model_name_or_path", arguments.model_name_or_path)
+    teacher = _known_model("teacher_model_name_or_path", str(config.teacher_model_name_or_path))
+    config.policy(total_steps=0)
+    verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
+    # 2. The prompts, by themselves and by number.
+    options = config.model_init_kwargs or {}
+    loading = {"trust_remote_code": config.trust_remote_code, "revision": options.get("revision", "main")}
+    tokenizer = load_tokenizer(student, "student", **loading)
+    prompts, held_out = _load_prompts(arguments, config, tokenizer)
+    rollouts = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+    prompts_of_a_step(rollouts, config.rollouts_per_prompt, len(prompts))
+    if held_out is None and (config.eval_strategy != "no" or config.eval_on_start):
+        raise UsageError(f"eval_strategy {config.eval_strategy.value} needs eval_prompts, the held-out prompts")
+    # 3. The models, by their configurations and the names of their weights.
+    positions = {"student": _check_model("student", student, loading | options)}
+    loading["revision"] = config.teacher_model_revision or "main"
+    positions["teacher"] = _check_model("teacher", teacher, loading | (config.teacher_model_init_kwargs or {}))
+    # 4. What only the inputs together can tell.
+    template, length = config.chat_template_kwargs or {}, config.max_completion_length
+    assert length is not None
+    check_encodings(prompts, arguments.prompts, tokenizer, template, length, positions)
+    if held_out is not None:
+        check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
+        if verifier is not None:
+            check_verifier(verifier, held_out, str(config.eval_verifier))
+    return RunInputs(student, teacher, tokenizer, prompts, held_out)
+
+
+def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
+    """The prompts to train on, and the held-out ones if there are any."""
+    shared: dict[str, Any] = {"column": arguments.prompt_column, "system_prompt": arguments.system_prompt}
+    template, longest = config.chat_template_kwargs or {}, arguments.max_prompt_length
+
+    def fits(texts: list[Any]) -> list[bool]:
+        return [len(ids) <= (longest or 0) for ids in encode_prompts(tokenizer, texts, **template)]
+
+    prompts = load_prompts(
+        arguments.prompts,
+        split=arguments.prompts_split,
+        where=arguments.prompts_where,
+        unique=arguments.prompts_unique,
+        shuffle_seed=arguments.prompts_shuffle_seed,
+        fits=None if longest is None else fits,
+        limit=arguments.prompts_limit,
+        demo_seed=config.seed,
+        **shared,
+    )
+    if arguments.eval_prompts is None:
+        return prompts, None
+    split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
+    return prompts, load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
+
+
+def _known_model(name: str, value: str) -> str:
+    path = model_path(value)
+    # What cannot be a Hub id "owner/name" is a folder, of which transformers would complain as a malformed id.
+    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
+        raise UsageError(f"{name}: there is no folder {path}")
+    return path
+
+
+def _check_model(role: str, path: str, loading: dict[str, Any]) -> int | None:
+    """The positions of the model at `path`. ValueError: no configuration there, or IncompleteWeights."""
+    with named_errors(path, role):
+        named = {name: value for name, value in loading.items() if name not in ("dtype", "device_map")}
+        config = AutoConfig.from_pretrained(path, **named)
+    check_weights(path, role, **loading)
+    return position_limit(config)

@@ -1,0 +1,56 @@
+"""What may change between a run and its continuation: what does not change the steps already taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..training.config import TRBConfig
+
+# How often is logged, evaluated and saved, and where to; nothing of it is computed with.
+FREE_ON_RESUME = {
+    *("output_dir", "save_steps", "save_total_limit", "save_strategy", "report_to", "run_name", "disable_tqdm"),
+    *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_completions"),
+    *("num_completions_to_print", "eval_steps", "eval_strategy", "eval_on_start", "eval_delay"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
+}
+# Free only while an optimizer step takes as many rollouts.
+OF_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+LENGTH = {"max_steps", "num_train_epochs"}
+# Learning rates that do not know how many steps there will be.
+_OPEN_ENDED = {"constant", "constant_with_warmup", "inverse_sqrt"}
+_DURATIONS = ("warmup_steps", "trb_warmup_steps", "temperature_warmup_steps", "sft_steps", "veto_steps")
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that differ, by name, as "old -> new"."""
+    pairs = {name: (before.get(name, "unset"), now.get(name, "unset")) for name in sorted({*before, *now})}
+    return {name: f"{old} -> {new}" for name, (old, new) in pairs.items() if old != new}
+
+
+def check_changes(changed: Mapping[str, str], config: TRBConfig, *, other_processes: bool = False) -> None:
+    """ValueError unless a run continued with the `changed` settings, now those of `config`, is the same run.
+
+    other_processes: it goes on with another number of processes, so that batch and accumulation must change.
+    """
+    free = FREE_ON_RESUME | LENGTH | (OF_A_STEP if other_processes else set())
+    refused = ", ".join(f"{name}: {change}" for name, change in changed.items() if name not in free)
+    if refused:
+        raise ValueError(f"was started with other settings ({refused}); a resumed run repeats its own")
+    for name in sorted(LENGTH & changed.keys()):
+        reason = _depends_on_length(config)
+        if reason:
+            raise ValueError(
+                f"was started with another {name} ({changed[name]}), and {reason}: its steps would have been others. "
+                "Only a run of a constant learning rate and whole numbers of steps can be extended"
+            )
+
+
+def _depends_on_length(config: TRBConfig) -> str | None:
+    kind = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    if kind not in _OPEN_ENDED:
+        return f"lr_scheduler_type {kind!r} depends on it"
+    for name in _DURATIONS:
+        if 0 < float(getattr(config, name) or 0) < 1:
+            return f"{name} {getattr(config, name)} is a share of it"
+    return None

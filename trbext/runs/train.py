@@ -1,0 +1,221 @@
+"""`trb train`: a YAML file and command-line fields become a `TRBTrainer` that runs in a folder and can be resumed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from transformers import PrinterCallback, ProgressCallback
+
+from ..data.demo_models import model_path
+from ..errors import Interrupted, UsageError
+from ..training.checkpoint import IncompleteCheckpoint, step_of
+from ..training.config import TRBConfig
+from ..training.metric_table import first_and_last
+from ..training.model_card import Provenance
+from ..training.trainer import TRBTrainer
+from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
+from .folder import RunFolder, left_as_it_was
+from .inputs import load_inputs
+from .launch import check_one_group
+from .origin import check_origin, check_step_size, origin_of
+from .printing import printing_survives
+from .resume_rules import LENGTH, changes, check_changes
+from .settings import RunArguments
+
+logger = logging.getLogger(__name__)
+
+Resume = bool | Literal["auto"]  # "auto": a run that is there goes on, and one that is not begins
+
+
+def train_run(
+    arguments: RunArguments, config: TRBConfig, settings: dict[str, Any], *, resume: Resume = False, plot: bool = True
+) -> RunFolder:
+    """Train in `config.output_dir` and return the folder.
+
+    Args:
+        resume: True goes on from the last checkpoint; False begins in an empty folder; "auto" does what the folder asks
+            for. A run whose last step is trained trains nothing: what is missing of `model/` and the plot is written.
+        plot: draw plot.png. One that cannot be drawn is a warning: the model is saved before.
+
+    Raises:
+        UsageError: the folder is not empty, not of these settings or another process's, a model or prompts cannot be
+            loaded or have changed, a checkpoint lacks a part, the tokenizers differ.
+        Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step.
+        NonFiniteTraining: a loss or gradient is NaN or infinite; checkpoints of earlier steps are as they were.
+    """
+    folder = RunFolder(Path(config.output_dir))
+    with printing_survives(), ExitStack() as held:
+        try:
+            check_one_group(config.world_size)
+            if config.process_index == 0:
+                folder.check_unlocked()
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        going_on = folder.settings() is not None if resume == "auto" else resume
+        longer = check_folder(folder, settings, going_on, config)
+        if going_on and folder.is_finished(with_curves=plot) and not longer:
+            if config.process_index == 0:
+                print(f"{folder.path} is finished: its last step is trained and {folder.model} is saved")
+            return folder
+        checkpoint = folder.last_checkpoint() if going_on else None
+        if checkpoint is not None and 0 < config.max_steps < step_of(checkpoint):
+            raise UsageError(
+                f"{folder.path} has trained {step_of(checkpoint)} steps, more than max_steps {config.max_steps}"
+            )
+        stop = StopOnSignal()
+        try:
+            with left_as_it_was(folder.path):
+                trainer = _trainer(arguments, config, [MetricsFile(folder), ProgressDisplay(folder.path.name), stop])
+            trainer.accelerator.wait_for_everyone()  # a slower process must still find the folder as it was
+            if trainer.is_world_process_zero():
+                held.enter_context(folder.locked())
+                if not going_on and folder.config.exists():
+                    raise UsageError(f"another process has begun a run in {folder.path} since this one looked")
+                origin = _origin(folder, trainer, arguments, config)
+                if longer:
+                    folder.forget_finish()
+                folder.write_settings(settings)  # from here on there is a run to resume
+                folder.write_origin(origin)
+        except (ValueError, OSError) as error:  # an OSError is transformers' "no such model"
+            raise UsageError(_first_line(error)) from error
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt:
+            stop.stopped = True
+        except IncompleteCheckpoint as error:
+            raise UsageError(str(error)) from error
+        if not stop.stopped:
+            _save_model(trainer, folder)
+        if plot and trainer.is_world_process_zero() and folder.metrics.exists() and _plot(folder) and not stop.stopped:
+            trainer.write_model_card(folder.model, folder.plot)
+    if stop.stopped:
+        saved = folder.last_checkpoint()
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; it goes on from "
+            + (saved.name if saved else "the start")
+        )
+    return folder
+
+
+def _origin(folder: RunFolder, trainer: TRBTrainer, arguments: RunArguments, config: TRBConfig) -> dict[str, Any]:
+    """The origin of the run as it is now. UsageError: it is not the one it began with."""
+    now = origin_of(
+        processes=config.world_size,
+        rollouts=_rollouts_per_step(config),
+        prompts=trainer.train_dataset,
+        held_out=trainer.eval_dataset,
+        student=model_path(arguments.model_name_or_path),
+        teacher=model_path(str(config.teacher_model_name_or_path)),
+    )
+    try:
+        warning = check_origin(folder.origin(), now)
+    except ValueError as error:
+        raise UsageError(f"{folder.path} {error}") from error
+    if warning:
+        logger.warning(warning)
+    return now
+
+
+def _rollouts_per_step(config: TRBConfig) -> int:
+    return int(config.train_batch_size * config.world_size * config.gradient_accumulation_steps)
+
+
+def _save_model(trainer: TRBTrainer, folder: RunFolder) -> None:
+    main = trainer.is_world_process_zero()
+    if main:
+        shutil.rmtree(folder.partial_model, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(folder.partial_model))
+    trainer.accelerator.wait_for_everyone()
+    if main:
+        trainer.write_model_card(folder.partial_model)
+        trainer.state.save_to_json(str(folder.partial_model / "trainer_state.json"))
+        folder.finish_model()
+
+
+def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -> TRBTrainer:
+    inputs = load_inputs(arguments, config)
+    transformers.utils.logging.set_verbosity_error()
+    config.dataloader_pin_memory = torch.cuda.is_available()
+    config.disable_tqdm = True  # ProgressDisplay takes its place
+    if config.eval_verifier is not None:
+        config.remove_unused_columns = False
+    transformers.utils.logging.disable_progress_bar()
+    trainer = TRBTrainer(
+        model=inputs.student,
+        teacher_model=inputs.teacher,
+        args=config,
+        train_dataset=inputs.prompts,
+        eval_dataset=inputs.held_out,
+        processing_class=inputs.tokenizer,
+        callbacks=callbacks,
+    )
+    for unwanted in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(unwanted)
+    trainer.made_from = Provenance(
+        arguments.model_name_or_path, str(config.teacher_model_name_or_path), arguments.prompts
+    )
+    return trainer
+
+
+def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool, config: TRBConfig) -> bool:
+    """Whether the run in the folder, to be resumed, gets another length.
+
+    UsageError unless a new run may start in the folder or, with `resume`, its run goes on with these settings.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UsageError(f"output_dir {folder.path} must be a folder, got a file")
+    if not resume:
+        if not folder.is_empty():
+            raise UsageError(f"output_dir {folder.path} is not empty: resume its run with --resume, or name another")
+        return False
+    before = folder.settings()
+    if before is None:
+        raise UsageError(f"nothing to resume: {folder.config} does not exist")
+    origin = folder.origin()
+    changed = changes(before, settings)
+    try:
+        if origin.get("processes", config.world_size) != config.world_size:
+            check_step_size(origin, config.world_size, _rollouts_per_step(config))
+        check_changes(changed, config, other_processes=origin.get("processes", config.world_size) != config.world_size)
+    except ValueError as error:
+        raise UsageError(f"{folder.path} {error}") from error
+    return bool(LENGTH & changed.keys())
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _plot(folder: RunFolder) -> bool:
+    """Whether there were curves to draw, and they could be drawn."""
+    lines = folder.read_metrics()
+    if not any("trb/reverse_kl" in line for line in lines):
+        return False
+    try:
+        from .plots import plot_runs
+
+        plot_runs([(folder.path.name, lines)], folder.plot)
+    except Exception as error:  # no matplotlib, no space, no font cache: the run is done all the same
+        logger.warning("%s could not be drawn, which `trb plot` may do later: %s", folder.plot, error)
+        return False
+    return True
+
+
+def print_summary(folder: RunFolder) -> None:
+    """The first and the last value of what a run is judged by."""
+    lines = folder.read_metrics()
+    table = Table(title=f"{folder.path}")
+    for heading in ("", "first", "last"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in first_and_last(lines):
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""More than one run: `trb compare`, `trb probe` and `trb demo`."""

@@ -1,0 +1,305 @@
+"""Runs every run of a study, some at a time, each in a process of its own, and shows how far they are.
+
+    output_dir/study.yaml              the declaration; a folder is continued by the same one only
+    output_dir/runs/opd/seed-100/      a run folder of `trb train`
+    output_dir/runs/opd/seed-100.yaml  its settings        .log  what it printed
+
+Seeds come one after another, so that a study that was stopped holds complete pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from ...errors import INTERRUPTED, USAGE_ERROR, Interrupted, UsageError
+from ...runs.inputs import load_inputs
+from ...runs.settings import parse_settings
+from ...yaml_file import dump_yaml, read_yaml
+from .declaration import FREE_ON_RESUME, Run, Study
+from .worker import finished
+
+WORKER = "trbext.studies.compare.worker"
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 120  # for a run to end its step and write a checkpoint
+
+
+@dataclass
+class _Worker:
+    run: Run
+    seed: int
+    folder: Path
+    process: subprocess.Popen[bytes]
+    started: float
+    first_step: int  # where it went on from
+    task: TaskID
+    gpu: str | None  # the only one it sees; None = it sees what the study sees
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.label}, seed {self.seed}"
+
+
+def run_study(study: Study, declared: dict[str, Any], console: Console) -> list[str]:
+    """Run what is not finished yet; returns a line for each run that failed.
+
+    UsageError: the folder is another study's or is at work, a run cannot start. Interrupted: Ctrl-C or SIGTERM; runs
+    under way have written a checkpoint.
+    """
+    if not study.folder.exists():
+        check_inputs(study)
+    open_folder(study, declared)
+    try:
+        with FileLock(study.folder / "study.lock", timeout=0), _signals() as stop:
+            return _Runner(study, console, stop).all()
+    except Timeout:
+        raise UsageError(f"another trb compare is at work in {study.folder}") from None
+
+
+def check_inputs(study: Study) -> None:
+    """UsageError for what would end a run of the study at its start: said here, no folder is made."""
+    for index, run in enumerate(study.runs):
+        arguments, config, _ = parse_settings(study.settings(run, study.seeds[0]))
+        try:
+            if index == 0:  # all runs share the prompts and how they are judged
+                load_inputs(arguments, config)
+            else:
+                config.policy(total_steps=0)
+        except (UsageError, ValueError, OSError) as error:
+            where = "" if index == 0 else f"run {run.label!r}: "
+            raise UsageError(f"{where}{str(error).strip()}") from error
+
+
+def open_folder(study: Study, declared: dict[str, Any]) -> None:
+    """Write the declaration into a new folder. UsageError if the folder holds another study, or something else."""
+    file = study.folder / "study.yaml"
+    if study.folder.exists() and not study.folder.is_dir():
+        raise UsageError(f"output_dir {study.folder} must be a folder, got a file")
+    if not file.exists():
+        if study.folder.exists() and any(path.name != "study.lock" for path in study.folder.iterdir()):
+            raise UsageError(f"output_dir {study.folder} is not empty and holds no study: name another")
+        study.folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(dump_yaml(declared, sort_keys=False), encoding="utf-8")
+        partial.replace(file)
+        return
+    before = read_yaml(file)
+    changed = _differences(before, declared)
+    if changed:
+        raise UsageError(
+            f"{study.folder} holds a study of another configuration ({'; '.join(changed)}): name another output_dir. "
+            "A study declares its runs, seeds and metric before there are results to see"
+        )
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [name for name in {**before, **now} if where or name not in FREE_ON_RESUME]
+        found = [
+            _differences(before.get(name, "unset"), now.get(name, "unset"), f"{where}.{name}".strip("."))
+            for name in names
+        ]
+        return [line for lines in found for line in lines]
+    return [] if before == now else [f"{where}: {before} -> {now}"]
+
+
+class _Runner:
+    def __init__(self, study: Study, console: Console, stop: list[int]) -> None:
+        self.study, self.console, self.stop = study, console, stop
+        every = [(run, seed) for seed in study.seeds for run in study.runs]
+        self.waiting = [(run, seed) for run, seed in every if not finished(study.run_folder(run, seed))]
+        self.total = len(every)
+        self.failures: list[str] = []
+        self.workers: list[_Worker] = []
+        self.gpus = visible_gpus()
+        self.began = time.monotonic()
+        self.steps_done = 0  # in this session, of workers that have ended
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def all(self) -> list[str]:
+        with self.progress:
+            done = self.total - len(self.waiting)
+            self.overall = self.progress.add_task("runs", total=self.total, completed=done, note="")
+            try:
+                while (self.waiting or self.workers) and not self.stop:
+                    while self.waiting and len(self.workers) < self.study.processes:
+                        self._start(*self.waiting.pop(0))
+                    time.sleep(POLL_SECONDS)
+                    for worker in list(self.workers):
+                        self._look_at(worker)
+            finally:
+                self._end_workers()
+        if self.stop:
+            left = self.total - self._finished()
+            raise Interrupted(
+                f"stopped with {left} of {self.total} runs to go; the same command goes on from their checkpoints"
+            )
+        return self.failures
+
+    def _start(self, run: Run, seed: int) -> None:
+        study, folder = self.study, self.study.run_folder(run, seed)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        settings = folder.parent / f"{folder.name}.yaml"
+        settings.write_text(dump_yaml(study.settings(run, seed), sort_keys=True), encoding="utf-8")
+        threads = str(study.threads or max(1, _cores() // study.processes))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+        gpu = least_used(self.gpus, [worker.gpu for worker in self.workers])
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        # A run imports what the study would: the same trbext, and a user's modules where the study found them.
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+        command = [sys.executable, "-m", WORKER, str(settings)]
+        with (folder.parent / f"{folder.name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, "--keep-model"] if study.keep_models else command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is the study's to hand on, once
+            )
+        step = _last_line(folder / "metrics.jsonl").get("step", 0)
+        task = self.progress.add_task(f"  {run.label}, seed {seed}", total=study.max_steps, completed=step, note="")
+        self.workers.append(_Worker(run, seed, folder, process, time.monotonic(), step, task, gpu))
+
+    def _look_at(self, worker: _Worker) -> None:
+        line = _last_line(worker.folder / "metrics.jsonl")
+        note = _figures(line)
+        self.progress.update(worker.task, completed=line.get("step", worker.first_step), note=note)
+        code = worker.process.poll()
+        self.progress.update(self.overall, note=f"about {_duration(self._seconds_left())} left")
+        if code is None:
+            return
+        self.workers.remove(worker)
+        self.progress.remove_task(worker.task)
+        self.steps_done += max(0, line.get("step", 0) - worker.first_step)
+        if code == 0:
+            self._say(worker, f"finished in {_duration(time.monotonic() - worker.started)}")
+            self.progress.advance(self.overall)
+            return
+        log = worker.folder.parent / f"{worker.folder.name}.log"
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
+        if code == USAGE_ERROR:  # the next one would say the same
+            raise UsageError(f"{worker.name}: {last[0].removeprefix('trb: ')}")
+        reason = f"signal {-code}" if code < 0 else "interrupted" if code == INTERRUPTED else f"exit code {code}"
+        self.failures.append(f"{worker.name}: {reason}: {last[0]} (see {log})")
+        self._say(worker, f"FAILED, {reason}: {last[0]}")
+
+    def _say(self, worker: _Worker, what: str) -> None:
+        left = f", about {_duration(self._seconds_left())} left" if self.waiting or self.workers else ""
+        self.progress.console.print(
+            f"[{self._finished()}/{self.total}] {worker.name} {what}{left}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+
+    def _finished(self) -> int:
+        study = self.study
+        return sum(finished(study.run_folder(run, seed)) for seed in study.seeds for run in study.runs)
+
+    def _seconds_left(self) -> float | None:
+        """From the optimizer steps taken in this session and those to go; None before the first."""
+        steps = {id(w): _last_line(w.folder / "metrics.jsonl").get("step", w.first_step) for w in self.workers}
+        done = self.steps_done + sum(max(0, steps[id(w)] - w.first_step) for w in self.workers)
+        left = len(self.waiting) * self.study.max_steps + sum(self.study.max_steps - s for s in steps.values())
+        return (time.monotonic() - self.began) * left / done if done else None
+
+    def _end_workers(self) -> None:
+        for worker in self.workers:
+            with suppress(ProcessLookupError):
+                worker.process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for worker in self.workers:
+            while worker.process.poll() is None:
+                if time.monotonic() > deadline or len(self.stop) > 1:
+                    worker.process.kill()
+                time.sleep(POLL_SECONDS)
+        self.workers.clear()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals to stop that came inside, instead of their usual effect."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that runs may be spread over, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(index) for index in range(torch.cuda.device_count())]
+    return [name.strip() for name in named.split(",") if name.strip()]
+
+
+def least_used(gpus: Sequence[str], in_use: Sequence[str | None]) -> str | None:
+    """The GPU of the next run, that with the fewest runs; None where there is nothing to choose."""
+    return min(gpus, key=in_use.count) if len(gpus) > 1 else None
+
+
+def _last_line(metrics: Path) -> dict[str, Any]:
+    """The last whole line of a metrics.jsonl that is being written; {} before there is one."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 16_384))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _figures(line: dict[str, Any]) -> str:
+    shown = {"trb/reverse_kl": "reverse KL {:.3f}", "eval_pass@1": "pass@1 {:.1%}"}
+    return "  ".join(form.format(line[name]) for name, form in shown.items() if line.get(name) is not None)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "an unknown time"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,80 @@
+"""Trains one run of a study, from its last checkpoint on: `python -m trbext.studies.compare.worker CONFIG.yaml`.
+
+It stops after the current optimizer step, with a checkpoint, when its standard input closes: a study that was killed
+must not leave runs behind that nobody watches. Exit codes are those of `trb`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ...errors import INTERRUPTED, USAGE_ERROR, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
+from ...runs.folder import RunFolder
+from ...runs.settings import parse_settings
+from ...runs.train import train_run
+from ...yaml_file import read_yaml
+
+FINISHED = "finished.json"  # in the run folder, written last
+SECONDS_FOR_ANOTHER = 120  # to end its step, when the study was killed and started again
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in `folder` is complete."""
+    return (folder / FINISHED).exists()
+
+
+def main(config: Path, keep_model: bool) -> int:
+    threading.Thread(target=_stop_when_orphaned, daemon=True).start()
+    try:
+        with FileLock(config.with_suffix(".lock"), timeout=SECONDS_FOR_ANOTHER):
+            train(config, keep_model)
+    except Timeout:
+        print(f"trb: another process is at work on {config.with_suffix('')}", file=sys.stderr)
+        return USAGE_ERROR
+    except UsageError as error:
+        print(f"trb: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE_ERROR
+    except Interrupted as error:
+        print(f"trb: {error}", file=sys.stderr)
+        return INTERRUPTED
+    except (NonFiniteTraining, NonFiniteLogits) as error:
+        print(f"trb: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(config: Path, keep_model: bool) -> None:
+    """Train the run of a settings file to its end. UsageError, Interrupted: as `train_run`."""
+    arguments, trb_config, settings = parse_settings(read_yaml(config))
+    folder = RunFolder(Path(trb_config.output_dir))
+    if not finished(folder.path):
+        if folder.settings() is None and not folder.is_empty():
+            raise UsageError(f"{folder.path} holds files but no run that can go on: delete it, and the run begins anew")
+        train_run(arguments, trb_config, settings, resume="auto", plot=False)
+        partial = folder.path / (FINISHED + ".partial")
+        partial.write_text(json.dumps({"finished_at": time.time()}), encoding="utf-8")
+        partial.replace(folder.path / FINISHED)
+    # Also of a run that was killed here the last time.
+    for checkpoint in folder.path.glob("checkpoint-*"):  # they only served to resume
+        shutil.rmtree(checkpoint)
+    if not keep_model and folder.model.exists():
+        shutil.rmtree(folder.model)
+
+
+def _stop_when_orphaned() -> None:
+    while os.read(0, 1024):  # not sys.stdin, whose lock would be held when the interpreter ends
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), keep_model="--keep-model" in sys.argv[2:]))

@@ -1,0 +1,1 @@
+"""`TRBTrainer`, its configuration, and the losses: on-policy distillation on blended rollouts."""

@@ -1,0 +1,207 @@
+"""Arguments of a TRB run: TRL's `DistillationConfig` with the KL budget, the rollout policy and pass@1 evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from trl import DistillationConfig
+
+from ..rollout import Policy
+from .fields.checks import check_optimization, check_ranges, check_reporters, device_has_bf16
+from .fields.decoding import DecodingFields
+from .fields.loss import LossFields
+from .fields.policy import PolicyFields
+from .objective import Objective
+from .schedule import KINDS, Schedule, check_duration, decayed, duration
+
+# Options of TRL's generation that change what is sampled, or how, and the values at which each does nothing. Blended
+# rollouts come from trbext's own decoder, which samples the whole softmax at `temperature`.
+_PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
+    "top_p": (1.0, None),
+    "top_k": (0, None),
+    "min_p": (0.0, None),
+    "typical_p": (1.0, None),
+    "epsilon_cutoff": (0.0, None),
+    "eta_cutoff": (0.0, None),
+    "repetition_penalty": (1.0, None),
+    "encoder_repetition_penalty": (1.0, None),
+    "no_repeat_ngram_size": (0, None),
+    "num_beams": (1, None),
+    "num_return_sequences": (1, None),
+    "cache_implementation": (None,),
+    "do_sample": (True,),
+}
+
+
+@dataclass
+class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  # type: ignore[misc]  # TRL is untyped
+    """Configuration of `TRBTrainer`: everything TRL's `DistillationConfig` takes, and fields of four kinds: who writes
+    the prefixes (`PolicyFields`), how (`DecodingFields`), what is minimised there (`LossFields`), and those below.
+
+    The method and its letters are those of Trust-Region Behavior Blending (arXiv 2605.31159). TRL's `beta` keeps its
+    meaning, the divergence of the loss (1.0 = reverse KL); the paper's coefficient beta is solved for, never set.
+
+    Raises:
+        ValueError: a field is out of range, or generation options contradict the KL budget.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar = [
+        *DistillationConfig._VALID_DICT_FIELDS,
+        "trb_schedule_points",
+        "rollout_policy_kwargs",
+    ]
+
+    # Defaults that differ from TRL's: a warmup of 50 steps is worth seeing step by step.
+    logging_steps: float = field(
+        default=1,
+        metadata={"help": "Optimizer steps between two logs; a value below 1 is a share of the total steps."},
+    )
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser takes the second type)
+        default="none",
+        metadata={"help": "Where to report: none, all, wandb, tensorboard, trackio, ... or a list of them."},
+    )
+
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bfloat16 mixed precision. Unset = where the GPU has it; the CPU trains in float32."},
+    )
+
+    trb_epsilon: float = field(
+        default=0.02,
+        metadata={
+            "help": "KL budget eps_0 at the first step, in nats per token: KL(behavior || student) never exceeds it. "
+            "0 = pure student rollouts."
+        },
+    )
+    trb_warmup_steps: float = field(
+        default=50,
+        metadata={
+            "help": "Optimizer steps K until the budget reaches 0. An integer, or a value below 1 as a share of the "
+            "total steps (rounded up)."
+        },
+    )
+    trb_schedule: str = field(
+        default="linear",
+        metadata={
+            "help": "How the budget shrinks over the warmup: 'linear' (the paper), 'cosine', 'constant' (it does not), "
+            "'piecewise' (see trb_schedule_points)."
+        },
+    )
+    trb_schedule_points: dict[Any, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "For trb_schedule 'piecewise': budgets in nats per token by optimizer step, as a mapping such as "
+            '{"0": 0.05, "20": 0.01, "50": 0}; straight lines between them, constant after the last.'
+        },
+    )
+    rollouts_per_prompt: int = field(
+        default=1,
+        metadata={
+            "help": "Rollouts of each prompt in an optimizer step; with n, a step takes n times fewer prompts. The "
+            "paper: 4."
+        },
+    )
+    eval_samples: int = field(
+        default=1,
+        metadata={"help": "Completions sampled per prompt for eval_pass@1, from the student alone at temperature 1."},
+    )
+    eval_verifier: str | None = field(
+        default=None,
+        metadata={
+            "help": "Judge of the completions for eval_pass@1: 'numeric' (last number equals the column 'answer'), "
+            "'math' (math-verify), 'demo' (the built-in task) or 'module:function', called as "
+            "function(prompt, completion, row) -> bool. "
+            "Unset = no pass@1."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        # Without this several processes on a machine without an accelerator would form no group, and each train alone.
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        check_ranges(self)
+        self.report_to = self.report_to or "none"
+        check_reporters(self.report_to)
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and device_has_bf16(use_cpu=self.use_cpu)
+        super().__post_init__()
+        check_optimization(self)
+        self.check_policy()
+        self.check_loss(self.beta)
+        if not self.trb_epsilon >= 0:
+            raise ValueError(f"trb_epsilon is a KL budget in nats and must be >= 0, got {self.trb_epsilon}")
+        if self.trb_schedule not in KINDS:
+            raise ValueError(f"trb_schedule must be one of {', '.join(KINDS)}, got {self.trb_schedule!r}")
+        check_duration("trb_warmup_steps", self.trb_warmup_steps)
+        if self.trb_schedule_points is not None:
+            self.trb_schedule_points = _points_by_step(self.trb_schedule_points)
+        self.schedule(total_steps=0)  # the schedule's own checks, now rather than at the first step
+        self.check_decoding()
+        if self.rollouts_per_prompt < 1:
+            raise ValueError(f"rollouts_per_prompt must be at least 1, got {self.rollouts_per_prompt}")
+        if self.eval_samples < 1:
+            raise ValueError(f"eval_samples must be at least 1, got {self.eval_samples}")
+        if self.max_completion_length is None or self.max_completion_length < 1:
+            raise ValueError(f"max_completion_length must be at least 1 token, got {self.max_completion_length}")
+        if self.budget_active or self.rollout_policy not in ("trb", "student"):
+            self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
+
+    def refuse_altered_sampling(self, chosen: str) -> None:
+        """ValueError for a generation option that would make `chosen`, which draws the tokens, draw others."""
+        for name, value in self.altered_sampling():
+            wrong = "the KL budget would be enforced on another one" if self.budget_active else "it is the policy's"
+            raise ValueError(
+                f"{name}={value!r} cannot be combined with {chosen}: it changes the distribution that is sampled, and "
+                f"{wrong}. Remove it, or set rollout_policy='student'."
+            )
+
+    @property
+    def budget_active(self) -> bool:
+        """Whether TRB may blend the teacher into the rollouts of any optimizer step."""
+        if self.rollout_policy != "trb":
+            return False
+        if isinstance(self.trb_schedule_points, dict):
+            return any(epsilon > 0 for epsilon in self.trb_schedule_points.values())
+        return self.trb_epsilon > 0 and (self.trb_schedule == "constant" or self.trb_warmup_steps > 0)
+
+    def policy(self, total_steps: int) -> Policy:
+        """Who writes the training prefixes of a run of `total_steps`."""
+        return self.make_policy(self.schedule(total_steps), total_steps, self.seed)
+
+    def objective(self, step: int, total_steps: int) -> Objective:
+        """What a run of `total_steps` minimises at optimizer step `step`."""
+        if self.rollout_policy == "sft" and step < duration(self.sft_steps, total_steps):
+            return Objective("cross_entropy", self.loss_top_k)
+        assert self.loss_estimator is not None
+        veto = decayed(self.veto_start, step, duration(self.veto_steps, total_steps))
+        return Objective(self.loss_estimator, self.loss_top_k, self.loss_weight_cap, veto)
+
+    def schedule(self, total_steps: int) -> Schedule:
+        """The KL budget by optimizer step of a run of `total_steps`, which a warmup given as a share refers to."""
+        steps = duration(self.trb_warmup_steps, total_steps)
+        points = self.trb_schedule_points
+        return Schedule.make(
+            self.trb_schedule, self.trb_epsilon, steps, points.items() if isinstance(points, dict) else None
+        )
+
+    def altered_sampling(self) -> Iterator[tuple[str, Any]]:
+        """Generation options that make the sampled distribution another than the softmax at `temperature`."""
+        for name in ("top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation"):
+            if getattr(self, name) not in _PLAIN_SAMPLING[name]:
+                yield name, getattr(self, name)
+        if isinstance(self.generation_kwargs, dict):
+            for name, value in self.generation_kwargs.items():
+                if value not in _PLAIN_SAMPLING.get(name, ()):
+                    yield f"generation_kwargs[{name!r}]", value
+
+
+def _points_by_step(points: dict[Any, Any] | str) -> dict[int, float]:
+    if not isinstance(points, dict):
+        raise ValueError(f'trb_schedule_points must be a mapping such as {{"0": 0.05, "50": 0}}, got {points!r}')
+    try:
+        return {int(step): float(points[step]) for step in sorted(points, key=int)}
+    except (TypeError, ValueError):
+        raise ValueError(f"trb_schedule_points must map optimizer steps to budgets in nats, got {points!r}") from None

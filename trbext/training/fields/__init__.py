@@ -1,0 +1,1 @@
+"""The fields of `TRBConfig` by subject, and their checks."""

@@ -1,0 +1,117 @@
+"""Refuses values of the fields that TRL and transformers define and do not check, before anything is loaded.
+
+Out of range, they would train nothing, one step too many or NaN, or fail only at the first optimizer step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from transformers import Trainer, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
+
+# What the operators take, too (trbext.ops).
+_LEAST_TEMPERATURE = 1e-6
+
+
+class _Range(NamedTuple):
+    words: str
+    holds: Callable[[Any], bool]
+
+
+_COUNT = _Range("a whole number of at least 1", lambda value: value >= 1 and value == int(value))
+_AT_LEAST_0 = _Range("a number >= 0, and finite", lambda value: 0 <= value < math.inf)
+_ABOVE_0 = _Range("a number > 0, and finite", lambda value: 0 < value < math.inf)
+_SHARE = _Range("a number with 0 <= x < 1", lambda value: 0 <= value < 1)
+_SEED = _Range("a whole number with 0 <= x < 2^32", lambda value: 0 <= value < 2**32)
+
+_RANGES: dict[str, _Range] = {
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "max_steps": _Range("at least 1, or -1 for num_train_epochs", lambda value: value >= 1 or value == -1),
+    "num_train_epochs": _ABOVE_0,
+    "learning_rate": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+    "max_grad_norm": _Range("a number >= 0", lambda value: value >= 0),
+    "adam_beta1": _SHARE,
+    "adam_beta2": _SHARE,
+    "adam_epsilon": _AT_LEAST_0,
+    "warmup_steps": _AT_LEAST_0,
+    "logging_steps": _ABOVE_0,
+    "save_steps": _ABOVE_0,
+    "eval_steps": _AT_LEAST_0,  # 0 is logging_steps
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": _AT_LEAST_0,
+    "temperature": _Range(
+        f"a number >= {_LEAST_TEMPERATURE}, and finite", lambda v: _LEAST_TEMPERATURE <= v < math.inf
+    ),
+    "top_p": _Range("a share with 0 < top_p <= 1", lambda value: 0 < value <= 1),
+    "top_k": _AT_LEAST_0,
+    "min_p": _Range("a share with 0 <= min_p <= 1", lambda value: 0 <= value <= 1),
+    "repetition_penalty": _ABOVE_0,
+    # of a run's prompts
+    "prompts_limit": _COUNT,
+    "eval_prompts_limit": _COUNT,
+    "max_prompt_length": _COUNT,
+    "prompts_shuffle_seed": _SEED,
+}
+
+
+def check_ranges(fields: Any) -> None:
+    """ValueError for a field of the dataclass `fields` that is out of its range; None is left to its default."""
+    for name, range_ in _RANGES.items():
+        value = getattr(fields, name, None)
+        if value is not None and not range_.holds(value):
+            raise ValueError(f"{name} must be {range_.words}, got {value}")
+
+
+def check_reporters(report_to: str | Iterable[str]) -> None:
+    """ValueError for a place to report to that transformers does not know or that is not installed."""
+    names = [report_to] if isinstance(report_to, str) else list(report_to)
+    if names in (["none"], ["all"]):
+        return
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ValueError(f"report_to must be none, all, or of {known}, got {name!r}")
+        if name not in get_available_reporting_integrations():
+            try:
+                INTEGRATION_TO_CALLBACK[name]()
+            except (ImportError, RuntimeError) as error:
+                raise ValueError(f"report_to: {name} cannot be used here: {error}") from error
+
+
+def check_optimization(config: Any) -> None:
+    """ValueError unless the optimizer and the learning rate schedule of a `TRBConfig` can be made."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    steps = max(config.max_steps, 1)
+    kwargs = config.lr_scheduler_kwargs or {}
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"lr_scheduler_kwargs must be a mapping, got {kwargs!r}")
+    name = config.lr_scheduler_type.value
+    try:
+        get_scheduler(name, optimizer, config.get_warmup_steps(steps), steps, scheduler_specific_kwargs=dict(kwargs))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"lr_scheduler_kwargs {kwargs} do not fit lr_scheduler_type {name!r}: {error}") from error
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(config)
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
+        asks_for_the_model = any(kind in config.optim.value for kind in ("galore", "apollo", "lomo"))
+        if asks_for_the_model and not isinstance(error, ImportError):
+            return
+        raise ValueError(f"optim {config.optim.value!r} cannot be used here: {error}") from error
+
+
+def device_has_bf16(*, use_cpu: bool) -> bool:
+    """Whether training in bfloat16 pays on this machine: the CPU and GPUs before Ampere only emulate it."""
+    if use_cpu:
+        return False
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(is_torch_bf16_gpu_available())

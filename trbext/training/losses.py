@@ -1,0 +1,235 @@
+"""Reverse KL from student to teacher at every prefix: over the whole vocabulary, on the student's top k tokens, or from
+the sampled token alone; and what takes its place in supervised steps and in Veto.
+
+With pi_S and pi_T the softmaxes of the logits divided by the temperature, at one prefix
+
+    KL(pi_S || pi_T) = sum_a pi_S(a) (log pi_S(a) - log pi_T(a)).
+
+It is summed over actions, so no importance weight is needed whichever policy wrote the prefix (arXiv 2605.31159); the
+estimate from one sampled token is the exception.
+
+Logits are recomputed from hidden states a chunk of prefixes at a time, in the backward pass as well, so that no
+[prefixes, V] tensor outlives its chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..models.lm_head import LMHead
+
+if TYPE_CHECKING:
+    from ..vocab import Alignment
+
+# One [prefixes, V] float32 tensor of a chunk takes 128 MiB; about eight of them live at once.
+CHUNK_ELEMENTS = 2**25
+
+
+def reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, *, top_k: int | None = None, temperature: float = 1.0
+) -> Tensor:
+    """KL(pi_S || pi_T) in nats at each prefix, differentiable in both arguments.
+
+    Args:
+        student_logits, teacher_logits: `[..., V]`, any float dtype; half precision is computed in float32. -inf
+            excludes a token.
+        top_k: None sums over the vocabulary. k sums over k + 1 outcomes: the student's k most probable tokens and "any
+            other token", whose mass under each model is exact. By the data-processing inequality this is a lower bound
+            of the full KL, zero and stationary where the student equals the teacher. The bare partial sum over the k
+            tokens is not: there its gradient is that of their total mass, which then escapes the top k. Renormalising
+            both models on the k tokens stops that but never sees how much mass lies elsewhere.
+        temperature: divides both logits.
+
+    Returns:
+        `[...]`, float32 (float64 for float64 logits). Where the teacher excludes tokens the student does not, the KL is
+        infinite; with C the tokens both allow, KL(pi_S(.|C) || pi_T) - log pi_S(C) stands in for it: the same when C is
+        everything, finite, zero only at equality, and pushing mass off the excluded tokens. Without any common token
+        the result is inf, with gradient 0.
+    """
+    student, teacher = _tempered(student_logits, temperature), _tempered(teacher_logits, temperature)
+    if top_k is not None and top_k < student.shape[-1]:
+        top = student.detach().topk(top_k).indices
+        student, teacher = _top_and_rest(student, top), _top_and_rest(teacher, top)
+    common = (student > -torch.inf) & (teacher > -torch.inf)
+    inside = student.masked_fill(~common, -torch.inf)  # also stops the NaN gradient of a row without common tokens
+    log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)  # log pi_S(C); exactly 0 where C is everything
+    log_student = inside.log_softmax(-1)
+    gap = torch.where(common, log_student - teacher.log_softmax(-1), 0.0)
+    kl = (log_student.exp() * gap).sum(-1) - log_inside_mass
+    return torch.where(common.any(-1), kl, torch.inf)
+
+
+def sampled_reverse_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    token: Tensor,
+    log_weight: Tensor,
+    *,
+    weight_cap: float | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """An unbiased estimate of `reverse_kl` and of its gradient from one token a ~ mu at each prefix: `[...]`.
+
+    With w = pi_S(a) / mu(a), a constant, and g = log pi_S(a) - log pi_T(a), the value is w g (the estimator k1) and the
+    gradient w g grad log pi_S(a), which is that of w g^2 / 2 (k2). Differentiating k1 itself would add
+    w grad log pi_S(a), which is zero in the mean and only noise.
+
+    Args:
+        student_logits, teacher_logits: as in `reverse_kl`, whose stand-in for excluded tokens is estimated likewise.
+        token: `[...]` int64, drawn from the behavior policy mu.
+        log_weight: `[...]` log pi_S(token) - log mu(token) when it was drawn; 0 for student rollouts.
+        weight_cap: w is cut to it, which biases the estimate; None leaves it.
+    """
+    student, teacher = _tempered(student_logits, temperature), _tempered(teacher_logits, temperature)
+    common = (student > -torch.inf) & (teacher > -torch.inf)
+    inside = student.masked_fill(~common, -torch.inf)
+    log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)
+    at = token[..., None]
+    allowed = common.gather(-1, at)[..., 0]
+    weight = (log_weight - log_inside_mass.detach()).exp().to(student.dtype)
+    weight = torch.where(allowed, weight if weight_cap is None else weight.clamp(max=weight_cap), 0.0)
+    log_ratio = inside.log_softmax(-1) - teacher.log_softmax(-1)
+    gap = torch.where(allowed, log_ratio.masked_fill(~common, 0.0).gather(-1, at)[..., 0], 0.0)
+    k2 = weight * gap**2 / 2
+    estimate = weight * gap.detach() + (k2 - k2.detach()) - log_inside_mass
+    return torch.where(common.any(-1), estimate, torch.inf)
+
+
+def cross_entropy(student_logits: Tensor, token: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """-log pi_S(token) in nats at each prefix, `[...]`, for logits `[..., V]`: supervision by another's tokens."""
+    return -_tempered(student_logits, temperature).log_softmax(-1).gather(-1, token[..., None])[..., 0]
+
+
+def veto_target(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:
+    """Logits `[..., V]` of Veto's target Q ~ pi_T pi_S^b (arXiv 2601.07155), to be used as the teacher's in a loss.
+
+    exponent: b >= 0; 0 returns the teacher. The student's part is a constant here, as a target is: KL(pi_S || Q) then
+        has the gradient sum grad pi_S ((1 - b) log pi_S - log pi_T), and with Q differentiated too it would not be the
+        KL to a fixed distribution. Whether the authors' own code detaches it was not known when this was written.
+    """
+    return teacher_logits if exponent == 0 else teacher_logits + exponent * student_logits.detach()
+
+
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy in nats of the softmax of `logits` [..., V] divided by the temperature; [...]."""
+    log_probs = _tempered(logits, temperature).log_softmax(-1)
+    return -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(-1)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def _top_and_rest(logits: Tensor, top: Tensor) -> Tensor:
+    """[..., k + 1] logits of the tokens `top` and of all the others taken together."""
+    rest = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.gather(-1, top), rest], -1)
+
+
+class TeacherTerms(NamedTuple):
+    """What the teacher says of the tokens that were sampled. `[N]` each, nats, no gradient."""
+
+    log_prob: Tensor  # log pi_T(token); -inf where the teacher excludes the token
+    entropy: Tensor
+
+
+class PrefixTerms(NamedTuple):
+    """The loss and its companions at each of N prefixes. `[N]` each, nats; only `loss` carries a gradient."""
+
+    reverse_kl: Tensor
+    student_entropy: Tensor
+    teacher: TeacherTerms
+    loss: Tensor  # `reverse_kl` itself unless another loss was asked for
+
+
+# (student_logits [n, V], teacher_logits [n, V], token [n], log_weight [n]) -> loss [n]
+TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def teacher_terms(
+    teacher_hidden: Tensor, head: LMHead, tokens: Tensor, alignment: Alignment, *, temperature: float = 1.0
+) -> TeacherTerms:
+    """Teacher log-probability and entropy at N prefixes, from its hidden states [N, H] and the sampled `tokens` [N]."""
+
+    def terms(hidden: Tensor, token: Tensor) -> tuple[Tensor, ...]:
+        return _teacher_terms(alignment.canonical(head(hidden), temperature), token, temperature)
+
+    with torch.no_grad():
+        tokens = _emitted_as_stop(tokens, alignment)
+        return TeacherTerms(*_in_chunks(terms, head.weight.shape[0], teacher_hidden, tokens))
+
+
+def chunked_reverse_kl(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    student_head: LMHead,
+    teacher_head: LMHead,
+    tokens: Tensor,
+    alignment: Alignment,
+    *,
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    loss: TokenLoss | None = None,
+    log_weight: Tensor | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> PrefixTerms:
+    """`reverse_kl` at N prefixes from hidden states [N, H_S] and [N, H_T], over the vocabulary both models share.
+
+    Args:
+        tokens: [N] int64, the token sampled at each prefix.
+        alignment: cuts both models to the common width and merges their EOS sets.
+        loss: what to minimise instead, of the aligned logits; the reverse KL is then reported without a gradient.
+        log_weight: [N] handed to `loss`; zeros when None.
+        chunk_elements: logits per chunk and model; memory only, the result does not depend on it.
+    """
+
+    def terms(student_part: Tensor, teacher_part: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        student_logits = alignment.canonical(student_head(student_part), temperature)
+        with torch.no_grad():
+            teacher_logits = alignment.canonical(teacher_head(teacher_part), temperature)
+            student_entropy = entropy(student_logits, temperature)
+            log_prob, teacher_entropy = _teacher_terms(teacher_logits, token, temperature)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and loss is None):
+            kl = reverse_kl(student_logits, teacher_logits, top_k=top_k, temperature=temperature)
+        minimised = kl if loss is None else loss(student_logits, teacher_logits, token, weight)
+        return kl, student_entropy, log_prob, teacher_entropy, minimised
+
+    vocabulary = max(student_head.weight.shape[0], teacher_head.weight.shape[0])
+    tokens = _emitted_as_stop(tokens, alignment)
+    weights = torch.zeros(tokens.shape, device=tokens.device) if log_weight is None else log_weight
+    kl, student_entropy, log_prob, teacher_entropy, minimised = _in_chunks(
+        terms, vocabulary, student_hidden, teacher_hidden, tokens, weights, chunk_elements=chunk_elements
+    )
+    return PrefixTerms(kl, student_entropy, TeacherTerms(log_prob, teacher_entropy), minimised)
+
+
+def _teacher_terms(logits: Tensor, token: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    log_probs = _tempered(logits, temperature).log_softmax(-1)
+    return log_probs.gather(-1, token[:, None])[:, 0], entropy(logits, temperature)
+
+
+def _emitted_as_stop(tokens: Tensor, alignment: Alignment) -> Tensor:
+    """A rollout of another engine may end with any EOS id; their merged mass lies at `stop`."""
+    if alignment.is_slice:
+        return tokens
+    return torch.where(torch.isin(tokens, tokens.new_tensor(alignment.duplicates)), alignment.stop, tokens)
+
+
+def _in_chunks(
+    terms: Callable[..., tuple[Tensor, ...]], vocabulary: int, *rows: Tensor, chunk_elements: int = CHUNK_ELEMENTS
+) -> tuple[Tensor, ...]:
+    """`terms` of N rows, computed on chunks of rows and recomputed in the backward pass."""
+    size = max(1, chunk_elements // vocabulary)
+    parts = []
+    for start in range(0, max(1, len(rows[0])), size):  # one empty chunk when N = 0, which keeps the graph for DDP
+        part = [row[start : start + size] for row in rows]
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(terms, *part, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(terms(*part))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))

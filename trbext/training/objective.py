@@ -1,0 +1,135 @@
+"""What is minimised at the prefixes of one micro-batch, from the hidden states of both models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from trl.trainer.distillation_trainer import _chunked_divergence_loss
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from ..models.lm_head import LMHead
+from ..rollout import Rollout
+from ..vocab import Alignment
+from .losses import chunked_reverse_kl, cross_entropy, reverse_kl, sampled_reverse_kl, teacher_terms, veto_target
+from .step_metrics import PrefixMeans
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one optimizer step, at each prefix; formulas are in `trbext/training/losses.py`.
+
+    kind: "full", "top_k" or "sampled", estimators of the reverse KL, or "cross_entropy" of the sampled token.
+    """
+
+    kind: str = "full"
+    top_k: int | None = None
+    weight_cap: float | None = None
+    veto: float = 0.0  # exponent b of the target pi_T pi_S^b; 0 = the teacher
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a divergence from the teacher over the whole vocabulary, which TRL has a fused loss for."""
+        return self.kind == "full" and self.veto == 0
+
+    def of_tokens(
+        self, student_logits: Tensor, teacher_logits: Tensor, token: Tensor, log_weight: Tensor, temperature: float
+    ) -> Tensor:
+        """[n] nats, of aligned logits [n, V]; `token` [n] was drawn with log pi_S / mu = `log_weight` [n]."""
+        if self.kind == "cross_entropy":
+            return cross_entropy(student_logits, token, temperature=temperature)
+        target = veto_target(student_logits, teacher_logits, self.veto)
+        if self.kind == "sampled":
+            return sampled_reverse_kl(
+                student_logits, target, token, log_weight, weight_cap=self.weight_cap, temperature=temperature
+            )
+        return reverse_kl(student_logits, target, top_k=self.top_k, temperature=temperature)
+
+
+def log_weights(rollouts: Sequence[Rollout], completion_ids: Tensor) -> Tensor:
+    """log pi_S - log mu of the tokens of `completion_ids` [B, C], float32, from the rollouts of its rows in order."""
+    weights = torch.zeros(completion_ids.shape, device=completion_ids.device)
+    row = 0
+    for rollout in rollouts:
+        rows, length = rollout.tokens.shape
+        weights[row : row + rows, :length] = rollout.student_log_prob - rollout.log_prob
+        row += rows
+    return weights
+
+
+class LossTerms(NamedTuple):
+    loss: Tensor  # [] the sum over prefixes divided by `items`; carries the gradient
+    entropy_sum: Tensor  # [] of the student, nats
+    prefix_sums: Tensor  # see `PrefixMeans.sums`
+
+
+def prefix_loss(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    student_head: LMHead,
+    teacher_head: LMHead,
+    valid: Tensor,
+    completion_ids: Tensor,
+    log_weight: Tensor | None,
+    *,
+    objective: Objective,
+    fused_beta: float | None,
+    items: Tensor | int,
+    alignment: Alignment,
+    temperature: float,
+) -> LossTerms:
+    """`objective` at the prefixes that `valid` [B, C] marks, and what is logged of them.
+
+    student_hidden, teacher_hidden: [B, C, H_S] and [B, C, H_T], aligned to `completion_ids` [B, C] and on the device of
+        both heads. log_weight: [B, C] log pi_S / mu of the completion's tokens; None where mu = pi_S.
+    fused_beta: compute the plain objective by TRL's fused loss, with its `beta` (1 = reverse KL); None: by our own.
+    items: what the sum over prefixes is divided by. ValueError: the heads are on different devices.
+    """
+    device = student_head.weight.device  # a device_map may end the backbone elsewhere than the head
+    if teacher_head.weight.device != device:
+        raise ValueError(f"both lm_heads must be on one device, got {device} and {teacher_head.weight.device}")
+    student_hidden, teacher_hidden, valid = (x.to(device) for x in (student_hidden, teacher_hidden, valid))
+    tokens = completion_ids.to(device)[valid]
+    prefixes = valid.sum()
+    if fused_beta is not None and objective.is_plain:
+        loss, entropy_sum, _ = _chunked_divergence_loss(
+            student_hidden,
+            teacher_hidden,
+            student_head.weight,
+            teacher_head.weight,
+            valid,
+            fused_beta,
+            num_items_in_batch=items,
+            student_lm_head_bias=student_head.bias,
+            teacher_lm_head_bias=teacher_head.bias,
+            student_logit_scale=student_head.scale,
+            teacher_logit_scale=teacher_head.scale,
+            student_final_logit_softcapping=student_head.softcap,
+            teacher_final_logit_softcapping=teacher_head.softcap,
+            temperature=temperature,
+        )
+        with maybe_gather_lm_head_ctx(teacher_head.weight, teacher_head.bias):
+            teacher = teacher_terms(teacher_hidden[valid], teacher_head, tokens, alignment, temperature=temperature)
+        return LossTerms(loss, entropy_sum.detach(), PrefixMeans.sums(loss * items, prefixes, teacher))
+
+    def of_tokens(student_logits: Tensor, teacher_logits: Tensor, token: Tensor, weight: Tensor) -> Tensor:
+        return objective.of_tokens(student_logits, teacher_logits, token, weight, temperature)
+
+    estimates_kl = objective.kind in ("full", "top_k") and objective.veto == 0
+    terms = chunked_reverse_kl(
+        student_hidden[valid],
+        teacher_hidden[valid],
+        student_head,
+        teacher_head,
+        tokens,
+        alignment,
+        top_k=objective.top_k,
+        temperature=temperature,
+        loss=None if estimates_kl else of_tokens,
+        log_weight=None if log_weight is None else log_weight.to(device)[valid],
+    )
+    sums = PrefixMeans.sums(terms.reverse_kl.sum(), prefixes, terms.teacher)
+    return LossTerms(terms.loss.sum() / items, terms.student_entropy.sum().detach(), sums)

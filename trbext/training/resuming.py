@@ -1,0 +1,96 @@
+"""A trainer that goes on from a checkpoint exactly, where transformers would go on from something else."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DistillationTrainer
+
+from .checkpoint import check_checkpoint
+from .cost import ComputeCount
+from .drafting import Drafting
+from .random_state import forked_random_state
+
+logger = logging.getLogger(__name__)
+
+
+class OwnCadence(TrainerCallback):
+    """Logs, evaluates and saves as often as the arguments say; transformers takes the checkpoint's word for it."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
+class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
+    """TRL's trainer, which trains after a checkpoint what it would have trained without one."""
+
+    compute: ComputeCount
+    drafting: Drafting
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `Trainer.train`, but a checkpoint of the last step trains nothing, evaluation at the start
+        is not repeated, and a checkpoint that lacks a part is refused.
+
+        Raises:
+            IncompleteCheckpoint (a ValueError): a file of the checkpoint is missing or cut short.
+            NonFiniteTraining (a FloatingPointError): a loss or gradient is NaN or infinite.
+        """
+        if not any(isinstance(callback, OwnCadence) for callback in self.callback_handler.callbacks):
+            self.add_callback(OwnCadence())
+        checkpoint = self._checked(resume_from_checkpoint)
+        at_start = self.args.eval_on_start
+        self.args.eval_on_start = at_start and checkpoint is None
+        try:
+            output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        finally:
+            self.args.eval_on_start = at_start
+        self._warn_of_lost_best()
+        return output
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # transformers would look only after one step more
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _load_callback_state(self) -> None:
+        # transformers makes these anew from what they saved, while hooks and the trainer hold the old ones: they load
+        # their own state when training begins.
+        own = (self.compute, self.drafting)
+        kept = {type(each).__name__: self.state.stateful_callbacks.pop(type(each).__name__, None) for each in own}
+        super()._load_callback_state()
+        self.state.stateful_callbacks |= {name: state for name, state in kept.items() if state is not None}
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # Dropout of the next step must not depend on whether there was an evaluation before it.
+        with forked_random_state(self.accelerator.device):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
+
+    def _checked(self, resume_from_checkpoint: str | bool | None) -> Path | None:
+        """The checkpoint that `train` is asked to go on from, complete; None to begin at the start."""
+        if not resume_from_checkpoint:
+            return None
+        folder = self.args.output_dir
+        found = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else get_last_checkpoint(folder)
+        if found is None:
+            raise ValueError(f"there is no checkpoint in {folder} to go on from")
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        check_checkpoint(Path(found), self.args.world_size, self.args.process_index, sharded=sharded)
+        return Path(found)
+
+    def _warn_of_lost_best(self) -> None:
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and (best is None or not Path(best).is_dir()):
+            logger.warning(
+                "load_best_model_at_end: the best checkpoint%s is gone or was never saved, so the model is that of the "
+                "last step, %d",
+                "" if best is None else f" {best}",
+                self.state.global_step,
+            )

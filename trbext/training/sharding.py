@@ -1,0 +1,54 @@
+"""Sharded models (FSDP2, DeepSpeed ZeRO-3) with their weights whole for as long as a rollout takes.
+
+Each forward pass of a sharded model gathers weights from all processes, so all must make equally many. Rollouts end
+after different numbers of tokens on different processes: they would wait for each other for ever. Gathering once,
+before the first token, prevents that and saves sending every weight again for every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from trl.distributed import DistributedBackend
+from trl.models import unwrap_model_for_generation
+
+from ..models.unsharded import unsharded
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+    from trl import DistillationConfig
+
+
+def check_can_unshard(backend: DistributedBackend, args: DistillationConfig, *, tools: bool = False) -> None:
+    """ValueError where processes would wait for each other for ever: rollouts on sharded weights, or tool calls, of
+    which each process makes its own number, between gatherings."""
+    if tools and (backend.is_fsdp or backend.is_zero3):
+        raise ValueError("tools give processes different numbers of turns, which FSDP and ZeRO-3 do not allow")
+    if backend.fsdp_version == 1:
+        raise ValueError(
+            "rollouts need whole weights, which FSDP1 does not give outside its forward: use fsdp_version 2"
+        )
+    if backend.is_zero3 and not args.ds3_gather_for_generation:
+        raise ValueError("rollouts need whole weights: with DeepSpeed ZeRO-3 set ds3_gather_for_generation=True")
+
+
+@contextmanager
+def whole_for_decoding(
+    model: torch.nn.Module, accelerator: Accelerator, args: DistillationConfig
+) -> Iterator[PreTrainedModel]:
+    """`model` out of its wrappers, its weights gathered on every process. Every process enters and leaves together."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    with (
+        unwrap_model_for_generation(
+            model,
+            accelerator,
+            gather_deepspeed3_params=args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+        ) as unwrapped,
+        unsharded(unwrapped, reshard_after_forward=plugin is None or plugin.reshard_after_forward),
+    ):
+        yield unwrapped

@@ -1,0 +1,48 @@
+"""Loads the student of a run that names it by a path, as TRL's trainer would, and with a look at what was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import PartialState
+from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel
+from transformers import set_seed as seed_everything
+
+from ..models.loading import load_for_training
+from .config import TRBConfig
+
+
+def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
+    """The model at `path` by `args.model_init_kwargs`. IncompleteWeights: as `load_for_training`."""
+    kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if quantization is not None:
+        if "quantization_config" in kwargs:
+            raise ValueError("quantization_config is given as an argument and in model_init_kwargs: leave one out")
+        kwargs["quantization_config"] = quantization
+    if PartialState().num_processes > 1:
+        kwargs["device_map"] = None  # "auto" would spread every process's copy over all devices
+    seed_everything(args.seed)
+    return load_for_training(path, "student", **kwargs)
+
+
+def load_processing_class(path: str, args: TRBConfig) -> Any:
+    """The tokenizer or processor at `path`, of the revision that `args.model_init_kwargs` names."""
+    return AutoProcessor.from_pretrained(
+        path,
+        revision=(args.model_init_kwargs or {}).get("revision"),
+        truncation_side="left",
+        padding_side="left",
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+@contextmanager
+def without_init_kwargs(args: TRBConfig) -> Iterator[None]:
+    """Hides `model_init_kwargs` from TRL, which would say that they are ignored: they have been used."""
+    kwargs, args.model_init_kwargs = args.model_init_kwargs, None
+    try:
+        yield
+    finally:
+        args.model_init_kwargs = kwargs

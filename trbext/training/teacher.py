@@ -1,0 +1,55 @@
+"""The teacher of a run: loading it, its tokenizer, and its place beside the student on every process."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.models import prepare_deepspeed, prepare_fsdp
+
+from ..models.loading import load_for_training
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .config import TRBConfig
+
+logger = logging.getLogger(__name__)
+
+
+def load_teacher_tokenizer(path: str, args: TRBConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer at `path`; None, with a warning, where there is none."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        logger.warning("the teacher's tokenizer could not be loaded, so token ids are not compared: %s", error)
+        return None
+    return tokenizer
+
+
+def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTrainedModel:
+    """The model at `path`, by `args.teacher_model_init_kwargs`; without a dtype there, in its stored precision."""
+    kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
+    if args.teacher_model_revision is not None:
+        kwargs["revision"] = args.teacher_model_revision
+    kwargs |= args.teacher_model_init_kwargs or {}
+    if accelerator.num_processes > 1:
+        kwargs["device_map"] = None  # "auto" would spread every process's copy over all devices
+    return load_for_training(path, "teacher", **kwargs)
+
+
+def prepare_teacher(teacher: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
+    """`teacher` frozen, on its device in eval mode, sharded as the student is under DeepSpeed or FSDP."""
+    teacher.requires_grad_(False)  # or a gathered lm_head would be a node of the loss's graph
+    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
+        prepared = prepare_deepspeed(teacher, accelerator)
+    elif getattr(accelerator.state, "fsdp_plugin", None) is not None:
+        prepared = prepare_fsdp(teacher, accelerator)  # prepare_model would leave it whole, and on the CPU (trl#2580)
+    else:
+        prepared = accelerator.prepare_model(teacher, evaluation_mode=True)
+    prepared.eval()  # DeepSpeed's engine returns None
+    model: PreTrainedModel = prepared
+    return model

@@ -1,0 +1,64 @@
+"""Makes TRL's own decoding of the student (vLLM, or altered sampling) keep to what our decoder promises.
+
+Its sequences end at every EOS id of either model, its ids lie in the vocabulary both models share, and nothing but the
+fields of the run says how it samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..vocab import Alignment
+
+if TYPE_CHECKING:
+    from trl import DistillationTrainer
+
+
+def keep_to_alignment(trainer: DistillationTrainer, alignment: Alignment, student_width: int) -> None:
+    """Sets the stop events and the suppressed ids of `trainer`, whose student has `student_width` logits."""
+    stops = [alignment.stop, *alignment.duplicates]
+    trainer.eos_token_ids = stops  # what it cuts completions by
+    asked = trainer.generation_kwargs.get("suppress_tokens") or ()
+    fields: dict[str, Any] = {"eos_token_id": stops}
+    if suppressed := sorted({*asked, *range(alignment.width, student_width)}):
+        fields["suppress_tokens"] = suppressed
+    trainer.generation_kwargs = {**trainer.generation_kwargs, **fields}
+    trainer.generation_config = GenerationConfig(**trainer.generation_kwargs, disable_compile=True)
+    if trainer.use_vllm:
+        engine = trainer.vllm_generation
+        given = dict(engine.generation_kwargs or {})
+        engine.generation_kwargs = {**given, "stop_token_ids": sorted({*given.get("stop_token_ids", ()), *stops})}
+
+
+@contextmanager
+def without_leftovers(model: PreTrainedModel) -> Iterator[None]:
+    """Hides what a checkpoint left in `model.generation_config`, from which `generate` fills the fields that it was not
+    given: min_p, num_beams, suppress_tokens, no_repeat_ngram_size, ..."""
+    inner: Any = model
+    if hasattr(model, "get_base_model"):  # a PeftModel
+        inner = inner.get_base_model()
+    before = inner.generation_config
+    inner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = before
+
+
+def check_completions(completions: Sequence[Sequence[int]], prompts: int, alignment: Alignment) -> None:
+    """ValueError unless there is one completion for each of `prompts` prompts, of ids that both models have."""
+    if len(completions) != prompts:
+        raise ValueError(
+            f"a step decodes one completion per prompt, got {len(completions)} for {prompts} prompts: take "
+            "num_return_sequences out of generation_kwargs, and set rollouts_per_prompt"
+        )
+    highest = max((token for completion in completions for token in completion), default=0)
+    if highest >= alignment.width:
+        raise ValueError(
+            f"the student wrote id {highest}, which is outside the vocabulary both models share, [0, "
+            f"{alignment.width}): resize its embeddings to {alignment.width}"
+        )

@@ -9,6 +9,7 @@ shown. Weights are random, layers two; a class is judged by what its code does, 
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import time
@@ -235,7 +236,7 @@ padded, from a cache, and through the loss's head. A model that fails is refused
 reason, never decoded wrongly. `check_models: false` (`check=False` in Python) switches the look off.
 
 Refused as well: encoder-decoders, masked LMs (they read later tokens), models on the meta device, prompt-tuned models,
-weights sharded by FSDP2 outside `trbext.models.unsharded`, a teacher that shares trained weights with the student, and
+weights sharded by FSDP2 outside `trbext.rollout.unsharded`, a teacher that shares trained weights with the student, and
 rows that grow past a change of their rotary factors (`rope_type` longrope or dynamic).
 
 The loss moves every row to the left before its forward, so that padding only follows tokens: absolute positions and
@@ -263,12 +264,20 @@ def page() -> str:
     return f"{text}\n\nNot built tiny, so not tried here; the start-up check tries them: {', '.join(missing)}.\n"
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("families", nargs="*", help="families to judge; all of them by default")
+    parser.add_argument("--write", action="store_true", help="write docs/models.md anew, of all families")
+    options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    if sys.argv[1:] == ["--write"]:
+    if options.write:
         PAGE.write_text(page(), encoding="utf-8")
-    else:
-        for chosen in sys.argv[1:] or families():
-            print(chosen, judged(chosen))
+        return
+    for family in options.families or families():
+        print(family, judged(family))
+
+
+if __name__ == "__main__":
+    main()

@@ -35,7 +35,7 @@ FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 
 def part_of(module: str) -> str:
     """The part of "trbext.data.prompts" is "data"; that of "trbext" itself is "__init__"."""
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def imports(file: Path) -> Iterator[tuple[str, str]]:

@@ -210,7 +210,8 @@ def test_every_name_makes_its_policy_with_its_parameters() -> None:
 
 
 def test_a_policy_of_a_module_gets_its_arguments() -> None:
-    mine = policy(rollout_policy="python_tests.rollout.test_policies:TopTokenOfTheTeacher", rollout_policy_kwargs={"share": 0.25})
+    name = "python_tests.rollout.test_policies:TopTokenOfTheTeacher"
+    mine = policy(rollout_policy=name, rollout_policy_kwargs={"share": 0.25})
     assert mine.share == 0.25
     for name, words in (
         ("nowhere_at_all:P", "the rollout policy 'nowhere_at_all:P' could not be imported: No module named"),

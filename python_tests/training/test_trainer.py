@@ -24,6 +24,7 @@ from trbext.training.config import TRBConfig
 from trbext.training.trainer import TRBTrainer
 from trbext.vocab import VocabularyMismatch
 
+MINE = "python_tests.rollout.test_policies:TopTokenOfTheTeacher"  # a policy of a user's own module
 METRICS = {
     "trb/epsilon",
     "trb/beta_mean",
@@ -327,7 +328,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "sft": {"sft_steps": 2},
     "teacher": {},
     "gkd": {"gkd_coin": "sequence"},
-    "python_tests.rollout.test_policies:TopTokenOfTheTeacher": {"rollout_policy_kwargs": {"share": 0.5}},
+    MINE: {"rollout_policy_kwargs": {"share": 0.5}},
 }
 
 
@@ -373,7 +374,7 @@ def test_every_policy_trains_and_logs_what_it_has(
         assert log.get("trb/epsilon") == {"fixed": 0.3, "sft": None if used else 0.0}.get(name)
 
 
-@pytest.mark.parametrize("name", ["skd", "gkd", "temperature", "sft", "python_tests.rollout.test_policies:TopTokenOfTheTeacher"])
+@pytest.mark.parametrize("name", ["skd", "gkd", "temperature", "sft", MINE])
 def test_a_resumed_run_of_any_policy_repeats_the_uninterrupted_run_bitwise(tmp_path: Path, name: str) -> None:
     fields: dict[str, Any] = {
         **POLICIES[name],

@@ -42,7 +42,7 @@ def check_whole(model: Any, name: str) -> None:
     if sharded and any(isinstance(parameter, DTensor) for parameter in inner.parameters()):
         raise UnsupportedModel(
             f"the {name} {type(inner).__name__} is sharded by FSDP2, and processes that decode different "
-            "numbers of tokens would wait for each other for ever: decode inside trbext.models.unsharded(model)"
+            "numbers of tokens would wait for each other for ever: decode inside trbext.rollout.unsharded(model)"
         )
 
 

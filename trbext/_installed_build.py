@@ -1,7 +1,8 @@
 """Lends the source package of a checkout the compiled module of an installed trbext that was built from its sources.
 
 `python -m pytest` and `torchrun -m trbext` put the working folder first on `sys.path`. In a checkout that is the source
-package, which has no compiled module after a plain `pip install .`; the installed one has.
+package, which has no compiled module after a plain `pip install .`; the installed one has. Binaries of other sources
+are refused, those of an editable install among them.
 """
 
 from __future__ import annotations
@@ -48,6 +49,20 @@ def load_compiled_module(package: Path, failure: ImportError) -> ModuleType:
         "run `pip install .` in the repository, or `pip install -e . --no-build-isolation` to work from the source "
         f"folder. ({failure})"
     )
+
+
+def check_sources(package: Path, module: ModuleType) -> None:
+    """ImportError if `package` is part of a checkout whose C++ sources are not those that `module` was built from.
+
+    An editable install takes its Python from the checkout as it is now, and its binaries from when it was installed.
+    """
+    root = package.parent
+    if (root / "csrc" / "ops.cpp").exists() and getattr(module, "sources", None) != source_digest(root):
+        sys.modules.pop(NAME, None)
+        raise ImportError(
+            f"the editable install of trbext ({module.__file__}) was built from other C++ sources than those in "
+            f"{root / 'csrc'}: run `pip install -e {root} --no-build-isolation` again"
+        )
 
 
 def _installed_builds(package: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .errors import INTERRUPTED, USAGE_ERROR, UsageError
-from .runs.standard_output import OutputClosed, discard, flush, is_of_output
+from .runs.standard_output import OutputClosed, discard, flush, is_of_output, print_anything
 
 # What the extra [train] installs, by the names that are imported: without them there are the operators and `trb info`.
 OF_THE_EXTRA = {
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # where a user's 'module:object' lies
+    print_anything()
     words = _joined(list(sys.argv[1:] if arguments is None else arguments))
     options, fields = _parser().parse_known_args(words)
     if fields and options.command not in ("train", "probe"):
@@ -95,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Sample completions of a model at temperature 1 and report pass@1, on one set of prompts or, of "
         "several checkpoints, on all those of a suite.",
     )
-    evaluate.add_argument("model", nargs="+", help="a folder, a model of the Hub, demo:student or demo:teacher")
+    evaluate.add_argument(
+        "model", nargs="+", help="a folder (also of a PEFT adapter), a model of the Hub, demo:student or demo:teacher"
+    )
     evaluate.add_argument("--prompts", help="demo:eval, a file, or a dataset of the Hub")
     evaluate.add_argument("--verifier", help="numeric, math, demo, or module:function")
     evaluate.add_argument("--suite", type=Path, help="benchmarks, each with its samples; see recipes/suites/paper.yaml")

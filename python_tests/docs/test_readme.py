@@ -10,6 +10,7 @@ import torch
 
 from python_tests.models.tiny_models import tiny_llama
 from trbext import reference
+from trbext.cli import _parser
 from trbext.runs.settings import parse_run
 from trbext.studies.compare.declaration import read_study
 from trbext.studies.compare.wording import planned_power
@@ -59,6 +60,13 @@ def test_studies_parse_and_could_resolve_something(recipe: str) -> None:
     study, _ = read_study(ROOT / "recipes" / recipe)
     assert study.folder.parts[0] == "runs"
     assert planned_power(study) is None
+
+
+@pytest.mark.parametrize("recipe", ["demo", "smollm2-pruned", "study-countsort", "study-smollm2"])
+def test_a_recipe_whose_numbers_a_page_quotes_measures_no_clock(recipe: str) -> None:
+    text = (ROOT / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    assert re.search(r"^ *draft_length: \d", text, re.M)
+    assert _parser().parse_args(["demo"]).draft_length == "0"
 
 
 def test_files_the_readme_points_to_exist() -> None:

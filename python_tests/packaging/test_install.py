@@ -160,6 +160,22 @@ def test_an_install_of_this_source_comes_after_one_of_another(tmp_path: Path) ->
     assert run.stdout.startswith(str(site))
 
 
+def test_an_editable_install_of_older_sources_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Its import hook gives the binaries to the sources of the checkout, whatever they are by now."""
+    source = checkout(tmp_path)
+    shutil.copy(trbext._C.__file__, source / "trbext")
+    shutil.copy(trbext._library.LIBRARY_PATH, source / "trbext")
+    run = run_in(source, "import trbext")
+    assert run.returncode == 0, run.stderr
+
+    with (source / "csrc" / "ops.cpp").open("a", encoding="utf-8") as file:
+        file.write("// another build\n")
+    run = run_in(source, "import trbext")
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: the editable install of trbext (")
+    assert last.endswith(f"run `pip install -e {source} --no-build-isolation` again")
+
+
 @pytest.mark.parametrize("launcher", [["torchrun", "--nproc_per_node", "1"], ["accelerate", "launch", "--cpu"]])
 def test_launchers_run_the_package_in_the_checkout(launcher: list[str]) -> None:
     program = Path(sys.executable).parent / launcher[0]

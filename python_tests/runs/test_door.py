@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from python_tests.models.tiny_models import prompts, saved, tiny_llama, tiny_tokenizer
 from trbext.cli import OF_THE_EXTRA, main
 from trbext.data.prompt_checks import check_encodings
 from trbext.data.prompts import load_prompts
-from trbext.models.loading import IncompleteWeights, load_for_inference
+from trbext.models.loading import load_for_inference
 from trbext.rollout import Policy
 from trbext.runs.settings import parse_run
 from trbext.training.config import TRBConfig
@@ -109,9 +112,10 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"save_steps": 0}, "save_steps must be a number > 0"),
     ({"logging_steps": -1}, "logging_steps must be a number > 0"),
     ({"seed": -1}, "seed must be a whole number with 0 <= x < 2^32, got -1"),
-    ({"temperature": 0}, "temperature must be a number >= 1e-06, and finite, got 0.0"),
-    ({"temperature": 1e-39}, "temperature must be a number >= 1e-06, and finite, got 1e-39"),
-    ({"temperature": float("inf")}, "temperature must be a number >= 1e-06, and finite, got inf"),
+    ({"temperature": 0}, "temperature must be a number from 1e-6 to 1e6, got 0.0"),
+    ({"temperature": 1e-39}, "temperature must be a number from 1e-6 to 1e6, got 1e-39"),
+    ({"temperature": 1e7}, "temperature must be a number from 1e-6 to 1e6, got 10000000.0"),
+    ({"temperature": float("inf")}, "temperature must be a number from 1e-6 to 1e6, got inf"),
     ({"rollout_policy": "student", "top_p": 0}, "top_p must be a share with 0 < top_p <= 1, got 0.0"),
     ({"prompts_limit": 0}, "prompts_limit must be a whole number of at least 1, got 0"),
     ({"eval_prompts_limit": -1}, "eval_prompts_limit must be a whole number of at least 1, got -1"),
@@ -128,6 +132,14 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"report_to": "nobody"}, "report_to must be none, all, or of"),
     ({"report_to": ["none", "all"]}, "report_to must be none, all, or of"),
     ({1: 2}, "names must be text, got 1: quote it"),
+    (
+        {"loss_top_k": 65},
+        "loss_top_k must be at most the 64 tokens that the models share, got 65: leave it out for the",
+    ),
+    (
+        {"resume_from_checkpoint": "run/checkpoint-1"},
+        "is no field of a run, which goes on from its last checkpoint wit",
+    ),
 ]
 
 
@@ -344,63 +356,121 @@ def without_a_matrix(tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in tensors.items() if "gate_proj" not in name}
 
 
-CHECKPOINTS: list[tuple[Callable[[dict[str, Any]], dict[str, Any]], str, str]] = [
-    (renamed, "lm_head.weight", "take '_orig_mod.' off the names"),
-    (without_a_matrix, "model.layers.0.mlp.gate_proj.weight", "(1 of 12 are missing), which would be random"),
+def of_more_layers(tensors: dict[str, Any]) -> dict[str, Any]:
+    """As a config.json whose num_hidden_layers was lowered."""
+    further = {name.replace(".0.", f".{n}."): weight.clone() for name, weight in tensors.items() for n in range(11)}
+    return tensors | {name: weight for name, weight in further.items() if name not in tensors}
+
+
+def narrower(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: weight[:-1].clone() if "gate_proj" in name else weight for name, weight in tensors.items()}
+
+
+def with_tensors(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        weights = str(folder / "model.safetensors")
+        save_file(change(load_file(weights)), weights, metadata={"format": "pt"})
+
+    return damage
+
+
+def cut_short(folder: Path) -> None:
+    path = max(folder.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def in_shards(folder: Path) -> None:
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="10KB")
+    (folder / "model.safetensors").unlink()
+
+
+def shard_cut_short(folder: Path) -> None:
+    in_shards(folder)
+    cut_short(folder)
+
+
+def shard_lost(folder: Path) -> None:
+    in_shards(folder)
+    max(folder.glob("*.safetensors")).unlink()
+
+
+def index_lost(folder: Path) -> None:
+    in_shards(folder)
+    (folder / "model.safetensors.index.json").unlink()
+
+
+GATE = "'model.layers.0.mlp.gate_proj.weight'"
+CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
+    (with_tensors(renamed), "lacks the weights 'lm_head.weight' (12 of 12 are missing), which would be random; it h"),
+    (with_tensors(renamed), "take '_orig_mod.' off the names"),
+    (with_tensors(without_a_matrix), f"lacks the weights {GATE} (1 of 12 are missing), which would be random"),
+    (with_tensors(of_more_layers), "holds 'model.layers.1.input_layernorm.weight', for which its configuration has no"),
+    (with_tensors(of_more_layers), "(90 weights would be dropped): mend its config.json, or load the model that is me"),
+    (with_tensors(narrower), f"holds {GATE} of shape [31, 16], which its configuration says is [32, 16]"),
+    (cut_short, "cannot be loaded: SafetensorError: Error while deserializing header"),
+    (shard_cut_short, "cannot be loaded: SafetensorError: Error while deserializing header"),
+    (shard_lost, "No such file or directory: "),
+    (index_lost, "no file named model.safetensors, or pytorch_model.bin, found in directory "),
 ]
 
 
-@pytest.mark.parametrize(("damage", "key", "message"), CHECKPOINTS)
+@pytest.mark.parametrize(("damage", "message"), CHECKPOINTS)
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_checkpoint_that_lacks_weights_is_refused_wherever_it_is_loaded(
+def test_a_checkpoint_of_other_weights_is_refused_wherever_it_is_loaded(
     role: str,
-    damage: Callable[[dict[str, Any]], dict[str, Any]],
-    key: str,
+    damage: Callable[[Path], None],
     message: str,
     config: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """By each command, and by the trainer in Python."""
     field = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}[role]
     shutil.copytree(config[field], "damaged")
-    save_file(damage(load_file("damaged/model.safetensors")), "damaged/model.safetensors", metadata={"format": "pt"})
-    path = write(config | {field: "damaged", "eval_verifier": "numeric", "eval_prompts": "prompts.jsonl"})
+    damage(Path("damaged"))
+    judged = {"eval_verifier": "numeric", "eval_prompts": "prompts.jsonl", "eval_strategy": "steps", "eval_steps": 1}
+    path = write(config | {field: "damaged"} | judged)
     commands = [["train", path], ["probe", path, "--output", "probe", "--limit", "4"]]
     if role == "student":
         commands.append(["eval", "damaged", "--prompts", "prompts.jsonl", "--verifier", "numeric", "--output", "out"])
+    base = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    del base["output_dir"]
+    runs = {"OPD": {"rollout_policy": "student"}, "TRB": {"rollout_policy": "trb"}}
+    metric = {"name": "eval_pass@1", "better": "higher", "final_evaluations": 1}
+    study: dict[str, Any] = {"title": "", "output_dir": "study", "reference": "OPD", "seeds": [1, 2], "metric": metric}
+    Path("study.yaml").write_text(yaml.safe_dump(study | {"base": base, "runs": runs}), encoding="utf-8")
+    commands.append(["compare", "study.yaml"])
     for command in commands:
         line = refusal(capsys, *command)
-        assert f"the {'model' if command[0] == 'eval' else role} damaged lacks the weights {key!r}" in line
-        assert message in line
+        assert "damaged" in line
+        assert message in line, command
+    models = {"student": config["model_name_or_path"], "teacher": config["teacher_model_name_or_path"]}
+    args = TRBConfig("run", use_cpu=True)
+    with pytest.raises((ValueError, OSError), match=f"damaged.*{re.escape(message)}|{re.escape(message)}.*damaged"):
+        TRBTrainer(*(models | {role: "damaged"}).values(), args, train_dataset=prompts(8))
 
 
-def test_the_trainer_refuses_what_the_command_refuses(models: dict[str, str], tmp_path: Path) -> None:
-    """In Python, of models given by paths and of objects."""
-    shutil.copytree(models["student"], tmp_path / "damaged")
-    weights = str(tmp_path / "damaged" / "model.safetensors")
-    save_file(without_a_matrix(load_file(weights)), weights, metadata={"format": "pt"})
-    damaged = str(tmp_path / "damaged")
+def test_a_run_does_not_go_on_with_other_weights(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(config, save_strategy="steps", save_steps=1, lr_scheduler_type="constant")
+    assert main(["train", path]) == 0
+    weights = "run/checkpoint-1/model.safetensors"
+    save_file(renamed(load_file(weights)), weights, metadata={"format": "pt"})
+    line = refusal(capsys, "train", path, "--resume", "--max_steps", "2")
+    assert "checkpoint-1 cannot be resumed exactly: it lacks the weights 'lm_head.weight'" in line
+    assert "take '_orig_mod.' off the names" in line
 
+
+def test_the_trainer_refuses_objects_that_cannot_write_or_judge(models: dict[str, str], tmp_path: Path) -> None:
     class NoDraw(Policy):
         pass
 
-    def make(student: str, teacher: str, **given: Any) -> TRBTrainer:
+    def make(**given: Any) -> TRBTrainer:
         args = TRBConfig(str(tmp_path / "run"), use_cpu=True)
-        return TRBTrainer(student, teacher, args, train_dataset=prompts(8), **given)
+        return TRBTrainer(models["student"], models["teacher"], args, train_dataset=prompts(8), **given)
 
-    for student, teacher, role in ((damaged, models["teacher"], "student"), (models["student"], damaged, "teacher")):
-        with pytest.raises(
-            IncompleteWeights, match=f"the {role} {damaged} lacks the weights 'model.layers.0.mlp.gate_"
-        ):
-            make(student, teacher)
     with pytest.raises(ValueError, match=r"the rollout policy NoDraw must define draw\(step, student_logits"):
-        make(**models, policy=NoDraw())
+        make(policy=NoDraw())
     with pytest.raises(ValueError, match=r"the verifier '<lambda>' must take \(prompt, completion, row\)"):
-        make(**models, verifier=lambda prompt, completion: True)
-
-
-def cut_short(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
+        make(verifier=lambda prompt, completion: True)
 
 
 def no_tokenizer(folder: Path) -> None:
@@ -416,17 +486,10 @@ def broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{", encoding="utf-8")
 
 
-def other_shape(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}), encoding="utf-8")
-
-
 FILES: list[tuple[Callable[[Path], None] | None, dict[str, Any], str]] = [
-    (cut_short, {}, "the student student cannot be loaded: SafetensorError"),
     (no_tokenizer, {}, "student"),
     (broken_tokenizer, {}, "student"),
     (broken_config, {}, "student/config.json"),
-    (other_shape, {}, "the student student cannot be loaded: RuntimeError"),
     (None, {"model_init_kwargs": {"layers": 3}}, "got an unexpected keyword argument 'layers'"),
     (None, {"model_init_kwargs": {"dtype": "float99"}}, "got float99"),
     (None, {"teacher_model_init_kwargs": {"layers": 3}}, "got an unexpected keyword argument 'layers'"),
@@ -447,6 +510,69 @@ def test_models_that_cannot_be_loaded_are_refused(
     if damage is not None:
         damage(Path("student"))
     assert message in refusal(capsys, "train", write(config | {"model_name_or_path": "student"} | change))
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_an_adapter_is_no_model_to_train_with(
+    role: str, adapter: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    field = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}[role]
+    line = refusal(capsys, "train", write(config | {field: adapter}))
+    assert f"the {role} {adapter} is a PEFT adapter of {config['model_name_or_path']}, and training needs a" in line
+    models = {"student": config["model_name_or_path"], "teacher": config["teacher_model_name_or_path"]}
+    with pytest.raises(ValueError, match=f"the {role} {adapter} is a PEFT adapter of .*merge_and_unload"):
+        TRBTrainer(*(models | {role: adapter}).values(), TRBConfig("run", use_cpu=True), train_dataset=prompts(8))
+
+
+def test_an_adapter_is_merged_where_nothing_is_trained(
+    adapter: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = torch.arange(3, 12)[None]
+    expected = AutoPeftModelForCausalLM.from_pretrained(adapter).eval()(tokens).logits
+    assert torch.allclose(load_for_inference(adapter, "model", "cpu")(tokens).logits, expected, atol=1e-5)
+    base = load_for_inference(config["model_name_or_path"], "model", "cpu")(tokens).logits
+    assert not torch.allclose(base, expected, atol=1e-2)
+    assert main(["eval", adapter, *EVAL]) == 0
+
+    shutil.copytree(adapter, "damaged")
+    weights = "damaged/adapter_model.safetensors"
+    save_file({name: weight for name, weight in load_file(weights).items() if "lora_B" not in name}, weights)
+    line = refusal(capsys, "eval", "damaged", *EVAL)
+    assert (
+        "the model damaged cannot be loaded: its adapter must hold 'base_model.model.model.layers.0.self_attn" in line
+    )
+
+
+@pytest.fixture
+def adapter(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a LoRA adapter of the student, with a tokenizer beside it."""
+    folder = str(tmp_path_factory.mktemp("adapter"))
+    student = LlamaForCausalLM.from_pretrained(config["model_name_or_path"])
+    lora = get_peft_model(student, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    lora.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ([{"prompt": "1+1="}, {"prompt": None}], "the prompt of row 2 must be text or a list of messages, got None"),
+        ([{"prompt": 1}, {"prompt": 2}], "the prompt of row 1 must be text or a list of messages, got 1"),
+        ([{"prompt": "1+1="}, {"prompt": ""}], "the prompt of row 2 must not be empty, got ''"),
+        ([{"prompt": MESSAGES}, {"prompt": []}], "the prompt of row 2 must not be empty, got []"),
+        ([{"question": "1+1="}], "must have a column 'prompt', got question"),
+    ],
+)
+def test_the_trainer_names_a_prompt_that_cannot_be_used(
+    rows: list[Any], fault: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    """In Python: of what is trained on, and of what is held out."""
+    bad, good = Dataset.from_list(rows), prompts(8)
+    for train, held_out, name in ((bad, None, "train_dataset"), (good, {"a": good, "b": bad}, "eval_dataset b")):
+        args = TRBConfig(str(tmp_path / "run"), use_cpu=True)
+        with pytest.raises(ValueError, match=rf"{name}\b.*{re.escape(fault)}"):
+            TRBTrainer(models["student"], models["teacher"], args, train, held_out)
 
 
 def test_tied_weights_and_shared_tokens_are_no_loss(config: dict[str, Any], tmp_path: Path) -> None:

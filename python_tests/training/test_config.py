@@ -64,6 +64,13 @@ def test_help_of_every_field_renders() -> None:
         assert TRBConfig.__dataclass_fields__[name].metadata["help"].endswith(".")
 
 
+def test_help_tells_what_the_size_of_a_part_changes_besides_time_and_memory() -> None:
+    assert (
+        "Other tokens of the same law are drawn"
+        in TRBConfig.__dataclass_fields__["rollout_batch_size"].metadata["help"]
+    )
+
+
 def test_a_warmup_below_one_is_a_share_of_the_run() -> None:
     share = config(trb_warmup_steps=0.1, trb_epsilon=0.5)
     assert share.schedule(total_steps=400)(0) == 0.5
@@ -143,7 +150,7 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"rollouts_per_prompt": 0}, "rollouts_per_prompt must be at least 1, got 0"),
         ({"rollout_batch_size": 0}, "rollout_batch_size must be at least 1, or unset for all, got 0"),
         ({"eval_samples": 0}, "eval_samples must be at least 1, got 0"),
-        ({"temperature": 0.0}, "temperature must be a number >= 1e-06, and finite, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be a number from 1e-6 to 1e6, got 0.0"),
         ({"max_completion_length": None}, "max_completion_length must be at least 1 token, got None"),
     ],
 )

@@ -36,6 +36,21 @@ def check_rows(dataset: Dataset, source: str) -> None:
                 raise PromptsNotFound(f"prompts {source!r}: the prompt of row {number} {fault}")
 
 
+def check_datasets(train: object, held_out: object) -> None:
+    """PromptsNotFound, as `check_rows`, for the datasets of a trainer; a stream is not read before its time.
+
+    Args:
+        held_out: one dataset, several by name, or None.
+    """
+    named = held_out.items() if isinstance(held_out, dict) else [("", held_out)]
+    given = [("train_dataset", train), *((f"eval_dataset {name}".strip(), dataset) for name, dataset in named)]
+    for name, dataset in given:
+        if isinstance(dataset, Dataset):
+            if "prompt" not in dataset.column_names:
+                raise PromptsNotFound(f"{name} must have a column 'prompt', got {', '.join(dataset.column_names)}")
+            check_rows(dataset, name)
+
+
 def _fault(prompt: object) -> str | None:
     if isinstance(prompt, str):
         return None if prompt.strip() else f"must not be empty, got {prompt!r}"

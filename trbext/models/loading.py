@@ -1,26 +1,42 @@
-"""Loads a causal language model, and refuses a checkpoint that leaves some of its weights random.
+"""Loads a causal language model, and refuses a checkpoint whose weights are not those of its configuration.
 
-transformers reports missing weights in a warning, which is easy to miss among others, and goes on.
+transformers reports in a warning, which is easy to miss among others, that it leaves weights of the model random or
+drops weights of the checkpoint.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
+
+from .adapters import base_of, check_no_adapter, merged
 
 # What commonly stands before the names of a checkpoint that was saved from a wrapped model.
 _WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
 
 
+# What a checkpoint may hold without harm: buffers that models compute by themselves today.
+_COMPUTED = (".inv_freq", ".position_ids")
+# A mismatch is a fault here, too, but one that names the weight: transformers' own error says "see above".
+_REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+
+
 class IncompleteWeights(ValueError):
-    """A checkpoint does not hold every weight of its model."""
+    """A checkpoint lacks weights of its model, or holds others."""
 
 
 def load_for_training(path: str, role: str, **kwargs: Any) -> PreTrainedModel:
@@ -31,35 +47,45 @@ def load_for_training(path: str, role: str, **kwargs: Any) -> PreTrainedModel:
         kwargs: of `from_pretrained`.
 
     Raises:
-        IncompleteWeights: the checkpoint lacks weights of the model, or holds them in another shape.
-        OSError, ValueError: as transformers.
+        IncompleteWeights: the checkpoint lacks weights of the model, holds them in another shape, or holds others.
+        OSError, ValueError: as transformers; a PEFT adapter, which is no whole model.
     """
-    with _reported_once(), named_errors(path, role):
-        model, report = create_model_from_path(path, output_loading_info=True, **kwargs)
+    check_no_adapter(path, role)
+    with reported_once(), named_errors(path, role):
+        model, report = create_model_from_path(path, **kwargs | _REPORTED)
     check_report(path, role, model, report)
     return _model(model)
 
 
 def load_for_inference(path: str, role: str, device: torch.device | str, **kwargs: Any) -> PreTrainedModel:
-    """As `load_for_training`, in the precision the checkpoint is stored in, on `device`, in eval mode."""
+    """As `load_for_training`, in the precision the checkpoint is stored in, on `device`, in eval mode; a PEFT adapter
+    is merged into its model."""
     options: dict[str, Any] = {"dtype": "auto"} | kwargs
-    with _reported_once(), named_errors(path, role):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    with reported_once(), named_errors(path, role):
+        base = base_of(path)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(base or path, **options | _REPORTED)
     model, report = loaded
-    check_report(path, role, model, report)
+    check_report(base or path, role, model, report)
+    if base is not None:
+        with reported_once(), named_errors(path, role):
+            model = merged(model, path)
     return _model(model.to(device).eval())
 
 
-def check_weights(path: str, role: str, **kwargs: Any) -> None:
-    """IncompleteWeights, as `load_for_training`, from the names in the checkpoint alone: no weight is read.
+def check_weights(path: str, role: str, config: PreTrainedConfig, **kwargs: Any) -> None:
+    """As `load_for_training`, from the names and sizes in the checkpoint alone: no weight is read.
 
-    Where this cannot be told without loading, as of quantized models, nothing is said, and loading says it.
+    Args:
+        config: of the model. Of one that is quantized or sharded while it is loaded nothing may be told before.
     """
+    later = hasattr(config, "quantization_config") or not {"quantization_config", "tp_plan"}.isdisjoint(kwargs)
     try:
-        with _reported_once():
-            model, report = create_model_from_path(path, output_loading_info=True, **kwargs | {"device_map": "meta"})
-    except Exception:
-        return
+        with reported_once(), named_errors(path, role):
+            model, report = create_model_from_path(path, **kwargs | _REPORTED | {"device_map": "meta"})
+    except (OSError, ValueError):
+        if later:
+            return
+        raise
     check_report(path, role, model, report)
 
 
@@ -85,31 +111,63 @@ def named_errors(path: str, role: str) -> Iterator[None]:
 
 
 def check_report(path: str, role: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
-    """IncompleteWeights, naming the first, if transformers' loading report of `model` lists weights it did not find.
+    """IncompleteWeights unless `fault_in` the loading report of `model` is None."""
+    fault = fault_in(report, model)
+    if fault is not None:
+        raise IncompleteWeights(f"the {role} {path} {fault}")
 
-    A weight that is tied to one that was found, and a buffer, are no loss.
+
+def fault_in(report: Mapping[str, Any], model: PreTrainedModel) -> str | None:
+    """What a checkpoint does wrong by transformers' loading report of `model`, with the first weight's name, or None.
+
+    A missing weight that is tied to one that was found, and a buffer, are no loss. Neither are unexpected ones that the
+    model's class declares to be of no use (transformers leaves them out), buffers, and a quantized weight's companions.
     """
-    mismatched = sorted(str(key[0] if isinstance(key, (tuple, list)) else key) for key in report["mismatched_keys"])
-    if mismatched:
-        raise IncompleteWeights(f"the {role} {path} holds {mismatched[0]} in another shape than its configuration says")
+    if report["mismatched_keys"]:
+        name, held, expected = min(report["mismatched_keys"], key=lambda key: _in_order(key[0]))
+        return f"holds {name!r} of shape {list(held)}, which its configuration says is {list(expected)}"
     missing = set(report["missing_keys"])
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = {id(parameter) for name, parameter in parameters.items() if name not in missing}
-    random = sorted(name for name in missing if name in parameters and id(parameters[name]) not in found)
+    random = [name for name in missing if name in parameters and id(parameters[name]) not in found]
+    unknown = sorted(_unknown(report["unexpected_keys"], model), key=_in_order)
+    if not random and not unknown:
+        return None
     if not random:
-        return
-    unknown = sorted(report["unexpected_keys"])
+        return (
+            f"holds {unknown[0]!r}, for which its configuration has no place ({len(unknown)} weights would be dropped)"
+            ": mend its config.json, or load the model that is meant and save it anew"
+        )
     held = f"; it holds {unknown[0]!r}, which the model has no place for" if unknown else ""
     wrapper = next((prefix for prefix in _WRAPPERS if unknown and unknown[0].startswith(prefix)), None)
     remedy = f": take {wrapper!r} off the names, or save the model that was wrapped" if wrapper else ""
-    raise IncompleteWeights(
-        f"the {role} {path} lacks the weights {random[0]!r} ({len(random)} of {len(parameters)} are missing), which "
+    return (
+        f"lacks the weights {min(random, key=_in_order)!r} ({len(random)} of {len(parameters)} are missing), which "
         f"would be random{held}{remedy}"
     )
 
 
+def _unknown(names: Iterable[str], model: PreTrainedModel) -> Iterator[str]:
+    """Those of `names` that mean a weight which `model` lacks."""
+    buffers = {name for name, _ in model.named_buffers()}
+    quantized = getattr(model, "hf_quantizer", None) is not None
+    modules = {name for name, _ in model.named_modules()} if quantized else set()
+    weights = {name for name, _ in model.named_parameters()} if quantized else set()
+    for name in names:
+        parents = list(itertools.accumulate(name.split(".")[:-1], "{}.{}".format))
+        # Scales, zero points and the like stand beside a weight, or below it.
+        of_quantization = (parents and parents[-1] in modules) or not weights.isdisjoint(parents)
+        if name not in buffers and not name.endswith(_COMPUTED) and not of_quantization:
+            yield name
+
+
+def _in_order(name: str) -> list[str]:
+    """A key that sorts layer 2 before layer 10."""
+    return [part.zfill(6) if part.isdecimal() else part for part in name.split(".")]
+
+
 @contextmanager
-def _reported_once() -> Iterator[None]:
+def reported_once() -> Iterator[None]:
     """Without transformers' table of missing weights, which `check_report` names, and a progress bar nobody sees."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

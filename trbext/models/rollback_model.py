@@ -88,6 +88,8 @@ class _RollbackLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    get_max_cache_shape = get_max_length  # its name in transformers 5.5, where it is abstract
+
     def grow(self, columns: int) -> None:
         more = columns - self.keys.shape[2]
         self.keys, self.values = (

@@ -29,6 +29,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
 from ..ops import sample
 from ..results import Sample
 
@@ -177,7 +178,7 @@ class InterleavedTeacher(Policy):
     """SKD: mu(x) = pi_S(x) [x in top K of the teacher] + P_S(outside the top K) softmax(b / tau)(x).
 
     top_k: K >= 1; of equally probable tokens those that torch.topk picks. A token the teacher excludes is never in it.
-    teacher_temperature: tau > 0 of the replacements alone; the merged EOS counts as one token there.
+    teacher_temperature: tau, from 1e-6 to 1e6, of the replacements alone; the merged EOS counts as one token there.
     Two uniforms a token: the student's proposal, which is what vanilla OPD draws from the first, and the replacement.
     """
 
@@ -187,7 +188,7 @@ class InterleavedTeacher(Policy):
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1 token, got {top_k}")
         self.top_k = top_k
-        self.teacher_temperature = _in_range("teacher_temperature", teacher_temperature, 0, math.inf, open_left=True)
+        self.teacher_temperature = _temperature("teacher_temperature", teacher_temperature)
 
     def draw(
         self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
@@ -237,11 +238,11 @@ class ArithmeticMixture(Policy):
 class StudentTemperature(Policy):
     """The student alone at temperature T tau_k: tau_k = tau_0 + (1 - tau_0) k / K for k < K, then 1.
 
-    start: tau_0 > 0, a factor on the run's temperature. steps: K >= 0 optimizer steps.
+    start: tau_0, from 1e-6 to 1e6, a factor on the run's temperature. steps: K >= 0 optimizer steps.
     """
 
     def __init__(self, start: float, steps: int) -> None:
-        self.start = _in_range("start", start, 0, math.inf, open_left=True)
+        self.start = _temperature("start", start)
         self.steps = steps
 
     def tau(self, step: int) -> float:
@@ -297,9 +298,12 @@ class LambdaCoin(Policy):
 COINS = ("batch", "sequence")
 
 
-def _in_range(name: str, value: float, low: float, high: float, *, open_left: bool = False) -> float:
-    if not (low < value < high if open_left else low <= value <= high):
-        left = f"{low} <" if open_left else f"{low} <="
-        right = f"< {high}" if open_left else f"<= {high}"
-        raise ValueError(f"{name} must be a number with {left} {name} {right}, got {value}")
+def _in_range(name: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be a number with {low:g} <= {name} <= {high:g}, got {value}")
     return value
+
+
+def _temperature(name: str, value: float) -> float:
+    """`value`, if it is a temperature that the operators take."""
+    return _in_range(name, value, LEAST_TEMPERATURE, LARGEST_TEMPERATURE)

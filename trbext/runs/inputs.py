@@ -5,12 +5,13 @@ Everything that can be known to fail is found here, before a model is loaded and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.demo_models import model_path
 from ..data.encoding import encode_prompts
@@ -19,6 +20,7 @@ from ..data.prompt_order import prompts_of_a_step
 from ..data.prompts import load_prompts
 from ..errors import UsageError
 from ..evaluation.verifiers import check_verifier, verifier_by_name
+from ..models.adapters import check_no_adapter
 from ..models.loading import check_weights, load_tokenizer, named_errors
 from ..models.positions import position_limit
 from ..training.config import TRBConfig
@@ -41,8 +43,8 @@ class RunInputs:
 def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     """Read and check the inputs of a run. UsageError, ValueError, OSError: one that is missing or does not fit."""
     # 1. What is only named: in milliseconds, before anything is read.
-    student = _known_model("model_name_or_path", arguments.model_name_or_path)
-    teacher = _known_model("teacher_model_name_or_path", str(config.teacher_model_name_or_path))
+    student = _known_model("student", "model_name_or_path", arguments.model_name_or_path)
+    teacher = _known_model("teacher", "teacher_model_name_or_path", str(config.teacher_model_name_or_path))
     config.policy(total_steps=0)
     verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
     # 2. The prompts, by themselves and by number.
@@ -55,9 +57,12 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     if held_out is None and (config.eval_strategy != "no" or config.eval_on_start):
         raise UsageError(f"eval_strategy {config.eval_strategy.value} needs eval_prompts, the held-out prompts")
     # 3. The models, by their configurations and the names of their weights.
-    positions = {"student": _check_model("student", student, loading | options)}
+    models = {"student": _check_model("student", student, loading | options)}
     loading["revision"] = config.teacher_model_revision or "main"
-    positions["teacher"] = _check_model("teacher", teacher, loading | (config.teacher_model_init_kwargs or {}))
+    models["teacher"] = _check_model("teacher", teacher, loading | (config.teacher_model_init_kwargs or {}))
+    sizes = (getattr(model.get_text_config(), "vocab_size", None) for model in models.values())
+    config.check_top_k(min((size for size in sizes if size is not None), default=math.inf))
+    positions = {role: position_limit(model) for role, model in models.items()}
     # 4. What only the inputs together can tell.
     template, length = config.chat_template_kwargs or {}, config.max_completion_length
     assert length is not None
@@ -94,18 +99,19 @@ def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) ->
     return prompts, load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
 
 
-def _known_model(name: str, value: str) -> str:
+def _known_model(role: str, name: str, value: str) -> str:
     path = model_path(value)
     # What cannot be a Hub id "owner/name" is a folder, of which transformers would complain as a malformed id.
     if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
         raise UsageError(f"{name}: there is no folder {path}")
+    check_no_adapter(path, role)
     return path
 
 
-def _check_model(role: str, path: str, loading: dict[str, Any]) -> int | None:
-    """The positions of the model at `path`. ValueError: no configuration there, or IncompleteWeights."""
+def _check_model(role: str, path: str, loading: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of the model at `path`. ValueError: no configuration there, or IncompleteWeights."""
     with named_errors(path, role):
         named = {name: value for name, value in loading.items() if name not in ("dtype", "device_map")}
-        config = AutoConfig.from_pretrained(path, **named)
-    check_weights(path, role, **loading)
-    return position_limit(config)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, **named)
+    check_weights(path, role, config, **loading)
+    return config

@@ -19,6 +19,9 @@ from ..training.fields.checks import check_ranges
 from ..yaml_file import read_yaml
 from .field_values import joined_numbers, words_of
 
+# A field of transformers, which itself does nothing with it.
+NOT_OF_A_RUN = ("resume_from_checkpoint",)
+
 
 @dataclass
 class RunArguments:
@@ -102,6 +105,11 @@ def parse_settings(
         raise UsageError(str(error)) from error
     if unused:
         raise UsageError(f"unrecognized arguments: {' '.join(unused)}")
+    if trb_config.resume_from_checkpoint is not None:
+        raise UsageError(
+            "resume_from_checkpoint is no field of a run, which goes on from its last checkpoint with --resume, got "
+            f"{trb_config.resume_from_checkpoint!r}"
+        )
     if not arguments.model_name_or_path:
         raise UsageError("model_name_or_path (the student) is not set")
     if not trb_config.teacher_model_name_or_path:
@@ -116,7 +124,7 @@ def print_fields() -> None:
     """Every field of `trb train` with its default and help, the project's own first."""
     trls = {f.name for f in dataclasses.fields(DistillationConfig)} - set(TRBConfig.__annotations__)
     own = {f.name for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind)} - trls
-    shown = [f for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind)]
+    shown = [f for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind) if f.name not in NOT_OF_A_RUN]
     for field_ in sorted(shown, key=lambda f: f.name not in own):  # stable: otherwise the order of definition
         default = "" if field_.default is dataclasses.MISSING else field_.default
         print(f"--{field_.name} (default: {default!r})\n    {' '.join(str(field_.metadata.get('help', '')).split())}")

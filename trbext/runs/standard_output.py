@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -21,6 +22,13 @@ class OutputClosed(Exception):
 def is_of_output(error: BaseException) -> bool:
     """Whether `error` came from writing to standard output."""
     return isinstance(error, OSError) and error.filename is None and error.errno in _OF_A_STREAM
+
+
+def print_anything() -> None:
+    """Print as an escape what the encoding of the output lacks, such as a study's title in the locale C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def flush() -> None:

@@ -6,11 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import torch
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 
 from .checkpoint import check_checkpoint
+from .checkpoint_weights import check_adapter, has_weights, load_weights
 from .cost import ComputeCount
 from .drafting import Drafting
 from .random_state import forked_random_state
@@ -38,7 +40,8 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         is not repeated, and a checkpoint that lacks a part is refused.
 
         Raises:
-            IncompleteCheckpoint (a ValueError): a file of the checkpoint is missing or cut short.
+            IncompleteCheckpoint (a ValueError): a file of the checkpoint is missing or cut short, or its weights are
+                not those of the student.
             NonFiniteTraining (a FloatingPointError): a loss or gradient is NaN or infinite.
         """
         if not any(isinstance(callback, OwnCadence) for callback in self.callback_handler.callbacks):
@@ -58,6 +61,27 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        checkpoint = Path(resume_from_checkpoint)
+        if self._loads_whole_weights(checkpoint):
+            load_weights(self.model, checkpoint)
+            return
+        if hasattr(self.model, "peft_config") and not self.is_fsdp_enabled:
+            check_adapter(self.model, checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint or "")
+        if self._loads_whole_weights(best):
+            load_weights(self.model, best)
+        else:
+            super()._load_best_model()
+
+    def _loads_whole_weights(self, checkpoint: Path) -> bool:
+        """Whether the student is a whole model of transformers, and so are the weights in `checkpoint`."""
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and isinstance(self.model, PreTrainedModel)
+        return whole and getattr(self.model, "hf_quantizer", None) is None and has_weights(checkpoint)
 
     def _load_callback_state(self) -> None:
         # transformers makes these anew from what they saved, while hooks and the trainer hold the old ones: they load

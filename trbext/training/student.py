@@ -10,6 +10,7 @@ from accelerate import PartialState
 from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers import set_seed as seed_everything
 
+from ..models.adapters import check_no_adapter
 from ..models.loading import load_for_training
 from .config import TRBConfig
 
@@ -28,7 +29,9 @@ def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | 
 
 
 def load_processing_class(path: str, args: TRBConfig) -> Any:
-    """The tokenizer or processor at `path`, of the revision that `args.model_init_kwargs` names."""
+    """The tokenizer or processor at `path`, of the revision that `args.model_init_kwargs` names. ValueError: `path` is
+    that of an adapter."""
+    check_no_adapter(path, "student")
     return AutoProcessor.from_pretrained(
         path,
         revision=(args.model_init_kwargs or {}).get("revision"),

@@ -31,6 +31,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import get_config_model_id
 
 from ..data.encoding import left_padded
+from ..data.prompt_checks import check_datasets
 from ..data.prompt_order import ResumableSampler, prompts_of_a_step
 from ..data.prompt_stream import EndlessPrompts
 from ..evaluation.pass_at_k import evaluate_pass_at_1
@@ -82,8 +83,9 @@ class TRBTrainer(ResumableTrainer):
 
     Raises:
         ValueError: no teacher, a vision-language processor, a combination of options that cannot keep its promise, a
-            policy or verifier that cannot be called as one.
-        IncompleteWeights (a ValueError): a model given by a path whose checkpoint lacks some of its weights.
+            policy or verifier that cannot be called as one, a prompt that cannot be used (of a stream, when it comes).
+        IncompleteWeights (a ValueError): a model given by a path whose checkpoint lacks some of its weights, or holds
+            others.
         VocabularyMismatch (a ValueError): tokenizers or EOS ids that do not fit together.
     """
 
@@ -142,6 +144,7 @@ class TRBTrainer(ResumableTrainer):
         for name, given in (("student", model), ("teacher", teacher_model)):
             if not isinstance(given, str):
                 check_kind(given, name)
+        check_datasets(train_dataset, eval_dataset)
         self.made_from = Provenance(_name_of(model), _name_of(teacher_model))  # for the model card
         loaded_here = isinstance(model, str)
         if isinstance(model, str):
@@ -208,6 +211,7 @@ class TRBTrainer(ResumableTrainer):
         self._prefix_means = {"train": PrefixMeans(), "eval": PrefixMeans()}
 
     def _check_loss(self, *, tools: bool) -> None:
+        self.args.check_top_k(self.alignment.width)
         if any(self._excluding) and self.beta != 1.0:
             raise ValueError(
                 "the lm_head of a model excludes tokens (-inf in its bias), and only the reverse KL (beta = 1.0) is "

@@ -14,8 +14,7 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-# What the operators take, too (trbext.ops).
-_LEAST_TEMPERATURE = 1e-6
+from ...limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
 
 
 class _Range(NamedTuple):
@@ -48,9 +47,7 @@ _RANGES: dict[str, _Range] = {
     "seed": _SEED,
     "data_seed": _SEED,
     "dataloader_num_workers": _AT_LEAST_0,
-    "temperature": _Range(
-        f"a number >= {_LEAST_TEMPERATURE}, and finite", lambda v: _LEAST_TEMPERATURE <= v < math.inf
-    ),
+    "temperature": _Range("a number from 1e-6 to 1e6", lambda v: LEAST_TEMPERATURE <= v <= LARGEST_TEMPERATURE),
     "top_p": _Range("a share with 0 < top_p <= 1", lambda value: 0 < value <= 1),
     "top_k": _AT_LEAST_0,
     "min_p": _Range("a share with 0 <= min_p <= 1", lambda value: 0 <= value <= 1),

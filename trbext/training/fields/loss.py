@@ -80,3 +80,11 @@ class LossFields:
         if not 0 <= self.veto_start < 1:
             raise ValueError(f"veto_start must be an exponent with 0 <= veto_start < 1, got {self.veto_start}")
         check_duration("veto_steps", self.veto_steps)
+
+    def check_top_k(self, vocabulary: float) -> None:
+        """ValueError for more tokens than the models share, `vocabulary`: the loss would be the whole one."""
+        if self.loss_top_k is not None and self.loss_top_k > vocabulary:
+            raise ValueError(
+                f"loss_top_k must be at most the {vocabulary} tokens that the models share, got {self.loss_top_k}: "
+                "leave it out for the whole vocabulary (loss_estimator 'full')"
+            )

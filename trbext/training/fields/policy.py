@@ -65,14 +65,16 @@ class PolicyFields:
         default=25, metadata={"help": "For 'skd': how many of the teacher's most probable tokens stand. The paper: 25."}
     )
     skd_teacher_temperature: float = field(
-        default=1.0, metadata={"help": "For 'skd': temperature of the teacher's replacements, above 0."}
+        default=1.0, metadata={"help": "For 'skd': temperature of the teacher's replacements, from 1e-6 to 1e6."}
     )
     arithmetic_alpha: float = field(
         default=0.2, metadata={"help": "For 'arithmetic': the teacher's share of the mixture, 0 to 1. MiniLLM: 0.2."}
     )
     temperature_start: float = field(
         default=0.9,
-        metadata={"help": "For 'temperature': factor on temperature at the first step, above 0; it rises to 1."},
+        metadata={
+            "help": "For 'temperature': factor on temperature at the first step, from 1e-6 to 1e6; it goes to 1."
+        },
     )
     temperature_warmup_steps: float = field(
         default=25,

@@ -1,0 +1,71 @@
+"""Folders that hold a PEFT adapter, the difference to another model, where a model is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def base_of(path: str) -> str | None:
+    """The model that the adapter in the folder `path` belongs to; None if the folder holds no adapter."""
+    if not (Path(path) / "adapter_config.json").is_file():
+        return None
+    from peft import PeftConfig
+
+    return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+
+
+def check_no_adapter(path: str, role: str) -> None:
+    """ValueError, which says what to do, if the folder `path` holds an adapter."""
+    base = base_of(path)
+    if base is not None:
+        raise ValueError(
+            f"the {role} {path} is a PEFT adapter of {base}, and training needs a whole model: merge it (peft's "
+            "AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained), or give TRBTrainer the "
+            "PeftModel itself"
+        )
+
+
+def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
+    """`base` with the adapter in the folder `path` merged into it. ValueError: the adapter does not fit, or cannot be
+    merged."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base, path)
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError("prompt tuning cannot be merged into a model")
+    fault = adapter_fault(model, Path(path))
+    if fault is not None:
+        raise ValueError(fault)
+    whole: PreTrainedModel = model.merge_and_unload()
+    return whole
+
+
+def adapter_fault(model: PeftModel, folder: Path) -> str | None:
+    """The first weight that the active adapter of `model` and the file in `folder` do not share, by name and shape.
+
+    None if there is none. Several adapters, and files that are not safetensors, are left to PEFT.
+    """
+    from peft import get_peft_model_state_dict
+
+    if not (folder / WEIGHTS).is_file() or len(model.active_adapters) != 1:
+        return None
+    with safe_open(folder / WEIGHTS, framework="pt") as weights:
+        held = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    adapter = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=False)
+    expected = {name: list(weight.shape) for name, weight in adapter.items()}
+    # PEFT may add whole embeddings, whose names are those of the model.
+    of_base = {f"base_model.model.{name}" for name, _ in model.get_base_model().named_parameters()}
+    for name in sorted(expected.keys() | held.keys() - of_base):
+        if held.get(name) != expected.get(name):
+            wanted, found = expected.get(name, "none"), held.get(name, "none")
+            return f"its adapter must hold {name!r} of shape {wanted}, got {found}"
+    return None

@@ -37,6 +37,13 @@ class Ordering:
         self.clock[warps] = self.now
         return time
 
+    def _told(self, warps: np.ndarray) -> np.ndarray:
+        """What these warps did and saw until now. They see no more of their own lanes yet: some may arrive later, and
+        until all have waited no lane is ordered after another."""
+        told = self.seen[warps]
+        told[np.arange(len(warps)), self.slot[warps]] = self._publish(warps)
+        return told
+
     def _refresh(self, warps: np.ndarray) -> None:
         """The oldest time a warp has seen of its CTA and of its cluster: lets most checks end at one comparison."""
         seen = self.seen[warps]
@@ -51,10 +58,8 @@ class Ordering:
 
     def block_arrive(self, warps: np.ndarray, barrier: int) -> None:
         """These warps of one or more blocks reach a barrier that is not complete yet."""
-        time = self._publish(warps)
-        self.seen[warps, self.slot[warps]] = time
         pending = self._pending.setdefault(barrier, np.full_like(self.seen[:: self._geometry.warps_per_cta], -1))
-        np.maximum.at(pending, warps // self._geometry.warps_per_cta, self.seen[warps])
+        np.maximum.at(pending, warps // self._geometry.warps_per_cta, self._told(warps))
 
     def block_release(self, cta: int, warps: np.ndarray, barrier: int) -> None:
         """The barrier is complete: the warps that waited learn what those that arrived had done and seen until then."""
@@ -75,9 +80,7 @@ class Ordering:
 
     def cluster_arrive(self, warps: np.ndarray) -> None:
         """`barrier.cluster.arrive`: what these warps did and saw until now will be released."""
-        time = self._publish(warps)
-        self.seen[warps, self.slot[warps]] = time
-        np.maximum.at(self._arriving, warps // self._geometry.warps_per_cluster, self.seen[warps])
+        np.maximum.at(self._arriving, warps // self._geometry.warps_per_cluster, self._told(warps))
 
     def cluster_complete(self, clusters: np.ndarray) -> None:
         """All threads of these clusters have arrived."""

@@ -97,6 +97,21 @@ extern "C" __global__ void forgotten_reader(
     value = 2;
   }
 }
+__device__ __noinline__ int first_of(const volatile int* values) { return values[0]; }
+// Thread 0 reads what thread 1 has written, perhaps after the rest of its warp has come to the barrier.
+template <bool OF_CLUSTER>
+__global__ void straggler(int* out, int ordered) {
+  __shared__ volatile int values[64];
+  values[threadIdx.x] = threadIdx.x + 5;
+  if (ordered) __syncwarp();
+  if (threadIdx.x == 0) out[blockIdx.x] = first_of(values + 1);
+#if __CUDA_ARCH__ >= 900
+  if (OF_CLUSTER) cg::this_cluster().sync();
+#endif
+  if (!OF_CLUSTER) __syncthreads();
+}
+template __global__ void straggler<false>(int*, int);
+template __global__ void straggler<true>(int*, int);
 template __global__ void named_barrier_kernel<0>(int*);
 template __global__ void named_barrier_kernel<ARRIVE_WITHOUT_WAIT>(int*);
 #if __CUDA_ARCH__ >= 900

@@ -138,6 +138,24 @@ def test_an_earlier_reader_is_not_forgotten_over_a_later_one(bugs: Module) -> No
     assert "the read by block 0 thread 32" in result.findings[0].message
 
 
+@pytest.mark.parametrize("seed", SCHEDULES)
+@pytest.mark.parametrize("of_cluster", [False, True])
+def test_lanes_that_wait_at_a_barrier_order_nothing_for_the_rest_of_their_warp(
+    bugs: Module, of_cluster: bool, seed: int | None
+) -> None:
+    kernel = next(k for name, k in bugs.kernels.items() if f"stragglerILb{int(of_cluster)}E" in name)
+    for ordered in (0, 1):
+        device = Device()
+        out = device.empty(2, np.int32)
+        findings = launch(device, kernel, 2, 64, [out, ordered], cluster=2 if of_cluster else 1, seed=seed).findings
+        if ordered:
+            assert findings == []
+            assert device.download(out).tolist() == [6, 6]
+        else:
+            assert "race" in {f.kind for f in findings}
+            assert any("not ordered after the write by block" in f.message for f in findings)
+
+
 def test_every_planted_bug_is_tested() -> None:
     assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, "ARRIVE_WITHOUT_WAIT", "EXITED_PEER"}
 

@@ -1,6 +1,6 @@
 """The shipped CUDA kernels, run as PTX on the interpreter, behind the functions of `trbext`.
 
-`PtxOperators(arch=90, ranks=4).solve(student, teacher, epsilon)` compiles csrc/cuda/rows_*.cu with nvcc for sm_90, runs
+`PtxOperators(arch=90, ranks=4).solve(student, teacher, epsilon)` compiles rows_kernel.cuh with nvcc for sm_90, runs
 the resident kernel with a cluster of four blocks per row, and fails if the interpreter finds anything wrong. What the
 host does in csrc/cuda/ops_cuda.cpp and beside it is done here again: filling the arguments and choosing the grid.
 """
@@ -37,27 +37,36 @@ from trbext.results import Blend, Sample, Solution, Verification
 # TRB_CUDA_SOURCES: another csrc/cuda, with a bug that the tests must notice (python_tests/cuda/without_barriers.py).
 SOURCES = Path(os.environ.get("TRB_CUDA_SOURCES", Path(__file__).resolve().parents[2] / "csrc" / "cuda"))
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+CUDA = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
 NUMPY = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64}
 RESIDENT_THREADS, STREAMED_THREADS, LANES, VECTOR_BYTES = 256, 512, 32, 16
 ASSEMBLY_THREADS = 128
 
 
-@functools.cache
-def ptx_directory() -> Path:
-    return Path(tempfile.mkdtemp(prefix="trbext-ptx-"))
+def row_kernel_of(sources: Path, folder: Path, arch: int, dtype: torch.dtype, name: str) -> Kernel:
+    """`resident` or `streamed`, of the PTX that nvcc makes of the template in csrc/ `sources`, by way of a `folder`.
+
+    Alone, as nearly every test runs one: rows_*.cu has both, which takes twice the time.
+    """
+    source = folder / f"{name}_{NAMES[dtype]}.cu"
+    source.write_text(
+        '#include "cuda/rows_kernel.cuh"\n'
+        f"template __global__ void trb::cuda::{name}_rows<{CUDA[dtype]}>"
+        "(const __grid_constant__ trb::cuda::KernelArgs);\n"
+    )
+    (kernel,) = Module.parse(compile_ptx(source, arch, [sources])).kernels.values()
+    return kernel
 
 
 @functools.cache
-def kernels(arch: int, dtype: torch.dtype) -> Mapping[str, Kernel]:
-    """resident and streamed, of the PTX that nvcc makes of the shipped source."""
-    text = compile_ptx(SOURCES / f"rows_{NAMES[dtype]}.cu", arch, cache=ptx_directory())
-    found = Module.parse(text).kernels
-    return {kind: next(k for name, k in found.items() if f"{kind}_rows" in name) for kind in ("resident", "streamed")}
+def row_kernel(arch: int, dtype: torch.dtype, name: str) -> Kernel:
+    with tempfile.TemporaryDirectory(prefix="trbext-ptx-") as folder:
+        return row_kernel_of(SOURCES.parent, Path(folder), arch, dtype, name)
 
 
 @functools.cache
 def assembly_kernel(arch: int) -> Kernel:
-    text = compile_ptx(SOURCES / "assemble_requests.cu", arch, cache=ptx_directory())
+    text = compile_ptx(SOURCES / "assemble_requests.cu", arch)
     (kernel,) = Module.parse(text).kernels.values()
     return kernel
 
@@ -223,7 +232,7 @@ class PtxOperators:
             args.prefetch = self.prefetch
         self._launch(
             device,
-            kernels(self.arch, dtype)["streamed" if self.streamed else "resident"],
+            row_kernel(self.arch, dtype, "streamed" if self.streamed else "resident"),
             grid=min(args.rows, self.clusters or args.rows) * self.ranks,
             block=STREAMED_THREADS if self.streamed else RESIDENT_THREADS,
             args=[bytes(args)],

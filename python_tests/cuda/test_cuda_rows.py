@@ -317,7 +317,7 @@ def test_a_bug_planted_in_the_kernels_is_found(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resident = planted.resident_kernel(tmp_path)
-    monkeypatch.setattr(ptx_rows, "kernels", lambda *_: {"resident": resident})
+    monkeypatch.setattr(ptx_rows, "row_kernel", lambda *_: resident)
     student, teacher = ordinary(4, 16384 + 24)
     uniform = torch.full((4,), 0.5, dtype=torch.float64)
 

@@ -138,7 +138,7 @@ def test_a_refused_draft_without_a_residual_is_drawn_from_mu(
     kernel = nothing.resident_kernel(tmp_path)
     drawn = CLUSTER.sample(student, teacher, torch.full((6,), 0.1), uniform=call.draw_uniform)
     ordinarily = call.by(CLUSTER.verify)
-    monkeypatch.setattr(ptx_rows, "kernels", lambda *_: {"resident": kernel})
+    monkeypatch.setattr(ptx_rows, "row_kernel", lambda *_: kernel)
     got = call.by(CLUSTER.verify)
     assert got.accepted.tolist() == [0] * 6
     assert torch.equal(got.tokens[:, 0], drawn.token)
@@ -379,7 +379,7 @@ def test_a_bug_planted_in_the_kernels_is_found(
         monkeypatch.setattr(ptx_rows, "assembly_kernel", lambda _: assembly)
     else:
         resident = planted.resident_kernel(tmp_path)
-        monkeypatch.setattr(ptx_rows, "kernels", lambda *_: {"resident": resident})
+        monkeypatch.setattr(ptx_rows, "row_kernel", lambda *_: resident)
     call, expected = busy(), busy().by(trbext.verify)
 
     def on_four_schedules() -> None:

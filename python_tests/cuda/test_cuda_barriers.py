@@ -1,0 +1,68 @@
+"""Short launches of the CUDA kernels on the PTX interpreter that between them need every barrier but a few.
+
+Each launch takes a second or two. python_tests/cuda/barriers.tsv says which barrier each one fails without.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import trbext
+from python_tests.cuda import ptx_rows
+from python_tests.cuda.ptx_rows import PtxOperators
+from python_tests.operators.verify_calls import ordinary, ragged
+
+pytestmark = [
+    pytest.mark.ptx,
+    pytest.mark.skipif(ptx_rows.missing() is not None, reason=str(ptx_rows.missing())),
+]
+
+
+def bfloat16(rows: int, vocab: int) -> tuple[Tensor, Tensor]:
+    student, teacher = ordinary(rows, vocab)
+    return student.bfloat16(), teacher.bfloat16()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_blocks_draw_from_one_row_after_another(ranks: int) -> None:
+    """The first warp holds two chunks of 256 tokens, so that a draw from them has a choice of parts."""
+    student, teacher = bfloat16(2, ranks * 8 * 256 + 3)
+    uniform = torch.tensor([0.0, 0.5], dtype=torch.float64)
+    trb = PtxOperators(90, ranks=ranks, clusters=1)
+    drawn = trb.sample(student, teacher, 0.02, uniform=uniform)
+    assert torch.equal(drawn.token, trbext.sample(student, teacher, 0.02, uniform=uniform).token)
+
+
+def test_blocks_judge_one_draft_after_another() -> None:
+    """The first is at fault before its logits are read; the last, which mu has less of than the student, is rejected,
+    and a token of the residual drawn."""
+    student, teacher = bfloat16(3, 600)
+    call = ragged(student, teacher, [1, 2], direct=0.0).but(
+        draft_tokens=torch.tensor([-2, 0, (teacher - student)[2].argmin()]),
+        accept_uniform=torch.tensor([0.0, 0.0, 1 - 2.0**-53], dtype=torch.float64),
+    )
+    got, expected = call.by(PtxOperators(90, ranks=2, clusters=1).verify), call.by(trbext.verify)
+    assert (got.emitted.tolist(), got.accepted.tolist()) == ([-1, 2], [0, 1])
+    assert torch.equal(got.tokens, expected.tokens)
+
+
+def test_a_row_in_double_precision_is_drawn_from_in_parts_of_parts() -> None:
+    """33 chunks of 128 tokens: the first of the 32 parts that the draw begins with is two chunks."""
+    student, teacher = ordinary(1, 32 * 128 + 1)
+    student[0, 7] = -1e4
+    uniform = torch.tensor([0.0], dtype=torch.float64)
+    drawn = PtxOperators(90).sample(student, teacher, 0.02, uniform=uniform)
+    assert torch.equal(drawn.token, trbext.sample(student, teacher, 0.02, uniform=uniform).token)
+
+
+def test_the_lanes_of_a_warp_read_the_row_together_on_any_schedule() -> None:
+    """Also those that thread 0 has kept waiting while it read the row's arguments: no sector is asked for twice."""
+    student, teacher = bfloat16(2, 2048)
+    for seed in range(4):
+        trb = PtxOperators(90, clusters=2, seed=seed)
+        trb.solve(student, teacher, 0.02)
+        for name in ("student", "teacher"):
+            traffic = trb.results[0].traffic[name]
+            assert traffic.load_sectors == traffic.unique_sectors, f"{name}: sectors"

@@ -21,7 +21,8 @@ from trbext.runs.settings import parse_run
 from trbext.studies.compare.declaration import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# claims.md repeats the commands of the others.
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "claims.md")]
 PROGRAMS = ("trb", "torchrun", "accelerate", "python", "pytest", "pip")
 # Stands for "python FILE" and "trb FILE" that a page leaves to the reader.
 YOURS = {
@@ -31,7 +32,7 @@ YOURS = {
 }
 
 
-def command_lines(page: Path) -> Iterator[str]:
+def command_lines(page: Path, programs: tuple[str, ...] = PROGRAMS) -> Iterator[str]:
     """Commands in blocks of a shell, in indented lines, and in `code` with arguments."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.S | re.M)
@@ -40,7 +41,7 @@ def command_lines(page: Path) -> Iterator[str]:
     for line in [*"".join(blocks).splitlines(), *indented, *spans]:
         for command in line.partition(" #")[0].split("&&"):
             words = shlex.split(command)
-            if not words or program(words[0]) not in PROGRAMS or "|" in words:
+            if not words or program(words[0]) not in programs or "|" in words:
                 continue
             if words[0] == "trb" and len(words) == 2 and command in spans:  # a mention of the command
                 continue

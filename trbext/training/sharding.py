@@ -19,7 +19,7 @@ from ..models.unsharded import unsharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, Trainer
     from trl import DistillationConfig
 
 
@@ -50,5 +50,41 @@ def whole_for_decoding(
             gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
         ) as unwrapped,
         unsharded(unwrapped, reshard_after_forward=plugin is None or plugin.reshard_after_forward),
+        _without_deepspeed_hooks(unwrapped),
     ):
         yield unwrapped
+
+
+@contextmanager
+def _without_deepspeed_hooks(model: torch.nn.Module) -> Iterator[None]:
+    """ZeRO-3's hook on the whole model taken off inside: in each forward it compares its step with the other processes,
+    and waits for ever for one that has decoded fewer tokens. TRL takes off the hooks of the submodules only."""
+    hooks = model._forward_pre_hooks
+    kept = {key: hook for key, hook in hooks.items() if getattr(hook, "__module__", "").startswith("deepspeed")}
+    for key in kept:
+        del hooks[key]
+    try:
+        yield
+    finally:
+        later = dict(hooks)
+        hooks.clear()
+        hooks.update(kept | later)  # it starts a forward: before those of the submodules
+
+
+def save_whole_model(trainer: Trainer, folder: str) -> bool:
+    """Save the whole weights where transformers would save none: under FSDP with sharded checkpoints, and under ZeRO-3
+    without stage3_gather_16bit_weights_on_model_save. False, and nothing is done, elsewhere. Every process calls it."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+    elif (
+        trainer.is_deepspeed_enabled
+        and trainer.deepspeed is not None
+        and trainer.deepspeed.zero_optimization_stage() == 3
+    ):
+        weights = trainer.deepspeed._zero3_consolidated_16bit_state_dict()
+    else:
+        return False
+    if trainer.args.should_save:
+        trainer._save(folder, state_dict=weights)
+    return True

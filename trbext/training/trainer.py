@@ -52,7 +52,7 @@ from .finite import stop_non_finite
 from .model_card import Provenance, model_card
 from .objective import Objective, log_weights, prefix_loss
 from .resuming import ResumableTrainer
-from .sharding import check_can_unshard, whole_for_decoding
+from .sharding import check_can_unshard, save_whole_model, whole_for_decoding
 from .step_metrics import PrefixMeans, rollout_metrics, tokens_per_second, warn_of_idle_budget
 from .student import load_processing_class, load_student, without_init_kwargs
 from .teacher import load_teacher, load_teacher_tokenizer, prepare_teacher
@@ -420,8 +420,8 @@ class TRBTrainer(ResumableTrainer):
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # fp16's loss scaler expects infinite gradients: it skips their step and lowers the scale.
-        if norm is not None and self.accelerator.scaler is None:
+        # fp16's loss scaler (DeepSpeed has its own) expects infinite gradients: it skips the step and lowers it.
+        if norm is not None and self.accelerator.mixed_precision != "fp16":
             stop_non_finite("gradient norm", norm, self.state.global_step + 1, self.model)
         return norm
 
@@ -483,6 +483,12 @@ class TRBTrainer(ResumableTrainer):
         if self.compute.started:
             logs = {**logs, **self.compute.totals()}
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # A checkpoint (_internal_call) keeps its shards, from which it resumes.
+        folder = output_dir or self.args.output_dir
+        if _internal_call or not save_whole_model(self, folder):
+            super().save_model(output_dir, _internal_call)
 
     # ---- The card of the model ----
 

@@ -1,9 +1,12 @@
-"""Trust-Region Behavior Blending (arXiv 2605.31159): `torch.ops.trb` and what a trainer needs around it.
+"""Trust-Region Behavior Blending (arXiv 2605.31159): operators `torch.ops.trb`, and on-policy distillation with them.
 
 `blend`, `solve`, `sample` and `verify` are documented in `trbext.ops`; `trbext.reference` is the same in plain PyTorch.
+All other public names are imported at their first use, so that `import trbext` needs nothing but PyTorch.
 """
 
+from importlib import import_module as _import_module
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING
 
 import torch as _torch  # noqa: F401  (the operators resolve their symbols in the libraries that torch has loaded)
 
@@ -22,6 +25,82 @@ else:
 
 from . import _library  # noqa: F401  (registers the operators)
 from .ops import blend, sample, solve, verify
+from .results import Blend, Sample, Solution, Verification
 
 __version__ = _C.version
-__all__ = ["blend", "sample", "solve", "verify"]
+__all__ = [
+    "ArithmeticMixture",
+    "Blend",
+    "FixedBeta",
+    "InterleavedTeacher",
+    "LambdaCoin",
+    "Policy",
+    "Rollout",
+    "Sample",
+    "Solution",
+    "StudentTemperature",
+    "TRBConfig",
+    "TRBTrainer",
+    "Teacher",
+    "TrustRegion",
+    "Verification",
+    "align",
+    "blend",
+    "draw_from",
+    "lockstep",
+    "reverse_kl",
+    "sample",
+    "solve",
+    "speculative",
+    "verify",
+]
+
+if TYPE_CHECKING:
+    from .rollout.lockstep import lockstep
+    from .rollout.output import Rollout
+    from .rollout.policies import (
+        ArithmeticMixture,
+        FixedBeta,
+        InterleavedTeacher,
+        LambdaCoin,
+        Policy,
+        StudentTemperature,
+        Teacher,
+        TrustRegion,
+        draw_from,
+    )
+    from .rollout.speculative import speculative
+    from .training.config import TRBConfig
+    from .training.losses import reverse_kl
+    from .training.trainer import TRBTrainer
+    from .vocab import align
+else:  # type checkers see the imports above, and so report a name that does not exist
+    _POLICIES = (
+        *("ArithmeticMixture", "FixedBeta", "InterleavedTeacher", "LambdaCoin", "Policy", "StudentTemperature"),
+        *("Teacher", "TrustRegion", "draw_from"),
+    )
+    _MODULE_OF = {
+        "Rollout": ".rollout.output",
+        "TRBConfig": ".training.config",
+        "TRBTrainer": ".training.trainer",
+        "align": ".vocab",
+        "lockstep": ".rollout.lockstep",
+        "reverse_kl": ".training.losses",
+        "speculative": ".rollout.speculative",
+        **dict.fromkeys(_POLICIES, ".rollout.policies"),
+    }
+
+    def __getattr__(name):
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            found = getattr(_import_module(_MODULE_OF[name], __name__), name)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"trbext.{name} needs {error.name}, which is not installed: pip install 'trbext[train]'", name=error.name
+            ) from None
+        globals()[name] = found  # the next use does not come here
+        return found
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..models.lm_head import LMHead
-
 if TYPE_CHECKING:
+    from ..models.lm_head import LMHead  # which needs TRL
     from ..vocab import Alignment
 
 # One [prefixes, V] float32 tensor of a chunk takes 128 MiB; about eight of them live at once.

@@ -97,7 +97,8 @@ else:  # type checkers see the imports above, and so report a name that does not
             found = getattr(_import_module(_MODULE_OF[name], __name__), name)
         except ModuleNotFoundError as error:
             raise ImportError(
-                f"trbext.{name} needs {error.name}, which is not installed: pip install 'trbext[train]'", name=error.name
+                f"trbext.{name} needs {error.name}, which is not installed: pip install 'trbext[train]'",
+                name=error.name,
             ) from None
         globals()[name] = found  # the next use does not come here
         return found

@@ -68,7 +68,9 @@ def test_a_name_is_loaded_at_its_first_use_only() -> None:
 
 
 def test_all_but_the_trainer_works_without_transformers_and_trl() -> None:
-    run = python(f"{WITHOUT}\nimport trbext\nprint([getattr(trbext, name).__name__ for name in {WITHOUT_TRANSFORMERS}])")
+    run = python(
+        f"{WITHOUT}\nimport trbext\nprint([getattr(trbext, name).__name__ for name in {WITHOUT_TRANSFORMERS}])"
+    )
     assert run.stdout.strip() == str(WITHOUT_TRANSFORMERS), run.stderr
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
+from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, is_epsilon, not_an_epsilon
 
 LOGITS = (torch.float32, torch.float16, torch.bfloat16)
 INDICES = (torch.int32, torch.int64)
@@ -84,7 +84,7 @@ def _check_pair(op: str, student: Tensor, teacher: Tensor, epsilon: float | Tens
     if isinstance(epsilon, Tensor):
         _check_column(op, "epsilon", epsilon, "[N]", student.shape[0], (torch.float32,), student)
     else:
-        _require(epsilon >= 0, f"{op}: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+        _require(is_epsilon(epsilon), f"{op}: {not_an_epsilon(epsilon)}")
 
 
 def _per_row(logits: Tensor, *dtypes: torch.dtype) -> tuple[Tensor, ...]:

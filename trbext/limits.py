@@ -10,3 +10,13 @@ LEAST_TEMPERATURE, LARGEST_TEMPERATURE = torch.tensor(1e-6).item(), 1e6
 
 # What the student's rows hold: raw logits, probabilities at the temperature, or logits divided by it already.
 STUDENT_KINDS = {"logits": 0, "probabilities": 1, "scaled_logits": 2}
+
+
+def is_epsilon(value: float) -> bool:
+    """Whether `value` is a KL budget; NaN is none."""
+    return value >= 0
+
+
+def not_an_epsilon(value: object, name: str = "epsilon") -> str:
+    """The message of every error about a value that is no KL budget; `name` is the user's name for the argument."""
+    return f"{name} must be a KL budget in nats, 0 <= epsilon <= inf, got {value}"

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ._dtensor import register_where_needed
-from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS
+from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS, is_epsilon, not_an_epsilon
 from .results import Blend, Sample, Solution, Verification
 
 _Rows = tuple[Tensor, Tensor, "float | Tensor"]
@@ -213,8 +213,8 @@ def _check_uniform(uniform: Tensor, shape: torch.Size) -> None:
 
 
 def _check_epsilon(epsilon: float) -> None:
-    if not epsilon >= 0:  # NaN too
-        raise ValueError(f"trbext: epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+    if not is_epsilon(epsilon):
+        raise ValueError(f"trbext: {not_an_epsilon(epsilon)}")
 
 
 def _check_temperature(temperature: float) -> None:

@@ -145,7 +145,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     ("change", "message"),
     [
         ({"trb_epsilonn": 1}, "unknown field 'trb_epsilonn'; did you mean 'trb_epsilon'?"),
-        ({"trb_epsilon": -1}, "trb_epsilon is a KL budget in nats and must be >= 0, got -1"),
+        ({"trb_epsilon": -1}, "trb_epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -1"),
         ({"max_steps": "many"}, "argument --max_steps/--max-steps: invalid int value: 'many'"),
         ({"trb_schedule": "sine"}, "must be one of linear, cosine, constant, piecewise, got 'sine'"),
         ({"top_p": 0.9}, "cannot be combined with rollout_policy='trb'"),

@@ -88,7 +88,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"trb_epsilon": [0.1]}, "trb_epsilon must be one value, got the list [0.1]"),
     ({"trb_epsilon": {"a": 1}}, "trb_epsilon must be one value, got the mapping"),
     ({"trb_epsilon": None}, "trb_epsilon must have a value, got null"),
-    ({"trb_epsilon": -1e-5}, "trb_epsilon is a KL budget in nats and must be >= 0, got -1e-05"),
+    ({"trb_epsilon": -1e-5}, "trb_epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -1e-05"),
     ({"trb_epsilon": True}, "trb_epsilon must be a number, got true"),
     ({"max_steps": 2.5}, "invalid int value: '2.5'"),
     ({"output_dir": 2026}, "output_dir is text, which YAML reads as 2026: quote it"),
@@ -222,7 +222,7 @@ def test_values_that_begin_with_a_dash_are_no_options(
 ) -> None:
     path = write(config)
     for words in (["--trb_epsilon", "-1e-5"], ["--trb_epsilon=-1e-5"], ["--trb_epsilon", "-.00001"]):
-        assert "trb_epsilon is a KL budget in nats and must be >= 0, got -1e-05" in refusal(
+        assert "trb_epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -1e-05" in refusal(
             capsys, "train", path, *words
         )
     assert "must be a number >= 0, and finite, got -inf" in refusal(capsys, "train", path, "--learning_rate", "-inf")
@@ -602,7 +602,7 @@ OTHERS = [
     (["fly"], "invalid choice: 'fly'"),
     (["info", "--verbose"], "unrecognized arguments: --verbose"),
     (["demo", "--steps", "0"], "argument --steps: must be a whole number of at least 1, got '0'"),
-    (["demo", "--epsilon", "-1"], "trb_epsilon is a KL budget in nats and must be >= 0, got -1.0"),
+    (["demo", "--epsilon", "-1"], "trb_epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -1.0"),
     (["demo", "--draft_length", "few"], "draft_length must be 'auto', 0 for lockstep"),
     (["eval", "{student}", *EVAL, "--output", "."], "--output . must be a file, got a folder or a device"),
     (["eval", "{student}", *EVAL, "--output", "prompts.jsonl"], "exists and is not of this evaluation; name another"),

@@ -70,7 +70,7 @@ def test_every_other_run_is_compared_with_each_reference_once(tmp_path: Path) ->
         ({"runs": {"OPD": {}, "B": {"trb_epsilon": 1, "sweep": {"trb_epsilon": [1]}}}}, "both sets and sweeps"),
         ({"runs": {"OPD": {}, "B": {"trb_epsilonn": 1}}}, "run 'B': unknown field 'trb_epsilonn'; did you mean"),
         ({"runs": {"OPD": {}, "B": {"rollout_policy": "oracle"}}}, "run 'B': rollout_policy must be one of "),
-        ({"runs": {"OPD": {}, "B": {"trb_epsilon": -1}}}, "run 'B': trb_epsilon is a KL budget"),
+        ({"runs": {"OPD": {}, "B": {"trb_epsilon": -1}}}, "run 'B': trb_epsilon must be a KL budget"),
         ({"runs": {"OPD": {}, "B": {"max_steps": 80}}}, "run 'B' sets max_steps, which must be the same for all runs"),
         ({"runs": {"OPD": {}, "B": {"seed": 80}}}, "run 'B' sets seed, which must be the same for all runs"),
         ({"base": BASE | {"seed": 3}}, "base must not hold seed: a study sets it for each run"),

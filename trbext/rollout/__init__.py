@@ -1,4 +1,4 @@
-"""Who writes the prefixes: completions drawn from the behavior policy of two Hugging Face causal LMs."""
+"""Draws completions, the prefixes of training, from a behavior policy of two Hugging Face causal LMs."""
 
 from ..models.model_check import check_model
 from ..models.model_kind import UnsupportedModel

@@ -1,4 +1,4 @@
-"""Checks the arguments of a rollout: the budget, the prompts, and what the models declare."""
+"""Checks the arguments of a rollout: the KL budget, the prompts, and what the models declare."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..limits import is_epsilon, not_an_epsilon
 from ..models.cached_model import unwrap
 from ..models.model_kind import check_kind, check_rotary, check_whole
 
@@ -16,9 +17,18 @@ if TYPE_CHECKING:
 
 
 def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
+    """Checks the KL budget of a rollout, in nats.
+
+    Args:
+        epsilon: one budget for all prompts, or [B] of any float dtype.
+        input_ids: [B, P], the prompts.
+
+    Raises:
+        ValueError: a budget is negative or NaN, or their number is not that of the prompts.
+    """
     if not isinstance(epsilon, Tensor):
-        if not epsilon >= 0:
-            raise ValueError(f"epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {epsilon}")
+        if not is_epsilon(epsilon):
+            raise ValueError(not_an_epsilon(epsilon))
         return
     if epsilon.shape != input_ids.shape[:1]:
         raise ValueError(
@@ -26,14 +36,22 @@ def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
         )
     wrong = (~(epsilon >= 0)).nonzero()[:, 0].tolist()
     if wrong:
-        raise ValueError(
-            "epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got "
-            f"{float(epsilon[wrong[0]])} in row {wrong[0]}"
-        )
+        raise ValueError(not_an_epsilon(f"{float(epsilon[wrong[0]])} in row {wrong[0]}"))
 
 
 def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The prompts without the columns that are padding in every row, their mask (int64), their lengths [B] (on CPU)."""
+    """Checks the prompts, and cuts off the columns that are padding in every row.
+
+    Args:
+        input_ids: [B, P] token ids, left padded.
+        attention_mask: [B, P], 1 or True for tokens, 0 or False for padding.
+
+    Returns:
+        The prompts [B, longest], their mask [B, longest] int64, and their lengths [B] int64 on the CPU.
+
+    Raises:
+        ValueError: the shapes differ or hold a 0, or a row is not left padded or is empty.
+    """
     if input_ids.dim() != 2 or 0 in input_ids.shape or attention_mask.shape != input_ids.shape:
         raise ValueError(
             "input_ids and attention_mask must have one shape [B, P] with B, P >= 1, got "
@@ -53,7 +71,16 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Te
 
 
 def check_models(models: list[PreTrainedModel], lengths: Tensor, max_new_tokens: int) -> None:
-    """ValueError where models cannot decode so far from prompts of `lengths` [B] (on the CPU), by what they declare."""
+    """Checks by what the models declare that they can decode `max_new_tokens` after prompts of these lengths.
+
+    Args:
+        models: the student, and the teacher if it is needed.
+        lengths: [B] int64 on the CPU, tokens of each prompt.
+        max_new_tokens: the longest completion, in tokens.
+
+    Raises:
+        ValueError: a model is of a kind that cannot decode, holds too few positions, or is on another device.
+    """
     prompt = int(lengths.max())
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -70,7 +97,7 @@ def check_models(models: list[PreTrainedModel], lengths: Tensor, max_new_tokens:
             )
         check_rotary(model, name, int(lengths.min()), prompt + max_new_tokens)
         parameter = next(inner.parameters())
-        # Not where the model is spread by a device map or sharded (FSDP2's DTensor, ZeRO-3): that moves inputs itself.
+        # A device map and sharding (FSDP2's DTensor, ZeRO-3) move inputs to their model themselves.
         if not hasattr(inner, "hf_device_map") and type(parameter) is nn.Parameter and not hasattr(parameter, "ds_id"):
             devices[name] = parameter.device
     if len(set(devices.values())) > 1:

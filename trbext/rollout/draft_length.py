@@ -1,9 +1,9 @@
-"""How many tokens to draft ahead in one round: the k that maximises tokens per second, by measured costs.
+"""Chooses the draft length: the number k of drafts in a round that gives most tokens per second, by measured costs.
 
-With a the probability that a draft stands, s the seconds of a student step and t(k) those of a teacher pass over k + 1
-tokens, a round emits E(k) = (1 - a^(k+1)) / (1 - a) tokens per row in (k + 1) s + t(k) seconds. k = 0 is lockstep's
-cost: where a pass is bound by arithmetic, t(k) grows like k + 1 and nothing beats it; where it is bound by reading
-weights, t(k) hardly grows.
+Let a be the probability that a draft is accepted, s the seconds of a student step, and t(k) the seconds of a teacher
+pass over k + 1 tokens. A round then emits E(k) = (1 - a^(k+1)) / (1 - a) tokens per row in (k + 1) s + t(k) seconds.
+k = 0 has the cost of lockstep. If a pass is bound by arithmetic, t(k) grows like k + 1 and no k beats 0. If a pass is
+bound by reading weights, t(k) hardly grows.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LONGEST = 15  # drafts of a round: with 0.95 of them standing, 16 rows already emit two thirds of what 64 would
-_SAMPLES = 8  # of each cost, the latest
-_PRIOR = 16.0  # drafts that the acceptance expected from epsilon counts for: a lucky few must not decide
+LONGEST = 15  # drafts of a round: with 0.95 of them accepted, 16 rows already emit two thirds of what 64 would
+_SAMPLES = 8  # latest measurements kept of each cost
+_PRIOR = 16.0  # drafts that the acceptance expected from epsilon counts for, so that a lucky few do not decide
 _PROBE = 3  # drafts of the first round that has any
-_GAIN = 1.08  # over lockstep's cost, below which the noise of timings and of acceptance decides
+_GAIN = 1.08  # least gain over lockstep; below it the noise of timings and of acceptance would decide
 
 
 class DraftLength:
-    """Chooses k round by round, from costs measured on the way; one may serve many rollouts of the same models.
+    """Chooses k round by round from measured costs; one object may serve many rollouts of the same models.
 
-    `freeze()` ends the measuring: from then on choices follow from the costs so far and the acceptance within a
-    rollout, which are the same numbers when a run is resumed with `state()`.
+    `freeze()` ends the measuring. From then on each choice follows from the costs so far and the acceptance within the
+    rollout. A run that is resumed with `state()` has the same numbers.
+
+    Args:
+        longest: the most drafts that a round may have, at least 1.
+
+    Raises:
+        ValueError: `longest` is below 1.
     """
 
     def __init__(self, longest: int = LONGEST) -> None:
@@ -42,52 +48,68 @@ class DraftLength:
         self.begin(0.0)
 
     def begin(self, epsilon: float | Tensor) -> None:
-        """Before a rollout at the budget `epsilon` (nats): what share of drafts to expect to stand.
+        """Starts a rollout with an expected acceptance.
 
-        Where the budget binds and D is roughly normal it is 1 - TV(mu, pi_S) = 1 - sqrt(epsilon / pi), for small
-        epsilon.
+        If the budget binds and the log-ratio of the models is roughly normal, the acceptance is 1 - TV(mu, pi_S) =
+        1 - sqrt(epsilon / pi) for small epsilon.
+
+        Args:
+            epsilon: the KL budget of the rollout, nats; one for all rows or [B].
         """
         budget = torch.as_tensor(epsilon, dtype=torch.float64)
         expected = float((1 - (budget / math.pi).sqrt()).clamp(min=0.3).mean())
-        self._stood, self._tested = expected * _PRIOR, _PRIOR
+        self._accepted, self._tested = expected * _PRIOR, _PRIOR
 
     @property
     def acceptance(self) -> float:
-        """The share of drafts that stand, as estimated in this rollout."""
-        return self._stood / self._tested
+        """The share of drafts that are accepted, as estimated in this rollout."""
+        return self._accepted / self._tested
 
-    def saw_drafts(self, stood: int, tested: int) -> None:
-        """`stood` of `tested` drafts were accepted."""
-        self._stood += stood
+    def saw_drafts(self, accepted: int, tested: int) -> None:
+        """Records that `accepted` of `tested` drafts were accepted."""
+        self._accepted += accepted
         self._tested += tested
 
     def saw_costs(self, rows: int, k: int, student_seconds: float, teacher_seconds: float) -> None:
-        """A round of k drafts for `rows` rows: k + 1 student steps, and one teacher pass over as many tokens."""
+        """Records the cost of one round.
+
+        Args:
+            rows: rows of the batch.
+            k: drafts of the round.
+            student_seconds: of its k + 1 student steps together.
+            teacher_seconds: of its teacher pass over k + 1 tokens per row.
+        """
         if not self.frozen:
             bucket = _bucket(rows)
             self._student[bucket].append(student_seconds / (k + 1))
             self._teacher[bucket][k].append(teacher_seconds)
 
     def choose(self, rows: int, left: int) -> int:
-        """Drafts of the next round, 0 .. longest, given how many tokens are left to write at most."""
+        """The number of drafts of the next round, 0 .. longest.
+
+        Args:
+            rows: rows of the batch.
+            left: the most tokens that any row may still write.
+        """
         most, bucket = min(self.longest, left - 1), _bucket(rows)
         probe = self._probe(bucket)
         return self._best(bucket, most) if probe is None else min(probe, most)
 
     def measuring(self, rows: int) -> bool:
-        """Whether the next choice for so many rows is made to measure: wants the costs of all rounds before it."""
+        """Whether the next round of so many rows will measure, for which the costs of all earlier rounds must be known."""
         return self._probe(_bucket(rows)) is not None
 
     def _probe(self, bucket: int) -> int | None:
-        """The length that has to be measured before the best can be told; None once it can.
+        """The draft length to measure next; None if no measurement is missing.
 
-        What the tokens of a pass cost beyond the first is told by a pass over several. On a CPU two or three may cost
-        more than four, so they would not do; but of many rows where hardly any draft would stand, two tokens are less
-        of a loss, and where drafting could not pay at all nothing is tried. A length longer than all before is tried
-        twice: the first pass of a new shape also pays for kernels and buffers.
+        The cost of a draft is known only after a pass over several tokens has been timed. The usual probe has three
+        drafts, because two or three tokens may cost more than four on a CPU. If there are many rows and hardly any
+        draft would be accepted, the probe has one draft, which loses less time. If drafting could not pay at all,
+        nothing is tried. A length longer than all before is tried twice, because the first pass of a new shape also
+        pays for kernels and buffers.
         """
         if self.frozen or any(max(self._known(bucket + near), default=0) > 0 for near in (-2, -1, 1, 2)):
-            return None  # a batch of up to four times the size, or of a quarter, has told
+            return None  # batches of a quarter to four times the size have been measured
         passes = self._teacher.get(bucket, {})
         longest = max(passes, default=0)
         for k in (0, longest or (_PROBE if self.acceptance > 0.6 or bucket < 3 else 1)):
@@ -98,23 +120,26 @@ class DraftLength:
         return None
 
     def _could_pay(self, bucket: int) -> bool:
-        """Whether any length would, if a pass over several tokens cost no more than one over a single token."""
-        student, alone = _typical(self._student[bucket]), _typical(self._teacher[bucket][0])
-        rates = [self._rate(k, student, alone) for k in range(self.longest + 1)]
+        """Whether any length would pay if a pass over several tokens cost no more than a pass over one."""
+        student, single = _typical(self._student[bucket]), _typical(self._teacher[bucket][0])
+        rates = [self._rate(k, student, single) for k in range(self.longest + 1)]
         return max(rates) >= _GAIN * rates[0]
 
     def _rate(self, k: int, student: float, teacher: float) -> float:
-        """Tokens a second of a row in rounds of k drafts: E(k) / ((k + 1) s + t(k))."""
+        """Tokens per second and row in rounds of k drafts: E(k) / ((k + 1) s + t(k))."""
         a = min(self.acceptance, 1 - 1e-9)
         return (1 - a ** (k + 1)) / (1 - a) / ((k + 1) * student + teacher)
 
     def _known(self, bucket: int) -> dict[int, float]:
-        """Seconds of the teacher's pass in a round of k drafts, by k."""
+        """Seconds of the teacher's pass in a round of k drafts, by k, as measured."""
         return {k: _typical(samples) for k, samples in sorted(self._teacher.get(bucket, {}).items())}
 
     def _costs(self, bucket: int) -> tuple[float, dict[int, float]]:
-        """Seconds of a student step, and of passes: the batch's own, and where those are of one length alone those of
-        the nearest size as well, in proportion."""
+        """Seconds of a student step, and of teacher passes by k.
+
+        They are those measured at this batch size. If only one length has been measured at this size, the passes of the
+        nearest size are scaled to agree with it at that length, and fill in the others.
+        """
         own = self._known(bucket)
         others = sorted(other for other in self._teacher if other != bucket)  # a saved state has another order
         if len(own) > 1 or not others:
@@ -131,7 +156,7 @@ class DraftLength:
         if not self._teacher:
             return 0
         student, teacher = self._costs(bucket)
-        most = min(most, 2 * max(teacher) + 1)  # no further than what was measured can tell
+        most = min(most, 2 * max(teacher) + 1)  # costs beyond are not known from what was measured
 
         def rate(k: int) -> float:
             return self._rate(k, student, _interpolated(teacher, k))
@@ -140,11 +165,11 @@ class DraftLength:
         return best if rate(best) >= _GAIN * rate(0) else 0
 
     def freeze(self) -> None:
-        """Measure no more."""
+        """Ends the measuring."""
         self.frozen = True
 
     def state(self) -> dict[str, Any]:
-        """The measured costs, for `load_state`; JSON."""
+        """The measured costs, for `load_state`, as values that JSON holds."""
         return {
             "frozen": self.frozen,
             "student": {str(bucket): list(samples) for bucket, samples in self._student.items()},
@@ -155,6 +180,7 @@ class DraftLength:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Replaces the measured costs by those of `state()`."""
         self.frozen = state["frozen"]
         self._student.clear()
         self._teacher.clear()
@@ -166,17 +192,17 @@ class DraftLength:
 
 
 def _bucket(rows: int) -> int:
-    """Batches of 2^(n-1) + 1 .. 2^n rows share their costs: n."""
+    """The n for which 2^(n-1) < rows <= 2^n: batches of one bucket share their costs."""
     return (max(rows, 1) - 1).bit_length()
 
 
 def _typical(samples: deque[float]) -> float:
-    """The lower median: a first call's own costs, and another process's, only ever add."""
+    """The lower median, because first calls and other processes only ever add to a cost."""
     return sorted(samples)[(len(samples) - 1) // 2]
 
 
 def _interpolated(teacher: dict[int, float], k: int) -> float:
-    """t(k) on straight lines through the measured ones, the last of which goes on."""
+    """t(k) on straight lines between the measured ones, the last of which is extended."""
     known = list(teacher)
     if k in teacher or len(known) == 1:
         return teacher.get(k, teacher[known[0]])

@@ -1,7 +1,7 @@
-"""The teacher's last hidden states at the prefixes of a rollout, kept so that the loss needs no teacher forward.
+"""Keeps the teacher's last hidden states at the prefixes of a rollout, so that the loss needs no teacher forward.
 
-They are what the backbone hands to the lm_head, which is also what TRL's loss computes from a forward of its own: H
-numbers of the model's dtype per generated token, a hundredth of its logits.
+The backbone hands these states to the lm_head. TRL's loss computes the same states by a forward of its own. They are H
+numbers of the model's dtype per generated token, about a hundredth of the size of its logits.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 
 class HiddenStates:
-    """Collects the states of a batch of B rows while `model` decodes, in a `with` block.
+    """Collects the states of a batch while `model` decodes, in a `with` block.
 
-    limit_bytes: beyond it everything kept so far is dropped, and `of_lengths` returns None: half of the states would
-    save
-        nothing, and a rollout must not run out of memory for a saving.
+    Args:
+        model: the teacher, whose forwards are observed.
+        batch: rows B of the rollout.
+        limit_bytes: the most memory that the states may take. If they need more, all of them are dropped and
+            `of_lengths` returns None: some of the states would save no forward, and a rollout must not run out of
+            memory for the sake of speed.
     """
 
     def __init__(self, model: PreTrainedModel, batch: int, *, limit_bytes: float) -> None:
@@ -47,9 +50,13 @@ class HiddenStates:
         self._last = None if self.dropped else output.last_hidden_state
 
     def keep(self, rows: Tensor, token: Tensor, end: int) -> None:
-        """Keep the last forward's states at its last q positions as those that predict `token` [n, q] of `rows` [n].
+        """Keeps the states of the last forward, at its last q positions.
 
-        token: indices in the completion, all below `end`, which the host knows. An index kept before is written over.
+        Args:
+            rows: [n] int64, the rows of the forward, as indices in the original batch.
+            token: [n, q] int64, the index in the completion of the token that each state predicts. The state of an
+                index that was kept before is written over.
+            end: an upper bound of `token`, exclusive, that the host knows.
         """
         if self._last is None:
             return
@@ -69,5 +76,5 @@ class HiddenStates:
         self._kept[rows[:, None], token] = states
 
     def of_lengths(self, longest: int) -> Tensor | None:
-        """[B, longest, H], or None where the limit was passed."""
+        """The states [B, longest, H] at the prefixes of the first `longest` tokens; None if the limit was exceeded."""
         return None if self._kept is None else self._kept[:, :longest]

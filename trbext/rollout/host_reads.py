@@ -1,5 +1,4 @@
-"""What every way of decoding shares: checks of its arguments, eval mode, host reads, and the error of a row at
-fault."""
+"""Reads the state of a rollout's rows from the device, rarely, and raises the error of a row at fault."""
 
 from __future__ import annotations
 
@@ -14,27 +13,39 @@ from ..models.cached_model import next_token_exists
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RUNNING, ENDED, FAULT = 0, 1, 2  # what is known of a row, from its first event on
+RUNNING, ENDED, FAULT = 0, 1, 2  # the status of a row, which its first event decides
 
 
 def next_host_read(generated: int) -> int:
-    """How many tokens to have generated when the host next asks which rows ended: an eighth more, by steps of 4 to 32.
-    A row is then decoded at most that far beyond its end."""
+    """The number of generated tokens at which the host next asks which rows have ended.
+
+    It is an eighth more than `generated`, and 4 to 32 tokens more. A row is decoded at most that far beyond its end.
+    """
     return generated + min(32, max(4, generated // 8))
 
 
 def host_read(status: Tensor) -> Tensor:
-    """`status` on the CPU: the only place where decoding waits for the GPU."""
+    """Copies `status` to the CPU: the only place at which decoding waits for the GPU."""
     return status.cpu()
 
 
 def raise_fault(
     state: Tensor, rows: Tensor, prompts: tuple[Tensor, Tensor], tokens: Tensor, models: list[PreTrainedModel]
 ) -> None:
-    """Name the first row at fault, if there is one, and the model to blame.
+    """Raises an error that names the first row at fault, if there is one, and the model whose logits are at fault.
 
-    The operator has told that a row is at fault; whose logits they were is found out by one more forward of the prefix,
-    which costs nothing while all is well.
+    The operator tells only that a row is at fault. One more forward of the prefix tells whose logits they were, and is
+    made in this case only.
+
+    Args:
+        state: [n] int64 on the CPU, the status of each row that is still decoded.
+        rows: [n] int64, the index of each of these rows in the original batch.
+        prompts: token ids and mask of the original batch, [B, P] each.
+        tokens: [B, max_new_tokens] int64, -1 at the token of a fault.
+        models: the student, and the teacher if it is needed.
+
+    Raises:
+        NonFiniteLogits: a row is at fault.
     """
     faulty = (state == FAULT).nonzero()[:, 0]
     if len(faulty) == 0:

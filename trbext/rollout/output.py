@@ -1,4 +1,4 @@
-"""What a rollout returns: the completions and what the behavior policy, the student and the teacher thought of them."""
+"""Holds what a rollout returns: completions, and their log-probabilities under the behavior policy and both models."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Speculation:
-    """How a speculative rollout went, over the rows that were still decoding."""
+    """Counts of a speculative rollout, over the rows that were still being decoded."""
 
     rounds: int  # passes of the teacher over the batch
-    row_passes: int  # the same, each counted for every row in it
-    drafted: int  # drafts tested, up to the one that fell in each round
-    accepted: int  # of these
+    row_passes: int  # the same passes, counted once per row
+    drafted: int  # drafts tested: in each round of a row, those up to the first rejected one
+    accepted: int  # drafts accepted of these
 
     @property
     def acceptance(self) -> float:
-        """Share of the tested drafts that stood; estimates 1 - TV(mu, pi_S)."""
+        """The share of the tested drafts that were accepted; estimates 1 - TV(mu, pi_S)."""
         return self.accepted / self.drafted if self.drafted else float("nan")
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Completions of B prompts, T tokens in the longest. All on one device, none requires grad.
+    """Completions of B prompts, of which the longest has T tokens. All tensors are on one device; none requires grad.
 
-    Log-probabilities are natural logs at the sampling temperature, over the aligned vocabulary; float32, and 0 where
-    `mask` is False. On pure-student rollouts (epsilon = 0) the teacher was never asked: `teacher_log_prob` is None,
-    beta and kl are 0, and `log_prob` equals `student_log_prob`. Of other policies (`rollout/policies.py`), beta is NaN
-    where they are no geometric blend.
+    Log-probabilities are natural logarithms at the sampling temperature, over the aligned vocabulary, in float32, and 0
+    if `mask` is False. In rollouts of the student only (epsilon = 0) the teacher was never called: `teacher_log_prob`
+    is None, beta and kl are 0, and `log_prob` equals `student_log_prob`. For policies that are no geometric blend
+    (`rollout/policies.py`), beta is NaN.
     """
 
     tokens: Tensor  # [B, T] int64; the pad token after a row's end
-    mask: Tensor  # [B, T] bool; True on generated tokens, the EOS included
+    mask: Tensor  # [B, T] bool; True for generated tokens, the EOS included
     log_prob: Tensor  # [B, T] log mu(token), the behavior policy that drew it
     student_log_prob: Tensor  # [B, T] log pi_S(token)
     teacher_log_prob: Tensor | None  # [B, T] log pi_T(token)
     beta: Tensor  # [B, T] the paper's coefficient, in [0, 1]
     kl: Tensor  # [B, T] KL(mu || pi_S) spent at this token, nats
-    finished: Tensor  # [B] bool; True where the row ended by itself, False where the length limit cut it
-    teacher_states: Tensor | None = None  # [B, T, H] its last hidden states at the prefix of each token, if asked for
-    speculation: Speculation | None = None  # None where the rollout was decoded in lockstep
+    finished: Tensor  # [B] bool; True if the row drew the stop token, False if the length limit cut it
+    teacher_states: Tensor | None = None  # [B, T, H] its last hidden states at the prefix of each token, if kept
+    speculation: Speculation | None = None  # None if the rollout was decoded in lockstep
 
     @property
     def lengths(self) -> Tensor:
-        """[B] int64: generated tokens of each row, the EOS included."""
+        """[B] int64: the number of generated tokens of each row, the EOS included."""
         return self.mask.sum(1)
 
     @classmethod
@@ -66,10 +66,19 @@ class Rollout:
         teacher_states: HiddenStates | None = None,
         speculation: Speculation | None = None,
     ) -> Rollout:
-        """A rollout from buffers of any width, whose content past each row's `lengths` [B] is dropped.
+        """A rollout from buffers of any width N, whose content past the end of each row is dropped.
 
-        tokens [B, N] int64; values [5, B, N] float32: log_prob, student_log_prob, teacher_log_prob, beta, kl, where
-        `teacher` says whether the third means anything. Waits once for the device, to learn the longest row.
+        Waits once for the device, to learn the longest row.
+
+        Args:
+            tokens: [B, N] int64.
+            values: [5, B, N] float32: log_prob, student_log_prob, teacher_log_prob, beta, kl.
+            lengths: [B] int64, generated tokens of each row.
+            finished: [B] bool, whether the row drew the stop token.
+            pad_token_id: the id that follows the end of a row.
+            teacher: whether the teacher took part, without which its log-probabilities mean nothing.
+            teacher_states: what was kept of the teacher's hidden states, if anything.
+            speculation: the counts of a speculative rollout.
         """
         longest = int(lengths.max())
         mask = torch.arange(longest, device=tokens.device) < lengths[:, None]

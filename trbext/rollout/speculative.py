@@ -1,45 +1,42 @@
-"""Speculative decoding of the behavior policy: the student drafts, one teacher pass verifies, and the law stays mu.
+"""Speculative decoding of the behavior policy: the student drafts, one pass of the teacher verifies, the law stays mu.
 
-A round drafts tokens from the student, feeds them to the teacher in one pass, and `trbext.verify` keeps each draft x
-with probability min(1, mu(x) / pi_S(x)); the first that falls is replaced by a draw from max(mu - pi_S, 0), and the
-rest is taken back. Every token then follows mu = pi_S^(1-beta) pi_T^beta / Z with KL(mu || pi_S) <= epsilon (arXiv
-2605.31159; the scheme is Leviathan et al., arXiv 2211.17192, with mu in the place of the target). A draft falls with
-probability TV(mu, pi_S) <= sqrt(epsilon / 2), so at small budgets most stand and the teacher runs once for several
-tokens.
+A round drafts tokens from the student, feeds them to the teacher in one pass, and `trbext.verify` accepts each draft x
+with probability min(1, mu(x) / pi_S(x)). The first rejected draft is replaced by a draw from max(mu - pi_S, 0), and the
+drafts after it are taken back. Every token then follows mu = pi_S^(1-beta) pi_T^beta / Z with KL(mu || pi_S) <= epsilon
+(arXiv 2605.31159; the scheme is that of Leviathan et al., arXiv 2211.17192, with mu as the target). A draft is rejected
+with probability TV(mu, pi_S) <= sqrt(epsilon / 2), so at small budgets most drafts are accepted and the teacher runs
+once for several tokens.
 
-With draft length k a pass writes up to k + 1 tokens, as in other engines. Where those add a token of the teacher after
-k drafts that all stood, here that would not follow mu: the last row of a pass is a draw from mu as well, for which the
-student takes one more step. It is drawn as the others are, by a draft that stands or is replaced; k = 0 is then one
-token for a pass.
+With draft length k a pass writes up to k + 1 tokens, as in other engines. If all k drafts are accepted, other engines
+add a token of the target from the last row of the pass. Here a token of the teacher would not follow mu: the last row
+is a draw from mu as well, for which the student takes one more step. This token is drawn as the others are, by a draft
+that is accepted or replaced; k = 0 is then one token per pass.
 
-Randomness: three uniforms per row and position, of the draft, of its acceptance and of the token drawn in its place,
-all drawn before the first round. Which token stands at a position then depends on the prefix and these alone, not on
-how the completion was cut into rounds: any sequence of draft lengths gives the same rollout, up to the rounding of the
+Randomness: three uniform numbers per row and position, for the draft, its acceptance and the token drawn in its place,
+all drawn before the first round. The token at a position then depends on its prefix and these numbers only, not on how
+the completion was cut into rounds: any sequence of draft lengths gives the same rollout, up to the rounding of the
 models' own kernels.
 
-Host reads are those of `lockstep`: rows end, leave the batch and have their costs read where `next_host_read` says, and
-after each of the few rounds that "auto" makes to measure. Between them the host knows how far the farthest row can be
-at most, which is all it needs.
+Host reads happen as in `lockstep`: rows end, leave the batch and have their costs read at the tokens that
+`next_host_read` gives, and after each of the few rounds that "auto" uses to measure. Between host reads the host knows
+an upper bound for the position of the farthest row, which is all that a round needs.
 """
 
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..models.eval_mode import evaluating
-from ..models.model_check import probe_models
 from ..vocab import Alignment
-from .checks import check_epsilon, check_models, check_prompts
+from .decoding import Decoding
 from .draft_length import DraftLength
-from .hidden_states import HiddenStates
-from .lockstep import lockstep
+from .lockstep import decode_in_lockstep
 from .output import Rollout
-from .policies import Policy, TrustRegion
+from .policies import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,82 +62,80 @@ def speculative(
     teacher_states_limit: float = 0.0,
     check: bool = True,
 ) -> Rollout:
-    """Completions of a batch of prompts, drawn from the behavior policy by speculation.
+    """Completes a batch of prompts with tokens that the behavior policy draws, by speculation.
 
-    Arguments, errors and what is returned: as `lockstep`, and
+    Only a `TrustRegion` that needs the teacher is decoded by speculation; `epsilon` is short for one. Other policies,
+    and the float epsilon 0, are decoded in lockstep. So is a model whose KV cache cannot take tokens back, with a
+    warning that names its class.
 
-    draft_length: k tokens that the student drafts ahead, of which a pass of the teacher then tests k and draws one
-        more; "auto" measures and chooses k round by round, as does a `DraftLength`, which may be kept from one rollout
-        to the next. 0 is `lockstep` itself. The law is the same for all, and the rollout for "auto" and all k >= 1, up
-        to rounding.
+    Args:
+        student: as in `lockstep`, like all arguments that are not described here.
+        teacher: as in `lockstep`.
+        input_ids: [B, P] int64, token ids of the prompts, left padded.
+        attention_mask: [B, P], 1 for tokens and 0 for padding.
+        epsilon: KL budget per token in nats, one for all rows or [B].
+        policy: draws the tokens; give it or `epsilon`.
+        optimizer_step: 0-based, for policies that change over a run.
+        max_new_tokens: length limit of a completion, in tokens.
+        alignment: the vocabulary that both models share (`trbext.align`).
+        pad_token_id: the id that follows the end of a row.
+        draft_length: k tokens that the student drafts ahead; a pass of the teacher tests these k and draws one more.
+            "auto" measures costs and chooses k round by round. So does a `DraftLength`, which may be kept from one
+            rollout to the next. 0 is `lockstep` itself. The law is the same for all. The rollout is the same for "auto"
+            and all k >= 1, up to rounding.
+        temperature: above 0; divides the logits of both models.
+        generator: of random numbers, on any device.
+        teacher_states_limit: bytes up to which `Rollout.teacher_states` are kept.
+        check: probe both models once, before they first decode.
 
-    Only a `TrustRegion` that asks the teacher is speculated on, which `epsilon` is short for; other policies, and the
-    float epsilon 0, are decoded in lockstep. So is a model whose cache cannot take tokens back, with a warning that
-    names its class.
+    Returns:
+        As `lockstep`, with `Rollout.speculation` if the rollout was decoded by speculation.
+
+    Raises:
+        ValueError: as `lockstep`, and for a draft length that is none.
+        RuntimeError: as `lockstep`.
     """
     auto = DraftLength() if draft_length == "auto" else draft_length if isinstance(draft_length, DraftLength) else None
     fixed = 0 if auto is not None else check_draft_length(draft_length)
-
-    def in_lockstep() -> Rollout:
-        return lockstep(
-            student,
-            teacher,
-            input_ids,
-            attention_mask,
-            epsilon=epsilon,
-            policy=policy,
-            optimizer_step=optimizer_step,
-            max_new_tokens=max_new_tokens,
-            alignment=alignment,
-            pad_token_id=pad_token_id,
-            temperature=temperature,
-            generator=generator,
-            teacher_states_limit=teacher_states_limit,
-            check=check,
-        )
-
-    blends = policy is None or (isinstance(policy, TrustRegion) and policy.needs_teacher(optimizer_step))
-    budget = policy.epsilon(optimizer_step) if isinstance(policy, TrustRegion) else epsilon
-    pure_student = not isinstance(budget, Tensor) and budget == 0
-    if not blends or budget is None or pure_student or teacher is None or (auto is None and fixed == 0):
-        return in_lockstep()
-    check_epsilon(budget, input_ids)
-    models = [student, teacher]
-    prompts, prompt_mask, lengths = check_prompts(input_ids, attention_mask)
-    check_models(models, lengths, max_new_tokens)
-    if check:
-        probe_models(models, int(lengths.max()) + max_new_tokens)
+    decoding = Decoding(
+        student=student,
+        teacher=teacher,
+        prompts=input_ids,
+        prompt_mask=attention_mask,
+        epsilon=epsilon,
+        given_policy=policy,
+        optimizer_step=optimizer_step,
+        max_new_tokens=max_new_tokens,
+        alignment=alignment,
+        pad_token_id=pad_token_id,
+        temperature=temperature,
+        generator=generator,
+        teacher_states_limit=teacher_states_limit,
+        check=check,
+    )
+    if decoding.budget is None or decoding.teacher is None or (auto is None and fixed == 0):
+        return decode_in_lockstep(decoding)
     # These need transformers, which `import trbext.rollout` does not.
     from ..models.rollback_model import cannot_roll_back
     from .speculative_rounds import Rounds
 
-    with torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(evaluating(models))
-        reasons = [reason for reason in map(cannot_roll_back, models) if reason is not None]
-        if reasons:
-            warnings.warn(f"decoding in lockstep: {' and '.join(reasons)}", stacklevel=2)
-            return in_lockstep()
-        states = None
-        if teacher_states_limit > 0:
-            states = stack.enter_context(HiddenStates(teacher, len(prompts), limit_bytes=teacher_states_limit))
-        rounds = Rounds(
-            student,
-            teacher,
-            prompts,
-            prompt_mask,
-            lengths,
-            epsilon=budget,
-            max_new_tokens=max_new_tokens,
-            longest=auto.longest if auto is not None else fixed,
-            alignment=alignment,
-            temperature=temperature,
-            generator=generator,
-        )
-        return rounds.run(auto or fixed, states, pad_token_id)
+    with torch.no_grad(), evaluating(decoding.models):
+        reasons = [reason for reason in map(cannot_roll_back, decoding.models) if reason is not None]
+    if reasons:
+        warnings.warn(f"decoding in lockstep: {' and '.join(reasons)}", stacklevel=2)
+        return decode_in_lockstep(decoding)
+    return Rounds(decoding, longest=auto.longest if auto is not None else fixed).run(auto or fixed)
 
 
 def check_draft_length(draft_length: Any) -> int:
-    """The number of drafts k; 0 for "auto". ValueError where it is neither."""
+    """Checks a draft length that a user gave.
+
+    Returns:
+        The number of drafts k; 0 for "auto".
+
+    Raises:
+        ValueError: it is neither "auto" nor an int of at least 0.
+    """
     if draft_length == "auto":
         return 0
     if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 0:

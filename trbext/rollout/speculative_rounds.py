@@ -1,92 +1,91 @@
-"""The rounds of a speculative rollout: draft tokens, verify them in one pass of the teacher, take back what fell.
+"""Runs the rounds of a speculative rollout: draft tokens, verify them in one pass of the teacher, drop rejected ones.
 
-A round of draft length k tests k + 1 tokens: k drafts that the student goes on from, and one more.
+A round of draft length k tests k + 1 tokens: k drafts from which the student continues, and one more.
 
-State on the device, a row each: tokens written, status, and what neither cache holds yet. The host knows how far the
-farthest row can be at most, which is all it needs to launch a round; it reads where rows really are, which have ended,
-and what the rounds have cost where `next_host_read` says, and after rounds that were made to measure.
+The state of each row is on the device: its tokens, its status, and what neither KV cache holds yet. The host knows an
+upper bound for the position of the farthest row, which is all it needs to launch a round. It reads the positions of the
+rows, which rows have ended, and what the rounds have cost, at the tokens that `next_host_read` gives and after rounds
+that were made to measure.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.rollback_model import RollbackModel
 from ..ops import sample, verify
-from ..vocab import Alignment
+from .decoding import Decoding
 from .draft_length import DraftLength
 from .hidden_states import HiddenStates
 from .host_reads import ENDED, FAULT, RUNNING, host_read, next_host_read, raise_fault
 from .output import Rollout, Speculation
 from .stopwatch import Stopwatch
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 class Rounds:
-    """One rollout: the rows still in the batch, and what all rows have written.
+    """One rollout by speculation: the rows still in the batch, and what all rows have written.
 
-    prompts, prompt_mask: [B, P], left padded; lengths: [B] tokens of each prompt, on the CPU. longest: an upper bound
-    for the draft length. The rest as in `speculative`.
+    Args:
+        decoding: the checked arguments, of a policy with a KL budget.
+        longest: an upper bound for the draft length.
     """
 
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        prompts: Tensor,
-        prompt_mask: Tensor,
-        lengths: Tensor,
-        *,
-        epsilon: float | Tensor,
-        max_new_tokens: int,
-        longest: int,
-        alignment: Alignment,
-        temperature: float,
-        generator: torch.Generator | None,
-    ) -> None:
-        self.models, self.prompts, self.limit = (student, teacher), (prompts, prompt_mask), max_new_tokens
-        self.alignment, self.temperature, self.epsilon = alignment, temperature, epsilon
-        (batch, width), device = prompts.shape, prompts.device
-        self.width, self.device = width, device
-        source = device if generator is None else generator.device
-        uniforms = torch.rand((3, batch, max_new_tokens), dtype=torch.float64, generator=generator, device=source)
-        self.uniforms = uniforms.to(device)
-        # A round may write past the limit; a row's own content ends where the next round began.
-        self.tokens = torch.zeros((batch, max_new_tokens + longest + 1), dtype=torch.int64, device=device)
+    def __init__(self, decoding: Decoding, *, longest: int) -> None:
+        # 1. The arguments, and the random numbers of the draft, of its acceptance and of the token in its place.
+        self.decoding, self.limit, self.device = decoding, decoding.max_new_tokens, decoding.device
+        self.alignment, self.temperature = decoding.alignment, decoding.temperature
+        batch, self.width = decoding.prompts.shape
+        device, lengths = self.device, decoding.lengths.to(decoding.device)
+        self.uniforms = decoding.uniforms(3, batch, self.limit)
+        # 2. What all rows have written. A round may write past the limit; the content of a row ends where the next
+        # round began.
+        self.tokens = torch.zeros((batch, self.limit + longest + 1), dtype=torch.int64, device=device)
         self.values = torch.zeros((5, *self.tokens.shape), dtype=torch.float32, device=device)
         self.written_of_all = torch.zeros(batch, dtype=torch.int64, device=device)
-        # Of the rows still in the batch: index, status, tokens written, and [n, u] what neither cache holds
+        # 3. Of the rows still in the batch: index, status, tokens written, and [n, u] what neither KV cache holds
         # yet: the whole prompt, which the first round feeds, and then the last token written.
         self.rows = torch.arange(batch, device=device)
         self.status = torch.full_like(self.rows, RUNNING)
         self.written = torch.zeros_like(self.rows)
-        self.unfed = prompts
-        self.level = True  # whether all rows that run are known to have written equally much
-        per_row = epsilon.to(device, torch.float32) if isinstance(epsilon, Tensor) else None
-        self.budget = torch.full((batch,), float(epsilon), device=device) if per_row is None else per_row
-        self.last_position = lengths.to(device)[:, None] + max_new_tokens - 1
-        self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # drafts that stood, drafts tested
-        first, capacity = width - lengths.to(device)[:, None], width + min(max_new_tokens, 64) + longest + 1
-        self.padded = bool((lengths < width).any())
-        self.caches = [RollbackModel(model, first, capacity) for model in self.models]
+        self.unfed = decoding.prompts
+        self.level = True  # whether all running rows are known to have written equally many tokens
+        budget = decoding.budget
+        assert budget is not None
+        per_row = budget if isinstance(budget, Tensor) else torch.full((batch,), float(budget))
+        self.budget = per_row.to(device, torch.float32)
+        self.last_position = lengths[:, None] + self.limit - 1
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # drafts accepted, drafts tested
+        # 4. The KV caches.
+        first, capacity = self.width - lengths[:, None], self.width + min(self.limit, 64) + longest + 1
+        self.padded = bool((decoding.lengths < self.width).any())
+        self.caches = [RollbackModel(model, first, capacity) for model in decoding.models]
         self.student_logits = torch.empty(0, device=device)
 
-    def run(self, draft_length: int | DraftLength, states: HiddenStates | None, pad_token_id: int) -> Rollout:
+    def run(self, draft_length: int | DraftLength) -> Rollout:
+        """Decodes all rows to their ends, with a fixed number of drafts per round or one that is measured."""
         auto, fixed = (None, draft_length) if isinstance(draft_length, int) else (draft_length, 0)
         if auto is not None:
-            auto.begin(self.epsilon)
-        stopwatch, timed = Stopwatch(self.device), []
-        fewest = farthest = rounds = row_passes = stood = tested = 0  # as the host knows
+            assert self.decoding.budget is not None
+            auto.begin(self.decoding.budget)
+        with self.decoding.running() as states:
+            speculation = self._run(auto, fixed, states)
+        self.written_of_all[self.rows] = self.written
+        return self._rollout(states, speculation)
+
+    def _run(self, auto: DraftLength | None, fixed: int, states: HiddenStates | None) -> Speculation:
+        stopwatch = Stopwatch(self.device)
+        timed: list[tuple[int, int, list[Any]]] = []  # rows, drafts and marks of the rounds since the last host read
+        fewest = farthest = rounds = row_passes = accepted = tested = 0  # as the host knows
         read_at = next_host_read(0)
         while True:
+            # 1. Choose the number of drafts k.
             n, left = len(self.rows), self.limit - fewest
             k = auto.choose(n, left) if auto is not None else min(fixed, left - 1)
             places = self.written[:, None] + torch.arange(k + 1, device=self.device)  # in the completion
+            # 2. Draft, let the teacher score the drafts, and verify them.
             marks = [stopwatch.mark()]
             self.level = fewest == farthest
             drafts = self._draft(places, farthest)
@@ -97,34 +96,40 @@ class Rounds:
                 # Drafts past the limit share a column after the last one.
                 states.keep(self.rows, places.clamp(max=self.limit), min(farthest + k + 1, self.limit + 1))
             self._verify(places, drafts, teacher_logits)
-            if rounds > 0:  # the first one read the prompts
+            # 3. Count, and start the next round unless a host read is due.
+            if rounds > 0:  # the first round also reads the prompts
                 timed.append((n, k, marks))
             rounds, row_passes = rounds + 1, row_passes + n
-            fewest, farthest = fewest + 1, farthest + k + 1  # a round writes a token at least
+            fewest, farthest = fewest + 1, farthest + k + 1  # a round writes at least one token
             if farthest < min(read_at, self.limit) and not (auto is not None and auto.measuring(n)):
                 continue
+            # 4. Read the state of the rows, and what the rounds have cost.
             host = host_read(torch.cat([self.status, self.written, self.counts]))
             state, written = host[: len(self.rows)], host[len(self.rows) : -2]
-            raise_fault(state, self.rows, self.prompts, self.tokens, list(self.models))
-            newly_stood, newly_tested = host[-2:].tolist()
+            prompts = (self.decoding.prompts, self.decoding.prompt_mask)
+            raise_fault(state, self.rows, prompts, self.tokens, self.decoding.models)
+            now_accepted, now_tested = host[-2:].tolist()
             if auto is not None:
-                auto.saw_drafts(newly_stood - stood, newly_tested - tested)
+                auto.saw_drafts(now_accepted - accepted, now_tested - tested)
                 for size, length, (begin, drafted, passed) in timed:
                     auto.saw_costs(size, length, stopwatch.seconds(begin, drafted), stopwatch.seconds(drafted, passed))
-            stood, tested = newly_stood, newly_tested
+            accepted, tested = now_accepted, now_tested
             timed.clear()
+            # 5. Stop if all rows have ended, and drop the rows that have.
             running = (state == RUNNING).nonzero()[:, 0]
             if len(running) == 0:
-                break
+                return Speculation(rounds, row_passes, tested, accepted)
             if len(running) < len(state):
                 self._keep(running.to(self.device))
             fewest, farthest = int(written[running].min()), int(written[running].max())
             read_at = next_host_read(farthest)
-        self.written_of_all[self.rows] = self.written
-        return self._rollout(pad_token_id, states, Speculation(rounds, row_passes, tested, stood))
 
     def _extend(self, model: int, tokens: Tensor, ahead: int, farthest: int, *, logits: int) -> Tensor:
-        """Feed `tokens` [n, q], which follow the first `ahead` tokens of what is fed in this round."""
+        """Feeds `tokens` [n, q] to a model, after the first `ahead` tokens that it is fed in this round.
+
+        Returns:
+            The logits [n, logits, V] of the last positions.
+        """
         fed = self.unfed.shape[1]
         begin = self.width - fed + ahead
         columns = begin + self.written[:, None] + torch.arange(tokens.shape[1], device=self.device)
@@ -139,8 +144,10 @@ class Rounds:
         )
 
     def _draft(self, places: Tensor, farthest: int) -> Tensor:
-        """Tokens for `places` [n, q], each from the student given those before it; its logits stay in `student_logits`
-        [q, n, V]."""
+        """Drafts tokens [n, q] for `places` [n, q], each from the student given those before it.
+
+        The student's logits are left in `student_logits` [q, n, V].
+        """
         tokens, ahead, drafts = self.unfed, 0, []
         q = places.shape[1]
         uniforms = self.uniforms[0, self.rows[:, None], self._within(places)]
@@ -152,12 +159,13 @@ class Rounds:
                 self.student_logits = logits.new_empty((q, *logits.shape))
             self.student_logits[j] = logits
             token = sample(logits, logits, 0.0, uniform=uniforms[:, j], temperature=self.temperature).token
-            tokens = token.clamp(min=0)[:, None]  # a row at fault goes on with a harmless id: `verify` finds the fault
+            tokens = token.clamp(min=0)[:, None]  # a row at fault continues with a harmless id: `verify` finds it
             drafts.append(tokens)
         return torch.cat(drafts, 1)
 
     def _verify(self, places: Tensor, drafts: Tensor, teacher_logits: Tensor) -> None:
-        """Writes what stands of the drafts [n, q], and moves each running row on by it."""
+        """Writes the accepted drafts of [n, q] and the token drawn after them, and advances each running row."""
+        # 1. Verify: which drafts are accepted, and which token replaces the first rejected one.
         n, q = drafts.shape
         teacher = self.alignment.canonical(teacher_logits.flatten(0, 1), self.temperature, in_place=True)
         every = torch.arange(n * q, device=self.device)
@@ -175,12 +183,13 @@ class Rounds:
             width=q,
             log_probs=True,
         )
-        # All q columns: what did not stand is written over by the next round, and cut off after the last one.
+        # 2. Write all q columns: what was rejected is written over by the next round, or cut off after the last one.
         self.tokens[self.rows[:, None], places] = verdict.tokens
         student, teacher_log_prob, behavior = verdict.log_probs.unbind(-1)
         self.values[:, self.rows[:, None], places] = torch.stack(
             [behavior, student, teacher_log_prob, verdict.beta.view(n, q), verdict.kl.view(n, q)]
         )
+        # 3. Advance the running rows, and note which have ended or are at fault.
         running = self.status == RUNNING
         emitted = verdict.emitted.long()
         moved = torch.where(running, emitted.clamp(min=0), 0)
@@ -191,22 +200,24 @@ class Rounds:
         last = verdict.tokens.gather(1, (moved - 1).clamp(min=0)[:, None])[:, 0]
         self.unfed = torch.where(moved > 0, last, self.unfed[:, -1]).clamp(min=0)[:, None]
         self.written = (self.written + moved).clamp(max=self.limit)
-        fell = verdict.accepted < q
-        self.counts += torch.stack([(running * verdict.accepted).sum(), (running * (verdict.accepted + fell)).sum()])
+        # 4. Count the drafts that were tested: those accepted, and the first rejected one of a row.
+        rejected = verdict.accepted < q
+        tested = verdict.accepted + rejected
+        self.counts += torch.stack([(running * verdict.accepted).sum(), (running * tested).sum()])
 
     def _within(self, places: Tensor) -> Tensor:
-        """`places` up to the last of the completion, whose uniforms serve what is drafted past the limit."""
+        """`places`, none past the last of the completion, whose uniform numbers serve drafts past the limit as well."""
         return places.clamp(max=self.limit - 1)
 
     def _keep(self, kept: Tensor) -> None:
-        """Drop all rows but `kept`."""
+        """Drops all rows but `kept` [m]."""
         self.written_of_all[self.rows] = self.written
         for name in ("rows", "status", "written", "unfed", "budget", "last_position"):
             setattr(self, name, getattr(self, name)[kept])
         for cache in self.caches:
             cache.keep_rows(kept)
 
-    def _rollout(self, pad_token_id: int, states: HiddenStates | None, speculation: Speculation) -> Rollout:
+    def _rollout(self, states: HiddenStates | None, speculation: Speculation) -> Rollout:
         width = self.tokens.shape[1]
         written = self.written_of_all
         inside = torch.arange(width, device=self.device) < written[:, None]
@@ -218,7 +229,7 @@ class Rounds:
             self.values,
             completed,
             finished,
-            pad_token_id=pad_token_id,
+            pad_token_id=self.decoding.pad_token_id,
             teacher=True,
             teacher_states=states,
             speculation=speculation,

@@ -1,4 +1,4 @@
-"""Times the work of a device without waiting for it."""
+"""Times the work of a device without waiting for the device."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 
 
 class Stopwatch:
-    """Marks in the work of a device, whose distance can be read later: nothing waits for a GPU."""
+    """Sets marks in the work of a device; the time between two marks can be read later, so nothing waits for a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def mark(self) -> Any:
+        """A mark after all work that has been launched so far."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -22,5 +23,5 @@ class Stopwatch:
         return event
 
     def seconds(self, begin: Any, end: Any) -> float:
-        """Between two marks that the device has passed."""
+        """Seconds between two marks that the device has passed."""
         return float(end - begin if self._device.type != "cuda" else begin.elapsed_time(end) / 1e3)

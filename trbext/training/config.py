@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from trl import DistillationConfig
 
+from ..limits import is_epsilon, not_an_epsilon
 from ..rollout import Policy
 from .fields.checks import check_optimization, check_ranges, check_reporters, device_has_bf16
 from .fields.decoding import DecodingFields
@@ -131,8 +132,8 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
         check_optimization(self)
         self.check_policy()
         self.check_loss(self.beta)
-        if not self.trb_epsilon >= 0:
-            raise ValueError(f"trb_epsilon is a KL budget in nats and must be >= 0, got {self.trb_epsilon}")
+        if not is_epsilon(self.trb_epsilon):
+            raise ValueError(not_an_epsilon(self.trb_epsilon, "trb_epsilon"))
         if self.trb_schedule not in KINDS:
             raise ValueError(f"trb_schedule must be one of {', '.join(KINDS)}, got {self.trb_schedule!r}")
         check_duration("trb_warmup_steps", self.trb_warmup_steps)

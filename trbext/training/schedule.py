@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..limits import is_epsilon, not_an_epsilon
+
 KINDS = ("linear", "cosine", "constant", "piecewise")
 
 
@@ -52,8 +54,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"the schedule must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        if not self.epsilon >= 0:
-            raise ValueError(f"epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got {self.epsilon}")
+        if not is_epsilon(self.epsilon):
+            raise ValueError(not_an_epsilon(self.epsilon))
         _check_step("warmup_steps", self.warmup_steps)
         if self.kind == "piecewise":
             _check_points(self.points or ())

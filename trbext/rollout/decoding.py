@@ -1,0 +1,104 @@
+"""Holds the arguments of one rollout, checked once, for every way of decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import InitVar, dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..models.eval_mode import evaluating
+from ..models.model_check import probe_models
+from ..vocab import Alignment
+from .checks import check_epsilon, check_models, check_prompts
+from .hidden_states import HiddenStates
+from .policies import Policy, TrustRegion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """What one rollout decodes, and how. Arguments and errors are those of `lockstep`."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel | None  # None from here on if the policy does not need it at this optimizer step
+    prompts: Tensor  # [B, P] int64, left padded, without the columns that are padding in every row
+    prompt_mask: Tensor  # [B, P] int64
+    epsilon: InitVar[float | Tensor | None]
+    given_policy: InitVar[Policy | None]
+    optimizer_step: int
+    max_new_tokens: int
+    alignment: Alignment
+    pad_token_id: int
+    temperature: float
+    generator: torch.Generator | None
+    teacher_states_limit: float
+    check: InitVar[bool]
+    lengths: Tensor = field(init=False)  # [B] int64 on the CPU, tokens of each prompt
+    policy: Policy = field(init=False)
+
+    def __post_init__(self, epsilon: float | Tensor | None, given_policy: Policy | None, check: bool) -> None:
+        # 1. The policy, of which a budget is short for one.
+        if (epsilon is None) == (given_policy is None):
+            raise ValueError(
+                f"give epsilon or policy, one of the two, got epsilon = {epsilon} and policy = {given_policy}"
+            )
+        if epsilon is not None:
+            check_epsilon(epsilon, self.prompts)
+            if isinstance(epsilon, Tensor):
+                epsilon = epsilon.to(self.prompts.device, torch.float32)
+            given_policy = TrustRegion(epsilon)
+        assert given_policy is not None
+        self._set("policy", given_policy)
+        # 2. The teacher, which stays out of everything below if it is not needed.
+        if not given_policy.needs_teacher(self.optimizer_step):
+            self._set("teacher", None)
+        elif self.teacher is None:
+            needs = f"for {type(given_policy).__name__}" if epsilon is None else "unless epsilon is 0"
+            raise ValueError(f"teacher must be a model {needs}, got None with epsilon {epsilon}")
+        # 3. The prompts, and whether the models can continue them.
+        prompts, prompt_mask, lengths = check_prompts(self.prompts, self.prompt_mask)
+        self._set("prompts", prompts)
+        self._set("prompt_mask", prompt_mask)
+        self._set("lengths", lengths)
+        check_models(self.models, lengths, self.max_new_tokens)
+        if check:
+            probe_models(self.models, int(lengths.max()) + self.max_new_tokens)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # as the dataclasses of the standard library do when they are frozen
+
+    @property
+    def models(self) -> list[PreTrainedModel]:
+        """The student, and the teacher if it is needed."""
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the prompts, on which the rollout is collected."""
+        return self.prompts.device
+
+    @property
+    def budget(self) -> float | Tensor | None:
+        """The KL budget in nats, one for all or [B]; None for a policy without one."""
+        return self.policy.epsilon(self.optimizer_step) if isinstance(self.policy, TrustRegion) else None
+
+    def uniforms(self, *shape: int) -> Tensor:
+        """Uniform random numbers in [0, 1) from the generator, float64 of `shape` on the prompts' device."""
+        source = self.device if self.generator is None else self.generator.device
+        return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=source).to(self.device)
+
+    @contextmanager
+    def running(self) -> Iterator[HiddenStates | None]:
+        """Eval mode without gradients inside; yields what keeps the teacher's states, or None if none are wanted."""
+        with torch.no_grad(), evaluating(self.models):
+            if self.teacher is None or not self.teacher_states_limit > 0:
+                yield None
+                return
+            with HiddenStates(self.teacher, len(self.prompts), limit_bytes=self.teacher_states_limit) as states:
+                yield states

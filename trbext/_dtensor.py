@@ -1,8 +1,8 @@
-"""What torch's DTensor is told of the operators: rows are independent, so each rank solves those it has.
+"""Tells torch's DTensor how the operators shard: rows are independent, so each rank solves the rows it has.
 
-solve, blend and sample take logits sharded over rows (`Shard(0)`), with epsilon and uniform of the same rows, and leave
-their outputs sharded alike. A sharded vocabulary is gathered first, and so are all arguments of verify, whose rows
-belong to requests by offsets.
+solve, blend and sample take logits that are sharded over rows (`Shard(0)`), with epsilon and uniform of the same rows,
+and shard their outputs in the same way. A sharded vocabulary is gathered first. So are all arguments of verify, whose
+rows belong to requests by offsets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _registered = False
 
 
 def register_where_needed() -> None:
-    """Once DTensor has been imported: importing it takes a second, which others need not spend."""
+    """Registers the shardings once DTensor has been imported; its import takes a second, which others are spared."""
     global _registered
     if _registered or torch.compiler.is_compiling() or "torch.distributed.tensor" not in sys.modules:
         return

@@ -1,17 +1,17 @@
-"""Errors that are no fault of the program, and the exit codes that commands end with."""
+"""Defines errors that are no fault of the program, and the exit codes of commands."""
 
 from __future__ import annotations
 
-USAGE_ERROR = 2  # the user can mend it: one line on standard error says how
+USAGE_ERROR = 2  # the user can correct it: one line on standard error says how
 INTERRUPTED = 130  # by a signal; the same command continues
 
 
 class UsageError(Exception):
-    """Something the user can mend: shown as one line, exit code 2."""
+    """The user can correct what is wrong: shown as one line, exit code 2."""
 
 
 class Interrupted(Exception):
-    """The run was stopped by a signal and can be resumed."""
+    """A signal has stopped the run, which can be resumed."""
 
 
 class NonFiniteTraining(FloatingPointError):

@@ -1,4 +1,4 @@
-"""What a user names in a configuration as 'module:object'."""
+"""Loads what a user names in a configuration as 'module:object'."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any
 
 
 def load_object(kind: str, name: str) -> Callable[..., Any]:
-    """The callable called "module:object"; ValueError, which calls it a `kind`, when there is none."""
+    """Imports the callable that `name` names as "module:object".
+
+    Args:
+        kind: what the error calls it, such as "rollout policy".
+        name: "module:object".
+
+    Raises:
+        ValueError: there is no such module or object, or it is not callable.
+    """
     module, _, attribute = name.partition(":")
     if not (module and attribute):
         raise ValueError(f"a {kind} is named as 'module:object', got {name!r}")

@@ -1,21 +1,16 @@
-"""Typed functions over `torch.ops.trb`: the trust-region blend of a student and a teacher (arXiv 2605.31159).
+"""Calls the operators `torch.ops.trb`: the trust-region blend of a student and a teacher (arXiv 2605.31159).
 
 For each prefix, with student distribution pi_S and teacher distribution pi_T at the given temperature,
 
     mu(i) = pi_S(i)^(1-beta) pi_T(i)^beta / Z,    beta = max { beta in [0, 1] : KL(mu || pi_S) <= epsilon }.
 
-Shared by blend, solve and sample (verify, which speculates with the same policy, states its own):
-  student_logits, teacher_logits: [..., V], float32, float16 or bfloat16 (the two may differ), any strides, same device.
-      Raw logits: no log_softmax is needed. -inf masks a token.
-  epsilon: KL budget in nats, 0 (the student) to inf (the teacher on the student's support). A float for every row, or a
-      float32 tensor that broadcasts to [...]; a negative or NaN element makes its row a faulty one.
-  temperature: 1e-6 to 1e6, divides both logits.
-  Outputs are float32 (token int64, sweeps int32) and never require grad. A row with NaN, +inf or no finite logit gives
-      NaN and token -1, and leaves other rows alone. Rows are bitwise independent of batch, order, strides and threads.
-  Guarantee: KL(mu || pi_S) <= epsilon (1 + 1e-4) + 1e-7 at the returned beta, and no larger float32 number has a KL
-      below epsilon (1 - 3e-4) - 1e-9. How it is checked: docs/operators.md.
-  ValueError: epsilon negative or NaN as a float; temperature out of its range; shapes that do not match.
-  RuntimeError: a dtype or device the operator does not take.
+The rest holds for `blend`, `solve` and `sample`; `verify` speculates with the same policy and states its own rules.
+
+Outputs are float32 (token int64, sweeps int32) and never require grad. A row with NaN, +inf or no finite logit gives
+NaN and token -1, and does not change other rows. Rows are bitwise independent of batch, order, strides and threads.
+
+Guarantee: KL(mu || pi_S) <= epsilon (1 + 1e-4) + 1e-7 at the returned beta, and no larger float32 number has a KL below
+epsilon (1 - 3e-4) - 1e-9. How this is checked is in docs/operators.md.
 """
 
 from __future__ import annotations
@@ -33,20 +28,34 @@ from .results import Blend, Sample, Solution, Verification
 _Rows = tuple[Tensor, Tensor, "float | Tensor"]
 
 
-# So that torch.load(weights_only=True), its default, reads saved results wherever trbext is imported.
+# torch.load(weights_only=True), its default, then reads saved results in every program that imports trbext.
 torch.serialization.add_safe_globals([Blend, Solution, Sample, Verification])
 
 
 def blend(
     student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
 ) -> Blend:
-    """The behavior policy over the whole vocabulary: `Blend(log_probs [..., V], beta [...], kl [...])`.
+    """Computes the behavior policy over the whole vocabulary.
 
-    `log_probs` is log mu, -inf where mu is 0; `kl` is KL(mu || pi_S) in nats. To draw tokens use `sample`, which
-    never writes mu. Arguments, guarantee and errors: see the module.
+    To draw tokens, use `sample`, which never writes mu.
 
-    >>> behavior = trbext.blend(student_logits, teacher_logits, epsilon=0.02)
-    >>> behavior.log_probs.exp().sum(-1)  # 1 in every row
+    Args:
+        student_logits: [..., V], float32, float16 or bfloat16, any strides: raw logits, -inf masks a token.
+        teacher_logits: [..., V], as the student's; the dtypes may differ, the device may not.
+        epsilon: KL budget in nats, 0 (the student) to inf (the teacher on the student's support). A float for every
+            row, or a float32 tensor that broadcasts to [...], of which a negative or NaN element puts its row at fault.
+        temperature: 1e-6 to 1e6, divides both logits.
+
+    Returns:
+        log mu [..., V] in nats, -inf if mu is 0; beta [...]; KL(mu || pi_S) [...] in nats.
+
+    Raises:
+        ValueError: epsilon is negative or NaN as a float, the temperature is out of range, or shapes do not match.
+        RuntimeError: the operator does not take a dtype or device.
+
+    Examples:
+        >>> behavior = trbext.blend(student_logits, teacher_logits, epsilon=0.02)
+        >>> behavior.log_probs.exp().sum(-1)  # 1 in every row
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
     outputs = _overload(torch.ops.trb.blend, budget)(student, teacher, budget, temperature=temperature)
@@ -56,9 +65,20 @@ def blend(
 def solve(
     student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
 ) -> Solution:
-    """The coefficient alone: `Solution(beta [...], kl [...], sweeps [...] int32)`.
+    """Computes only the coefficient of the behavior policy.
 
-    `sweeps` is how often the row was read. Arguments, guarantee and errors: see the module.
+    Args:
+        student_logits: [..., V], as in `blend`.
+        teacher_logits: [..., V], as in `blend`.
+        epsilon: KL budget in nats, as in `blend`.
+        temperature: 1e-6 to 1e6, divides both logits.
+
+    Returns:
+        beta [...]; KL(mu || pi_S) [...] in nats; int32 [...], how often the row was read.
+
+    Raises:
+        ValueError: as `blend`.
+        RuntimeError: as `blend`.
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
     outputs = _overload(torch.ops.trb.solve, budget)(student, teacher, budget, temperature=temperature)
@@ -74,16 +94,27 @@ def sample(
     generator: torch.Generator | None = None,
     temperature: float = 1.0,
 ) -> Sample:
-    """One token per row from mu, by the exact inverse of its cumulative distribution, without materialising mu.
+    """Draws one token per row from mu, by the exact inverse of its cumulative distribution, without writing mu.
 
-    Returns `Sample(token, log_prob, student_log_prob, teacher_log_prob, beta, kl)`, each [...]; log-probabilities in
-    nats under mu, pi_S and pi_T at `temperature` (teacher -inf where it masks the token).
+    Args:
+        student_logits: [..., V], as in `blend`.
+        teacher_logits: [..., V], as in `blend`.
+        epsilon: KL budget in nats, as in `blend`.
+        uniform: [...] float64 in [0, 1), which makes the draw a pure function; a value out of this range puts its row
+            at fault. None draws it by torch.rand.
+        generator: of `uniform` if that is None; None is the default generator of the device. Give one or the other.
+        temperature: 1e-6 to 1e6, divides both logits.
 
-    uniform: float64 [...] in [0, 1), which makes the draw a pure function; outside that range its row is faulty. When
-        None, drawn with torch.rand from `generator` (None: the device's default one). Give one or the other.
-    Other arguments, guarantee and errors: see the module.
+    Returns:
+        The token [...] int64; its log-probabilities [...] under mu, pi_S and pi_T in nats at `temperature` (the
+        teacher's is -inf if it masks the token); beta [...]; KL(mu || pi_S) [...] in nats.
 
-    >>> token = trbext.sample(student_logits, teacher_logits, 0.02, generator=generator).token
+    Raises:
+        ValueError: as `blend`; the shape of `uniform` is not [...]; both `uniform` and `generator` are given.
+        RuntimeError: as `blend`.
+
+    Examples:
+        >>> token = trbext.sample(student_logits, teacher_logits, 0.02, generator=generator).token
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
     shape = student_logits.shape[:-1]
@@ -115,53 +146,62 @@ def verify(
     student_kind: int | str = 0,
     log_probs: bool = False,
 ) -> Verification:
-    """Exact speculative sampling of mu: the student has drafted, one pass of the teacher has scored, this decides.
+    """Verifies drafts of the student in one pass of the teacher: exact speculative sampling of mu.
 
-    B requests of any number of rows each, N rows in all. Within a request rows are taken in order, beta of each by the
-    usual solve: a drafted token x stands if u pi_S(x) < mu(x). The first that does not is replaced by a draw from
-    max(mu - pi_S, 0), and the request stops there; so it does at a direct row (draft -1), whose token is drawn from mu.
-    The tokens that come out follow mu exactly if the drafts were drawn from pi_S and all uniforms are independent
-    (method: Leviathan et al., arXiv 2211.17192). There is no bonus token from the teacher alone, which would not
-    follow mu: for one, let the student take a further step and add its row as a direct one.
+    The student has drafted, and one pass of the teacher has scored. There are B requests of any number of rows each, N
+    rows in all. Within a request, rows are taken in order, with the beta of each by the usual solve. A draft x is
+    accepted if u pi_S(x) < mu(x). The first rejected draft is replaced by a draw from max(mu - pi_S, 0), and the
+    request stops there. It also stops at a direct row (draft -1), whose token is drawn from mu. The tokens that come
+    out follow mu exactly if the drafts were drawn from pi_S and all uniform numbers are independent (method: Leviathan
+    et al., arXiv 2211.17192). There is no bonus token of the teacher, which would not follow mu. For a token after all
+    drafts, let the student take a further step and add its row as a direct one.
 
-    student_logits: [R_S, V_S], teacher_logits: [R_T, V_T]: float32, float16 or bfloat16, any strides, only read. More
-        rows than N, in any order, where student_rows and teacher_rows say which are meant.
-    draft_tokens: int32 or int64 [N], each in [0, vocab), or -1: no draft.
-    offsets: int32 or int64 [B + 1], from 0, non-decreasing, at most N: rows offsets[r] .. offsets[r + 1] - 1 are of
-        request r, which may have none. Rows of no request are padding.
-    epsilon: KL budget in nats and temperature, a float for all requests or float32 [B] on the device.
-    accept_uniform, draw_uniform: float64 [N] in [0, 1): of a row's draft, and of the token drawn where it has none or
-        it is refused. Only the second of the row where a request stops is used.
-    student_rows, teacher_rows: int32 or int64 [N], the row of the logits that each row is; None: 0 .. N - 1.
-    width: columns of the tokens returned, at least the rows of any request.
-    vocab: columns that count; tokens from there on have probability 0 in both. 0: those that both models have.
-    student_kind: 0 or "logits"; 1 or "probabilities" at the temperature, as engines keep them, 0 where the student
-        never draws a token; 2 or "scaled_logits", divided by the temperature already. The teacher's are raw logits.
-    log_probs: whether they are wanted.
-
-    Returns `Verification(tokens [B, width] int64 padded with -1, emitted [B] int32, accepted [B] int32, beta [N],
-    kl [N], log_probs [B, width, 3])`: `accepted` of the `emitted` tokens are drafts. beta and kl are NaN for padding
-    and for rows after the stop. log_probs, in nats, are the student's, the teacher's and the behavior policy's of each
-    emitted token, NaN past them, and of shape [0, 0, 3] unless wanted.
-
-    Faults in the data never raise: where a request meets one before it stops, its `emitted` is -1, the tokens before it
-    stay and `accepted` counts them, beta and kl of that row are NaN, and other requests are what they would be without.
-    They are: a row with NaN, +inf or no finite logit (probabilities: NaN, negative, +inf or all 0); a draft or a row
-    index out of range; a uniform it needs outside [0, 1); and of the request itself, if it has a row: a negative or NaN
-    epsilon, a temperature outside [1e-6, 1e6], more rows than `width`; and offsets that are negative,
+    Faults in the data never raise. If a request meets one before it stops, its `emitted` is -1, the tokens before the
+    fault stay and `accepted` counts them, beta and kl of that row are NaN, and other requests are what they would be
+    without it. Faults of a row are: NaN, +inf or no finite logit (probabilities: NaN, negative, +inf or all 0); a draft
+    or a row index out of range; a uniform number that it needs outside [0, 1). Faults of a request that has a row are:
+    a negative or NaN epsilon; a temperature outside [1e-6, 1e6]; more rows than `width`; offsets that are negative,
     decreasing, or beyond N.
 
-    A request's results are bitwise the same in any batch, order and layout, with any number of threads. beta and kl
-    are those of `solve` at the same float32 epsilon and temperature. Nothing of size [N, V] is allocated, CUDA is not
-    waited for. `torch.ops.trb.verify.out` writes to given outputs instead (tokens int64 or int32).
+    The results of a request are bitwise the same in any batch, order and layout, with any number of threads. beta and
+    kl are those of `solve` at the same float32 epsilon and temperature. Nothing of size [N, V] is allocated, and
+    nothing waits for CUDA. `torch.ops.trb.verify.out` writes to given outputs instead (tokens int64 or int32).
 
-    ValueError: epsilon negative or NaN as a float; temperature as a float out of its range; an unknown name of a
-    kind. RuntimeError: shapes, dtypes or devices that do not fit.
+    Args:
+        student_logits: [R_S, V_S], float32, float16 or bfloat16, any strides. There may be more rows than N, in any
+            order, if `student_rows` says which are meant.
+        teacher_logits: [R_T, V_T], raw logits; as the student's, with `teacher_rows`.
+        draft_tokens: [N] int32 or int64, each in [0, vocab), or -1 for no draft.
+        offsets: [B + 1] int32 or int64, from 0, non-decreasing, at most N: the rows offsets[r] .. offsets[r + 1] - 1
+            are those of request r, which may have none. Rows of no request are padding.
+        epsilon: KL budget in nats, a float for all requests or float32 [B] on the device.
+        temperature: 1e-6 to 1e6, a float for all requests or float32 [B] on the device.
+        accept_uniform: [N] float64 in [0, 1), for the acceptance of the draft of each row.
+        draw_uniform: [N] float64 in [0, 1), for the token that is drawn if a row has no draft or it is rejected. Only
+            that of the row at which a request stops is used.
+        student_rows: [N] int32 or int64, the row of `student_logits` that each row is; None is 0 .. N - 1.
+        teacher_rows: [N] int32 or int64, likewise of `teacher_logits`.
+        width: columns of the returned tokens, at least the rows of any request.
+        vocab: columns that count; tokens from there on have probability 0 in both models. 0: those that both have.
+        student_kind: 0 or "logits"; 1 or "probabilities" at the temperature, as engines keep them, 0 for tokens that
+            the student never draws; 2 or "scaled_logits", already divided by the temperature.
+        log_probs: whether log-probabilities are returned.
 
-    >>> kept = trbext.verify(
-    ...     student_logits, teacher_logits, drafts, offsets, 0.02, accept_uniform=u, draw_uniform=v, width=4
-    ... )
-    >>> kept.tokens[r, : kept.emitted[r]]
+    Returns:
+        tokens [B, width] int64, padded with -1; emitted [B] int32, of which `accepted` [B] int32 are drafts; beta [N]
+        and kl [N] in nats, NaN for padding and for rows after the stop; log_probs [B, width, 3] in nats, of each
+        emitted token under student, teacher and behavior policy, NaN past them, [0, 0, 3] unless wanted.
+
+    Raises:
+        ValueError: epsilon as a float is negative or NaN, temperature as a float is out of range, or the name of a
+            kind is unknown.
+        RuntimeError: shapes, dtypes or devices do not fit.
+
+    Examples:
+        >>> kept = trbext.verify(
+        ...     student_logits, teacher_logits, drafts, offsets, 0.02, accept_uniform=u, draw_uniform=v, width=4
+        ... )
+        >>> kept.tokens[r, : kept.emitted[r]]
     """
     register_where_needed()
     if isinstance(student_kind, str):
@@ -197,7 +237,7 @@ def verify(
 
 
 def _overload(operator: Any, epsilon: float | Tensor) -> Any:
-    """By name: a tensor of one element would fit the overload of a float too, by being read from its device."""
+    """The overload by name: a tensor of one element would also fit that of a float, and be read from its device."""
     return operator.per_row if isinstance(epsilon, Tensor) else operator.default
 
 
@@ -223,7 +263,7 @@ def _check_temperature(temperature: float) -> None:
 
 
 def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, temperature: float) -> _Rows:
-    """[..., V] as the [N, V] of the operators; a view wherever the strides allow one."""
+    """Checks the arguments, and lays [..., V] out as the [N, V] of the operators: a view if the strides allow one."""
     register_where_needed()
     if student_logits.dim() < 1 or student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -244,13 +284,13 @@ def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Te
             ) from None
     else:
         _check_epsilon(epsilon)
-    if len(shape) == 2:  # a reshape to what is there costs a microsecond, and one row of 32k tokens takes thirty
+    if len(shape) == 2:  # a reshape to the same shape costs a microsecond, and one row of 32k tokens takes thirty
         return student_logits, teacher_logits, epsilon
     return student_logits.reshape(-1, shape[-1]), teacher_logits.reshape(-1, shape[-1]), epsilon
 
 
 def _as_batch(outputs: Sequence[Tensor], student_logits: Tensor) -> Sequence[Tensor]:
-    """The operators' [N] and [N, V] as the [...] and [..., V] of the logits."""
+    """Lays the operators' [N] and [N, V] out as the [...] and [..., V] of the logits."""
     if student_logits.dim() == 2:
         return outputs
     batch = student_logits.shape[:-1]

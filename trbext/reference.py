@@ -1,7 +1,8 @@
-"""The mathematics of `torch.ops.trb` in plain float64 PyTorch: the oracle of every test.
+"""Computes what `torch.ops.trb` computes in plain float64 PyTorch: the oracle of every test.
 
-Slow on purpose: it materialises everything and bisects to machine precision, so that each line can be checked
-against the paper (arXiv 2605.31159). With D = (b - a) / T over the common support C of both softmaxes,
+It is slow on purpose: it writes every tensor and bisects to machine precision, so that each line can be checked against
+the paper (arXiv 2605.31159). With the logits a of the student and b of the teacher, over the common support C of both
+softmaxes,
 
     mu_beta(i) = pi_S(i)^(1-beta) pi_T(i)^beta / Z_beta, beta* = max { beta in [0, 1] : KL(mu || pi_S) <= epsilon }.
 """
@@ -14,13 +15,13 @@ from torch import Tensor
 from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS
 from .results import Blend, Sample, Solution, Verification
 
-# Halving [0, 1] this often ends at adjacent float64 numbers for every beta above 2^-20, and within 2^-72 of the
-# root below that.
+# So many halvings of [0, 1] end at adjacent float64 numbers for every beta above 2^-20, and within 2^-72 of the root
+# below that.
 BISECTION_STEPS = 72
 
 
 def rows_at_fault(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """[...] bool: the row holds NaN or +inf, or has no finite logit at all."""
+    """Whether each row holds NaN or +inf, or has no finite logit at all: [...] bool, for logits [..., V]."""
 
     def fault(logits: Tensor) -> Tensor:
         return (logits.isnan() | (logits == torch.inf)).any(-1) | (logits == -torch.inf).all(-1)
@@ -31,10 +32,10 @@ def rows_at_fault(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def behavior_log_probs(
     student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """log mu_beta, [..., V] float64, for given `beta` [...]. beta = 0 is the student with its own whole support."""
+    """log mu_beta in nats, [..., V] float64, for given `beta` [...]; beta = 0 is the student on its whole support."""
     a, b = student_logits.double() / temperature, teacher_logits.double() / temperature
     weight = beta.double()[..., None]
-    # 0 * -inf is NaN, so each end is taken as it is; -inf anywhere else wins, which is the common support.
+    # 0 * -inf is NaN, so each end is taken as it is. Between the ends -inf of either model wins: the common support.
     mixed = torch.where(
         weight == 0, a, torch.where(weight == 1, torch.where(a == -torch.inf, a, b), (1 - weight) * a + weight * b)
     )
@@ -42,8 +43,11 @@ def behavior_log_probs(
 
 
 def behavior_kl(student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(mu_beta || pi_S) in nats, [...] float64. Summed as p (log p - log q) - p + q, all of whose terms are
-    non-negative, so that budgets of 1e-6 keep their digits."""
+    """KL(mu_beta || pi_S) in nats, [...] float64, for given `beta` [...].
+
+    It is summed as p (log p - log q) - p + q, all of whose terms are non-negative, so that budgets of 1e-6 keep their
+    digits.
+    """
     log_mu = behavior_log_probs(student_logits, teacher_logits, beta, temperature)
     log_student = (student_logits.double() / temperature).log_softmax(-1)
     ratio = torch.where(log_mu == -torch.inf, 0.0, log_mu - log_student)  # log mu / pi_S where mu > 0
@@ -56,7 +60,7 @@ def behavior_kl(student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, te
 def solve(
     student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
 ) -> Solution:
-    """beta* by bisection, float64. Same shapes and edge semantics as `trbext.solve`; `sweeps` counts the bisections."""
+    """beta* by bisection, float64. Shapes and edge cases are as in `trbext.solve`; `sweeps` counts the bisections."""
     shape = student_logits.shape[:-1]
     budget = torch.as_tensor(epsilon, dtype=torch.float64, device=student_logits.device).expand(shape)
     common = ((student_logits > -torch.inf) & (teacher_logits > -torch.inf)).any(-1)
@@ -72,7 +76,7 @@ def solve(
         ok = feasible(middle)
         low, high = torch.where(ok, middle, low), torch.where(ok, high, middle)
     beta = torch.where(at_teacher, one, torch.where(common & (budget > 0), low, zero))
-    # A beta that never left the bisection's floor met no feasible point: KL(0+) > epsilon, the student is returned.
+    # A beta that never left the floor of the bisection met no feasible point: KL(0+) > epsilon, so it is the student.
     beta = torch.where(beta < 2.0 ** (1 - BISECTION_STEPS), zero, beta)
     kl = torch.where(beta == 0, zero, behavior_kl(student_logits, teacher_logits, beta, temperature))
     fault = rows_at_fault(student_logits, teacher_logits) | ~(budget >= 0)
@@ -86,14 +90,22 @@ def solve(
 def blend(
     student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
 ) -> Blend:
-    """log mu at beta*, float64. Same shapes and edge semantics as `trbext.blend`."""
+    """log mu at beta*, float64. Shapes and edge cases are those of `trbext.blend`."""
     beta, kl, _ = solve(student_logits, teacher_logits, epsilon, temperature=temperature)
     log_probs = behavior_log_probs(student_logits, teacher_logits, beta, temperature)
     return Blend(log_probs.masked_fill(beta.isnan()[..., None], torch.nan), beta, kl)
 
 
 def token_at(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The token, [...] int64, whose cell of the cumulative sum of `weights` [..., V] holds `uniform` [...] of it."""
+    """The token whose cell of the cumulative sum of `weights` holds the share `uniform` of the total.
+
+    Args:
+        weights: [..., V], non-negative, not all 0.
+        uniform: [...] in [0, 1).
+
+    Returns:
+        [...] int64.
+    """
     cumulative = weights.cumsum(-1)
     token = (cumulative <= (uniform * cumulative[..., -1])[..., None]).sum(-1)
     # Rounding at u -> 1 must not leave the support.
@@ -109,7 +121,7 @@ def sample(
     uniform: Tensor,
     temperature: float = 1.0,
 ) -> Sample:
-    """The token whose cell of the cumulative distribution of mu holds `uniform`. Same semantics as `trbext.sample`."""
+    """The token whose cell of the cumulative distribution of mu holds `uniform`, with the rules of `trbext.sample`."""
     log_probs, beta, kl = blend(student_logits, teacher_logits, epsilon, temperature=temperature)
     fault = beta.isnan() | ~((uniform >= 0) & (uniform < 1))
     token = token_at(log_probs.exp().nan_to_num(0.0), uniform)
@@ -144,10 +156,11 @@ def verify(
     student_kind: int | str = 0,
     log_probs: bool = False,
 ) -> Verification:
-    """Speculative sampling of mu, one request and one row after another. Same semantics as `trbext.verify`.
+    """Speculative sampling of mu, one request and one row after another, with the rules of `trbext.verify`.
 
-    A draft x ~ pi_S is kept with probability min(1, mu(x) / pi_S(x)), else replaced by a draw from max(mu - pi_S, 0),
-    whose sum is the probability of that: the token follows min(pi_S, mu) + max(mu - pi_S, 0) = mu (Leviathan et al.,
+    A draft x ~ pi_S is accepted with probability min(1, mu(x) / pi_S(x)), else replaced by a draw from
+    max(mu - pi_S, 0), whose sum is the probability of a rejection. The token then follows
+    min(pi_S, mu) + max(mu - pi_S, 0) = mu (Leviathan et al.,
     arXiv 2211.17192). The next row counts only where the draft was kept, since its prefix holds it.
     """
     count, requests = len(draft_tokens), len(offsets) - 1
@@ -184,7 +197,7 @@ def verify(
         return bool((uniform >= 0) & (uniform < 1))
 
     def drawn(row: int, uniform: Tensor) -> int:
-        """The token that stands instead of the draft, or where there is none."""
+        """The token in place of a rejected draft, or of none."""
         mu = policy.log_probs[row].exp()
         residual = (mu - log_student[row].exp()).clamp(min=0) if drafts[row] >= 0 else mu
         return int(token_at(residual if residual.sum() > 0 else mu, uniform))
@@ -203,16 +216,16 @@ def verify(
                 emitted[r] = -1
                 break
             ratio = (policy.log_probs[row, draft] - log_student[row, draft]).exp()  # NaN where both are 0
-            stands = draft >= 0 and bool(accept_uniform[row] < ratio)
-            if not stands and not in_range(draw_uniform[row]):
+            accepted_draft = draft >= 0 and bool(accept_uniform[row] < ratio)
+            if not accepted_draft and not in_range(draw_uniform[row]):
                 emitted[r] = -1
                 break
-            token, place = draft if stands else drawn(row, draw_uniform[row]), row - begin
+            token, place = draft if accepted_draft else drawn(row, draw_uniform[row]), row - begin
             tokens[r, place] = token
             values[r, place] = torch.stack([p[row, token] for p in (log_student, log_teacher, policy.log_probs)])
             beta[row], kl[row] = policy.beta[row], policy.kl[row]
             emitted[r] += 1
-            accepted[r] += stands
-            if not stands:
+            accepted[r] += accepted_draft
+            if not accepted_draft:
                 break
     return Verification(tokens, emitted, accepted, beta, kl, values if log_probs else torch.empty(0, 0, 3))

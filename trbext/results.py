@@ -1,4 +1,4 @@
-"""What the operators return: named tuples of tensors, one entry per row unless a comment says otherwise."""
+"""Named tuples of tensors that the operators return, with one entry per row unless a comment says otherwise."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 class Blend(NamedTuple):
     """The behavior policy over the whole vocabulary."""
 
-    log_probs: Tensor  # [..., V] log mu
+    log_probs: Tensor  # [..., V] log mu, nats
     beta: Tensor  # [...] the paper's coefficient, in [0, 1]
     kl: Tensor  # [...] KL(mu_beta || pi_S), nats
 
 
 class Solution(NamedTuple):
-    """The coefficient of the behavior policy alone."""
+    """The coefficient of the behavior policy, without the policy."""
 
     beta: Tensor  # [...] the paper's coefficient, in [0, 1]
     kl: Tensor  # [...] KL(mu_beta || pi_S), nats
@@ -26,20 +26,20 @@ class Solution(NamedTuple):
 class Sample(NamedTuple):
     """One token per row from the behavior policy, with the log-probabilities a trainer needs."""
 
-    token: Tensor  # [...] int64; -1 where the row holds a fault
+    token: Tensor  # [...] int64; -1 if the row is at fault
     log_prob: Tensor  # [...] log mu(token), nats
     student_log_prob: Tensor  # [...] log pi_S(token), nats
-    teacher_log_prob: Tensor  # [...] log pi_T(token), nats; -inf where the teacher rules the token out
-    beta: Tensor  # [...]
-    kl: Tensor  # [...]
+    teacher_log_prob: Tensor  # [...] log pi_T(token), nats; -inf if the teacher excludes the token
+    beta: Tensor  # [...] the paper's coefficient, in [0, 1]
+    kl: Tensor  # [...] KL(mu_beta || pi_S), nats
 
 
 class Verification(NamedTuple):
-    """What stands of B ragged blocks of drafts (N rows in all), and the token drawn where one does not."""
+    """The accepted drafts of B requests (N rows in all), each followed by the token drawn at its stop."""
 
     tokens: Tensor  # [B, width] int64: accepted drafts, then at most one drawn token, then -1
-    emitted: Tensor  # [B] int32, how many tokens; -1 where the request met a fault
+    emitted: Tensor  # [B] int32, how many tokens; -1 if the request met a fault
     accepted: Tensor  # [B] int32, how many of them are drafts: emitted or one less, also before a fault
-    beta: Tensor  # [N]; NaN for rows at fault, after a request's stop, or of no request
-    kl: Tensor  # [N] KL(mu_beta || pi_S), nats; NaN alike
-    log_probs: Tensor  # [B, width, 3] log pi_S, pi_T, mu of the tokens, nats, NaN past them; [0, 0, 3] unless asked for
+    beta: Tensor  # [N]; NaN for rows at fault, after the stop of a request, or of no request
+    kl: Tensor  # [N] KL(mu_beta || pi_S), nats; NaN for the same rows
+    log_probs: Tensor  # [B, width, 3] log pi_S, pi_T, mu of the tokens, nats, NaN past them; [0, 0, 3] unless wanted

@@ -1,4 +1,4 @@
-"""Checks that what a user wrote can be called as it will be: a verifier, a rollout policy."""
+"""Checks that a user's verifier or rollout policy can be called with the arguments that it will get."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any
 
 
 def made_with(name: str, make: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-    """`make(**kwargs)`. ValueError: the arguments do not fit, or it raises."""
+    """Calls `make(**kwargs)`.
+
+    Args:
+        name: what the error calls it.
+        make: a class or function of a user.
+        kwargs: its arguments by name.
+
+    Raises:
+        ValueError: the arguments do not fit, or `make` raises.
+    """
     try:
         signature = inspect.signature(make)
     except (TypeError, ValueError):  # a few classes written in C have none
@@ -26,6 +35,16 @@ def made_with(name: str, make: Callable[..., Any], kwargs: dict[str, Any]) -> An
 
 
 def check_takes(what: str, function: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    """Checks that `function` can be called with so many positional arguments.
+
+    Args:
+        what: what the error calls the function.
+        function: of a user.
+        arguments: the names of the arguments, for the error.
+
+    Raises:
+        ValueError: it cannot.
+    """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a few functions written in C have none

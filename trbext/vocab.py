@@ -1,8 +1,8 @@
-"""Aligning the vocabularies of a student and a teacher before their logits are blended or compared.
+"""Aligns the vocabularies of a student and a teacher before their logits are blended or compared.
 
-Two models of one family often differ where their tokenizers do not: Qwen2.5 0.5B has 151,936 logits and 7B has 152,064
-(the surplus is padding), base models and chat models stop with different ids. The paper (arXiv 2605.31159) maps every
-way of stopping to one event e* before blending and before any KL: with phi_M the map of model M's ids,
+Two models of one family often differ although their tokenizers do not: Qwen2.5 0.5B has 151,936 logits and 7B has
+152,064 (the surplus is padding), and base models and chat models stop with different ids. The paper (arXiv 2605.31159)
+maps every way of stopping to one event e* before blending and before any KL: with phi_M the map of model M's ids,
 
     p~_M(v) = sum over u with phi_M(u) = v of p_M(u).
 """
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 
 class VocabularyMismatch(ValueError):
-    """Student and teacher do not mean the same tokens by the same ids."""
+    """The same ids are not the same tokens for student and teacher."""
 
 
 @dataclass(frozen=True)
 class Alignment:
     """One vocabulary for two models: the first `width` logits of each, with one stop event at id `stop`.
 
-    The stop event e* sits at the student's first EOS id, and every EOS id of either model is moved onto it, in both
-    models. A base student gives some mass to its chat teacher's EOS id: were that id an ordinary token for the student
-    alone, the teacher would exclude it, which makes the reverse KL infinite and leaves TRB no budget wherever that mass
-    exceeds epsilon. A student that draws it has stopped.
+    The stop event e* is the student's first EOS id, and every EOS id of either model is merged into it, in both models.
+    A base student gives some mass to its chat teacher's EOS id. If that id stayed an ordinary token for the student
+    only, the teacher would exclude it: the reverse KL would be infinite, and TRB would have no budget at each prefix at
+    which that mass exceeds epsilon. A student that draws such an id has stopped.
 
-    VocabularyMismatch: no EOS id for the student, or an EOS id of either model outside [0, width).
+    Raises:
+        VocabularyMismatch: the student has no EOS id, or an EOS id of either model is outside [0, width).
     """
 
     width: int  # how many logits the two models share
@@ -53,7 +54,7 @@ class Alignment:
 
     @property
     def stop(self) -> int:
-        """e*, the id that stands for every EOS id: the one rollouts end with."""
+        """The id of e*, into which every EOS id is merged, and with which rollouts end."""
         return self.student_eos[0]
 
     @property
@@ -63,22 +64,31 @@ class Alignment:
 
     @property
     def is_slice(self) -> bool:
-        """True where `canonical` returns a view of the logits, False where it has to merge EOS ids."""
+        """Whether `canonical` returns a view of the logits; False if it has to merge EOS ids."""
         return not self.duplicates
 
     def canonical(self, logits: Tensor, temperature: float = 1.0, *, in_place: bool = False) -> Tensor:
-        """Logits [..., V >= width] of either model over the common vocabulary, [..., width], same dtype.
+        """The logits of either model over the common vocabulary. Differentiable.
 
-        A view where there is nothing to merge; else a new tensor with -inf at the merged EOS ids and, at `stop`, the
-        logit whose softmax at `temperature` is the sum of theirs: T log sum exp(logit / T). Differentiable.
-        in_place: write the merge into `logits`, which nobody else may hold. ValueError: fewer than `width` logits.
+        Args:
+            logits: [..., V], V >= width, any float dtype.
+            temperature: at which the softmax will be taken, above 0.
+            in_place: writes the merged ids into `logits`, which nothing else may use.
+
+        Returns:
+            [..., width], same dtype. It is a view if there is nothing to merge; else a new tensor with -inf at the
+            merged EOS ids and, at `stop`, the logit whose softmax at `temperature` is the sum of theirs:
+            T log sum exp(logit / T).
+
+        Raises:
+            ValueError: there are fewer than `width` logits.
         """
         if logits.shape[-1] < self.width:
             raise ValueError(f"logits must have at least {self.width} entries, got shape {tuple(logits.shape)}")
         sliced = logits[..., : self.width]
         if self.is_slice:
             return sliced
-        # Integer indices, one EOS id at a time: an index tensor would be a copy to the GPU, and a wait, at every token.
+        # Integer indices, one EOS id at a time: an index tensor would be copied to the GPU, and waited for, at every token.
         columns = torch.stack([sliced[..., token] for token in (self.stop, *self.duplicates)], -1)
         precise = columns.to(torch.promote_types(logits.dtype, torch.float32))
         merged = sliced if in_place else sliced.clone()
@@ -94,12 +104,20 @@ def align(
     student_tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Alignment:
-    """The `Alignment` of two causal LMs (maybe inside DDP or PEFT), from their configurations and given tokenizers.
+    """Aligns the vocabularies of two causal LMs, by their configurations and tokenizers.
 
-    Width: the smaller `vocab_size`. EOS ids: those `generate` stops at (`generation_config.eos_token_id`, an int or a
-    list, else the config's), joined by the tokenizer's. Two tokenizers also go through `check_tokenizers`.
+    The width is the smaller `vocab_size`. The EOS ids are those with which `generate` stops
+    (`generation_config.eos_token_id`, an int or a list, else that of the config) and that of the tokenizer.
 
-    VocabularyMismatch: as `check_tokenizers` and `Alignment`; also for a token whose logit only the wider model has.
+    Args:
+        student_model: may be inside DDP or PEFT.
+        teacher_model: likewise; None of the two runs.
+        student_tokenizer: adds its EOS id.
+        teacher_tokenizer: adds its EOS id; two tokenizers are also compared by `check_tokenizers`.
+
+    Raises:
+        VocabularyMismatch: as `check_tokenizers` and `Alignment`; also if a tokenizer has a token whose logit only the
+            wider model has.
     """
     from .models.cached_model import unwrap  # which imports this module
 
@@ -119,10 +137,10 @@ def align(
 
 
 def stop_with_all_eos_ids(student_model: PreTrainedModel, alignment: Alignment) -> None:
-    """Makes `generate` and other engines end the student's sequences by every id that the two models stop with.
+    """Makes `generate` and other engines end the student's sequences at every EOS id of the two models.
 
-    The loss sees one stop event, so a trained student may stop with any of the merged ids; decoded by an engine that
-    knows only its own, it would go on after another. The generation config is saved with the student.
+    The loss sees one stop event, so a trained student may stop with any of the merged ids. An engine that knows only
+    the student's own ids would continue after another. The generation config is saved with the student.
     """
     config = getattr(student_model, "generation_config", None)
     if config is not None and not alignment.is_slice:
@@ -130,9 +148,10 @@ def stop_with_all_eos_ids(student_model: PreTrainedModel, alignment: Alignment) 
 
 
 def check_tokenizers(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Nothing if both tokenizers give every token, added tokens included, the same id.
+    """Checks that both tokenizers give every token, added tokens included, the same id.
 
-    VocabularyMismatch otherwise, naming the differing token of lowest id and both its ids.
+    Raises:
+        VocabularyMismatch: they do not; names the differing token of lowest id and both its ids.
     """
     student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     if student == teacher:
@@ -156,7 +175,7 @@ def _vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
-    # generation_config alone where it speaks, as in `generate`: a config keeps its class's default EOS id when nobody
+    # Only generation_config if it names ids, as in `generate`: a config has the default EOS id of its class if nobody
     # set one (Llama's is 2), which would turn an ordinary token into a stop.
     generation = getattr(model, "generation_config", None)
     ids = getattr(generation, "eos_token_id", None)

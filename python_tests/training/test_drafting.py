@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from python_tests.models.tiny_models import tiny_llama
 from python_tests.training.test_trainer import make_trainer, steps, weights
 from trbext.rollout import DraftLength, Rollout, TrustRegion
 from trbext.training.config import TRBConfig
-from trbext.training.drafting import teacher_states
+from trbext.training.generation import Generation
 from trbext.training.trainer import TRBTrainer
 
 
@@ -107,12 +108,16 @@ def rollout(rows: int, tokens: int, states: bool) -> Rollout:
 
 def test_states_of_the_parts_of_a_batch_are_joined_and_incomplete_ones_are_not() -> None:
     accelerator, completions = Accelerator(), torch.zeros(3, 6)
-    joined = teacher_states([rollout(1, 4, True), rollout(2, 5, True)], completions, accelerator)
+
+    def teacher_states(*rollouts: Rollout) -> Tensor | None:
+        return Generation(list(rollouts)).take_teacher_states(completions, accelerator)
+
+    joined = teacher_states(rollout(1, 4, True), rollout(2, 5, True))
     assert joined is not None
     assert joined[..., 0].tolist() == [[1.0] * 4 + [0.0] * 2] + [[2.0] * 5 + [0.0]] * 2
-    assert teacher_states([rollout(1, 4, True), rollout(2, 5, False)], completions, accelerator) is None
-    assert teacher_states([rollout(3, 4, True), rollout(3, 5, True)], completions, accelerator) is None  # two turns
-    assert teacher_states([], completions, accelerator) is None
+    assert teacher_states(rollout(1, 4, True), rollout(2, 5, False)) is None
+    assert teacher_states(rollout(3, 4, True), rollout(3, 5, True)) is None  # two turns
+    assert teacher_states() is None
 
 
 @pytest.mark.parametrize(

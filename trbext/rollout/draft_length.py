@@ -96,7 +96,7 @@ class DraftLength:
         return self._best(bucket, most) if probe is None else min(probe, most)
 
     def measuring(self, rows: int) -> bool:
-        """Whether the next round of so many rows will measure, for which the costs of all earlier rounds must be known."""
+        """Whether the next round of so many rows measures: the costs of all earlier rounds must then be known."""
         return self._probe(_bucket(rows)) is not None
 
     def _probe(self, bucket: int) -> int | None:

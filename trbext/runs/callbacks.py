@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..training.metric_table import figures
 from .folder import RunFolder
 
 
@@ -42,15 +43,6 @@ class MetricsFile(TrainerCallback):
 
 class ProgressDisplay(TrainerCallback):
     """A progress bar with the figures of the step; a plain line per log where the output is not a terminal."""
-
-    FIGURES = (
-        ("trb/epsilon", "epsilon {:.4f}"),
-        ("trb/beta_mean", "beta {:.2f}"),
-        ("trb/reverse_kl", "reverse KL {:.4f}"),
-        ("trb/teacher_log_prob", "teacher log-prob {:.3f}"),
-        ("eval_loss", "held-out reverse KL {:.4f}"),
-        ("eval_pass@1", "pass@1 {:.1%}"),
-    )
 
     def __init__(self, label: str, console: Console | None = None) -> None:
         self.label = label
@@ -86,10 +78,9 @@ class ProgressDisplay(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        figures = [text.format(logs[name]) for name, text in self.FIGURES if logs and logs.get(name) is not None]
-        if not figures or not state.is_world_process_zero:
+        line = figures(logs or {})
+        if not line or not state.is_world_process_zero:
             return
-        line = "  ".join(figures)
         if self._progress is None:
             self.console.print(
                 f"{self.label}  step {state.global_step}/{state.max_steps}  {line}", highlight=False, soft_wrap=True

@@ -11,20 +11,26 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ..training.metric_table import Metrics
+from ..training.metric_table import METRICS, Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# title, unit of the y axis, metric, and the metric of the same name on held-out prompts if there is one
-PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Reverse KL of student to teacher", "nats / token", ("trb/reverse_kl", "eval_loss")),
-    ("Teacher log-prob of the rollouts", "nats / token", ("trb/teacher_log_prob",)),
-    ("Coefficient beta of the rollouts", "mean, p10 to p90", ("trb/beta_mean",)),
-    ("KL budget epsilon (solid) and KL spent (dashed)", "nats / token", ("trb/epsilon", "trb/kl")),
-    ("Teacher entropy on visited prefixes", "nats / token", ("trb/teacher_entropy",)),
-    ("pass@1 of the student", "share of samples", ("eval_pass@1",)),
+# The metrics of each panel, and the titles and units that are not those of its first metric.
+PANELS = (
+    ("trb/reverse_kl", "eval_loss"),
+    ("trb/teacher_log_prob",),
+    ("trb/beta_mean",),
+    ("trb/epsilon", "trb/kl"),
+    ("trb/teacher_entropy",),
+    ("eval_pass@1",),
 )
+TITLES = {
+    "trb/reverse_kl": "Reverse KL of student to teacher",
+    "trb/epsilon": "KL budget epsilon (solid) and KL spent (dashed)",
+    "eval_pass@1": "pass@1 of the student",
+}
+UNITS = {"trb/beta_mean": "mean, p10 to p90", "eval_pass@1": "share of samples"}
 STYLES = ("-", "--")
 
 
@@ -33,23 +39,24 @@ def plot_runs(runs: Sequence[tuple[str, Sequence[Metrics]]], output: Path, title
 
     Panels without data are left out. ValueError if no run has any metric to draw.
     """
-    panels = [panel for panel in PANELS if any(_series(lines, name)[0] for _, lines in runs for name in panel[2])]
+    panels = [panel for panel in PANELS if any(_series(lines, name)[0] for _, lines in runs for name in panel)]
     if not panels:
         raise ValueError(f"nothing to plot: no metrics in {', '.join(name for name, _ in runs)}")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.3 * rows), squeeze=False)
     axes = list(grid.flat)
-    for axis, (heading, unit, names) in zip(axes, panels, strict=False):
+    for axis, names in zip(axes, panels, strict=False):
         for index, (run, lines) in enumerate(runs):
             _draw(axis, lines, names, run, f"C{index % 10}")
-        axis.set_title(heading, fontsize=10)
-        axis.set_ylabel(unit, fontsize=9)
+        metric = METRICS[names[0]]
+        axis.set_title(TITLES.get(metric.name, metric.capitalized), fontsize=10)
+        axis.set_ylabel(UNITS.get(metric.name, metric.unit), fontsize=9)
         axis.set_xlabel("optimizer step", fontsize=9)
         axis.grid(alpha=0.3)
     for axis in axes[len(panels) :]:
         axis.remove()
-    if len(runs) > 1 or len(panels[0][2]) > 1:
+    if len(runs) > 1 or len(panels[0]) > 1:
         axes[0].legend(fontsize=8)
     if title:
         figure.suptitle(title)

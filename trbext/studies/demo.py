@@ -13,7 +13,7 @@ from ..runs.folder import RunFolder
 from ..runs.plots import plot_runs
 from ..runs.settings import parse_settings
 from ..runs.train import train_run
-from ..training.metric_table import Metrics
+from ..training.metric_table import METRICS, Metrics
 
 BATCH = 32
 HELD_OUT_PROMPTS = 128
@@ -95,17 +95,17 @@ def _settings(
 def _comparison(results: Sequence[tuple[str, Sequence[Metrics]]], warmup: int) -> Table:
     table = Table(title="Student before and after, and who wrote the early rollouts")
     table.add_column("")
-    columns = ("pass@1", "held-out reverse KL", "teacher log-prob of the warmup's rollouts", "beta in the warmup")
+    judged = [METRICS[name].title for name in ("eval_pass@1", "eval_loss")]
+    columns = (*judged, "teacher log-prob of the warmup's rollouts", "beta in the warmup")
     for column in columns:
         table.add_column(column, justify="right")
     for name, lines in results:
         early = [line for line in lines if 0 < line["step"] <= warmup]
         table.add_row(
             name,
-            _change(lines, "eval_pass@1", "{:.1%}"),
-            _change(lines, "eval_loss", "{:.3f}"),
-            f"{_mean(early, 'trb/teacher_log_prob'):.3f}",
-            f"{_mean(early, 'trb/beta_mean'):.2f}",
+            _change(lines, "eval_pass@1", METRICS["eval_pass@1"].form),
+            _change(lines, "eval_loss", "{:.3f}"),  # a digit less than elsewhere: two values share a narrow column
+            *(METRICS[name].form.format(_mean(early, name)) for name in ("trb/teacher_log_prob", "trb/beta_mean")),
         )
     return table
 

@@ -1,28 +1,84 @@
-"""The figures by which a run is judged, at its first and at its last log of each."""
+"""The table of logged metrics: the names, titles, units and formats that every display of a run or a study uses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-Metrics = dict[str, Any]  # one log: its optimizer step and its metrics by name
+Metrics = dict[str, Any]  # one line of metrics.jsonl: its optimizer step and its metrics by name
+Better = Literal["higher", "lower"]
 
-# title, name in metrics.jsonl, format
-FIGURES = (
-    ("reverse KL on rollouts, nats/token", "trb/reverse_kl", "{:.4f}"),
-    ("reverse KL on held-out prompts, nats/token", "eval_loss", "{:.4f}"),
-    ("pass@1", "eval_pass@1", "{:.1%}"),
-    ("teacher log-prob of rollouts, nats/token", "trb/teacher_log_prob", "{:.3f}"),
-    ("completion length, tokens", "completions/mean_length", "{:.1f}"),
-)
+
+@dataclass(frozen=True)
+class LoggedMetric:
+    """How one logged number is shown."""
+
+    name: str  # its key in metrics.jsonl
+    title: str  # what it is, as a heading
+    unit: str  # "" for a share of 1
+    form: str  # of its value, for str.format
+    label: str = ""  # a shorter title, for a line of figures; the title if there is none
+    better: Better | None = None  # of metrics that a study may be judged by
+
+    @property
+    def heading(self) -> str:
+        """The title with the unit, for a table."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    @property
+    def capitalized(self) -> str:
+        """The title for the head of a plot."""
+        return self.title[0].upper() + self.title[1:]
+
+    def labeled(self, value: float) -> str:
+        """The label and the value, for a line of figures."""
+        return f"{self.label or self.title} {self.form.format(value)}"
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        LoggedMetric("trb/epsilon", "KL budget epsilon", "nats/token", "{:.4g}", "epsilon"),
+        LoggedMetric("trb/kl", "KL spent", "nats/token", "{:.4g}"),
+        LoggedMetric("trb/beta_mean", "coefficient beta of the rollouts", "mean over tokens", "{:.2f}", "beta"),
+        LoggedMetric("trb/reverse_kl", "reverse KL on rollouts", "nats/token", "{:.4f}", "reverse KL"),
+        LoggedMetric(
+            "trb/teacher_log_prob", "teacher log-prob of the rollouts", "nats/token", "{:.3f}", "teacher log-prob"
+        ),
+        LoggedMetric("trb/teacher_entropy", "teacher entropy on visited prefixes", "nats/token", "{:.3f}"),
+        LoggedMetric("completions/mean_length", "completion length", "tokens", "{:.1f}"),
+        LoggedMetric("eval_pass@1", "pass@1", "", "{:.1%}", better="higher"),
+        LoggedMetric("eval_loss", "held-out reverse KL", "nats/token", "{:.4f}", better="lower"),
+        LoggedMetric("eval_trb/teacher_log_prob", "held-out teacher log-prob", "nats/token", "{:.3f}", better="higher"),
+    )
+}
+
+SUMMARY = ("trb/reverse_kl", "eval_loss", "eval_pass@1", "trb/teacher_log_prob", "completions/mean_length")
+PROGRESS = ("trb/epsilon", "trb/beta_mean", "trb/reverse_kl", "trb/teacher_log_prob", "eval_loss", "eval_pass@1")
+JUDGES = tuple(metric.name for metric in METRICS.values() if metric.better)  # what a study may be judged by
+DIAGNOSTICS = ("trb/teacher_entropy", "trb/teacher_log_prob", "trb/beta_mean")  # the paper's, of who writes prefixes
+
+
+def figures(line: Metrics, names: Sequence[str] = PROGRESS) -> str:
+    """The metrics of `names` that a log holds, labeled, in one line; "" if it holds none."""
+    return "  ".join(METRICS[name].labeled(line[name]) for name in names if line.get(name) is not None)
 
 
 def first_and_last(lines: Sequence[Metrics]) -> list[tuple[str, str, str]]:
-    """Of each figure that was logged: its title, its first value and its last, with their steps."""
+    """The metrics by which a run is judged, at the first and the last log that holds each.
+
+    Args:
+        lines: of metrics.jsonl, in order.
+
+    Returns:
+        (heading, first value, last value), each value with its optimizer step; none for a metric that was not logged.
+    """
     rows = []
-    for title, name, form in FIGURES:
-        found = [line for line in lines if line.get(name) is not None]
+    for metric in (METRICS[name] for name in SUMMARY):
+        found = [line for line in lines if line.get(metric.name) is not None]
         if found:
-            first, last = (f"{form.format(line[name])} (step {line['step']})" for line in (found[0], found[-1]))
-            rows.append((title, first, last))
+            ends = (found[0], found[-1])
+            first, last = (f"{metric.form.format(line[metric.name])} (step {line['step']})" for line in ends)
+            rows.append((metric.heading, first, last))
     return rows

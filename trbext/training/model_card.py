@@ -1,35 +1,80 @@
-"""The README.md beside a trained model: what it was distilled from, how, and what came of it."""
+"""Writes the README.md beside a trained model: what it was distilled from, how, and with which results."""
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from trl.trainer.utils import get_config_model_id
 
 from .. import __version__
 from ..build_info import version_of
 from .config import TRBConfig
-from .metric_table import Metrics, first_and_last
+from .metric_table import METRICS, Metrics, first_and_last
 from .schedule import duration
 
-PAPER = "https://arxiv.org/abs/2605.31159"
+PAPER = {
+    "title": "Trust-Region Behavior Blending for On-Policy Distillation",
+    "id": "2605.31159",
+    "citation": textwrap.dedent("""\
+        @misc{trb2026,
+            title         = {{Trust-Region Behavior Blending for On-Policy Distillation}},
+            year          = 2026,
+            eprint        = {2605.31159},
+            archivePrefix = {arXiv},
+            url           = {https://arxiv.org/abs/2605.31159},
+        }"""),
+}
 CURVE_ROWS = 12
-CURVE = (
-    ("epsilon", "trb/epsilon", "{:.4g}"),
-    ("beta", "trb/beta_mean", "{:.2f}"),
-    ("reverse KL on rollouts", "trb/reverse_kl", "{:.4f}"),
-    ("held-out reverse KL", "eval_loss", "{:.4f}"),
-    ("pass@1", "eval_pass@1", "{:.1%}"),
-)
+CURVE = {  # metric -> column, shorter than its title where that is long
+    "trb/epsilon": "epsilon",
+    "trb/beta_mean": "beta",
+    **{name: METRICS[name].title for name in ("trb/reverse_kl", "eval_loss", "eval_pass@1")},
+}
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a run calls what it was made from: Hub names, folders, or the built-in task's."""
+    """The names of what a run was made from: on the Hub, of folders, or of the built-in task."""
 
     student: str
     teacher: str
     prompts: str | None = None
+
+
+def name_of(model: Any) -> str:
+    """What a card calls a model: its path, or the name in its configuration."""
+    return str(model if isinstance(model, str) else get_config_model_id(getattr(model, "config", None)) or "a model")
+
+
+def write_model_card(
+    folder: Path,
+    made_from: Provenance,
+    config: TRBConfig,
+    steps: tuple[int, int],
+    lines: Sequence[Metrics],
+    picture: Path | None = None,
+) -> None:
+    """Writes README.md into `folder`, and copies the picture beside it.
+
+    Args:
+        folder: of the model; it exists.
+        made_from: the names of what the model was made from.
+        config: of the run.
+        steps: optimizer steps taken, and those of the whole run.
+        lines: of metrics.jsonl.
+        picture: the curves, an image file.
+    """
+    name = None if picture is None else f"curves{picture.suffix}"
+    if picture is not None:
+        shutil.copyfile(picture, folder / str(name))
+    title = Path(config.output_dir).name
+    text = model_card(title, made_from, config, *steps, lines, PAPER["citation"], name)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def model_card(
@@ -45,13 +90,19 @@ def model_card(
     """The card as Markdown with the Hub's metadata.
 
     Args:
-        steps: optimizer steps taken, of `max_steps`.
+        name: of the run, the title.
+        made_from: the names of what the model was made from.
+        config: of the run.
+        steps: optimizer steps taken.
+        max_steps: optimizer steps of the whole run.
         lines: of metrics.jsonl.
+        citation: BibTeX of the paper.
         picture: the curves, a file beside the card.
     """
     parts = [
         _front_matter(made_from),
-        f"# {name}\n\nA student distilled on-policy with Trust-Region Behavior Blending ([arXiv 2605.31159]({PAPER})) "
+        f"# {name}\n\nA student distilled on-policy with Trust-Region Behavior Blending ([arXiv {PAPER['id']}]"
+        f"(https://arxiv.org/abs/{PAPER['id']})) "
         f"by trbext {__version__}.",
         _table(("", ""), _facts(made_from, config, steps, max_steps)),
     ]
@@ -106,7 +157,7 @@ def _facts(made_from: Provenance, config: TRBConfig, steps: int, max_steps: int)
 
 def _curve(lines: Sequence[Metrics]) -> str:
     """Some evenly spaced steps, the last among them, and the latest value of each figure by then."""
-    names = [(title, name, form) for title, name, form in CURVE if any(line.get(name) is not None for line in lines)]
+    names = [name for name in CURVE if any(line.get(name) is not None for line in lines)]
     steps = sorted({line["step"] for line in lines})
     if not names or not steps:
         return ""
@@ -116,10 +167,11 @@ def _curve(lines: Sequence[Metrics]) -> str:
     for index, step in enumerate(steps):
         for line in lines:
             if line["step"] == step:
-                latest |= {name: form.format(line[name]) for _, name, form in names if line.get(name) is not None}
+                logged = [name for name in names if line.get(name) is not None]
+                latest |= {name: METRICS[name].form.format(line[name]) for name in logged}
         if step in shown or index == len(steps) - 1:
-            rows.append((str(step), *(latest.get(name, "") for _, name, _ in names)))
-    return _table(("step", *(title for title, _, _ in names)), rows)
+            rows.append((str(step), *(latest.get(name, "") for name in names)))
+    return _table(("step", *(CURVE[name] for name in names)), rows)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,44 +1,51 @@
-"""What is minimised at the prefixes of one micro-batch, from the hidden states of both models."""
+"""Computes the loss at the prefixes of one micro-batch, from the hidden states of both models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..models.lm_head import LMHead
-from ..rollout import Rollout
 from ..vocab import Alignment
 from .losses import chunked_reverse_kl, cross_entropy, reverse_kl, sampled_reverse_kl, teacher_terms, veto_target
-from .step_metrics import PrefixMeans
+from .prefix_means import PrefixMeans
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one optimizer step, at each prefix; formulas are in `trbext/training/losses.py`.
+    """The loss of one optimizer step, at each prefix; formulas are in `trbext/training/losses.py`."""
 
-    kind: "full", "top_k" or "sampled", estimators of the reverse KL, or "cross_entropy" of the sampled token.
-    """
-
-    kind: str = "full"
-    top_k: int | None = None
-    weight_cap: float | None = None
+    kind: str = (
+        "full"  # "full", "top_k", "sampled": estimators of the reverse KL; "cross_entropy": of the sampled token
+    )
+    top_k: int | None = None  # for "top_k": tokens counted one by one
+    weight_cap: float | None = None  # for "sampled": largest weight of a token
     veto: float = 0.0  # exponent b of the target pi_T pi_S^b; 0 = the teacher
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a divergence from the teacher over the whole vocabulary, which TRL has a fused loss for."""
+        """Whether it is a divergence from the teacher over the whole vocabulary, for which TRL has a fused loss."""
         return self.kind == "full" and self.veto == 0
 
     def of_tokens(
         self, student_logits: Tensor, teacher_logits: Tensor, token: Tensor, log_weight: Tensor, temperature: float
     ) -> Tensor:
-        """[n] nats, of aligned logits [n, V]; `token` [n] was drawn with log pi_S / mu = `log_weight` [n]."""
+        """The loss at each of n prefixes.
+
+        Args:
+            student_logits: [n, V], aligned.
+            teacher_logits: [n, V], aligned.
+            token: [n] int64, the tokens that were drawn.
+            log_weight: [n] log pi_S(token) - log mu(token) when they were drawn, nats.
+            temperature: divides both logits.
+
+        Returns:
+            [n] nats.
+        """
         if self.kind == "cross_entropy":
             return cross_entropy(student_logits, token, temperature=temperature)
         target = veto_target(student_logits, teacher_logits, self.veto)
@@ -49,18 +56,9 @@ class Objective:
         return reverse_kl(student_logits, target, top_k=self.top_k, temperature=temperature)
 
 
-def log_weights(rollouts: Sequence[Rollout], completion_ids: Tensor) -> Tensor:
-    """log pi_S - log mu of the tokens of `completion_ids` [B, C], float32, from the rollouts of its rows in order."""
-    weights = torch.zeros(completion_ids.shape, device=completion_ids.device)
-    row = 0
-    for rollout in rollouts:
-        rows, length = rollout.tokens.shape
-        weights[row : row + rows, :length] = rollout.student_log_prob - rollout.log_prob
-        row += rows
-    return weights
-
-
 class LossTerms(NamedTuple):
+    """The loss of a micro-batch and its companions."""
+
     loss: Tensor  # [] the sum over prefixes divided by `items`; carries the gradient
     entropy_sum: Tensor  # [] of the student, nats
     prefix_sums: Tensor  # see `PrefixMeans.sums`
@@ -81,19 +79,36 @@ def prefix_loss(
     alignment: Alignment,
     temperature: float,
 ) -> LossTerms:
-    """`objective` at the prefixes that `valid` [B, C] marks, and what is logged of them.
+    """The loss of `objective` over the prefixes of a micro-batch, and what is logged of them.
 
-    student_hidden, teacher_hidden: [B, C, H_S] and [B, C, H_T], aligned to `completion_ids` [B, C] and on the device of
-        both heads. log_weight: [B, C] log pi_S / mu of the completion's tokens; None where mu = pi_S.
-    fused_beta: compute the plain objective by TRL's fused loss, with its `beta` (1 = reverse KL); None: by our own.
-    items: what the sum over prefixes is divided by. ValueError: the heads are on different devices.
+    Args:
+        student_hidden: [B, C, H_S], the student's last hidden states at the prefix of each token of the completions.
+        teacher_hidden: [B, C, H_T], the teacher's.
+        student_head: turns the student's states into logits.
+        teacher_head: turns the teacher's states into logits; on the device of the student's head.
+        valid: [B, C] bool, the prefixes that count.
+        completion_ids: [B, C] int64.
+        log_weight: [B, C] log pi_S - log mu of the completions' tokens, nats; None if mu = pi_S.
+        objective: what is minimized.
+        fused_beta: computes a plain objective by TRL's fused loss with this `beta` (1 = reverse KL); None uses ours.
+        items: the sum over prefixes is divided by it.
+        alignment: the vocabulary that both models share.
+        temperature: divides the logits of both models.
+
+    Returns:
+        The loss, which carries the gradient, and sums without a gradient.
+
+    Raises:
+        ValueError: the heads are on different devices.
     """
+    # 1. Bring all tensors to the device of the heads, and keep the prefixes that count.
     device = student_head.weight.device  # a device_map may end the backbone elsewhere than the head
     if teacher_head.weight.device != device:
         raise ValueError(f"both lm_heads must be on one device, got {device} and {teacher_head.weight.device}")
     student_hidden, teacher_hidden, valid = (x.to(device) for x in (student_hidden, teacher_hidden, valid))
     tokens = completion_ids.to(device)[valid]
     prefixes = valid.sum()
+    # 2. A plain objective: TRL's fused loss, and the teacher's terms for the log.
     if fused_beta is not None and objective.is_plain:
         loss, entropy_sum, _ = _chunked_divergence_loss(
             student_hidden,
@@ -115,6 +130,7 @@ def prefix_loss(
             teacher = teacher_terms(teacher_hidden[valid], teacher_head, tokens, alignment, temperature=temperature)
         return LossTerms(loss, entropy_sum.detach(), PrefixMeans.sums(loss * items, prefixes, teacher))
 
+    # 3. Another objective: our own loss, a chunk of prefixes at a time.
     def of_tokens(student_logits: Tensor, teacher_logits: Tensor, token: Tensor, weight: Tensor) -> Tensor:
         return objective.of_tokens(student_logits, teacher_logits, token, weight, temperature)
 

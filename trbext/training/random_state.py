@@ -1,4 +1,4 @@
-"""Keeps what happens in a block out of the random numbers drawn after it."""
+"""Makes random numbers independent of what happened before: by place in a run, and after a block."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+
+def generator_at(*place: int) -> torch.Generator:
+    """A generator on the CPU whose numbers follow from `place` only: the seed of a run and a position in it."""
+    seed = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed))
 
 
 @contextmanager

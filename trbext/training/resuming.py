@@ -1,27 +1,33 @@
-"""A trainer that goes on from a checkpoint exactly, where transformers would go on from something else."""
+"""Continues a run from a checkpoint exactly, in cases in which transformers would continue from something else."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 
+from ..data.prompt_order import ResumableSampler, prompts_of_a_step
+from ..data.prompt_stream import EndlessPrompts
 from .checkpoint import check_checkpoint
 from .checkpoint_weights import check_adapter, has_weights, load_weights
 from .cost import ComputeCount
 from .drafting import Drafting
 from .random_state import forked_random_state
 
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
 logger = logging.getLogger(__name__)
 
 
 class OwnCadence(TrainerCallback):
-    """Logs, evaluates and saves as often as the arguments say; transformers takes the checkpoint's word for it."""
+    """Logs, evaluates and saves as often as the arguments say; transformers would do as the checkpoint says."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -30,19 +36,26 @@ class OwnCadence(TrainerCallback):
 
 
 class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
-    """TRL's trainer, which trains after a checkpoint what it would have trained without one."""
+    """TRL's trainer, which trains after a checkpoint exactly what it would have trained without an interruption."""
 
     compute: ComputeCount
     drafting: Drafting
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' `Trainer.train`, but a checkpoint of the last step trains nothing, evaluation at the start
-        is not repeated, and a checkpoint that lacks a part is refused.
+        """Trains as transformers' `Trainer.train`.
+
+        There are three differences: a checkpoint of the last step trains nothing, the evaluation at the start is not
+        repeated, and a checkpoint that lacks a part is refused.
+
+        Args:
+            resume_from_checkpoint: a folder "checkpoint-N", or True for the last one in `output_dir`.
+            *args: as transformers.
+            **kwargs: as transformers.
 
         Raises:
-            IncompleteCheckpoint (a ValueError): a file of the checkpoint is missing or cut short, or its weights are
+            IncompleteCheckpoint: (a ValueError) a file of the checkpoint is missing or cut short, or its weights are
                 not those of the student.
-            NonFiniteTraining (a FloatingPointError): a loss or gradient is NaN or infinite.
+            NonFiniteTraining: (a FloatingPointError) a loss or gradient is NaN or infinite.
         """
         if not any(isinstance(callback, OwnCadence) for callback in self.callback_handler.callbacks):
             self.add_callback(OwnCadence())
@@ -84,8 +97,8 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         return whole and getattr(self.model, "hf_quantizer", None) is None and has_weights(checkpoint)
 
     def _load_callback_state(self) -> None:
-        # transformers makes these anew from what they saved, while hooks and the trainer hold the old ones: they load
-        # their own state when training begins.
+        # transformers would make new ones from what they saved, while hooks and the trainer hold the old ones. These
+        # load their own state when training begins.
         own = (self.compute, self.drafting)
         kept = {type(each).__name__: self.state.stateful_callbacks.pop(type(each).__name__, None) for each in own}
         super()._load_callback_state()
@@ -97,8 +110,50 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if not isinstance(self.train_dataset, IterableDataset):
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        accumulation, rollouts = self.args.gradient_accumulation_steps, self.args.rollouts_per_prompt
+        per_step = self._rollouts_of_a_step()
+        endless: DataLoader[Any] = self._get_dataloader(
+            dataset=EndlessPrompts(
+                self.train_dataset,
+                prompts=prompts_of_a_step(
+                    per_step, rollouts, per_step
+                ),  # the stream itself finds out how many there are
+                rollouts_per_prompt=rollouts,
+                repeats=accumulation,
+                shuffle_seed=self.args.seed if self.shuffle_dataset else None,
+            ),
+            description="Training",
+            batch_size=self._train_batch_size * accumulation,
+            is_training=True,
+        )
+        return endless
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> ResumableSampler:
+        dataset = self.train_dataset if dataset is None else dataset
+        accumulation, rollouts = self.args.gradient_accumulation_steps, self.args.rollouts_per_prompt
+        per_step = self._rollouts_of_a_step()
+        prompts = prompts_of_a_step(per_step, rollouts, len(dataset))
+        steps_per_epoch = len(dataset) // prompts
+        return ResumableSampler(
+            data_source=dataset,
+            batch_size=prompts,
+            mini_repeat_count=rollouts,
+            repeat_count=accumulation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+            epoch=lambda: self.state.global_step // steps_per_epoch,
+        )
+
+    def _rollouts_of_a_step(self) -> int:
+        """Rollouts of one optimizer step, on all processes."""
+        return int(self._train_batch_size * self.accelerator.num_processes * self.args.gradient_accumulation_steps)
+
     def _checked(self, resume_from_checkpoint: str | bool | None) -> Path | None:
-        """The checkpoint that `train` is asked to go on from, complete; None to begin at the start."""
+        """The complete checkpoint from which `train` is asked to continue; None to begin at the start."""
         if not resume_from_checkpoint:
             return None
         folder = self.args.output_dir

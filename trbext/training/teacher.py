@@ -1,14 +1,15 @@
-"""The teacher of a run: loading it, its tokenizer, and its place beside the student on every process."""
+"""Loads the teacher of a run and its tokenizer, and places it beside the student on every process."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from ..models.loading import load_for_training
+from ..vocab import check_tokenizers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,8 +19,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def teacher_and_tokenizer(
+    teacher: str | PreTrainedModel, args: TRBConfig, accelerator: Accelerator, student_tokenizer: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """The teacher and its tokenizer, loaded if `teacher` is a path.
+
+    Args:
+        teacher: a path, or a model, whose tokenizer is not known.
+        args: of the run.
+        accelerator: of the run.
+        student_tokenizer: must give every token the same id.
+
+    Raises:
+        VocabularyMismatch: (a ValueError) the tokenizers give a token different ids.
+        ValueError: `args` holds arguments of loading, and the teacher is a model.
+    """
+    if not isinstance(teacher, str):
+        if args.teacher_model_init_kwargs is not None:
+            raise ValueError("teacher_model_init_kwargs is set, but teacher_model is already instantiated")
+        return teacher, None
+    tokenizer = load_teacher_tokenizer(teacher, args)
+    if tokenizer is not None:
+        check_tokenizers(student_tokenizer, tokenizer)  # in seconds, before minutes of loading weights
+    return load_teacher(teacher, args, accelerator), tokenizer
+
+
 def load_teacher_tokenizer(path: str, args: TRBConfig) -> PreTrainedTokenizerBase | None:
-    """The tokenizer at `path`; None, with a warning, where there is none."""
+    """The tokenizer at `path`; None, with a warning, if there is none."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
@@ -31,7 +57,7 @@ def load_teacher_tokenizer(path: str, args: TRBConfig) -> PreTrainedTokenizerBas
 
 
 def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTrainedModel:
-    """The model at `path`, by `args.teacher_model_init_kwargs`; without a dtype there, in its stored precision."""
+    """The model at `path`, loaded with `args.teacher_model_init_kwargs`; by default in its stored precision."""
     kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
     if args.teacher_model_revision is not None:
         kwargs["revision"] = args.teacher_model_revision
@@ -42,7 +68,7 @@ def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTra
 
 
 def prepare_teacher(teacher: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
-    """`teacher` frozen, on its device in eval mode, sharded as the student is under DeepSpeed or FSDP."""
+    """Freezes `teacher`, and puts it on its device in eval mode; DeepSpeed and FSDP shard it as they do the student."""
     teacher.requires_grad_(False)  # or a gathered lm_head would be a node of the loss's graph
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         prepared = prepare_deepspeed(teacher, accelerator)

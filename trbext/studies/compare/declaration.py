@@ -27,22 +27,14 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...errors import UsageError
 from ...runs.settings import parse_settings
 from ...training.config import TRBConfig
+from ...training.metric_table import JUDGES, METRICS, Better
 from ...yaml_file import read_yaml
 from .folder_names import folder_names
-
-Better = Literal["higher", "lower"]
-
-# What an evaluation of `trb train` logs and a study may be judged by: the words for it, its better direction.
-METRICS: dict[str, tuple[str, Better]] = {
-    "eval_pass@1": ("pass@1", "higher"),
-    "eval_loss": ("held-out reverse KL (nats/token)", "lower"),
-    "eval_trb/teacher_log_prob": ("held-out teacher log-prob (nats/token)", "higher"),
-}
 
 # What all runs share, or their differences would not be the policy's: the student at the start, prompts and their
 # order, the number of updates and of prompts in each, and how the student is evaluated.
@@ -74,7 +66,8 @@ class Metric:
 
     @property
     def words(self) -> str:
-        return METRICS[self.name][0]
+        metric = METRICS[self.name]
+        return f"{metric.title} ({metric.unit})" if metric.unit else metric.title
 
     @property
     def is_share(self) -> bool:
@@ -222,9 +215,10 @@ def _metric(declared: dict[str, Any]) -> tuple[Metric, int]:
 
 
 def _known_metric(name: Any) -> Metric:
-    if not isinstance(name, str) or name not in METRICS:
-        raise UsageError(f"unknown metric {name!r}; a study can be judged by {', '.join(METRICS)}")
-    return Metric(name, METRICS[name][1])
+    better = METRICS[name].better if isinstance(name, str) and name in METRICS else None
+    if better is None:
+        raise UsageError(f"unknown metric {name!r}; a study can be judged by {', '.join(JUDGES)}")
+    return Metric(name, better)
 
 
 def _references(declared: dict[str, Any], runs: tuple[Run, ...]) -> tuple[str, ...]:

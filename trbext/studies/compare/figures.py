@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ...training.metric_table import DIAGNOSTICS, METRICS
 from .contrasts import Contrast
 from .declaration import Metric, Study
 from .measurements import RunResult, Series
@@ -30,11 +31,6 @@ COST_TITLES = {
     "step": "optimizer steps",
     "seconds": "seconds of training",
     "teacher_tokens": "tokens through the teacher",
-}
-DIAGNOSTIC_TITLES = {
-    "trb/teacher_entropy": ("Teacher entropy on visited prefixes", "nats/token"),
-    "trb/teacher_log_prob": ("Teacher log-prob of the rollouts", "nats/token"),
-    "trb/beta_mean": ("Coefficient beta of the rollouts", "mean over tokens"),
 }
 
 
@@ -66,7 +62,8 @@ def draw_all(
                     title = f"{VIEW_TITLES[view]}: {metric.words}, difference to {reference}"
                     name = f"contrasts-{stem}-{view}-{_slug(study, reference)}"
                     pictures.append(_save(_forest(metric, rows, title), folder, name, title))
-    for name, (title, unit) in DIAGNOSTIC_TITLES.items():
+    for name in DIAGNOSTICS:
+        title, unit = METRICS[name].capitalized, METRICS[name].unit
         if any(np.isfinite(result.diagnostics[name].value).any() for result in results):
             figure = _diagnostic(study, results, name, title, unit)
             pictures.append(_save(figure, folder, name.removeprefix("trb/").replace("_", "-"), title))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import UsageError
 from ...runs.folder import RunFolder
-from ...training.metric_table import Metrics
+from ...training.metric_table import DIAGNOSTICS, Metrics
 from .declaration import Study
 from .views import VIEWS, Floats, view
 from .worker import finished
@@ -21,8 +21,6 @@ COSTS = {
     "compute/student_tokens": "student_tokens",
     "compute/teacher_tokens": "teacher_tokens",
 }
-# The paper's diagnostics of who writes the prefixes.
-DIAGNOSTICS = ("trb/teacher_entropy", "trb/teacher_log_prob", "trb/beta_mean")
 
 
 @dataclass(frozen=True)

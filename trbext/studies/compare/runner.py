@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ...errors import INTERRUPTED, USAGE_ERROR, Interrupted, UsageError
 from ...runs.inputs import load_inputs
 from ...runs.settings import parse_settings
+from ...training.metric_table import figures
 from ...yaml_file import dump_yaml, read_yaml
 from .declaration import FREE_ON_RESUME, Run, Study
 from .worker import finished
@@ -289,8 +290,7 @@ def _last_line(metrics: Path) -> dict[str, Any]:
 
 
 def _figures(line: dict[str, Any]) -> str:
-    shown = {"trb/reverse_kl": "reverse KL {:.3f}", "eval_pass@1": "pass@1 {:.1%}"}
-    return "  ".join(form.format(line[name]) for name, form in shown.items() if line.get(name) is not None)
+    return figures(line, ("trb/reverse_kl", "eval_pass@1"))
 
 
 def _duration(seconds: float | None) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
+from ...training.metric_table import Better
+
 Floats = NDArray[np.float64]
-
-
-Better = Literal["higher", "lower"]
 
 
 # Names of the views, and what each reads.

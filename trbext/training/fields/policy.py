@@ -17,7 +17,7 @@ from ...rollout.policies import (
     Teacher,
     TrustRegion,
 )
-from ...rollout.policy_signatures import check_policy_signatures
+from ...rollout.policy_methods import check_policy_methods
 from ...signatures import made_with
 from ..schedule import Schedule, check_duration, duration
 
@@ -153,7 +153,7 @@ class PolicyFields:
         policy = made_with(name, load_object("rollout policy", self.rollout_policy), kwargs)
         if not isinstance(policy, Policy):
             raise ValueError(f"{name} must make a trbext.rollout.Policy, got {type(policy).__name__}")
-        check_policy_signatures(repr(self.rollout_policy), policy)
+        check_policy_methods(repr(self.rollout_policy), policy)
         return policy
 
     def _skd(self) -> Policy:

@@ -14,7 +14,7 @@ POLICY = {
 }
 
 
-def check_policy_signatures(name: str, policy: Policy) -> None:
+def check_policy_methods(name: str, policy: Policy) -> None:
     """ValueError unless `policy` defines `draw`, and all its methods take what `trbext.rollout.Policy`'s take."""
     if type(policy).draw is Policy.draw:
         raise ValueError(f"the rollout policy {name} must define draw({', '.join(POLICY['draw'])})")

@@ -1,0 +1,59 @@
+"""Decides whether TRL's fused loss serves a student and a teacher, and refuses losses that neither takes.
+
+TRL's fused loss reads the weights of the lm_heads, which can be cut to the width that both models share. Merged EOS ids
+exist as logits only, and a token that a head excludes would give the fused loss 0 * inf.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from ..models.lm_head import excludes_tokens
+from ..vocab import Alignment
+from .config import TRBConfig
+
+
+def choose_fused_loss(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    alignment: Alignment,
+    args: TRBConfig,
+    *,
+    zero3: bool,
+    tools: bool,
+) -> bool:
+    """Whether TRL's fused loss serves this pair of models; if not, our own loss does, for the reverse KL.
+
+    Args:
+        student: with whole weights.
+        teacher: with whole weights.
+        alignment: the vocabulary that both models share.
+        args: of the run.
+        zero3: DeepSpeed ZeRO-3 shards the models; its weights cannot be cut.
+        tools: conversations hold tokens that tools wrote.
+
+    Raises:
+        ValueError: the divergence that `args.beta` names needs the fused loss, or the loss estimator or its top k does not fit.
+    """
+    args.check_top_k(alignment.width)
+    excluding = any(excludes_tokens(model) for model in (student, teacher))
+    widths = {int(model.config.get_text_config().vocab_size) for model in (student, teacher)}
+    cannot_cut = zero3 and len(widths) > 1
+    if excluding and args.beta != 1.0:
+        raise ValueError(
+            "the lm_head of a model excludes tokens (-inf in its bias), and only the reverse KL (beta = 1.0) is "
+            f"finite then, got beta = {args.beta}"
+        )
+    if alignment.is_slice and cannot_cut and args.beta != 1.0:
+        raise ValueError(
+            "DeepSpeed ZeRO-3 trains models of different logit widths by the reverse KL (beta = 1.0) only, got "
+            f"beta = {args.beta}: use ZeRO-2 or FSDP2"
+        )
+    if not alignment.is_slice and args.beta != 1.0:
+        raise ValueError(
+            "student and teacher stop with different EOS ids, and only the reverse KL (beta = 1.0) merges them, "
+            f"got beta = {args.beta}"
+        )
+    if tools and args.loss_estimator == "sampled":
+        raise ValueError("tools write tokens nobody sampled: loss_estimator='sampled' needs rollouts without tools")
+    return alignment.is_slice and not excluding and not cannot_cut

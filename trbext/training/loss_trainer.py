@@ -1,0 +1,134 @@
+"""Computes the loss of a trainer from the hidden states of both models, logs it per prefix, and stops at NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..models.cached_model import unwrap
+from ..models.completion_states import completion_states
+from ..models.lm_head import lm_head
+from ..vocab import Alignment
+from .config import TRBConfig
+from .finite import stop_non_finite
+from .objective import Objective, prefix_loss
+from .prefix_means import PrefixMeans
+from .resuming import ResumableTrainer
+
+
+class LossTrainer(ResumableTrainer):
+    """A trainer whose loss merges EOS ids, can be another than TRL's, and reuses the teacher states of the rollouts."""
+
+    args: TRBConfig
+    alignment: Alignment
+    teacher_model: torch.nn.Module
+    _fused_loss: bool  # whether TRL's fused loss serves these models
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._prefix_sums: Tensor | None = None  # of the last micro-batch, see `PrefixMeans.sums`
+        self._prefix_means = {"train": PrefixMeans(), "eval": PrefixMeans()}
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, None]:
+        # TRL calls the backbones and not the forward that carries accelerate's autocast: without this, a bf16 run would
+        # compute its loss in float32 while its rollouts are bfloat16.
+        with self.accelerator.autocast():
+            loss: Tensor | tuple[Tensor, None] = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        assert self._prefix_sums is not None
+        # Not inside the wrapped forward: a collective there would race DDP's and FSDP's own.
+        mode = "train" if self.model.training else "eval"
+        self._prefix_means[mode].add(self._prefix_sums, self.accelerator)
+        if self.model.training:
+            value = loss[0] if isinstance(loss, tuple) else loss
+            # All processes see the loss of each: one that stopped by itself would leave the others waiting for it.
+            total = self.accelerator.reduce(value.detach().float(), reduction="sum")
+            stop_non_finite("loss", total, self.state.global_step + 1, self.model)
+        return loss
+
+    def _get_last_hidden_state(
+        self,
+        unwrapped_model: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        **images: Any,
+    ) -> Tensor:
+        # TRL's own passes the left-padded batch without positions, and so scores rows of GPT-2 at shifted positions.
+        return completion_states(unwrap(unwrapped_model), input_ids, attention_mask, logits_to_keep)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # The loss scaler of fp16 (DeepSpeed has its own) expects infinite gradients: it skips the step and is lowered.
+        if norm is not None and self.accelerator.mixed_precision != "fp16":
+            stop_non_finite("gradient norm", norm, self.state.global_step + 1, self.model)
+        return norm
+
+    def _compute_loss(
+        self, unwrapped_student: PreTrainedModel, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of one micro-batch, the sum of student entropies, and the number of prefixes, as TRL expects."""
+        # 1. The last hidden states of both models at the prefix of each token of the completions.
+        input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        scored = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        kept = inputs["completion_ids"].shape[1]
+        student_hidden = self._get_last_hidden_state(unwrapped_student, input_ids, attention_mask, kept)
+        unwrapped_teacher = self.accelerator.unwrap_model(self.teacher_model)
+        teacher_hidden = inputs.get("teacher_states")  # of the rollout, if they were kept
+        if teacher_hidden is None:
+            with torch.no_grad():
+                teacher_hidden = self._forward_redirection(
+                    self.teacher_model,
+                    unwrapped_teacher,
+                    self._get_last_hidden_state,
+                    unwrapped_teacher,
+                    input_ids,
+                    attention_mask,
+                    kept,
+                )
+        # 2. The objective. Held-out prompts are judged by the divergence from the teacher, whatever is minimized.
+        objective = Objective("full" if self.args.loss_top_k is None else "top_k", self.args.loss_top_k)
+        if self.model.training:
+            objective = self.args.objective(self.state.global_step, self.state.max_steps)
+        # 3. The loss, from the states and the heads.
+        fused = self._fused_loss and objective.is_plain
+        student_head, teacher_head = (
+            lm_head(model, gather_zero3=not fused).narrowed(self.alignment.width)
+            for model in (unwrapped_student, unwrapped_teacher)
+        )
+        valid = (scored != 0).to(student_head.weight.device)
+        prefixes = valid.sum()
+        terms = prefix_loss(
+            student_hidden,
+            teacher_hidden,
+            student_head,
+            teacher_head,
+            valid,
+            inputs["completion_ids"],
+            inputs.get("log_weight"),
+            objective=objective,
+            fused_beta=self.beta if fused else None,
+            items=prefixes.clamp(min=1) if num_items_in_batch is None else num_items_in_batch,
+            alignment=self.alignment,
+            temperature=self.temperature,
+        )
+        self._prefix_sums = terms.prefix_sums
+        return terms.loss, terms.entropy_sum, prefixes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        for name, value in self._prefix_means[mode].pop().items():
+            if name != "trb/reverse_kl" or self.beta == 1.0:  # with another beta the loss is another divergence
+                self._metrics[mode][name].append(value)
+        if self.compute.started:
+            logs = {**logs, **self.compute.totals()}
+        super().log(logs, start_time)

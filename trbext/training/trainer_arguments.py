@@ -1,0 +1,64 @@
+"""Checks the arguments of `TRBTrainer` before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from trl.trainer.utils import get_config_model_id
+
+from ..evaluation.verifiers import Verifier, check_verifier_signature, verifier_by_name
+from ..models.model_kind import check_kind
+from ..rollout import Policy
+from ..rollout.policy_methods import check_policy_methods
+from .config import TRBConfig
+
+
+class TrainerArguments(NamedTuple):
+    """What a trainer was given, or what its configuration names instead."""
+
+    args: TRBConfig
+    teacher: Any  # a path or a model
+    policy: Policy | None  # None: a built-in one, which may depend on the length of the run
+    verifier: Verifier | None
+
+    @classmethod
+    def checked(
+        cls, model: Any, teacher: Any, args: TRBConfig | None, policy: Policy | None, verifier: Verifier | None
+    ) -> TrainerArguments:
+        """The arguments, completed from `args`.
+
+        Args:
+            model: the student, a path or a model.
+            teacher: a path or a model; None is `args.teacher_model_name_or_path`.
+            args: None is the default configuration, in a folder named after the student.
+            policy: None is the one that `args.rollout_policy` names.
+            verifier: None is the one that `args.eval_verifier` names, if any.
+
+        Raises:
+            TypeError: `args` is not a `TRBConfig`.
+            ValueError: there is no teacher, a policy or verifier cannot be called as one, options contradict each
+                other, or a model is of a kind that cannot be trained.
+        """
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = TRBConfig(f"{name.split('/')[-1]}-TRB")
+        if not isinstance(args, TRBConfig):
+            raise TypeError(f"args must be a TRBConfig, got {type(args).__name__}")
+        teacher = teacher if teacher is not None else args.teacher_model_name_or_path
+        if teacher is None:
+            raise ValueError("a teacher is required: pass teacher_model, or set teacher_model_name_or_path")
+        if policy is not None:
+            args.refuse_altered_sampling("a policy")
+            check_policy_methods(type(policy).__name__, policy)
+        elif ":" in args.rollout_policy:  # a user's class is made once; it may fail, so before anything is loaded
+            policy = args.policy(total_steps=0)
+        if verifier is not None:
+            check_verifier_signature(getattr(verifier, "__name__", "verifier"), verifier)
+        elif args.eval_verifier is not None:
+            verifier = verifier_by_name(args.eval_verifier)
+        if verifier is not None and args.remove_unused_columns:
+            raise ValueError("a verifier reads columns of the dataset: set remove_unused_columns=False")
+        for name, given in (("student", model), ("teacher", teacher)):
+            if not isinstance(given, str):
+                check_kind(given, name)
+        return cls(args, teacher, policy, verifier)

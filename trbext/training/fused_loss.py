@@ -33,7 +33,7 @@ def choose_fused_loss(
         tools: conversations hold tokens that tools wrote.
 
     Raises:
-        ValueError: the divergence that `args.beta` names needs the fused loss, or the loss estimator or its top k does not fit.
+        ValueError: the divergence that `args.beta` names needs the fused loss, or the loss estimator or top k is wrong.
     """
     args.check_top_k(alignment.width)
     excluding = any(excludes_tokens(model) for model in (student, teacher))

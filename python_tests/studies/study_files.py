@@ -55,7 +55,7 @@ def pretend_finished(
 ) -> None:
     """Finish every run of the study file: pass@1 of (run, seed, step), and the teacher tokens that a step costs."""
     from trbext.studies.compare.declaration import read_study
-    from trbext.studies.compare.runner import open_folder
+    from trbext.studies.compare.folder import open_folder
 
     study, declared = read_study(path)
     open_folder(study, declared)

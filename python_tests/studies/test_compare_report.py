@@ -96,7 +96,11 @@ def test_a_run_that_diverged_is_named_and_left_out(tmp_path: Path, capsys: pytes
     metrics = tmp_path / "study/runs/fixed/seed-5/metrics.jsonl"
     metrics.write_text(metrics.read_text().replace("NaN", "null"))  # as a run writes it
     assert main(["compare", str(path), "--report"]) == 0
-    assert "Without a finite value in some view, and left out of its differences: Fixed seed 5." in page(tmp_path)
+    text, out = page(tmp_path), capsys.readouterr().out
+    assert "Without a finite value in some view, and left out of its differences: Fixed seed 5." in text
+    found = re.search(r"Fixed (\d+\.\d %) -?\d+\.\d points", text)
+    assert found is not None
+    assert re.search(rf"Fixed +│ +{found[1]} ", out), "the console and the page disagree on the mean of the other seeds"
 
 
 def test_a_study_with_nothing_finished_has_nothing_to_report(

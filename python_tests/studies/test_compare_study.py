@@ -23,7 +23,7 @@ from trbext.cli import main
 from trbext.errors import UsageError
 from trbext.runs.folder import RunFolder
 from trbext.studies.compare.declaration import read_study
-from trbext.studies.compare.runner import least_used, visible_gpus
+from trbext.studies.compare.devices import least_used, visible_gpus
 from trbext.studies.compare.worker import train
 
 STEPS = 60

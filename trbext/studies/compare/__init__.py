@@ -1,9 +1,13 @@
-"""`trb compare`: runs that differ in one thing each, over seeds, and what can be said of their differences.
+"""`trb compare`: trains runs that differ in one thing each, over seeds, and reports their differences.
 
-grid.py      what a study is: its YAML, checked before anything runs
-study.py     all runs, in worker processes, resumable; worker.py is one of them
-results.py   what the runs measured
-statistics.py  views of a run, paired differences, intervals, corrected p-values
-wording.py   the same in sentences
-figures.py page.py   curves and contrasts; one HTML page
+From the study file to the page:
+
+    declaration.py values.py folder_names.py   read and check the study file
+    runner.py worker.py folder.py devices.py   train its runs, each in a process of its own, resumable
+    measurements.py                            read what the runs measured
+    views.py contrasts.py                      make one number of a run; compare runs within seeds
+    findings.py                                hold all of these, computed once
+    wording.py                                 put them in sentences
+    console.py page.py figures.py results_csv.py   render them
+    command.py                                 run and report
 """

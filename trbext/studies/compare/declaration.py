@@ -35,6 +35,7 @@ from ...training.config import TRBConfig
 from ...training.metric_table import JUDGES, METRICS, Better
 from ...yaml_file import read_yaml
 from .folder_names import folder_names
+from .values import as_list, count, mapping, text, truth
 
 # What all runs share, or their differences would not be the policy's: the student at the start, prompts and their
 # order, the number of updates and of prompts in each, and how the student is evaluated.
@@ -132,24 +133,24 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
     for key in declared:
         if key not in KEYS:
             raise UsageError(f"{path}: unknown key {key!r}; a study has {', '.join(sorted(KEYS))}")
-    base, runs = _mapping(declared, "base"), _runs(_mapping(declared, "runs"))
-    metric, final_evaluations = _metric(_mapping(declared, "metric"))
-    secondary = tuple(_known_metric(name) for name in _list(declared.get("secondary_metrics") or []))
+    base, runs = mapping(declared, "base"), _runs(mapping(declared, "runs"))
+    metric, final_evaluations = _metric(mapping(declared, "metric"))
+    secondary = tuple(_known_metric(name) for name in as_list(declared.get("secondary_metrics") or []))
     metrics = (metric, *secondary)
     if len({m.name for m in metrics}) < len(metrics):
         raise UsageError("metric and secondary_metrics name a metric twice")
     threads = declared.get("threads")
     study = Study(
-        title=_text(declared, "title", path.stem),
-        folder=Path(_text(declared, "output_dir", f"runs/{path.stem}")),
+        title=text(declared, "title", path.stem),
+        folder=Path(text(declared, "output_dir", f"runs/{path.stem}")),
         metric=metric,
         secondary=secondary,
         final_evaluations=final_evaluations,
         references=_references(declared, runs),
         seeds=_seeds(declared.get("seeds")),
-        processes=_count("processes", declared.get("processes", 1)),
-        threads=None if threads is None else _count("threads", threads),
-        keep_models=_truth(declared, "keep_models", True),
+        processes=count("processes", declared.get("processes", 1)),
+        threads=None if threads is None else count("threads", threads),
+        keep_models=truth(declared, "keep_models", True),
         base=base,
         runs=runs,
         max_steps=0,
@@ -188,8 +189,8 @@ def _runs(declared: dict[str, Any]) -> tuple[Run, ...]:
             words = [f"{name.removeprefix('trb_')}={value}" for name, value in point.items()]
             runs.append((" ".join([label, *words]), fixed | point))
     labels = [label for label, _ in runs]
-    name, count = Counter(labels).most_common(1)[0]
-    if count > 1:
+    name, times = Counter(labels).most_common(1)[0]
+    if times > 1:
         raise UsageError(f"two runs are named {name!r}: give one of them, or the values of its sweep, other names")
     if len(runs) < 2:
         raise UsageError(f"a study compares at least two runs, got {len(runs)}")
@@ -211,7 +212,7 @@ def _metric(declared: dict[str, Any]) -> tuple[Metric, int]:
     better = declared.get("better", metric.better)
     if better not in ("higher", "lower"):
         raise UsageError(f"metric: better must be higher or lower, got {better!r}")
-    return Metric(metric.name, better), _count("final_evaluations", declared.get("final_evaluations", 3))
+    return Metric(metric.name, better), count("final_evaluations", declared.get("final_evaluations", 3))
 
 
 def _known_metric(name: Any) -> Metric:
@@ -222,7 +223,7 @@ def _known_metric(name: Any) -> Metric:
 
 
 def _references(declared: dict[str, Any], runs: tuple[Run, ...]) -> tuple[str, ...]:
-    references = tuple(map(str, _list(declared.get("reference") or [])))
+    references = tuple(map(str, as_list(declared.get("reference") or [])))
     labels = [run.label for run in runs]
     if not references:
         raise UsageError(f"reference is not set: name the run that others are compared with, of {', '.join(labels)}")
@@ -275,34 +276,3 @@ def _check_evaluations(config: TRBConfig, metrics: tuple[Metric, ...], final_eva
     if times < final_evaluations:
         raise UsageError(f"final_evaluations = {final_evaluations}, but a run is evaluated only {times} times")
     return every
-
-
-def _mapping(declared: dict[str, Any], key: str) -> dict[str, Any]:
-    value = declared.get(key)
-    if not isinstance(value, dict) or not value:
-        raise UsageError(f"{key} must hold fields and values, got {value!r}")
-    return value
-
-
-def _text(declared: dict[str, Any], key: str, default: str) -> str:
-    value = declared.get(key) or default
-    if not isinstance(value, str):
-        raise UsageError(f"{key} is text, which YAML reads as {value!r}: quote it")
-    return value
-
-
-def _truth(declared: dict[str, Any], key: str, default: bool) -> bool:
-    value = declared.get(key, default)
-    if not isinstance(value, bool):
-        raise UsageError(f"{key} must be true or false, got {value!r}")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _count(name: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value

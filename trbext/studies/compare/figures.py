@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ...training.metric_table import DIAGNOSTICS, METRICS
 from .contrasts import Contrast
 from .declaration import Metric, Study
+from .findings import Findings
 from .measurements import RunResult, Series
 from .views import VIEWS, Floats
 from .wording import VIEW_TITLES
@@ -43,10 +44,17 @@ class Picture:
     svg: str
 
 
-def draw_all(
-    study: Study, results: Sequence[RunResult], contrasts: dict[str, dict[str, list[Contrast]]], folder: Path
-) -> list[Picture]:
-    """Every figure of the study, written into `folder` as name.png and name.svg."""
+def draw_all(findings: Findings, folder: Path) -> list[Picture]:
+    """Draw every figure of a study.
+
+    Args:
+        findings: What the study found.
+        folder: Where to write each figure as NAME.png and NAME.svg.
+
+    Returns:
+        The figures, curves first.
+    """
+    study, results = findings.study, findings.results
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for metric in study.metrics:
@@ -57,7 +65,7 @@ def draw_all(
             pictures.append(_save(figure, folder, f"curve-{stem}-{cost}", title))
         for view in VIEWS:
             for reference in study.references:
-                rows = [contrast for contrast in contrasts[metric.name][view] if contrast.reference == reference]
+                rows = [c for c in findings.contrasts[metric.name][view] if c.reference == reference]
                 if rows:
                     title = f"{VIEW_TITLES[view]}: {metric.words}, difference to {reference}"
                     name = f"contrasts-{stem}-{view}-{_slug(study, reference)}"

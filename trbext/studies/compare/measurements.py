@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ...errors import UsageError
 from ...runs.folder import RunFolder
 from ...training.metric_table import DIAGNOSTICS, Metrics
 from .declaration import Study
-from .views import VIEWS, Floats, view
+from .views import Floats
 from .worker import finished
 
 # Cumulative costs that every log holds (trbext/training/cost.py).
@@ -87,54 +86,6 @@ def _evaluations(study: Study, folder: Path, lines: list[Metrics], name: str) ->
             f"steps to {study.max_steps}: delete the folder, and the run is repeated"
         )
     return series
-
-
-def views_of(study: Study, results: list[RunResult]) -> dict[str, dict[str, dict[tuple[str, int], float]]]:
-    """By metric and view, the value of every run (label, seed).
-
-    Budgets of equal cost are, for each seed, the least that any run had spent at its last evaluation: what all of them
-    can be read at.
-    """
-    budgets = {
-        (cost, result.seed): min(
-            other.metrics[study.metric.name].costs[cost][-1] for other in results if other.seed == result.seed
-        )
-        for cost in COSTS.values()
-        for result in results
-    }
-    found: dict[str, dict[str, dict[tuple[str, int], float]]] = {}
-    for metric in study.metrics:
-        found[metric.name] = {name: {} for name in VIEWS}
-        for result in results:
-            # Every metric is read at the checkpoint that the declared one selects.
-            selection = result.metrics[study.metric.name].value, study.metric.better
-            series = result.metrics[metric.name]
-            for name in VIEWS:
-                found[metric.name][name][result.label, result.seed] = view(
-                    name,
-                    series.step,
-                    series.value,
-                    costs=series.costs,
-                    budgets={cost: budgets[cost, result.seed] for cost in COSTS.values()},
-                    last=study.final_evaluations,
-                    selection=selection,
-                )
-    return found
-
-
-def write_csv(study: Study, results: list[RunResult], path: Path) -> None:
-    """One row per run, seed, metric and view, with what the run cost."""
-    values = views_of(study, results)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["run", "seed", "metric", "view", "value", *COSTS.values(), "verifier_errors"])
-        for result in results:
-            for metric, views in values.items():
-                for name, by_run in views.items():
-                    value = by_run[result.label, result.seed]
-                    costs = [f"{result.costs[cost]:.10g}" for cost in COSTS.values()]
-                    row = [result.label, result.seed, metric, name, repr(float(value)), *costs, result.verifier_errors]
-                    rows.writerow(row)
 
 
 def _number(value: float | None) -> float:

@@ -1,4 +1,4 @@
-"""One HTML file of a study: findings in words and tables, figures inline, nothing fetched from anywhere."""
+"""Writes the findings of a study as one HTML file: words, tables and inline figures, nothing fetched from anywhere."""
 
 from __future__ import annotations
 
@@ -9,33 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import yaml
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 
 from ..statistics import p_value
-from .contrasts import Contrast
-from .declaration import Metric, Study
+from .declaration import Metric
 from .figures import Picture
-from .measurements import COSTS, RunResult
+from .findings import Findings
 from .views import VIEWS
-from .wording import VIEW_TITLES, caveats, difference, number, power_sentence, view_meaning, view_sentences
-
-Values = dict[str, dict[str, dict[tuple[str, int], float]]]  # by metric, view, (run, seed)
-Contrasts = dict[str, dict[str, list[Contrast]]]
+from .wording import VIEW_TITLES, caveats, difference, number, view_meaning, view_sentences, warnings_of
 
 
-def write_page(
-    study: Study,
-    declared: dict[str, Any],
-    results: Sequence[RunResult],
-    values: Values,
-    contrasts: Contrasts,
-    pictures: Sequence[Picture],
-    path: Path,
-) -> None:
-    """Write the page; `path` is the .html file."""
+def write_page(findings: Findings, pictures: Sequence[Picture], path: Path) -> None:
+    """Write the page of a study.
+
+    Args:
+        findings: What the study found.
+        pictures: Its figures.
+        path: The .html file to write.
+    """
+    study = findings.study
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trbext.studies.compare", "."),
         autoescape=True,
@@ -44,116 +37,77 @@ def write_page(
     )
     page = environment.get_template("page.html").render(
         study=study,
-        warnings=warnings_of(study, results, values, contrasts),
-        sections=[_section(study, metric, values[metric.name], contrasts[metric.name]) for metric in study.metrics],
+        warnings=warnings_of(findings),
+        sections=[_section(findings, metric) for metric in study.metrics],
         curves=_inline(pictures, "curve-"),
         forests=_inline(pictures, "contrasts-"),
         diagnostics=[_svg(p) for p in pictures if not p.name.startswith(("curve-", "contrasts-"))],
-        costs=_costs(study, results),
+        costs=_costs(findings),
         caveats=caveats(study),
-        declaration=yaml.safe_dump(declared, sort_keys=False),
+        declaration=yaml.safe_dump(dict(findings.declared), sort_keys=False),
         versions=", ".join(f"{name} {version(name)}" for name in ("trbext", "torch", "transformers", "trl")),
     )
     path.write_text(page, encoding="utf-8")
 
 
-def warnings_of(study: Study, results: Sequence[RunResult], values: Values, contrasts: Contrasts) -> list[str]:
-    """What a reader must know before believing anything: runs that are missing, fail to be numbers, cannot decide."""
-    found = []
-    missing = len(study.runs) * len(study.seeds) - len(results)
-    if missing:
-        found.append(
-            f"Incomplete: {missing} of {len(study.runs) * len(study.seeds)} runs are missing. Looking at an unfinished "
-            "study and stopping where it pleases makes false findings likelier than the p-values say."
-        )
-    lost = {run for views in values.values() for by_run in views.values() for run, v in by_run.items() if np.isnan(v)}
-    if lost:
-        named = ", ".join(f"{label} seed {seed}" for label, seed in sorted(lost))
-        found.append(f"Without a finite value in some view, and left out of its differences: {named}.")
-    errors = sum(result.verifier_errors for result in results)
-    if errors:
-        found.append(f"The verifier raised on {errors} completions, which count as wrong.")
-    power = power_sentence(study, contrasts[study.metric.name]["final"])
-    return [*found, power] if power else found
-
-
-def _section(
-    study: Study,
-    metric: Metric,
-    values: dict[str, dict[tuple[str, int], float]],
-    contrasts: dict[str, list[Contrast]],
-) -> dict[str, Any]:
+def _section(findings: Findings, metric: Metric) -> dict[str, Any]:
+    """All views of one metric."""
+    study, contrasts = findings.study, findings.contrasts[metric.name]
     views = [
         {
             "title": VIEW_TITLES[view],
             "meaning": view_meaning(study, view),
             "sentences": view_sentences(metric, contrasts[view]),
-            "rows": [_row(study, metric, run.label, values[view], contrasts[view]) for run in study.runs],
+            "rows": [_row(findings, metric, view, run.label) for run in study.runs],
         }
         for view in VIEWS
     ]
-    return {"metric": metric, "views": views, "summary": _summary(study, metric, values, contrasts)}
+    return {"metric": metric, "views": views, "summary": _summary(findings, metric)}
 
 
-def _summary(
-    study: Study,
-    metric: Metric,
-    values: dict[str, dict[tuple[str, int], float]],
-    contrasts: dict[str, list[Contrast]],
-) -> list[dict[str, Any]]:
+def _summary(findings: Findings, metric: Metric) -> list[dict[str, Any]]:
     """The views side by side: a row per run, each cell its mean and its difference to the first reference."""
     rows = []
-    for run in study.runs:
+    reference = findings.study.references[0]
+    for run in findings.study.runs:
         cells = []
         for view in VIEWS:
-            own = _finite(values[view], run.label)
-            found = next((c for c in contrasts[view] if (c.run, c.reference) == (run.label, study.references[0])), None)
+            contrast = findings.contrast(metric, view, run.label, reference)
             cells.append(
                 {
-                    "value": number(metric, float(own.mean())) if len(own) else "n/a",
-                    "difference": difference(metric, found) if found else "",
-                    "resolved": found is not None and found.resolved,
+                    "value": number(metric, findings.mean(metric, view, run.label)),
+                    "difference": difference(metric, contrast) if contrast else "",
+                    "resolved": contrast is not None and contrast.resolved,
                 }
             )
-        rows.append({"run": run.label, "cells": cells, "kind": "reference" if run.label == study.references[0] else ""})
+        rows.append({"run": run.label, "cells": cells, "kind": "reference" if run.label == reference else ""})
     return rows
 
 
-def _finite(values: dict[tuple[str, int], float], run: str) -> NDArray[np.float64]:
-    return np.array([value for (label, _), value in values.items() if label == run and np.isfinite(value)])
-
-
-def _row(
-    study: Study, metric: Metric, run: str, values: dict[tuple[str, int], float], contrasts: list[Contrast]
-) -> dict[str, Any]:
-    own = _finite(values, run)
+def _row(findings: Findings, metric: Metric, view: str, run: str) -> dict[str, Any]:
+    """One run in one view: mean and standard deviation, and its comparison with each reference."""
+    references, own = findings.study.references, findings.finite(metric, view, run)
     spread = f" ± {number(metric, float(own.std(ddof=1)))}" if len(own) > 1 else ""
     cells = []
-    for reference in study.references:
-        contrast = next((c for c in contrasts if (c.run, c.reference) == (run, reference)), None)
+    for reference in references:
+        contrast = findings.contrast(metric, view, run, reference)
         if contrast is None:
             cells += ["", "", ""]
         else:
             cells += [difference(metric, contrast), p_value(contrast.p), p_value(contrast.p_holm)]
-    resolved = any(c.resolved for c in contrasts if c.run == run)
+    resolved = any(c.resolved for c in findings.contrasts[metric.name][view] if c.run == run)
     return {
         "run": run,
         "seeds": len(own),
-        "value": f"{number(metric, float(own.mean()))}{spread}" if len(own) else "n/a",
+        "value": f"{number(metric, findings.mean(metric, view, run))}{spread}",
         "cells": cells,
-        "kind": "resolved" if resolved else "reference" if run in study.references else "",
+        "kind": "resolved" if resolved else "reference" if run in references else "",
     }
 
 
-def _costs(study: Study, results: Sequence[RunResult]) -> list[list[str]]:
-    means = {
-        run.label: {
-            cost: float(np.mean([r.costs[cost] for r in results if r.label == run.label])) for cost in COSTS.values()
-        }
-        for run in study.runs
-        if any(r.label == run.label for r in results)
-    }
-    base = means.get(study.references[0])
+def _costs(findings: Findings) -> list[list[str]]:
+    means = findings.mean_costs()
+    base = means.get(findings.study.references[0])
     rows = []
     for label, costs in means.items():
         cells = []

@@ -15,14 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -31,8 +30,10 @@ from ...errors import INTERRUPTED, USAGE_ERROR, Interrupted, UsageError
 from ...runs.inputs import load_inputs
 from ...runs.settings import parse_settings
 from ...training.metric_table import figures
-from ...yaml_file import dump_yaml, read_yaml
-from .declaration import FREE_ON_RESUME, Run, Study
+from ...yaml_file import dump_yaml
+from .declaration import Run, Study
+from .devices import cores, least_used, visible_gpus
+from .folder import open_folder
 from .worker import finished
 
 WORKER = "trbext.studies.compare.worker"
@@ -86,39 +87,6 @@ def check_inputs(study: Study) -> None:
             raise UsageError(f"{where}{str(error).strip()}") from error
 
 
-def open_folder(study: Study, declared: dict[str, Any]) -> None:
-    """Write the declaration into a new folder. UsageError if the folder holds another study, or something else."""
-    file = study.folder / "study.yaml"
-    if study.folder.exists() and not study.folder.is_dir():
-        raise UsageError(f"output_dir {study.folder} must be a folder, got a file")
-    if not file.exists():
-        if study.folder.exists() and any(path.name != "study.lock" for path in study.folder.iterdir()):
-            raise UsageError(f"output_dir {study.folder} is not empty and holds no study: name another")
-        study.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(dump_yaml(declared, sort_keys=False), encoding="utf-8")
-        partial.replace(file)
-        return
-    before = read_yaml(file)
-    changed = _differences(before, declared)
-    if changed:
-        raise UsageError(
-            f"{study.folder} holds a study of another configuration ({'; '.join(changed)}): name another output_dir. "
-            "A study declares its runs, seeds and metric before there are results to see"
-        )
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = [name for name in {**before, **now} if where or name not in FREE_ON_RESUME]
-        found = [
-            _differences(before.get(name, "unset"), now.get(name, "unset"), f"{where}.{name}".strip("."))
-            for name in names
-        ]
-        return [line for lines in found for line in lines]
-    return [] if before == now else [f"{where}: {before} -> {now}"]
-
-
 class _Runner:
     def __init__(self, study: Study, console: Console, stop: list[int]) -> None:
         self.study, self.console, self.stop = study, console, stop
@@ -164,7 +132,7 @@ class _Runner:
         folder.parent.mkdir(parents=True, exist_ok=True)
         settings = folder.parent / f"{folder.name}.yaml"
         settings.write_text(dump_yaml(study.settings(run, seed), sort_keys=True), encoding="utf-8")
-        threads = str(study.threads or max(1, _cores() // study.processes))
+        threads = str(study.threads or max(1, cores() // study.processes))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
         gpu = least_used(self.gpus, [worker.gpu for worker in self.workers])
@@ -258,19 +226,6 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that runs may be spread over, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return [str(index) for index in range(torch.cuda.device_count())]
-    return [name.strip() for name in named.split(",") if name.strip()]
-
-
-def least_used(gpus: Sequence[str], in_use: Sequence[str | None]) -> str | None:
-    """The GPU of the next run, that with the fewest runs; None where there is nothing to choose."""
-    return min(gpus, key=in_use.count) if len(gpus) > 1 else None
-
-
 def _last_line(metrics: Path) -> dict[str, Any]:
     """The last whole line of a metrics.jsonl that is being written; {} before there is one."""
     try:
@@ -299,7 +254,3 @@ def _duration(seconds: float | None) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(int(minutes), 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..statistics import p_value
 from .contrasts import LEVEL, Contrast, seeds_needed, smallest_p
 from .declaration import Metric, Study
+from .findings import Findings
 from .views import VIEWS
 
 VIEW_TITLES = {
@@ -58,7 +59,32 @@ def view_sentences(metric: Metric, contrasts: Sequence[Contrast]) -> list[str]:
     return sentences
 
 
-def power_sentence(study: Study, contrasts: Sequence[Contrast]) -> str | None:
+def warnings_of(findings: Findings) -> list[str]:
+    """Say what a reader must know before the numbers.
+
+    Args:
+        findings: What the study found.
+
+    Returns:
+        A sentence for each of: missing runs, runs without a finite value, verifier errors, too few seeds.
+    """
+    found = []
+    if findings.missing_runs:
+        found.append(
+            f"Incomplete: {findings.missing_runs} of {findings.declared_runs} runs are missing. Looking at an "
+            "unfinished study and stopping where it pleases makes false findings likelier than the p-values say."
+        )
+    lost = findings.runs_without_a_value
+    if lost:
+        named = ", ".join(f"{label} seed {seed}" for label, seed in lost)
+        found.append(f"Without a finite value in some view, and left out of its differences: {named}.")
+    if findings.verifier_errors:
+        found.append(f"The verifier raised on {findings.verifier_errors} completions, which count as wrong.")
+    power = power_sentence(findings.contrasts[findings.study.metric.name]["final"])
+    return [*found, power] if power else found
+
+
+def power_sentence(contrasts: Sequence[Contrast]) -> str | None:
     """A warning where no outcome could have been resolved, whatever the runs had shown; None where one could."""
     seeds, comparisons = max((c.n for c in contrasts), default=0), len(contrasts)
     if smallest_p(seeds, comparisons) < LEVEL:
@@ -74,7 +100,7 @@ def power_sentence(study: Study, contrasts: Sequence[Contrast]) -> str | None:
 def planned_power(study: Study) -> str | None:
     """The same warning before anything has run."""
     placeholder = Contrast("", "", len(study.seeds), 0.0, 0.0, 0.0, 1.0, 1.0)
-    return power_sentence(study, [placeholder] * len(study.contrasts))
+    return power_sentence([placeholder] * len(study.contrasts))
 
 
 def caveats(study: Study) -> list[str]:

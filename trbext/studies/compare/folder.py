@@ -1,0 +1,42 @@
+"""Opens the folder of a study: a new one, or one that holds the same declaration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import UsageError
+from ...yaml_file import dump_yaml, read_yaml
+from .declaration import FREE_ON_RESUME, Study
+
+
+def open_folder(study: Study, declared: dict[str, Any]) -> None:
+    """Write the declaration into a new folder. UsageError if the folder holds another study, or something else."""
+    file = study.folder / "study.yaml"
+    if study.folder.exists() and not study.folder.is_dir():
+        raise UsageError(f"output_dir {study.folder} must be a folder, got a file")
+    if not file.exists():
+        if study.folder.exists() and any(path.name != "study.lock" for path in study.folder.iterdir()):
+            raise UsageError(f"output_dir {study.folder} is not empty and holds no study: name another")
+        study.folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(dump_yaml(declared, sort_keys=False), encoding="utf-8")
+        partial.replace(file)
+        return
+    before = read_yaml(file)
+    changed = _differences(before, declared)
+    if changed:
+        raise UsageError(
+            f"{study.folder} holds a study of another configuration ({'; '.join(changed)}): name another output_dir. "
+            "A study declares its runs, seeds and metric before there are results to see"
+        )
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [name for name in {**before, **now} if where or name not in FREE_ON_RESUME]
+        found = [
+            _differences(before.get(name, "unset"), now.get(name, "unset"), f"{where}.{name}".strip("."))
+            for name in names
+        ]
+        return [line for lines in found for line in lines]
+    return [] if before == now else [f"{where}: {before} -> {now}"]

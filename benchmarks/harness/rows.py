@@ -1,8 +1,6 @@
-"""Pairs of logits to blend: synthetic rows shaped like a language model's at any vocabulary, and the SmolLM2 pair's."""
+"""Makes pairs of logits to blend: synthetic rows shaped like a language model's, at any vocabulary."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,31 +25,3 @@ def language_model_rows(rows: int, vocab: int, seed: int = 0) -> tuple[Tensor, T
     teacher = torch.randn(rows, vocab, generator=generator).mul_(NOISE_BULK)
     teacher.scatter_(1, chosen, NOISE_HEAD * torch.randn(rows, head, generator=generator))
     return student, teacher.add_(student)
-
-
-def real_rows(
-    directory: Path, *, texts: int = 8, new_tokens: int = 64, epsilon: float = 0.02, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """(student, teacher), each [P, 49152] float32: the logits of the SmolLM2 pair at every position of `texts` texts.
-
-    A text is a word problem of `directory`/prompts/train.jsonl and a completion of at most `new_tokens` tokens that the
-    pair wrote in lockstep at the budget `epsilon`, so the rows are what a rollout blends. About 100 to 200 rows a text
-    (400 kB each for both models), in random order, so that the first ones are a fair sample of all.
-
-    directory: as recipes/smollm2_pruned.py writes it.
-    """
-    from ..operators.decoding import load_pair
-
-    pair = load_pair(directory)
-    input_ids, mask = pair.prompts(texts)
-    generator = torch.Generator().manual_seed(seed)
-    rollout = pair.rollout(input_ids, mask, epsilon=epsilon, new_tokens=new_tokens, generator=generator)
-    collected: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for prompt, real, tokens, written in zip(input_ids, mask, rollout.tokens, rollout.mask, strict=True):
-        text = torch.cat([prompt[real.bool()], tokens[written]])[None]
-        for model, logits in zip((pair.student, pair.teacher), collected, strict=True):
-            with torch.no_grad():
-                logits.append(pair.alignment.canonical(model(input_ids=text).logits[0]).float())
-    student, teacher = (torch.cat(logits) for logits in collected)
-    order = torch.randperm(len(student), generator=generator)
-    return student[order], teacher[order]

@@ -22,20 +22,18 @@ names a file with those of a GPU.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from ..harness.machine import wide_console
+from ..harness.records import write_csv
 from .cuda_architectures import ARCHITECTURES, WARP, Architecture
 from .cuda_counts import ASSUMED, MEASURED, Chip, Counts, Loop, read_chip
+from .cuda_prediction import TITLE, Prediction
+from .cuda_tables import print_chip, print_tables
 
-TITLE = "MODEL, not a measurement"
 BOUND_ABOVE = 0.85  # a resource this busy is what bounds; with none, latency does
 
 
@@ -60,37 +58,6 @@ class Kernel:
             "first": (self.counts.first, 1.0),
             "exact": (exact, self.sweeps - 1),
         }
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of N rows. Cycles are of one row with every place of the GPU busy."""
-
-    gpu: str
-    vocab: int
-    rows: int
-    element_bytes: int
-    cluster: int
-    ctas_per_sm: int
-    sweeps: float
-    stable: bool
-    instructions_per_pair: float
-    mufu_per_pair: float
-    rows_in_flight: int
-    load_cycles: float
-    first_cycles: float  # with the competition of the SM's other rows, as `exact`
-    exact_cycles: float
-    decision_cycles: float
-    residence_us: float
-    overlap: float  # mean number of the SM's rows that do arithmetic at the same time
-    memory_busy: float  # 0 to 1, each
-    issue_busy: float
-    mufu_busy: float
-    fp32_busy: float
-    bound: str
-    time_us: float
-    roofline_us: float  # each input read once at the rate of a copy
-    roofline_percent: float
 
 
 def alone_cycles(gpu: Architecture, chip: Chip, loop: Loop, pairs: float) -> float:
@@ -231,55 +198,6 @@ def cases(options: argparse.Namespace) -> list[Prediction]:
     return found
 
 
-def print_chip(path: Path, console: Console) -> None:
-    """What was read of a GPU beside what is assumed without one."""
-    gpu, chip, counts = read_chip(path)
-    table = Table(title=f"{gpu.name}: read from {path}, and assumed otherwise")
-    for heading, justify in (("constant", "left"), ("read", "right"), ("assumed", "right")):
-        table.add_column(heading, justify=justify)
-    for name, value in {**vars(chip), "decision_cycles": counts.decision_cycles}.items():
-        assumed = getattr(ASSUMED, name, MEASURED.decision_cycles)
-        shown = [", ".join(f"{v:.4g}" for v in (x if isinstance(x, tuple) else (x,))) for x in (value, assumed)]
-        table.add_row(name, *shown)
-    console.print(table)
-
-
-def print_tables(predictions: Sequence[Prediction], console: Console) -> None:
-    gpus = Table(title="Constants of the GPUs, published or assumed (benchmarks/models/cuda_architectures.py)")
-    for heading in ("GPU", "sm", "SMs", "GHz", "copy GB/s", "issue /clk", "FP32 /clk", "MUFU /clk", "KB/SM", "cluster"):
-        gpus.add_column(heading, justify="left" if heading == "GPU" else "right")
-    for gpu in ARCHITECTURES.values():
-        numbers = (gpu.sms, gpu.clock_ghz, gpu.memory_gb_per_s, gpu.issue_slots, gpu.fp32_lanes, gpu.mufu_lanes)
-        gpus.add_row(gpu.name, gpu.capability, *map(str, (*numbers, gpu.shared_sm // 1024, gpu.largest_cluster)))
-    console.print(gpus)
-    table = Table(title=f"{TITLE}: cycles of a row by phase, how busy each resource is, time of N rows")
-    for heading in (
-        *("GPU", "V", "KL", "cluster", "instr", "mufu", "N", "rows in flight", "load", "first", "exact", "decisions"),
-        *("stays us", "overlap", "memory %", "issue %", "mufu %", "bound", "us", "roofline us", "% roofline"),
-    ):
-        table.add_column(heading, justify="left" if heading in ("GPU", "KL", "bound") else "right")
-    for p in predictions:
-        cycles = (p.load_cycles, p.first_cycles, p.exact_cycles, p.decision_cycles)
-        table.add_row(
-            *(p.gpu, str(p.vocab), "stable" if p.stable else "direct", f"{p.cluster} x {p.ctas_per_sm}/SM"),
-            *(f"{p.instructions_per_pair:.1f}", f"{p.mufu_per_pair:.1f}", str(p.rows), str(p.rows_in_flight)),
-            *(f"{value:.0f}" for value in cycles),
-            *(f"{p.residence_us:.1f}", f"{p.overlap:.2f}"),
-            *(f"{100 * value:.0f}" for value in (p.memory_busy, p.issue_busy, p.mufu_busy)),
-            *(p.bound, f"{p.time_us:.0f}", f"{p.roofline_us:.1f}", f"{p.roofline_percent:.0f}"),
-        )
-    console.print(table)
-
-
-def write_csv(predictions: Sequence[Prediction], path: Path) -> None:
-    """One line a prediction, each of which says that it is one."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = [{"kind": TITLE, **vars(prediction)} for prediction in predictions]
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.models.cuda_model",
@@ -309,13 +227,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"benchmarks.models.cuda_model: {error}", file=sys.stderr)
         return 2
-    console = Console()
-    console = console if console.is_terminal else Console(width=230)
+    console = wide_console(230)
     if options.chip:
         print_chip(options.chip, console)
     print_tables(predictions, console)
     options.output.mkdir(parents=True, exist_ok=True)
-    write_csv(predictions, options.output / "cuda_model.csv")
+    write_csv(predictions, options.output / "cuda_model.csv", first={"kind": TITLE})
     console.print(f"wrote {options.output / 'cuda_model.csv'}")
     return 0
 

@@ -24,9 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 from trbext.rollout.draft_length import LONGEST
+
+from ..harness.table import print_table
 
 BANDWIDTH, PEAK = 3.35e12, 989e12  # H100 SXM: bytes and dense bfloat16 operations a second
 CONTEXT = 2048  # tokens
@@ -82,16 +83,16 @@ def best(student: Model, teacher: Model, *, rows: int, epsilon: float, overhead:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m benchmarks.models.rollout_model", description=__doc__).parse_args(arguments)
-    table = Table(title=f"Gain of speculation over lockstep (best k): a model of an H100, context {CONTEXT}")
     epsilons = (0.005, 0.01, 0.05, 0.2)
-    for heading in ("pair", "launching", "batch", *(f"epsilon {epsilon:g}" for epsilon in epsilons)):
-        table.add_column(heading, justify="right")
+    rows = []
     for name, (student, teacher) in PAIRS.items():
         for launching, overhead in (("CUDA graphs", 0.0), ("eager", EAGER)):
-            for rows in (1, 32, 256):
-                cells = [best(student, teacher, rows=rows, epsilon=epsilon, overhead=overhead) for epsilon in epsilons]
-                table.add_row(name, launching, str(rows), *(f"{value:.2f} ({k})" for k, value in cells))
-    Console(width=110).print(table)
+            for batch in (1, 32, 256):
+                cells = [best(student, teacher, rows=batch, epsilon=epsilon, overhead=overhead) for epsilon in epsilons]
+                rows.append([name, launching, str(batch), *(f"{value:.2f} ({k})" for k, value in cells)])
+    title = f"Gain of speculation over lockstep (best k): a model of an H100, context {CONTEXT}"
+    headings = ("pair", "launching", "batch", *(f"epsilon {epsilon:g}" for epsilon in epsilons))
+    print_table(Console(width=110), title, headings, rows)
     return 0
 
 

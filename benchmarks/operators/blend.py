@@ -21,13 +21,15 @@ from torch import Tensor
 import trbext
 from trbext.results import Blend, Sample
 
-from ..harness import bars, report
+from ..harness.bars import print_bars
 from ..harness.correctness import Truth, WrongAnswer
-from ..harness.results import FLOORS, OPERATORS, Case, Record, this_machine, write_csv
-from ..harness.rows import language_model_rows, real_rows
+from ..harness.machine import this_machine, wide_console
+from ..harness.records import write_csv
+from ..harness.rows import language_model_rows
 from ..harness.timing import Method, time_interleaved
-from . import peers
-from .decoding import Decoding, time_decoding
+from . import cpu_report, peers
+from .cpu_results import BAR_ROWS, BAR_THREADS, BAR_VOCAB, FLOORS, OPERATORS, Case, Record, bars
+from .decoding import Decoding, real_rows, time_decoding
 
 LOOSE = 1e3  # nats, above any teacher's KL here: beta = 1
 BRENTQ_ROWS = 2
@@ -140,7 +142,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[list[Record], De
                 console.print(f"{case}: left out, there are {len(student)} rows")
                 continue
             console.print(f"[dim]{inputs}, V {vocab}, N {rows}, {dtype}", highlight=False)
-            at_bar = inputs == "synthetic" and (vocab, rows) == (bars.VOCAB, bars.ROWS)
+            at_bar = inputs == "synthetic" and (vocab, rows) == (BAR_VOCAB, BAR_ROWS)
             compiled = options.compile == "all" or (options.compile == "bars" and at_bar)
             timed = methods(student[:rows], teacher[:rows], truths, compiled)
             before = timed[0].call  # the read
@@ -217,8 +219,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    console = Console()
-    console = console if console.is_terminal else Console(width=report.WIDTH)
+    console = wide_console(cpu_report.WIDTH)
     machine = this_machine()
     if machine.load > 0.5:
         console.print(
@@ -230,19 +231,18 @@ def main(arguments: list[str] | None = None) -> int:
     except (WrongAnswer, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    report.print_table(records, machine, console)
+    cpu_report.print_table(records, machine, console)
     if decoding:
         console.print(
             f"A lockstep decoding step of the SmolLM2 pair, batch {decoding.batch}, V {decoding.vocab}, "
             f"{decoding.dtype}: {decoding.step * 1e3:.1f} ms, of which trbext.sample {decoding.operator * 1e3:.2f} ms "
             f"({decoding.share:.2%}); medians of {decoding.steps} steps"
         )
-    write_csv(records, machine, options.output / "blend.csv")
-    report.plot(records, machine, options.output / "blend.png")
+    write_csv(records, options.output / "blend.csv", machine=machine)
+    cpu_report.draw(records, machine, options.output / "blend.png")
     console.print(f"wrote {options.output / 'blend.csv'} and {options.output / 'blend.png'}")
-    console.print(f"Bars, at V = {bars.VOCAB} and {bars.THREADS} threads (this run: {machine.threads}):")
-    for bar in bars.bars(records, decoding):
-        console.print(f"  {bar}", highlight=False)
+    title = f"Bars, at V = {BAR_VOCAB} and {BAR_THREADS} threads (this run: {machine.threads}):"
+    print_bars(bars(records, decoding), title, console)
     return 0
 
 

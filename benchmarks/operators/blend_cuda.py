@@ -10,127 +10,31 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
 import trbext
 
-from ..harness.correctness import REFERENCE_ROWS, Truth
-from ..harness.report import WIDTH
-from ..harness.results import write_csv
+from ..harness.bars import print_bars
+from ..harness.correctness import Truth
+from ..harness.machine import wide_console
+from ..harness.records import write_csv
 from ..harness.rows import language_model_rows
 from ..harness.timing import Method
-from . import cuda_report, peers
+from . import cuda_report
+from .cuda_candidates import DISTINCT, Batch, Candidate, competitors, operators
 from .cuda_results import BAR_DTYPE, BAR_ROWS, BAR_VOCAB, OPERATORS, CudaMachine, CudaRecord, bars, model_bytes
 from .cuda_timing import Clock, CudaClock, copy_rate, time_rounds
 
-DISTINCT = 64  # rows; larger batches repeat them
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # --quick: what the bars are of, under a minute.
 QUICK = {"vocab": [BAR_VOCAB], "rows": [1, 64, 256, 4096], "dtype": [BAR_DTYPE], "cache": ["cold"],
          "seconds_per_cell": 0.5, "compile": "none"}  # fmt: skip
 VOCABS, ROWS = [32_768, 49_152, 151_936, 262_144], [1, 4, 16, 64, 256, 1024, 4096]
-BISECTION_ERROR = 2.0**-15  # of 16 evaluations, the first one at beta = 1
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Something that solves the case, before it is known how it is launched and from which caches."""
-
-    name: str
-    call: Callable[[], Any]
-    check: Callable[[Any], None] | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows that repeat the first `DISTINCT` ones, and the answers for those."""
-
-    student: Tensor
-    teacher: Tensor
-    uniform: Tensor
-    epsilon: float
-    truth: Truth
-
-    def right(self, name: str, beta: Tensor, kl: Tensor, resolution: float = 0.0) -> None:
-        """WrongAnswer unless beta [N] and kl [N] are right in every row."""
-        for got_beta, got_kl in zip(beta.cpu().split(DISTINCT), kl.cpu().split(DISTINCT), strict=True):
-            self.truth.check(name, got_beta, got_kl, resolution)
-
-
-def operators(batch: Batch) -> list[Candidate]:
-    student, teacher, epsilon = batch.student, batch.teacher, batch.epsilon
-
-    def right_sample(drawn: Any) -> None:
-        batch.right("trbext.sample", drawn.beta, drawn.kl)
-        first = (drawn.token[:REFERENCE_ROWS].cpu(), drawn.log_prob[:REFERENCE_ROWS].cpu())
-        batch.truth.check_tokens("trbext.sample", *first)
-
-    def right_blend(blended: Any) -> None:
-        batch.right("trbext.blend", blended.beta, blended.kl)
-        batch.truth.check_log_probs("trbext.blend", blended.log_probs[:REFERENCE_ROWS].cpu())
-
-    return [
-        Candidate(
-            "solve",
-            lambda: trbext.solve(student, teacher, epsilon),
-            lambda solved: batch.right("trbext.solve", solved.beta, solved.kl),
-        ),
-        Candidate("sample", lambda: trbext.sample(student, teacher, epsilon, uniform=batch.uniform), right_sample),
-        Candidate("blend", lambda: trbext.blend(student, teacher, epsilon), right_blend),
-    ]
-
-
-def competitors(batch: Batch, clock: Clock, compiled: bool) -> list[Candidate]:
-    student, teacher = batch.student, batch.teacher
-
-    def solver(name: str, solve: peers.Solver, resolution: float = 0.0) -> Candidate:
-        return Candidate(
-            name,
-            lambda: solve(student, teacher, batch.epsilon),
-            lambda found: batch.right(name, found[0], found[1], resolution),
-        )
-
-    found = [Candidate("2 log_softmax", lambda: peers.two_log_softmax(student, teacher))]
-    try:
-        room = torch.empty(2 * student.numel(), device=student.device)  # that the others' outputs will need
-        moments = peers.Moments(*student.shape, device=str(student.device))
-        del room
-        choose_sums(moments, batch, clock)
-        found.append(solver("Newton 10", peers.eager_newton(moments)))
-        found.append(solver("bisection 16", peers.eager_bisection(moments, 16), BISECTION_ERROR))
-    except torch.OutOfMemoryError:
-        note = "left out: not enough GPU memory"
-        found += [Candidate(name, lambda: None, note=note) for name in ("Newton 10", "bisection 16")]
-    if compiled:
-        candidate = solver("Newton compiled", peers.compiled_newton())
-        try:
-            candidate.call()
-        except Exception as error:  # no compiler, no headers, no memory: all of them name what is missing
-            note = f"left out, torch.compile failed: {str(error).strip().splitlines()[0]}"
-            candidate = Candidate("Newton compiled", candidate.call, note=note)
-        found.append(candidate)
-    return found
-
-
-def choose_sums(moments: peers.Moments, batch: Batch, clock: Clock) -> None:
-    """One batched product, or sums one by one: whichever is faster for this shape on this GPU."""
-    moments.load(batch.student, batch.teacher, 3)
-    beta = torch.ones(len(batch.student), device=batch.student.device)
-    lasted = {}
-    for products in (True, False):
-        moments.products = products
-        moments.at(beta)
-        lasted[products] = clock.seconds(clock.cool, lambda: moments.at(beta))
-    moments.products = lasted[True] <= lasted[False]
 
 
 def batches(vocab: int, dtype: str, options: argparse.Namespace, device: str) -> Iterator[tuple[int, Batch | None]]:
@@ -296,8 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     if reason:
         print(f"benchmarks.operators.blend_cuda: nothing timed: {reason}", file=sys.stderr)
         return 2
-    console = Console()
-    console = console if console.is_terminal else Console(width=WIDTH)
+    console = wide_console(190)
     clock = CudaClock(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
     machine = this_gpu(copy_rate(clock, megabytes=1024, device="cuda"))
     console.print(f"{machine}", highlight=False)
@@ -309,12 +212,10 @@ def write(records: Sequence[CudaRecord], machine: CudaMachine, output: Path, con
     """The table, the files and the bars."""
     output.mkdir(parents=True, exist_ok=True)
     cuda_report.print_table(records, machine, console)
-    write_csv(records, machine, output / "blend_cuda.csv")
-    cuda_report.plot(records, machine, output / "blend_cuda.png")
+    write_csv(records, output / "blend_cuda.csv", machine=machine)
+    cuda_report.draw(records, machine, output / "blend_cuda.png")
     console.print(f"wrote {output / 'blend_cuda.csv'} and {output / 'blend_cuda.png'}")
-    console.print(f"Bars, at V = {BAR_VOCAB}, from cold caches:")
-    for bar in bars(records, machine.copy_gb_per_s):
-        console.print(f"  {bar}", highlight=False)
+    print_bars(bars(records, machine.copy_gb_per_s), f"Bars, at V = {BAR_VOCAB}, from cold caches:", console)
 
 
 if __name__ == "__main__":

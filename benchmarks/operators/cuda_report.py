@@ -1,18 +1,14 @@
-"""The table and the plot of `python -m benchmarks.operators.blend_cuda`."""
+"""Shows what the benchmark of the operators on a GPU recorded: its table and its plot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import matplotlib
 from rich.console import Console
-from rich.table import Table
 
+from ..harness import plot, table
 from .cuda_results import METHODS, OPERATORS, CudaMachine, CudaRecord
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 CAPTION = (
     "Microseconds a call by CUDA events, medians; up to 0.1 ms of host time a call is hidden. cold: 5 L2 caches' worth "
@@ -23,19 +19,21 @@ CAPTION = (
 
 
 def print_table(records: Sequence[CudaRecord], machine: CudaMachine, console: Console) -> None:
+    """Print a row per case, cache and launch, a column per method."""
     methods = [name for name in METHODS if any(record.method == name for record in records)]
-    table = Table(title=str(machine), caption=CAPTION, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("V", "N", "dtype", "cache", "launch", "sweeps", "solve GB/s"):
-        table.add_column(heading, justify="left" if heading in ("dtype", "cache", "launch") else "right")
+    headings = ["V", "N", "dtype", "cache", "launch", "sweeps", "solve GB/s"]
     for name in methods:
-        table.add_column(name, justify="right")
-        if name in OPERATORS:
-            table.add_column("% copy", justify="right")
-    lines = list(dict.fromkeys((r.vocab, r.rows, r.dtype, r.cache, r.launch) for r in records))
-    for line in lines:
+        headings += [name, "% copy"] if name in OPERATORS else [name]
+    left = ("dtype", "cache", "launch")
+    table.print_table(console, str(machine), headings, _rows(records, methods), left=left, caption=CAPTION)
+    for note in dict.fromkeys(f"V {r.vocab}, N {r.rows}, {r.dtype}, {r.method}: {r.note}" for r in records if r.note):
+        console.print(note, highlight=False)
+
+
+def _rows(records: Sequence[CudaRecord], methods: Sequence[str]) -> Iterator[list[str]]:
+    for line in dict.fromkeys((r.vocab, r.rows, r.dtype, r.cache, r.launch) for r in records):
         found = {r.method: r for r in records if (r.vocab, r.rows, r.dtype, r.cache, r.launch) == line}
-        solve = found.get("solve")
-        cells = ["", ""]
+        cells, solve = ["", ""], found.get("solve")
         if solve is not None:
             sweeps = "" if solve.sweeps_mean is None else f"{solve.sweeps_mean:.2f}, {solve.sweeps_max}"
             cells = [sweeps, "-" if solve.gb_per_s is None else f"{solve.gb_per_s:.0f}"]
@@ -45,44 +43,34 @@ def print_table(records: Sequence[CudaRecord], machine: CudaMachine, console: Co
             if name in OPERATORS:
                 percent = None if record is None else record.copy_percent
                 cells.append("" if percent is None else f"{percent:.1f}")
-        vocab, rows, dtype, cache, launch = line
-        table.add_row(str(vocab), str(rows), dtype, cache, launch, *cells)
-    console.print(table)
-    for note in dict.fromkeys(f"V {r.vocab}, N {r.rows}, {r.dtype}, {r.method}: {r.note}" for r in records if r.note):
-        console.print(note, highlight=False)
+        yield [*map(str, line), *cells]
 
 
-def plot(records: Sequence[CudaRecord], machine: CudaMachine, path: Path) -> None:
-    """From cold caches: percent of the copy over N, a panel for each V and dtype, one line per method and launch."""
-    cold = [record for record in records if record.cache == "cold" and record.copy_percent is not None]
-    vocabs, dtypes = sorted({r.vocab for r in records}), list(dict.fromkeys(r.dtype for r in records))
-    figure, grid = plt.subplots(
-        len(dtypes), len(vocabs), figsize=(2 + 3.2 * len(vocabs), 1.2 + 3 * len(dtypes)), squeeze=False, sharey=True
+def draw(records: Sequence[CudaRecord], machine: CudaMachine, path: Path) -> None:
+    """Draw percent of the copy over N from cold caches: a panel for each V and dtype, a line per method and launch."""
+    panels = [
+        [
+            plot.Panel(f"V = {vocab}, {dtype}", list(_lines(records, vocab, dtype)))
+            for vocab in sorted({record.vocab for record in records})
+        ]
+        for dtype in dict.fromkeys(record.dtype for record in records)
+    ]
+    plot.plot_panels(
+        path, panels, title=f"Cold caches. {machine}", x_label="N", y_label="% of a device copy", level=100
     )
-    for axes, dtype in zip(grid, dtypes, strict=True):
-        for axis, vocab in zip(axes, vocabs, strict=True):
-            for index, name in enumerate(METHODS):
-                for launch, style in (("call", "-" if name in OPERATORS else "--"), ("graph", ":")):
-                    points = sorted(
-                        (r.rows, r.copy_percent)
-                        for r in cold
-                        if (r.vocab, r.dtype, r.method, r.launch) == (vocab, dtype, name, launch)
-                    )
-                    if points:
-                        label = name if launch == "call" else f"{name}, graph"
-                        axis.plot(
-                            *zip(*points, strict=True), style, marker="o", markersize=3, color=f"C{index}", label=label
-                        )
-            axis.axhline(100, color="black", linewidth=0.8)
-            axis.set(xscale="log", yscale="log", title=f"V = {vocab}, {dtype}", xlabel="N")
-            axis.grid(alpha=0.3)
-        axes[0].set_ylabel("% of a device copy")
-    lines = {label: line for axis in grid.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.suptitle(f"Cold caches. {machine}", fontsize=7)
-    figure.tight_layout(rect=(0, 0, 1 - 1.9 / figure.get_figwidth(), 1))
-    figure.legend(lines.values(), lines.keys(), loc="center right", fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+
+def _lines(records: Sequence[CudaRecord], vocab: int, dtype: str) -> Iterator[plot.Line]:
+    for index, name in enumerate(METHODS):
+        for launch, dashes in (("call", "-" if name in OPERATORS else "--"), ("graph", ":")):
+            wanted = ("cold", vocab, dtype, name, launch)
+            points = sorted(
+                (r.rows, r.copy_percent)
+                for r in records
+                if (r.cache, r.vocab, r.dtype, r.method, r.launch) == wanted and r.copy_percent is not None
+            )
+            label = name if launch == "call" else f"{name}, graph"
+            yield plot.Line(label, points, {"linestyle": dashes, "color": f"C{index}"})
 
 
 def _microseconds(seconds: float | None) -> str:

@@ -1,11 +1,11 @@
-"""What the benchmark on a GPU found: its records, the bytes they are rated by, and the bars."""
+"""Defines what the benchmark of the operators on a GPU records, the bytes it is rated by, and the bars."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..harness.bars import Bar
+from ..harness.bars import Bar, quotient
 
 OPERATORS = ("solve", "sample", "blend")
 PEERS = ("2 log_softmax", "Newton 10", "Newton compiled", "bisection 16")
@@ -38,7 +38,7 @@ class CudaRecord:
 
 @dataclass(frozen=True)
 class CudaMachine:
-    """Where the numbers are from."""
+    """The GPU that the numbers are from."""
 
     gpu: str
     capability: str
@@ -60,8 +60,10 @@ class CudaMachine:
 
 
 def model_bytes(method: str, rows: int, vocab: int, dtype: str) -> int:
-    """What a call must move at least: each input read once, the outputs written once. A peer's are those of `solve`,
-    whose answer it gives."""
+    """Return the bytes that a call must move at least: each input read once, the outputs written once.
+
+    A peer gives the answer of `solve`, so it is rated by the bytes of `solve`.
+    """
     element = ELEMENT_BYTES[dtype]
     logits = 2 * rows * vocab * element
     if method == "blend":
@@ -78,7 +80,7 @@ def model_bytes(method: str, rows: int, vocab: int, dtype: str) -> int:
 def seconds(
     records: Iterable[CudaRecord], vocab: int, rows: int, dtype: str, method: str, cache: str, launch: str = "call"
 ) -> float | None:
-    """Median time of a call, None where it was not measured."""
+    """Return the median seconds of a call, None if it was not measured."""
     if method not in METHODS:
         raise KeyError(method)
     wanted = (vocab, rows, dtype, method, cache, launch)
@@ -87,7 +89,7 @@ def seconds(
 
 
 def bars(records: Sequence[CudaRecord], copy_gb_per_s: float) -> list[Bar]:
-    """V = 151,936 in bfloat16, from cold caches: for each N >= 256 that was measured, or for 256 without a figure."""
+    """Return the bars at V = 151,936 in bfloat16 from cold caches, for each N >= 256 that was measured, or for 256."""
     at_bar = {r.rows for r in records if (r.vocab, r.dtype) == (BAR_VOCAB, BAR_DTYPE) and r.rows >= BAR_ROWS}
     found = []
     for rows in sorted(at_bar) or [BAR_ROWS]:
@@ -98,5 +100,5 @@ def bars(records: Sequence[CudaRecord], copy_gb_per_s: float) -> list[Bar]:
         found.append(Bar(f"stretch: solve, percent of the copy, {case}", percent, True, 75))
         for peer, limit in (("Newton 10", 100), ("Newton compiled", 15)):
             slower = seconds(records, BAR_VOCAB, rows, BAR_DTYPE, peer, "cold")
-            found.append(Bar(f"{peer} / solve, {case}", slower / solve if slower and solve else None, True, limit))
+            found.append(Bar(f"{peer} / solve, {case}", quotient(slower, solve), True, limit))
     return found

@@ -1,4 +1,4 @@
-"""What the operator costs where it is used: its share of one lockstep decoding step of the SmolLM2 pair."""
+"""Takes rows from the rollouts of the SmolLM2 pair, and times the operator's share of its lockstep decoding step."""
 
 from __future__ import annotations
 
@@ -76,6 +76,32 @@ def load_pair(directory: Path) -> Pair:
     )
     tokenizer = AutoTokenizer.from_pretrained(directory / "student", padding_side="left")
     return Pair(directory, student, teacher, tokenizer, align(student, teacher, tokenizer, tokenizer))
+
+
+def real_rows(
+    directory: Path, *, texts: int = 8, new_tokens: int = 64, epsilon: float = 0.02, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(student, teacher), each [P, 49152] float32: the logits of the SmolLM2 pair at every position of `texts` texts.
+
+    A text is a word problem of `directory`/prompts/train.jsonl and a completion of at most `new_tokens` tokens that the
+    pair wrote in lockstep at the budget `epsilon`, so the rows are what a rollout blends. About 100 to 200 rows a text
+    (400 kB each for both models), in random order, so that the first ones are a fair sample of all.
+
+    directory: as recipes/smollm2_pruned.py writes it.
+    """
+    pair = load_pair(directory)
+    input_ids, mask = pair.prompts(texts)
+    generator = torch.Generator().manual_seed(seed)
+    rollout = pair.rollout(input_ids, mask, epsilon=epsilon, new_tokens=new_tokens, generator=generator)
+    collected: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for prompt, real, tokens, written in zip(input_ids, mask, rollout.tokens, rollout.mask, strict=True):
+        text = torch.cat([prompt[real.bool()], tokens[written]])[None]
+        for model, logits in zip((pair.student, pair.teacher), collected, strict=True):
+            with torch.no_grad():
+                logits.append(pair.alignment.canonical(model(input_ids=text).logits[0]).float())
+    student, teacher = (torch.cat(logits) for logits in collected)
+    order = torch.randperm(len(student), generator=generator)
+    return student[order], teacher[order]
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,12 @@ from rich.console import Console
 
 from trbext.rollout import DraftLength, Rollout, speculative
 
-from ..harness.results import this_machine, write_csv
+from ..harness.bars import print_bars
+from ..harness.machine import this_machine
+from ..harness.records import write_csv
 from ..harness.timing import Method, turns
 from .pairs import Prompts, random_pair, smollm2_pair
-from .report import RolloutRecord, bars, plot, print_table
+from .report import RolloutRecord, bars, draw, print_table
 
 FIXED = (2, 4, 8)
 EPSILONS = (0.005, 0.01, 0.05, 0.2, 1.0)
@@ -140,11 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records += found
         rates = ", ".join(f"{record.method} {record.tokens_per_s:.1f}" for record in found)
         console.print(f"{pair.name}, batch {batch}, epsilon {epsilon:g}, tokens/s: {rates}")
-        write_csv(records, machine, options.output / "rollout.csv")  # what is done stays, should the rest not be
+        # What is done stays if the rest is interrupted.
+        write_csv(records, options.output / "rollout.csv", machine=machine)
     print_table(records, machine, console)
-    for bar in bars(records):
-        console.print(str(bar))
-    plot(records, machine, options.output / "rollout.png")
+    print_bars(bars(records), "Bars:", console)
+    draw(records, machine, options.output / "rollout.png")
     return 0
 
 

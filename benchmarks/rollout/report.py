@@ -1,20 +1,21 @@
-"""The table, the bars and the plot of `python -m benchmarks.rollout.compare`."""
+"""Defines what the benchmark of rollouts records, and shows it: table, bars and plot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from rich.console import Console
-from rich.table import Table
 
+from ..harness import plot, table
 from ..harness.bars import Bar
-from ..harness.results import Machine
+from ..harness.machine import Machine
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+CAPTION = (
+    "Tokens a second, medians; in brackets the ratio to lockstep in the same round. Acceptance, teacher passes: of "
+    "k = 4."
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class RolloutRecord:
     first_tokens_per_s: float  # of the first call, in which auto measures
     over_lockstep: float  # median of its tokens/s over lockstep's of the same round
     rounds: int
-    acceptance: float | None  # share of the tested drafts that stood
-    passes_per_token: float | None  # teacher forwards of a row per token it wrote
+    acceptance: float | None  # share of the tested drafts that were accepted
+    passes_per_token: float | None  # teacher forwards of a row per token of it
 
     @property
     def case(self) -> tuple[str, int, float]:
@@ -38,6 +39,7 @@ class RolloutRecord:
 
 
 def by_case(records: Sequence[RolloutRecord]) -> dict[tuple[str, int, float], dict[str, RolloutRecord]]:
+    """Return the records by case and method."""
     found: dict[tuple[str, int, float], dict[str, RolloutRecord]] = {}
     for record in records:
         found.setdefault(record.case, {})[record.method] = record
@@ -45,15 +47,13 @@ def by_case(records: Sequence[RolloutRecord]) -> dict[tuple[str, int, float], di
 
 
 def print_table(records: Sequence[RolloutRecord], machine: Machine, console: Console) -> None:
+    """Print a row per case, a column per method."""
     methods = list(dict.fromkeys(record.method for record in records))
-    table = Table(
-        title=str(machine),
-        caption="Tokens a second, medians; in brackets of the ratio to lockstep in the same round. Acceptance, teacher "
-        "passes: of k = 4.",
-        caption_justify="left",
-    )
-    for heading in ("pair", "batch", "epsilon", *methods, "acceptance", "passes"):
-        table.add_column(heading, justify="left" if heading == "pair" else "right")
+    headings = ["pair", "batch", "epsilon", *methods, "acceptance", "passes"]
+    table.print_table(console, str(machine), headings, _rows(records, methods), left=("pair",), caption=CAPTION)
+
+
+def _rows(records: Sequence[RolloutRecord], methods: Sequence[str]) -> Iterator[list[str]]:
     for (pair, batch, epsilon), found in by_case(records).items():
         cells = []
         for name in methods:
@@ -62,12 +62,11 @@ def print_table(records: Sequence[RolloutRecord], machine: Machine, console: Con
         four = found.get("k = 4")
         shares = (four.acceptance, four.passes_per_token) if four is not None else (None, None)
         told = ("n/a" if share is None else f"{share:.3f}" for share in shares)
-        table.add_row(pair, str(batch), f"{epsilon:g}", *cells, *told)
-    console.print(table)
+        yield [pair, str(batch), f"{epsilon:g}", *cells, *told]
 
 
 def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
-    """What speculation is held to, as ratios to lockstep of the same case."""
+    """Return the bars that speculation is held to, as ratios to lockstep of the same case."""
     cases = by_case(records)
 
     def gain(found: dict[str, RolloutRecord]) -> float:
@@ -98,26 +97,28 @@ def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
     ]
 
 
-def plot(records: Sequence[RolloutRecord], machine: Machine, path: Path) -> None:
-    """Ratio to lockstep over the budget: one panel per pair and batch."""
+def draw(records: Sequence[RolloutRecord], machine: Machine, path: Path) -> None:
+    """Draw the ratio to lockstep over the budget: one panel per pair and batch, a line per method."""
     cases = by_case(records)
-    panels = list(dict.fromkeys((pair, batch) for pair, batch, _ in cases))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), sharey=True, squeeze=False)
-    for axis, (pair, batch) in zip(axes[0], panels, strict=True):
+    panels = []
+    for pair, batch in dict.fromkeys((pair, batch) for pair, batch, _ in cases):
         mine = {eps: found for (p, b, eps), found in cases.items() if (p, b) == (pair, batch)}
-        for name in next(iter(mine.values())):
-            if name in ("student", "lockstep"):
-                continue
-            ratios = [found[name].over_lockstep for found in mine.values()]
-            style = {"color": "black", "linewidth": 2.0} if name == "auto" else {"linewidth": 1.0}
-            axis.plot(list(mine), ratios, marker="o", markersize=3, label=name, **style)
-        axis.axhline(1.0, color="grey", linewidth=0.8)
-        axis.set_xscale("log")
-        axis.set_xlabel("epsilon, nats")
-        axis.set_title(f"{pair}, batch {batch}", fontsize=9)
-    axes[0][0].set_ylabel("tokens a second / lockstep's")
-    axes[0][0].legend(fontsize=7)
-    figure.suptitle(str(machine), fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        names = [name for name in next(iter(mine.values())) if name not in ("student", "lockstep")]
+        lines = [
+            plot.Line(
+                name,
+                [(eps, found[name].over_lockstep) for eps, found in mine.items()],
+                {"color": "black", "linewidth": 2.0} if name == "auto" else {"linewidth": 1.0},
+            )
+            for name in names
+        ]
+        panels.append(plot.Panel(f"{pair}, batch {batch}", lines))
+    plot.plot_panels(
+        path,
+        [panels],
+        title=str(machine),
+        x_label="epsilon, nats",
+        y_label="tokens a second / lockstep's",
+        log_y=False,
+        level=1.0,
+    )

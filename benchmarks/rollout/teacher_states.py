@@ -21,7 +21,7 @@ from trbext.models.lm_head import lm_head
 from trbext.rollout import Rollout, speculative
 from trbext.training.losses import chunked_reverse_kl
 
-from ..harness.results import this_machine
+from ..harness.machine import this_machine
 from .pairs import Prompts, random_pair, smollm2_pair
 
 PARTS = ("rollout", "rollout, states kept", "teacher forward", "student forward and backward")

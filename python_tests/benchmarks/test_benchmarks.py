@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 import trbext
-from benchmarks.harness import bars, results, timing
+from benchmarks.harness import timing
 from benchmarks.harness.correctness import Truth, WrongAnswer
-from benchmarks.harness.rows import language_model_rows, real_rows
-from benchmarks.operators import peers
-from benchmarks.operators.decoding import time_decoding
+from benchmarks.harness.rows import language_model_rows
+from benchmarks.operators import cpu_results, peers
+from benchmarks.operators.decoding import real_rows, time_decoding
 from trbext import reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,9 +141,9 @@ def test_timing_checks_first_interleaves_and_spares_the_slow(monkeypatch: pytest
     assert quick.note == ""
 
 
-def record(method: str, seconds: float, *, rows: int = 64, dtype: str = "float32") -> results.Record:
-    budget = "binding" if method in results.OPERATORS else "any"
-    return results.Record(
+def record(method: str, seconds: float, *, rows: int = 64, dtype: str = "float32") -> cpu_results.Record:
+    budget = "binding" if method in cpu_results.OPERATORS else "any"
+    return cpu_results.Record(
         "synthetic", 151_936, rows, dtype, budget, 0.02, method, seconds, seconds, 3, None, None, None, None, ""
     )
 
@@ -160,7 +160,7 @@ def test_bars_are_ratios_of_medians_on_the_right_side_of_their_limits() -> None:
         record("solve", 2.0, rows=1),
         record("2 log_softmax", 1.0, rows=1),
     ]
-    verdicts = {bar.text: (bar.ratio, bar.verdict) for bar in bars.bars(records, None)}
+    verdicts = {bar.text: (bar.ratio, bar.verdict) for bar in cpu_results.bars(records, None)}
     assert verdicts["Newton 10 / solve, N = 64 float32"] == (59, "missed")
     assert verdicts["2 log_softmax / solve, N = 64 float32"] == (4, "met")
     assert verdicts["solve / read, N = 64 float32"] == (4, "met")
@@ -169,7 +169,7 @@ def test_bars_are_ratios_of_medians_on_the_right_side_of_their_limits() -> None:
     assert verdicts["sample / solve, N = 64 float32"] == (1.2, "missed")
     assert verdicts["(blend - solve) / fill, N = 64 float32"] == (3, "met")
     assert verdicts["sample / solve, N = 64 bfloat16"] == (None, "not measured")
-    assert len(verdicts) == len(bars.bars(records, None))
+    assert len(verdicts) == len(cpu_results.bars(records, None))
 
 
 def test_the_command_writes_csv_and_plot_from_the_root_of_a_checkout(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_the_command_writes_csv_and_plot_from_the_root_of_a_checkout(tmp_path: P
         (rows, dtype) for rows in ("1", "4") for dtype in ("float32", "bfloat16")
     }
     timed = [line for line in lines if line["rows"] == "4" and line["dtype"] == "float32"]
-    methods = set(results.METHODS) - {"Newton compiled"}  # --quick compiles nothing
+    methods = set(cpu_results.METHODS) - {"Newton compiled"}  # --quick compiles nothing
     assert {line["method"] for line in timed} == methods
     assert all(float(line["median_s"]) >= float(line["fastest_s"]) > 0 for line in timed)
     assert all(line["cpu"] and line["isa"] and line["threads"] == "1" for line in lines)

@@ -1,4 +1,6 @@
-"""Lends the source package of a checkout the compiled module of an installed trbext that was built from its sources.
+"""Finds a build if `trbext._C` cannot be imported: in the package itself, or for a checkout in an installed trbext.
+
+A wheel holds `_C` for the Python that built it. Any other Python reads the same facts from `_build.json` beside it.
 
 `python -m pytest` and `torchrun -m trbext` put the working folder first on `sys.path`. In a checkout that is the source
 package, which has no compiled module after a plain `pip install .`; the installed one has. Binaries of other sources
@@ -14,6 +16,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 
+from ._build_file import FILE_NAME, read_build_file
 from ._source_digest import source_digest
 
 NAME = "trbext._C"
@@ -26,6 +29,8 @@ def load_compiled_module(package: Path, failure: ImportError) -> ModuleType:
         ImportError: one line that says what to install. `package` is not part of a checkout; no build is installed; the
             installed ones were built from other sources.
     """
+    if (package / FILE_NAME).is_file():
+        return _registered(read_build_file(package / FILE_NAME, NAME))
     root = package.parent
     if not (root / "csrc" / "ops.cpp").exists():
         raise ImportError(
@@ -69,11 +74,14 @@ def _installed_builds(package: Path) -> Iterator[Path]:
     for entry in sys.path:
         folder = Path(entry or ".").resolve() / "trbext"
         if folder != package:
-            yield from (path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_C{suffix}").is_file())
+            names = (*(f"_C{suffix}" for suffix in EXTENSION_SUFFIXES), FILE_NAME)
+            yield from (path for name in names if (path := folder / name).is_file())
 
 
 def _load(build: Path) -> ModuleType | None:
     """The module in the file `build`; None if it cannot be loaded here (another Python's, a damaged file)."""
+    if build.name == FILE_NAME:
+        return _registered(read_build_file(build, NAME))
     spec = importlib.util.spec_from_file_location(NAME, build)
     if spec is None or spec.loader is None:
         return None
@@ -82,5 +90,9 @@ def _load(build: Path) -> ModuleType | None:
         spec.loader.exec_module(module)
     except ImportError:
         return None
+    return _registered(module)
+
+
+def _registered(module: ModuleType) -> ModuleType:
     sys.modules[NAME] = module
     return module

@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
+    # claims.md repeats the commands of the others.
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "claims.md"),
 ]
 
 

@@ -6,13 +6,12 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from python_tests.docs.test_commands import PAGES, PROGRAMS, command_lines
+from python_tests.docs.pages import PAGES, ROOT
+from python_tests.docs.test_commands import PROGRAMS, command_lines
 
-ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = ROOT / "docs" / "claims.md"
 TESTS = ROOT / "python_tests"
 # How a page says that something has not been run.

@@ -1,4 +1,4 @@
-"""Every command line of README.md and docs/ is one: all meet the real parsers, and the README's run, made short."""
+"""Every command line of the documentation is one: all meet the real parsers, and those of Train and Compare run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from python_tests.docs.pages import PAGES, ROOT
 from trbext.cli import _joined, _parser, main
 from trbext.evaluation.suite import Suite
 from trbext.evaluation.verifiers import verifier_by_name
 from trbext.runs.settings import parse_run
 from trbext.studies.compare.declaration import read_study
 
-ROOT = Path(__file__).resolve().parents[2]
-# claims.md repeats the commands of the others.
-PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "claims.md")]
 PROGRAMS = ("trb", "torchrun", "accelerate", "python", "pytest", "pip")
 # Stands for "python FILE" and "trb FILE" that a page leaves to the reader.
 YOURS = {
@@ -147,10 +145,13 @@ def test_a_command_of_the_documentation_is_one(page: str, line: str, monkeypatch
     {"trb": check_trb, "python": check_python, "pip": check_pip, "pytest": check_pytest}[name](words)
 
 
-def test_the_readme_has_the_commands_it_should() -> None:
-    of_readme = [line for page, line in LINES if page == "README.md"]
-    for command in ("train", "eval", "compare", "probe", "plot", "demo"):
-        assert any(re.search(rf"(^|/)trb {command}\b", line) for line in of_readme), command
+def test_the_pages_have_the_commands_they_should() -> None:
+    def has(page: str, command: str) -> bool:
+        return any(re.search(rf"(^|/)trb {command}\b", line) for place, line in LINES if place == page)
+
+    assert has("README.md", "demo")
+    assert all(has("docs/train.md", command) for command in ("train", "eval", "plot"))
+    assert all(has("docs/compare.md", command) for command in ("compare", "probe"))
     assert len(LINES) > 25
 
 
@@ -168,12 +169,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("heading", ["## Train", "## Compare"])
-def test_the_commands_of_the_readme_run(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["train", "compare"])
+def test_the_commands_of_the_page_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(rf"^{heading}\n+```bash\n(.*?)^```", text, re.S | re.M)
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^## Commands\n+```bash\n(.*?)^```", text, re.S | re.M)
     ran = 0
     for line in block.splitlines():
         words = shlex.split(line.partition(" #")[0])

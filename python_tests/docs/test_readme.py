@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from python_tests.docs.pages import README, ROOT, python_blocks
 from python_tests.models.tiny_models import tiny_llama
 from trbext import reference
 from trbext.cli import _parser
@@ -15,12 +17,9 @@ from trbext.runs.settings import parse_run
 from trbext.studies.compare.declaration import read_study
 from trbext.studies.compare.wording import planned_power
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-
 
 def test_the_sampling_loop_blends_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (code,) = (block for block in python_blocks(README) if "def generate" in block)
     scope: dict[str, object] = {}
     exec(code, scope)
     student, teacher = tiny_llama(1), tiny_llama(2)
@@ -41,6 +40,21 @@ def test_the_sampling_loop_blends_within_the_budget(monkeypatch: pytest.MonkeyPa
         expected = reference.blend(*logits, 0.02)
         assert torch.allclose(mu.double(), expected.log_probs.exp(), atol=1e-4)
         assert (expected.beta < 1).all()
+
+
+def test_the_trainer_of_the_readme_trains_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = (block for block in python_blocks(README) if "TRBTrainer(" in block)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 18
+    for written, short in (("max_steps=240", "max_steps=2"), ("batch_size=32", "batch_size=4")):
+        assert written in code
+        code = code.replace(written, short)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    steps = [line for line in scope["trainer"].state.log_history if "trb/kl_max" in line]
+    assert [line["trb/epsilon"] for line in steps] == [0.5, pytest.approx(0.5 * 79 / 80)]
+    for line in steps:
+        assert 0 < line["trb/kl_max"] <= line["trb/epsilon"] * (1 + 1e-4) + 1e-7
 
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
@@ -67,10 +81,3 @@ def test_a_recipe_whose_numbers_a_page_quotes_measures_no_clock(recipe: str) -> 
     text = (ROOT / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     assert re.search(r"^ *draft_length: \d", text, re.M)
     assert _parser().parse_args(["demo"]).draft_length == "0"
-
-
-def test_files_the_readme_points_to_exist() -> None:
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(
-        r"`(docs/[^`]+|recipes/[^`]+\.yaml)`", README
-    ):
-        assert (ROOT / target).exists(), target

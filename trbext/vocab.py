@@ -88,7 +88,7 @@ class Alignment:
         sliced = logits[..., : self.width]
         if self.is_slice:
             return sliced
-        # Integer indices, one EOS id at a time: the GPU would wait at each token for the copy of an index tensor.
+        # Integer indices, one EOS id at a time: an index tensor would be copied to the GPU, and waited for, each time.
         columns = torch.stack([sliced[..., token] for token in (self.stop, *self.duplicates)], -1)
         precise = columns.to(torch.promote_types(logits.dtype, torch.float32))
         merged = sliced if in_place else sliced.clone()

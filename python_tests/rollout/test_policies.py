@@ -1,26 +1,29 @@
-"""Behavior policies: their exact laws, what they report, when they call the teacher, and one that a user wrote."""
+"""Behavior policies: their exact laws, what they report, their schedules, and one that a user wrote."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from python_tests.rollout.rollout_cases import PAD, assert_same, left_padded, raising, tiny
-from python_tests.rollout.rollout_cases import p_value as p_value_of_many
-from trbext import reference
+from python_tests.rollout.policy_cases import (
+    POLICIES,
+    STEP,
+    draw,
+    every_policy,
+    grid,
+    logits,
+    softmax,
+)
 from trbext.results import Sample
-from trbext.rollout import Policy, Rollout, TrustRegion, draw_from, lockstep
+from trbext.rollout import Policy, TrustRegion, draw_from
 from trbext.rollout.policies import (
     STUDENT,
     ArithmeticMixture,
@@ -32,67 +35,6 @@ from trbext.rollout.policies import (
 )
 from trbext.training.fields.policy import ROLLOUT_POLICIES, PolicyFields
 from trbext.training.schedule import Schedule
-from trbext.vocab import Alignment
-
-p_value = partial(p_value_of_many, bins_above=10)  # the sharper policies write few different completions
-Law = Callable[[Tensor, Tensor, float], Tensor]  # float64 logits [..., V] and temperature to mu [..., V]
-
-
-def softmax(logits: Tensor, temperature: float) -> Tensor:
-    return (logits.double() / temperature).softmax(-1)
-
-
-def geometric(beta: float) -> Law:
-    return lambda a, b, t: reference.behavior_log_probs(a, b, torch.full(a.shape[:-1], beta), t).exp()
-
-
-def interleaved(top_k: int, tau: float) -> Law:
-    def law(a: Tensor, b: Tensor, t: float) -> Tensor:
-        p, inside = softmax(a, t), torch.zeros_like(a, dtype=torch.bool)
-        inside.scatter_(-1, b.topk(top_k).indices, True)
-        return p * inside + (p * ~inside).sum(-1, keepdim=True) * softmax(b, tau)
-
-    return law
-
-
-# At optimizer step 2: the policy, its law, and the beta it reports (None: none).
-STEP = 2
-POLICIES: dict[str, tuple[Policy, Law, float | None]] = {
-    "student": (STUDENT, lambda a, b, t: softmax(a, t), 0.0),
-    "trust region": (
-        TrustRegion(Schedule("linear", 0.3, 4)),
-        lambda a, b, t: reference.blend(a, b, 0.15, temperature=t).log_probs.exp(),
-        None,
-    ),
-    "teacher": (Teacher(), lambda a, b, t: softmax(b, t), 1.0),
-    "fixed beta": (FixedBeta(0.4), geometric(0.4), 0.4),
-    "fixed beta 1": (FixedBeta(1.0), geometric(1.0), 1.0),
-    "interleaved": (InterleavedTeacher(2, 0.6), interleaved(2, 0.6), None),
-    "interleaved, one token": (InterleavedTeacher(1), interleaved(1, 1.0), None),
-    "arithmetic": (ArithmeticMixture(0.2), lambda a, b, t: 0.2 * softmax(b, t) + 0.8 * softmax(a, t), None),
-    "temperature": (StudentTemperature(0.6, 8), lambda a, b, t: softmax(a, 0.7 * t), None),
-    "coin, batch": (LambdaCoin(0.5, "batch", seed=1), lambda a, b, t: softmax(b, t), 1.0),
-}
-every_policy = pytest.mark.parametrize("name", POLICIES)
-
-
-def logits(vocabulary: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = 2 * torch.randn(2, 1, vocabulary, generator=generator)
-    return student, teacher
-
-
-def grid(planes: int, points: int) -> Tensor:
-    """[planes, points ** planes]: every combination of the centres of `points` equal cells of [0, 1)."""
-    centres = (torch.arange(points, dtype=torch.float64) + 0.5) / points
-    return torch.stack(torch.meshgrid([centres] * planes, indexing="ij")).flatten(1)
-
-
-def draw(policy: Policy, a: Tensor, b: Tensor, uniforms: Tensor, temperature: float, step: int = STEP) -> Sample:
-    rows = uniforms.shape[1]
-    teacher = b.expand(rows, -1) if policy.needs_teacher(step) else None
-    return policy.draw(step, a.expand(rows, -1), teacher, uniforms, temperature)
-
 
 # ---- Laws ----
 
@@ -250,157 +192,6 @@ def test_the_coin_per_batch_is_a_function_of_seed_and_step_with_the_right_share(
     assert [LambdaCoin(0.3).needs_teacher(step) for step in range(9)] == [not toss for toss in tosses(0)[:9]]
 
 
-# ---- In rollouts ----
-
-ALIGNMENT = Alignment(6, (2,), (4, 2))  # the teacher stops by 4 too
-PROMPTS = left_padded([3, 5], [1, 3, 3, 5])
-
-
-def pair() -> tuple[PreTrainedModel, PreTrainedModel]:
-    student, teacher = (tiny(vocab=vocab, seed=seed, dtype=torch.float32) for vocab, seed in ((6, 1), (7, 3)))
-    return student, teacher
-
-
-def roll(policy: Policy, prompts: Any = PROMPTS, *, models: Any = None, seed: int = 0, **kwargs: Any) -> Rollout:
-    defaults = {"optimizer_step": STEP, "max_new_tokens": 3, "alignment": ALIGNMENT, "pad_token_id": PAD}
-    return lockstep(
-        *(models or pair()),
-        *prompts,
-        policy=policy,
-        generator=torch.Generator().manual_seed(seed),
-        **{**defaults, **kwargs},
-    )
-
-
-def sequence_law(models: tuple[PreTrainedModel, PreTrainedModel], prompt: list[int], law: Law) -> dict[Any, float]:
-    """P(completion) of every completion of at most 3 tokens, float64."""
-    alive, ended = {(): 1.0}, {}
-    for _ in range(3):
-        prefixes = torch.tensor([[*prompt, *completion] for completion in alive])
-        with torch.no_grad():
-            a, b = (ALIGNMENT.canonical(model(prefixes).logits[:, -1].double()) for model in models)
-        children = {
-            (*completion, token): probability * float(mu[token])
-            for (completion, probability), mu in zip(alive.items(), law(a, b, 1.0), strict=True)
-            for token in range(ALIGNMENT.width)
-        }
-        ended.update({completion: p for completion, p in children.items() if completion[-1] == 2})
-        alive = {completion: p for completion, p in children.items() if completion[-1] != 2 and p > 0}
-    return ended | alive
-
-
-@every_policy
-def test_completions_follow_the_law_of_their_policy(name: str) -> None:
-    policy, law, _ = POLICIES[name]
-    models, count = pair(), 12_000
-    prompts = tuple(part.repeat_interleave(count, 0) for part in PROMPTS)
-    rollout = roll(policy, prompts, models=models)
-    laws = [sequence_law(models, prompt, law) for prompt in ([3, 5], [1, 3, 3, 5])]
-    assert all(math.isclose(sum(law.values()), 1, rel_tol=1e-9) for law in laws)
-    halves = (slice(count), slice(count, None))
-    assert min(p_value(law, rollout, rows) for law, rows in zip(laws, halves, strict=True)) > 1e-4
-    # What is recorded is the log-probability of that very law, stop tokens included.
-    for row in (0, 1, 2, count, count + 1):
-        completion = tuple(rollout.tokens[row, : rollout.lengths[row]].tolist())
-        expected = math.log(laws[row // count][completion])
-        assert float(rollout.log_prob[row].sum()) == pytest.approx(expected, abs=1e-3)
-
-
-def test_the_law_test_sees_a_wrong_replacement_and_a_wrong_temperature() -> None:
-    models, count = pair(), 12_000
-    prompts = tuple(part[:1].repeat_interleave(count, 0) for part in PROMPTS)
-    for policy, law in (
-        (InterleavedTeacher(2, 0.6), interleaved(2, 1.0)),
-        (InterleavedTeacher(2, 0.6), interleaved(3, 0.6)),
-        (StudentTemperature(0.6, 8), lambda a, b, t: softmax(a, 0.6 * t)),
-        (ArithmeticMixture(0.2), geometric(0.2)),
-    ):
-        assert p_value(sequence_law(models, [3, 5], law), roll(policy, prompts, models=models), slice(count)) < 1e-6
-
-
-def test_the_coin_per_sequence_holds_for_the_whole_rollout() -> None:
-    prompts = tuple(part[:1].repeat_interleave(600, 0) for part in PROMPTS)
-    rollout = roll(LambdaCoin(0.3, "sequence"), prompts, max_new_tokens=12)
-    first = rollout.beta[:, 0]
-    assert torch.equal(rollout.beta, torch.where(rollout.mask, first[:, None], 0.0))
-    assert abs(int((first == 0).sum()) - 180) < 4 * math.sqrt(600 * 0.21)
-
-
-def test_rollouts_with_several_uniforms_do_not_depend_on_when_rows_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = importlib.import_module("trbext.rollout.lockstep")
-    prompts = left_padded([3, 4, 5], [1], [3, 5], [5, 5, 3])
-    for policy in (InterleavedTeacher(2), LambdaCoin(0.5, "sequence")):
-        with monkeypatch.context() as patches:
-            patches.setattr(loop, "next_host_read", lambda generated: generated + 1000)
-            together = roll(policy, prompts, max_new_tokens=30)
-        assert together.lengths.min() < together.lengths.max()
-        with monkeypatch.context() as patches:
-            patches.setattr(loop, "next_host_read", lambda generated: generated + 1)
-            leaving = roll(policy, prompts, max_new_tokens=30)
-        for rollout in (together, leaving):
-            rollout.beta.nan_to_num_(-1.0)
-        assert_same(together, leaving, tolerance=1e-5)
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [StudentTemperature(0.6, 8), StudentTemperature(0.6, 1), Teacher(2), FixedBeta(0.0), LambdaCoin(1.0), STUDENT],
-    ids=lambda policy: type(policy).__name__,
-)
-def test_the_teacher_is_not_called_when_it_is_not_needed(policy: Policy) -> None:
-    student, teacher = pair()
-    rollout = roll(policy, models=(student, raising(teacher)))
-    assert rollout.teacher_log_prob is None
-    assert torch.equal(rollout.tokens, roll(policy, models=(student, None)).tokens)
-    if policy.is_student(STEP):
-        plain = lockstep(
-            student,
-            None,
-            *PROMPTS,
-            epsilon=0.0,
-            max_new_tokens=3,
-            alignment=ALIGNMENT,
-            pad_token_id=PAD,
-            generator=torch.Generator().manual_seed(0),
-        )
-        assert torch.equal(rollout.tokens, plain.tokens)
-        assert torch.equal(rollout.log_prob, plain.log_prob)
-
-
-def test_a_budget_as_a_policy_is_the_budget_to_the_bit() -> None:
-    student, teacher = pair()
-    options: dict[str, Any] = {"max_new_tokens": 12, "alignment": ALIGNMENT, "pad_token_id": PAD}
-    short = lockstep(student, teacher, *PROMPTS, epsilon=0.15, generator=torch.Generator().manual_seed(0), **options)
-    assert_same(short, roll(TrustRegion(Schedule("linear", 0.3, 4)), max_new_tokens=12))
-
-
-def test_policies_that_need_the_teacher_say_so_and_epsilon_excludes_a_policy() -> None:
-    student, teacher = pair()
-    with pytest.raises(ValueError, match="teacher must be a model for InterleavedTeacher, got None"):
-        roll(InterleavedTeacher(2), models=(student, None))
-    with pytest.raises(ValueError, match="give epsilon or policy, one of the two"):
-        roll(STUDENT, models=(student, teacher), epsilon=0.1)
-    with pytest.raises(ValueError, match="give epsilon or policy, one of the two"):
-        lockstep(student, teacher, *PROMPTS, max_new_tokens=3, alignment=ALIGNMENT, pad_token_id=PAD)
-
-
-@every_policy
-def test_a_row_whose_logits_are_not_numbers_is_a_fault_by_name(name: str) -> None:
-    policy = POLICIES[name][0]
-    blamed = "teacher" if policy.needs_teacher(STEP) else "student"
-    models = dict(zip(("student", "teacher"), pair(), strict=True))
-    with torch.no_grad():
-        models[blamed].lm_head.weight.fill_(torch.nan)
-    with pytest.raises(RuntimeError, match=rf"row 0, step 0: no token .* the logits of the {blamed} hold NaN"):
-        roll(policy, models=tuple(models.values()))
-
-
-def test_disjoint_supports_leave_a_fixed_beta_without_a_token() -> None:
-    a, b = logits()
-    a[:, :3], b[:, 3:] = -torch.inf, -torch.inf
-    assert draw(FixedBeta(0.5), a, b, grid(1, 4), 1.0).token.tolist() == [-1] * 4
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -439,17 +230,6 @@ class TopTokenOfTheTeacher(Policy):
 
     def is_student(self, step: int) -> bool:
         return self.share == 0
-
-
-def test_a_policy_written_by_a_user_in_twenty_lines_draws_rollouts() -> None:
-    models, count = pair(), 4000
-    prompts = tuple(part[:1].repeat_interleave(count, 0) for part in PROMPTS)
-    rollout = roll(TopTokenOfTheTeacher(0.5), prompts, models=models)
-
-    def law(a: Tensor, b: Tensor, t: float) -> Tensor:
-        return 0.5 * (b == b.amax(-1, keepdim=True)) + 0.5 * softmax(a, t)
-
-    assert p_value(sequence_law(models, [3, 5], law), rollout, slice(count)) > 1e-4
 
 
 def test_the_policy_of_the_docs_is_twenty_lines_and_draws_as_the_one_here() -> None:

@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig
 
 from python_tests.models.tiny_models import prompts
-from python_tests.training.test_trainer import make_trainer, steps, weights, without_timings
-from trbext.training.checkpoint import IncompleteCheckpoint
+from python_tests.training.trainer_cases import make_trainer, steps, weights, without_timings
+from trbext.training.checkpoints.completeness import IncompleteCheckpoint
 from trbext.training.trainer import TRBTrainer
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "draft_length": 3}

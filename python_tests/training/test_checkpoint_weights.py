@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from python_tests.models.tiny_models import EOS, PAD, prompts, tiny_llama
-from python_tests.training.test_trainer import make_trainer, weights
+from python_tests.training.trainer_cases import make_trainer, weights
 from trbext.models.loading import fault_in
-from trbext.training.checkpoint import IncompleteCheckpoint
-from trbext.training.checkpoint_weights import load_weights
+from trbext.training.checkpoints.completeness import IncompleteCheckpoint
+from trbext.training.checkpoints.weights import load_weights
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "draft_length": 3}
 Tensors = dict[str, Any]

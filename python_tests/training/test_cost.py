@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from python_tests.models.tiny_models import prompts
-from python_tests.training.test_trainer import make_trainer
+from python_tests.training.trainer_cases import make_trainer
 
 COSTS = ("compute/seconds", "compute/student_tokens", "compute/teacher_tokens")
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from python_tests.models.tiny_models import tiny_llama
-from python_tests.training.test_trainer import make_trainer, steps, weights
+from python_tests.training.trainer_cases import make_trainer, steps, weights
 from trbext.rollout import DraftLength, Rollout, TrustRegion
 from trbext.training.config import TRBConfig
 from trbext.training.generation import Generation

@@ -12,7 +12,7 @@ from torch import nn
 
 import trbext.training.teacher
 from python_tests.models.tiny_models import END_OF_TURN, EOS, tiny_llama
-from python_tests.training.test_trainer import make_trainer, steps, weights
+from python_tests.training.trainer_cases import make_trainer, steps, weights
 from trbext.errors import NonFiniteTraining
 from trbext.rollout.policies import FixedBeta
 from trbext.training.config import TRBConfig

@@ -1,1 +1,1 @@
-"""What the library needs of a causal language model: a KV cache that can step back, its hidden states and its head."""
+"""Decodes and scores with causal language models: a KV cache that can step back, hidden states, the lm_head."""

@@ -1,4 +1,4 @@
-"""Folders that hold a PEFT adapter, the difference to another model, where a model is asked for."""
+"""Finds, refuses or merges a PEFT adapter in a folder that is given as a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def base_of(path: str) -> str | None:
-    """The model that the adapter in the folder `path` belongs to; None if the folder holds no adapter."""
+    """The name of the model to which the adapter in the folder `path` belongs; None if it holds no adapter."""
     if not (Path(path) / "adapter_config.json").is_file():
         return None
     from peft import PeftConfig
@@ -24,7 +24,11 @@ def base_of(path: str) -> str | None:
 
 
 def check_no_adapter(path: str, role: str) -> None:
-    """ValueError, which says what to do, if the folder `path` holds an adapter."""
+    """Refuses a folder that holds an adapter.
+
+    Raises:
+        ValueError: it holds one; says what to do.
+    """
     base = base_of(path)
     if base is not None:
         raise ValueError(
@@ -35,8 +39,11 @@ def check_no_adapter(path: str, role: str) -> None:
 
 
 def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
-    """`base` with the adapter in the folder `path` merged into it. ValueError: the adapter does not fit, or cannot be
-    merged."""
+    """Merges the adapter in the folder `path` into `base`.
+
+    Raises:
+        ValueError: the adapter does not fit, or cannot be merged.
+    """
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(base, path)

@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM with its KV cache, one token at a time."""
+"""Decodes with a Hugging Face causal LM and its KV cache, one token per row at a time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Calling(NamedTuple):
-    """How a model has to be called while it decodes; `model_check` finds out."""
+    """How a model has to be called while it decodes, which `model_check` finds out."""
 
-    own_inputs: bool = False  # by its own `prepare_inputs_for_generation`, which caches of recurrent states may need
+    own_inputs: bool = False  # with its own `prepare_inputs_for_generation`, which caches of recurrent states may need
     drops_rows: bool = True  # whether rows may leave its cache
 
 
@@ -25,14 +25,16 @@ _callings: weakref.WeakKeyDictionary[torch.nn.Module, Calling] = weakref.WeakKey
 
 
 def remember_calling(inner: PreTrainedModel, calling: Calling) -> None:
-    """From now on each `CachedModel` of this model calls it so."""
+    """Makes every later `CachedModel` of this model call it so."""
     _callings[inner] = calling
 
 
 class CachedModel:
-    """A causal LM and its KV cache over a batch: `prefill` the prompts, `advance` by a token per row, `keep_rows`.
+    """A causal LM and its KV cache over a batch: `prefill` the prompts, `advance` by one token per row, `keep_rows`.
 
-    calling: None is what was remembered for the model.
+    Args:
+        model: may be inside DDP, DeepSpeed or PEFT.
+        calling: how to call it; None is what `remember_calling` was told.
     """
 
     def __init__(self, model: PreTrainedModel, *, calling: Calling | None = None) -> None:
@@ -51,7 +53,18 @@ class CachedModel:
         self._prepares_mask = sdpa and not self._calling.own_inputs
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The logits [B, V] after the prompts [B, P], left padded."""
+        """Feeds the prompts.
+
+        Args:
+            input_ids: [B, P] int64, left padded.
+            attention_mask: [B, P] int64, 1 for tokens.
+
+        Returns:
+            The logits [B, V] after the prompts.
+
+        Raises:
+            RuntimeError: the model returns no KV cache.
+        """
         from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
         logits = self._forward(input_ids, (attention_mask.cumsum(1) - 1).clamp(min=0), attention_mask)
@@ -70,18 +83,24 @@ class CachedModel:
         return logits
 
     def advance(self, token: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The logits [n, V] after one more token [n] per row, at `position` [n, 1].
+        """Feeds one more token per row.
 
-        attention_mask: [n, tokens so far, this one included], or None where no row has padding.
+        Args:
+            token: [n] int64.
+            position: [n, 1] int64, the position of the token in its row, padding not counted.
+            attention_mask: [n, columns so far, this one included]; None if no row has padding.
+
+        Returns:
+            The logits [n, V] after the token.
         """
         if attention_mask is not None and self._prepares_mask:
             # Given [n, S], transformers asks whether any padding is left: a host read per model and token. Given the
-            # attention's own shape it asks nothing. Sliding windows need a mask per layer, which stays its business.
+            # shape that attention uses, it asks nothing. Sliding windows need a mask per layer, which it makes itself.
             attention_mask = attention_mask[:, None, None, :].bool()
         return self._forward(token[:, None], position, attention_mask)
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Drop all rows but `rows` [m] from the cache."""
+        """Drops all rows but `rows` [m] from the cache."""
         self.cache.batch_select_indices(rows)
 
     def _forward(self, input_ids: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -102,8 +121,8 @@ class CachedModel:
 
 
 def next_token_exists(model: PreTrainedModel, prefix: Tensor) -> bool:
-    """Whether a token can be drawn after `prefix` [1, P]: no NaN or +inf among the logits, and something finite. The
-    maximum shows each of these."""
+    """Whether a token can be drawn after `prefix` [1, P]: the logits hold no NaN or +inf, and something finite."""
+    # The maximum of the logits shows each of these.
     return bool(model(input_ids=prefix).logits[0, -1].amax().isfinite())
 
 
@@ -113,8 +132,10 @@ def accepted_arguments(inner: PreTrainedModel) -> Mapping[str, inspect.Parameter
 
 
 def cache_argument(inner: PreTrainedModel) -> str:
-    """What the model's forward and its output call the KV cache: `cache` since transformers 5.24, `past_key_values`
-    before it and in models of other origin."""
+    """The name of the KV cache in the model's forward and its output.
+
+    It is `cache` since transformers 5.24, and `past_key_values` before and in models of other origin.
+    """
     accepted = accepted_arguments(inner)
     return "past_key_values" if "past_key_values" in accepted and "cache" not in accepted else "cache"
 
@@ -126,6 +147,6 @@ def unwrap(model: Any) -> Any:
 
 
 def backbone(inner: PreTrainedModel) -> torch.nn.Module:
-    """What hands the last hidden states to the head; some classes (Llama 4) name it by no prefix."""
+    """The module that hands the last hidden states to the head; some classes (Llama 4) have no prefix for it."""
     base: torch.nn.Module = inner.base_model
     return base if base is not inner else getattr(inner, "model", base)

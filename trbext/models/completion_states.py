@@ -1,4 +1,4 @@
-"""The last hidden states at the prefixes of completions, from one forward without a cache."""
+"""Computes the last hidden states at the prefixes of completions, by one forward without a cache."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from .cached_model import backbone
 
 
 def completion_states(model: Any, input_ids: Tensor, attention_mask: Tensor, kept: int) -> Tensor:
-    """[B, kept, H], what the backbone of `model` hands to its head for each of the last `kept` tokens.
+    """The states that the backbone of `model` hands to its head for each of the last tokens.
 
-    Rows are moved to the left first, so that all padding follows the tokens. A causal LM then sees none of it: absolute
-    positions count from the row's first token, recurrent states begin there, and attention needs no mask. With padding
-    in front, models without position_ids or with a recurrent state that no mask reaches score another sequence.
+    Rows are first moved to the left, so that all padding follows the tokens and a causal LM sees none of it: absolute
+    positions count from the first token of the row, recurrent states begin there, and attention needs no mask. With
+    padding in front, models without position_ids, and models with a recurrent state that no mask reaches, would score
+    another sequence.
 
     Args:
         model: a causal LM out of DDP, DeepSpeed and PEFT.
-        input_ids, attention_mask: [B, S], the ones of each row in one piece. States of tokens the mask excludes are
-            those of other tokens.
+        input_ids: [B, S] int64.
+        attention_mask: [B, S], the ones of each row in one piece.
         kept: how many of the last columns to return, below S.
+
+    Returns:
+        [B, kept, H], of the model's dtype, at the prefix of each token. States at tokens that the mask excludes mean
+        nothing.
     """
     first = attention_mask.argmax(1)[:, None]
     longest = int(attention_mask.sum(1).max())

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from torch import nn
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager
 def evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Eval mode inside, every submodule's own flag back outside (a trainer may have frozen some)."""
+    """Eval mode inside; on leaving, every submodule gets its own flag back (a trainer may have frozen some)."""
     modules = [module for model in models for module in model.modules()]
     flags = [module.training for module in modules]
     try:

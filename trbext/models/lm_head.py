@@ -1,4 +1,4 @@
-"""How a causal language model turns its last hidden states into logits: the head's weights, scale and softcap."""
+"""Turns the last hidden states of a causal language model into logits, by its head, scale and softcap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LMHead:
-    """How a causal language model turns hidden states into logits."""
+    """The head of a causal language model, with what its configuration does to the logits."""
 
     weight: Tensor  # [V, H]
     bias: Tensor | None  # [V]
@@ -24,7 +24,7 @@ class LMHead:
     softcap: float | None  # softcap * tanh(logits / softcap), after the scale (Gemma)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[N, V] logits, float32 or wider, of `hidden` [N, H]."""
+        """The logits [N, V], float32 or wider, of the hidden states [N, H]."""
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         logits = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
@@ -43,10 +43,13 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 
 
 def lm_head(model: PreTrainedModel, *, gather_zero3: bool = True) -> LMHead:
-    """The language-model head of `model`, with the scale and softcap its configuration declares.
+    """The head of `model`, with the scale and softcap that its configuration declares.
 
     Sharded weights (FSDP2, ZeRO-3) are gathered once here rather than once per chunk, with their gradient.
-    gather_zero3: False leaves those of ZeRO-3 to TRL's fused loss, which gathers them itself.
+
+    Args:
+        model: out of DDP, DeepSpeed and PEFT.
+        gather_zero3: gathers the weights of ZeRO-3; False leaves them to TRL's fused loss, which gathers them itself.
     """
     head: Any = model.get_output_embeddings()
     config = model.config.get_text_config()

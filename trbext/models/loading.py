@@ -58,8 +58,10 @@ def load_for_training(path: str, role: str, **kwargs: Any) -> PreTrainedModel:
 
 
 def load_for_inference(path: str, role: str, device: torch.device | str, **kwargs: Any) -> PreTrainedModel:
-    """As `load_for_training`, in the precision the checkpoint is stored in, on `device`, in eval mode; a PEFT adapter
-    is merged into its model."""
+    """Loads as `load_for_training`, but in the precision in which the checkpoint is stored, on `device`, in eval mode.
+
+    A PEFT adapter is merged into its model.
+    """
     options: dict[str, Any] = {"dtype": "auto"} | kwargs
     with reported_once(), named_errors(path, role):
         base = base_of(path)
@@ -73,10 +75,17 @@ def load_for_inference(path: str, role: str, device: torch.device | str, **kwarg
 
 
 def check_weights(path: str, role: str, config: PreTrainedConfig, **kwargs: Any) -> None:
-    """As `load_for_training`, from the names and sizes in the checkpoint alone: no weight is read.
+    """Checks a checkpoint as `load_for_training` does, by the names and sizes in it: no weight is read.
 
     Args:
-        config: of the model. Of one that is quantized or sharded while it is loaded nothing may be told before.
+        path: a folder or a name on the Hub.
+        role: "student" or "teacher", for messages.
+        config: of the model. If it is quantized or sharded while it is loaded, it may not be possible to check it.
+        kwargs: of `from_pretrained`.
+
+    Raises:
+        IncompleteWeights: as `load_for_training`.
+        ValueError: as `load_for_training`.
     """
     later = hasattr(config, "quantization_config") or not {"quantization_config", "tp_plan"}.isdisjoint(kwargs)
     try:
@@ -90,7 +99,12 @@ def check_weights(path: str, role: str, config: PreTrainedConfig, **kwargs: Any)
 
 
 def load_tokenizer(path: str, role: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`, which pads on the left. OSError, ValueError: it cannot be loaded."""
+    """The tokenizer at `path`, which pads on the left.
+
+    Raises:
+        OSError: it cannot be loaded.
+        ValueError: it cannot be loaded.
+    """
     with named_errors(path, f"tokenizer of the {role}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, padding_side="left", **kwargs)
     return tokenizer
@@ -98,8 +112,10 @@ def load_tokenizer(path: str, role: str, **kwargs: Any) -> PreTrainedTokenizerBa
 
 @contextmanager
 def named_errors(path: str, role: str) -> Iterator[None]:
-    """Turns what goes wrong in loading into a ValueError that names `path`: a missing or damaged file, an argument that
-    the class does not take, a package that is not installed."""
+    """Turns every error of loading into a ValueError that names `path`.
+
+    Such errors are a missing or damaged file, an argument that the class does not take, a package that is missing.
+    """
     try:
         yield
     except Exception as error:
@@ -111,17 +127,22 @@ def named_errors(path: str, role: str) -> Iterator[None]:
 
 
 def check_report(path: str, role: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
-    """IncompleteWeights unless `fault_in` the loading report of `model` is None."""
+    """Checks transformers' loading report of `model`.
+
+    Raises:
+        IncompleteWeights: `fault_in` finds a fault.
+    """
     fault = fault_in(report, model)
     if fault is not None:
         raise IncompleteWeights(f"the {role} {path} {fault}")
 
 
 def fault_in(report: Mapping[str, Any], model: PreTrainedModel) -> str | None:
-    """What a checkpoint does wrong by transformers' loading report of `model`, with the first weight's name, or None.
+    """The fault of a checkpoint by transformers' loading report of `model`, with the name of the first weight, or None.
 
-    A missing weight that is tied to one that was found, and a buffer, are no loss. Neither are unexpected ones that the
-    model's class declares to be of no use (transformers leaves them out), buffers, and a quantized weight's companions.
+    A missing weight that is tied to one that was found is no fault, nor is a missing buffer. Unexpected weights are no
+    fault if the model's class declares them to be of no use (transformers leaves them out), if they are buffers, or if
+    they belong to a quantized weight.
     """
     if report["mismatched_keys"]:
         name, held, expected = min(report["mismatched_keys"], key=lambda key: _in_order(key[0]))

@@ -1,16 +1,16 @@
-"""One look at each model before its first rollout: does it do what the decoders and the loss assume of a causal LM?
+"""Probes each model before its first rollout: whether it does what the decoders and the loss assume of a causal LM.
 
-It is a probe, not a list of names: one short row alone, without padding and without a cache, tells what its logits are,
-and the same row must get them again
+The check runs the model; it is not a list of names. One short row by itself, without padding and without a cache, tells
+what the logits are. The same row must get these logits again
 
-- beside another row in a batch padded at the right, which is how the loss scores completions (`completion_states`);
-  a model that reads later tokens, such as a masked LM, fails here;
-- padded at the left, decoded token by token from a cache beside a longer row that then leaves, which is how rollouts
-  are written, also past the length at which a sliding window or a chunk of attention that the config announces is full;
-- from its last hidden states and `losses.lm_head`, for the loss only.
+- beside another row in a batch padded at the right, as the loss scores completions (`completion_states`); a model that
+  reads later tokens, such as a masked LM, fails here;
+- padded at the left and decoded token by token from a KV cache, beside a longer row that then leaves, as rollouts are
+  decoded, also past the length at which a sliding window or an attention chunk that the config announces is full;
+- from its last hidden states and `lm_head`, for the loss only.
 
-A model that needs its own `prepare_inputs_for_generation` (recurrent ones take no mask after the prompt) gets it. What
-cannot be served is refused with its class and the reason. A verdict is kept as long as the model lives.
+A model that needs its own `prepare_inputs_for_generation` (recurrent ones take no mask after the prompt) is called with
+it. A model that cannot be served is refused with its class and the reason. A verdict is kept as long as the model.
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ _verdicts: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, str]] = weakref.
 def check_model(
     model: PreTrainedModel, name: str, *, loss: bool = False, decode: bool = True, longest: int = 0
 ) -> None:
-    """UnsupportedModel, naming the class and the reason, where rollouts or the loss of `model` would be wrong.
+    """Checks that rollouts and the loss of `model` will be right. Each question is asked once per model.
 
     Args:
-        model: on its device, with whole weights, maybe inside DDP or PEFT. Each question is asked once per model.
+        model: on its device, with whole weights; may be inside DDP or PEFT.
         name: what an error calls it, "student" or "teacher".
-        loss: also compare `losses.lm_head` and states padded at the right, which the loss needs (and TRL installed).
-        decode: compare cached decoding.
-        longest: tokens of the longest row to come: sliding windows and chunks below it are crossed once.
+        loss: also compares `lm_head` and states padded at the right, which the loss needs (and TRL installed).
+        decode: compares decoding from a KV cache.
+        longest: tokens of the longest row to come; sliding windows and chunks below it are crossed once.
+
+    Raises:
+        UnsupportedModel: they would be wrong; names the class and the reason.
     """
     check_kind(model, name)
     inner = unwrap(model)
@@ -69,13 +72,18 @@ def check_model(
 
 
 def probe_models(models: list[PreTrainedModel], longest: int) -> None:
-    """`check_model` of the decoders: the student and, where it decodes, the teacher."""
+    """Calls `check_model` for decoding: of the student, and of the teacher if it is there.
+
+    Args:
+        models: the student, and the teacher if it decodes.
+        longest: tokens of the longest row to come.
+    """
     for name, model in zip(("student", "teacher"), models, strict=False):
         check_model(model, name, longest=longest)
 
 
 def _switches(inner: Any) -> list[int]:
-    """Lengths at which the config says that attention changes: windows and chunks, of any layer."""
+    """Lengths at which attention changes by the config: windows and chunks of any layer."""
     text = inner.config.get_text_config()
     names = ("sliding_window", "attention_chunk_size", "window_size", "sliding_window_size", "local_attention")
     found = {getattr(text, name, None) for name in names}
@@ -83,7 +91,7 @@ def _switches(inner: Any) -> list[int]:
 
 
 def _tokens(inner: Any, length: int, step: int) -> Tensor:
-    """[length] ids spread over the vocabulary, without its first three, where the special ones often are."""
+    """[length] ids spread over the vocabulary without its first three, which often are special tokens."""
     vocabulary = int(inner.config.get_text_config().vocab_size)
     ids = (torch.arange(length, device=inner.device) * step) % max(1, vocabulary - 3) + min(3, vocabulary - 1)
     return ids
@@ -102,7 +110,7 @@ def _loss_fault(model: PreTrainedModel) -> str:
         try:
             expected = model(input_ids=row[None], use_cache=False).logits[0]
             if expected.isnan().any() or expected.isposinf().any():
-                return ""  # nothing to compare; the run itself says where numbers are not finite
+                return ""  # nothing to compare; the run itself names numbers that are not finite
             head = lm_head(inner)
             beside = completion_states(inner, batch, mask, len(row) - 1)[0]
             fault = _difference(head(beside), expected[:-1], precise=precision[0])
@@ -123,7 +131,7 @@ def _decoding_fault(model: PreTrainedModel, switch: int) -> str:
     new = NEW
     prompt = max(PROMPT, switch - 1)
     if _fitting(inner, prompt + new + PADDING) < prompt + new + PADDING:
-        return ""  # positions end before; `check_models` of the rollout says so where it matters
+        return ""  # there are too few positions, which `check_models` of the rollout reports if it matters
     row, other = _tokens(inner, prompt + new, 7), _tokens(inner, prompt + PADDING + new, 11)
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in accepted_arguments(inner):
@@ -155,7 +163,7 @@ def _decoding_fault(model: PreTrainedModel, switch: int) -> str:
 
 
 def _decoded(model: PreTrainedModel, row: Tensor, other: Tensor, prompt: int, calling: Calling) -> Tensor:
-    """[1 + NEW, V] logits of the row's last tokens, fed one by one beside `other`, which leaves before the last."""
+    """The logits [1 + NEW, V] of the row's last tokens, fed one by one beside `other`, which leaves before the last."""
     cached = CachedModel(model, calling=calling)
     ids = torch.stack([torch.cat([row.new_zeros(PADDING), row[:prompt]]), other[: prompt + PADDING]])
     mask = torch.ones((2, prompt + PADDING + NEW), dtype=torch.int64, device=row.device)
@@ -178,8 +186,10 @@ def _fitting(inner: Any, length: int) -> int:
 
 @contextmanager
 def _observed(inner: Any) -> Iterator[list[bool]]:
-    """A list whose only entry says whether forwards inside compute in float32 or wider: a trainer's autocast is inside
-    the model's own forward, so it can only be seen from there."""
+    """Yields a list whose only entry says whether forwards inside compute in float32 or wider.
+
+    The autocast of a trainer is inside the model's own forward, so it can be observed only from there.
+    """
     kind = inner.device.type
     precise = [inner.dtype in (torch.float32, torch.float64)]
     if inner.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
@@ -196,9 +206,9 @@ def _observed(inner: Any) -> Iterator[list[bool]]:
 
 
 def _difference(found: Tensor, expected: Tensor, *, precise: bool) -> str:
-    """How far logits [n, V] are from the expected ones, in words; "" where rounding explains it.
+    """The distance of logits [n, V] from the expected ones, in words; "" if rounding explains it.
 
-    In half precision a router may flip on a tie and change one position altogether: there the median position decides.
+    In half precision a router may flip on a tie and change one position altogether, so the median position decides.
     """
     found, expected = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (found, expected))
     kept = expected > -torch.inf

@@ -1,6 +1,6 @@
-"""What can be said of a model without a forward: kinds that write no rollouts, and pairs that share weights.
+"""Refuses models without running them: kinds that cannot decode rollouts, and pairs that share trained weights.
 
-`model_check.py` asks the rest by running the model.
+`model_check.py` checks the rest by running the model.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from .cached_model import unwrap
 
 
 class UnsupportedModel(ValueError):
-    """A model that this package cannot decode or train rightly."""
+    """This package cannot decode or train a model correctly."""
 
 
 def check_kind(model: Any, name: str) -> None:
-    """UnsupportedModel for what needs no forward to be known: prompt tuning, encoder-decoders, weights that are not
-    there or not whole."""
+    """Refuses models of kinds that are known without a forward.
+
+    Args:
+        model: may be inside DDP or PEFT.
+        name: what an error calls it, "student" or "teacher".
+
+    Raises:
+        UnsupportedModel: it is prompt-tuned, an encoder-decoder, without weights or without a head.
+    """
     wrapped, inner = getattr(model, "module", model), unwrap(model)
     kind, reason = type(inner).__name__, ""
     if any(config.is_prompt_learning for config in (getattr(wrapped, "peft_config", None) or {}).values()):
@@ -35,8 +42,11 @@ def check_kind(model: Any, name: str) -> None:
 
 
 def check_whole(model: Any, name: str) -> None:
-    """UnsupportedModel for weights that FSDP2 has sharded: each process decodes as long as its own rows need, so they
-    would wait for each other for ever."""
+    """Refuses weights that FSDP2 has sharded: processes that decode different numbers of tokens would wait for ever.
+
+    Raises:
+        UnsupportedModel: the weights of `model`, which the error calls `name`, are sharded.
+    """
     inner = unwrap(model)
     sharded = any(isinstance(module, FSDPModule) for module in inner.modules())
     if sharded and any(isinstance(parameter, DTensor) for parameter in inner.parameters()):
@@ -47,7 +57,11 @@ def check_whole(model: Any, name: str) -> None:
 
 
 def check_separate(student: Any, teacher: Any) -> None:
-    """ValueError where a parameter that will be trained belongs to the teacher as well, which would move with it."""
+    """Checks that training the student does not change the teacher.
+
+    Raises:
+        ValueError: a parameter that will be trained belongs to the teacher as well.
+    """
     trained = {
         parameter.untyped_storage().data_ptr(): name
         for name, parameter in unwrap(student).named_parameters()
@@ -63,9 +77,10 @@ def check_separate(student: Any, teacher: Any) -> None:
 
 
 def rotary_switch(config: Any) -> tuple[str, int] | None:
-    """(rope type, length) past which all positions of a row are rotated by other factors; None without such a length.
+    """The rope type, and the length past which all positions of a row are rotated by other factors.
 
-    What was cached before it is then of no use, and the rows of a batch decide for each other.
+    What was cached before that length is then of no use, and the rows of a batch decide for each other. None if there
+    is no such length.
     """
     text = config.get_text_config()
     parameters = getattr(text, "rope_parameters", None) or {}
@@ -80,7 +95,17 @@ def rotary_switch(config: Any) -> tuple[str, int] | None:
 
 
 def check_rotary(model: Any, name: str, shortest: int, longest: int) -> None:
-    """UnsupportedModel where rows of `shortest` tokens grow to `longest` past a change of their rotary factors."""
+    """Checks that no row grows past a change of its rotary factors.
+
+    Args:
+        model: may be inside DDP or PEFT.
+        name: what an error calls it.
+        shortest: tokens of the shortest prompt.
+        longest: tokens of the longest row to come.
+
+    Raises:
+        UnsupportedModel: a row would.
+    """
     inner = unwrap(model)
     switch = rotary_switch(inner.config)
     if switch is None or longest <= switch[1] or (switch[0] == "longrope" and shortest > switch[1]):

@@ -1,4 +1,4 @@
-"""How many tokens a model can see."""
+"""Reads from a configuration for how many positions a model was made."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""A causal LM whose KV cache takes back tokens, row by row: what a rejected draft asks for.
+"""Decodes with a causal LM whose KV cache can take tokens back row by row, as rejected drafts need.
 
-Keys and values lie in buffers [B, heads, columns, head_dim] that are allocated ahead. A prompt of L tokens ends at
-column P - 1, left padded; the token at position p of the row lies at column p + P - L for good. To take tokens back is
-then to write the next ones over them: nothing is copied or compacted, and no column is wasted, whatever rows have
-rejected. What attention may see is told by a mask of the attention's own shape [B, 1, q, columns], and positions are
+Keys and values are in buffers [B, heads, columns, head_dim] that are allocated ahead. A left-padded prompt of L tokens
+ends at column P - 1, and the token at position p of the row is at column p + P - L from then on. Tokens are taken back
+by writing the next ones over them: nothing is copied or compacted, and no column is wasted, whatever rows have
+rejected. A mask of the shape that attention uses, [B, 1, q, columns], says which columns it may see, and positions are
 explicit.
 
-A layer with a sliding window keeps all columns here, and its mask shows it the window: transformers' own cache drops
-what a taken-back token has pushed out. A recurrent state cannot be taken back at all; `cannot_roll_back` says which
-models have one.
+A layer with a sliding window keeps all columns here, and its mask shows it the window: transformers' own cache would
+drop what a token that is taken back has pushed out. A recurrent state cannot be taken back at all; `cannot_roll_back`
+says which models have one.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ MASKED_ATTENTION = ("sdpa", "eager")  # implementations that take a mask of the 
 
 
 class _Slots:
-    """Where the next forward writes, the same in every layer."""
+    """The columns to which the next forward writes, the same in every layer."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity  # columns
         self.seen = 0  # columns that attention sees in the next forward
         self.rows = torch.empty(0)  # [B, 1] and
         self.columns = torch.empty(0)  # [B, q]: where its keys and values go
-        self.first: int | None = None  # the first of these columns, where it is known to be the same in all rows
+        self.first: int | None = None  # the first of these columns, if it is known to be the same in all rows
 
 
 class _RollbackLayer(CacheLayerMixin):
-    """Keys and values of one layer, written where `slots` says."""
+    """Keys and values of one layer, written at the columns that `slots` gives."""
 
     keys: Tensor
     values: Tensor
@@ -103,8 +103,10 @@ class _RollbackLayer(CacheLayerMixin):
 class RollbackModel:
     """A causal LM and its KV cache over a batch: `extend` at any columns, `keep_rows`.
 
-    first: [B, 1], the column of each row's first token; what lies before it is padding.
-    capacity: columns to allocate at first; more are when they are needed.
+    Args:
+        model: may be inside DDP, DeepSpeed or PEFT.
+        first: [B, 1] int64, the column of the first token of each row; the columns before it are padding.
+        capacity: columns to allocate at first; more are allocated when they are needed.
     """
 
     def __init__(self, model: PreTrainedModel, first: Tensor, capacity: int) -> None:
@@ -130,14 +132,21 @@ class RollbackModel:
         padded: bool = True,
         last_position: Tensor | None = None,
     ) -> Tensor:
-        """The logits [B, logits, V] after the last so many of `tokens` [B, q], written at `columns` [B, q] in order.
+        """Feeds tokens at given columns. To write over a column takes back what it and all later columns held.
 
-        A column written before is written over: what it and all later ones held is taken back.
-        seen: columns that exist for the row farthest on, this forward included; known to the host.
-        level: the columns are the last q of the seen ones in all rows. If none is `padded`, either, one token and a
-            prompt need no mask.
-        last_position: [B, 1], an upper bound for the position of what will be thrown away (position tables have an
-            end).
+        Args:
+            tokens: [B, q] int64.
+            columns: [B, q] int64, in increasing order per row.
+            seen: columns that exist for the farthest row, this forward included; known to the host.
+            logits: how many of the last tokens need logits.
+            level: the columns are the last q of the seen ones in all rows. If no row is `padded` either, one token and
+                a prompt need no mask.
+            padded: whether any row has padding.
+            last_position: [B, 1] int64, an upper bound for positions, also of tokens that will be dropped, because
+                tables of positions have an end.
+
+        Returns:
+            The logits [B, logits, V] after the last tokens.
         """
         if seen > self._slots.capacity:
             self._slots.capacity = max(seen, self._slots.capacity * 3 // 2)
@@ -167,13 +176,15 @@ class RollbackModel:
         return kept.float() if kept.dtype == torch.float64 else kept  # the operators take no float64
 
     def _masks(self, columns: Tensor, seen: int) -> Tensor | dict[str, Tensor]:
-        """One mask, or one for each kind of layer where there are two."""
+        """One mask, or one for each kind of layer if there are two."""
         masks = {kind: self._mask(columns, seen, window) for kind, window in self._windows.items()}
         return masks if len(masks) > 1 else masks.popitem()[1]
 
     def _mask(self, columns: Tensor, seen: int, window: int | None) -> Tensor:
-        """[B, 1, q, seen]: the row's tokens up to each one, the last `window` if there is one. Padding sees itself, or
-        its softmax would have nothing."""
+        """[B, 1, q, seen]: the tokens of the row up to each one, or the last `window` of them.
+
+        Padding sees itself, because the softmax of a token that sees nothing has no value.
+        """
         every, own = torch.arange(seen, device=columns.device), columns[..., None]
         mask = (((every >= self._first)[:, None] & (every <= own)) | (every == own))[:, None]
         if window is not None:
@@ -184,7 +195,7 @@ class RollbackModel:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Drop all rows but `rows` [m]."""
+        """Drops all rows but `rows` [m]."""
         self._first = self._first[rows]
         for layer in self._cache.layers:
             layer.batch_select_indices(rows)
@@ -194,9 +205,9 @@ _verdicts: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDict
 
 
 def cannot_roll_back(model: PreTrainedModel) -> str | None:
-    """Why tokens cannot be taken back from the model's KV cache, naming its class; None where they can.
+    """The reason why tokens cannot be taken back from the model's KV cache, with its class; None if they can.
 
-    Asked once of each model: by what it declares, and then by trying it on a few tokens, since a model may compute
+    Each model is asked once: by what it declares, and then by a trial on a few tokens, since a model may compute
     positions or masks of its own. Call it in eval mode and without gradients.
     """
     inner = unwrap(model)
@@ -207,7 +218,7 @@ def cannot_roll_back(model: PreTrainedModel) -> str | None:
 
 
 def _windows(inner: PreTrainedModel) -> dict[str, int | None]:
-    """The window of each kind of layer, by its name in `config.layer_types`; None where it sees the whole prefix."""
+    """The window of each kind of layer, by its name in `config.layer_types`; None if it sees the whole prefix."""
     layers = DynamicCache(config=inner.config.get_text_config()).layers
     return {
         SLIDING if isinstance(layer, DynamicSlidingWindowLayer) else FULL: getattr(layer, "sliding_window", None)
@@ -234,7 +245,7 @@ def _declared(inner: PreTrainedModel) -> str | None:
 
 
 def _tried(model: PreTrainedModel) -> str | None:
-    """Rows of different length, one of which takes a token back, against forwards without a cache."""
+    """Compares rows of different length, one of which takes a token back, with forwards without a cache."""
     inner = unwrap(model)
     device, vocab = inner.device, inner.config.get_text_config().vocab_size
     lead = min([window - 2 for window in _windows(inner).values() if window and 2 < window <= LONGEST_TRIED], default=0)

@@ -1,4 +1,4 @@
-"""Weights of a model under FSDP2 made whole while it decodes, in a trainer's or in one's own loop."""
+"""Gathers the weights of a model under FSDP2 while it decodes, in a trainer or in a loop of one's own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from torch.distributed.fsdp import FSDPModule
 
 @contextmanager
 def unsharded(model: torch.nn.Module, *, reshard_after_forward: bool = True) -> Iterator[None]:
-    """The weights of a model under FSDP2's `fully_shard` gathered inside, sharded outside; nothing for other models.
+    """Gathers the weights of a model under FSDP2's `fully_shard` inside, and shards them again on leaving.
 
-    reshard_after_forward: what the model was sharded with, restored on leaving.
+    Other models are left as they are.
+
+    Args:
+        model: the whole model, or one with parts that are sharded.
+        reshard_after_forward: that with which the model was sharded, restored on leaving.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:

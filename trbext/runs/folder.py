@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..training.checkpoint import weight_files
+from ..training.checkpoints.completeness import weight_files
 from ..training.metric_table import Metrics
 from ..yaml_file import dump_yaml, read_yaml
 

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from ..data.demo_models import model_path
 from ..errors import Interrupted, UsageError
-from ..training.checkpoint import IncompleteCheckpoint, step_of
+from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
 from ..training.config import TRBConfig
 from ..training.metric_table import first_and_last
 from ..training.model_card import Provenance

@@ -1,1 +1,1 @@
-"""`TRBTrainer`, its configuration, and the losses: on-policy distillation on blended rollouts."""
+"""Trains by on-policy distillation on blended rollouts: `TRBTrainer`, its configuration, and the losses."""

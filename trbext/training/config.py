@@ -1,4 +1,4 @@
-"""Arguments of a TRB run: TRL's `DistillationConfig` with the KL budget, the rollout policy and pass@1 evaluation."""
+"""Configures a TRB run: TRL's `DistillationConfig` with the KL budget, the rollout policy and pass@1 evaluation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .fields.policy import PolicyFields
 from .objective import Objective
 from .schedule import KINDS, Schedule, check_duration, decayed, duration
 
-# Options of TRL's generation that change what is sampled, or how, and the values at which each does nothing. Blended
-# rollouts come from trbext's own decoder, which samples the whole softmax at `temperature`.
+# Options of TRL's generation that change what is sampled, or how, with the values at which each has no effect. Blended
+# rollouts are decoded by trbext itself, which samples the whole softmax at `temperature`.
 _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
     "top_p": (1.0, None),
     "top_k": (0, None),
@@ -39,11 +39,13 @@ _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
 
 @dataclass
 class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  # type: ignore[misc]  # TRL is untyped
-    """Configuration of `TRBTrainer`: everything TRL's `DistillationConfig` takes, and fields of four kinds: who writes
-    the prefixes (`PolicyFields`), how (`DecodingFields`), what is minimised there (`LossFields`), and those below.
+    """Configuration of `TRBTrainer`: the fields of TRL's `DistillationConfig`, and those of trbext.
+
+    trbext's fields say who writes the prefixes (`PolicyFields`), how they are decoded (`DecodingFields`), what is
+    minimized there (`LossFields`), and below how the KL budget changes and how the student is evaluated.
 
     The method and its letters are those of Trust-Region Behavior Blending (arXiv 2605.31159). TRL's `beta` keeps its
-    meaning, the divergence of the loss (1.0 = reverse KL); the paper's coefficient beta is solved for, never set.
+    meaning, the divergence of the loss (1.0 = reverse KL). The paper's coefficient beta is solved for, never set.
 
     Raises:
         ValueError: a field is out of range, or generation options contradict the KL budget.
@@ -120,7 +122,8 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
     )
 
     def __post_init__(self) -> None:
-        # Without this several processes on a machine without an accelerator would form no group, and each train alone.
+        # Without this, several processes on a machine without an accelerator would form no group, and each would train
+        # by itself.
         if not torch.accelerator.is_available():
             self.use_cpu = True
         check_ranges(self)
@@ -151,7 +154,11 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
             self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
 
     def refuse_altered_sampling(self, chosen: str) -> None:
-        """ValueError for a generation option that would make `chosen`, which draws the tokens, draw others."""
+        """Refuses generation options that change the distribution from which `chosen`, a policy, draws.
+
+        Raises:
+            ValueError: one is set; names it.
+        """
         for name, value in self.altered_sampling():
             wrong = "the KL budget would be enforced on another one" if self.budget_active else "it is the policy's"
             raise ValueError(
@@ -169,11 +176,15 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
         return self.trb_epsilon > 0 and (self.trb_schedule == "constant" or self.trb_warmup_steps > 0)
 
     def policy(self, total_steps: int) -> Policy:
-        """Who writes the training prefixes of a run of `total_steps`."""
+        """The policy that writes the training prefixes of a run of `total_steps`.
+
+        Raises:
+            ValueError: as `make_policy`.
+        """
         return self.make_policy(self.schedule(total_steps), total_steps, self.seed)
 
     def objective(self, step: int, total_steps: int) -> Objective:
-        """What a run of `total_steps` minimises at optimizer step `step`."""
+        """The objective of a run of `total_steps` at optimizer step `step`, from 0."""
         if self.rollout_policy == "sft" and step < duration(self.sft_steps, total_steps):
             return Objective("cross_entropy", self.loss_top_k)
         assert self.loss_estimator is not None
@@ -181,7 +192,7 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
         return Objective(self.loss_estimator, self.loss_top_k, self.loss_weight_cap, veto)
 
     def schedule(self, total_steps: int) -> Schedule:
-        """The KL budget by optimizer step of a run of `total_steps`, which a warmup given as a share refers to."""
+        """The KL budget by optimizer step of a run of `total_steps`, of which a warmup may be a share."""
         steps = duration(self.trb_warmup_steps, total_steps)
         points = self.trb_schedule_points
         return Schedule.make(
@@ -189,7 +200,7 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
         )
 
     def altered_sampling(self) -> Iterator[tuple[str, Any]]:
-        """Generation options that make the sampled distribution another than the softmax at `temperature`."""
+        """Generation options, with their values, that make TRL sample another distribution than the softmax."""
         for name in ("top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation"):
             if getattr(self, name) not in _PLAIN_SAMPLING[name]:
                 yield name, getattr(self, name)

@@ -1,9 +1,9 @@
-"""What a training run costs: wall-clock seconds without evaluation, and positions that went through each model.
+"""Counts the cost of a training run: seconds without evaluation, and positions that went through each model.
 
-A policy that asks the teacher at every decoding step does not spend what one that leaves it alone spends, so runs are
-compared at equal cost as well as at equal steps. Positions are counted where they enter a model's backbone: whatever
-decodes or scores there is counted, prefill and padding included, as this is what the model computes. Completions from
-vLLM pass no backbone of ours; `add_student_tokens` takes those. The backward pass is not counted.
+A policy that needs the teacher at every token costs more than one that does not, so runs are compared at equal cost as
+well as at equal steps. Positions are counted as they enter the backbone of a model. Everything that decodes or scores
+is counted, with prefill and padding, because the model computes all of it. Completions of vLLM do not enter a backbone
+of this process; `add_student_tokens` counts them. The backward pass is not counted.
 """
 
 from __future__ import annotations
@@ -21,16 +21,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from ..models.cached_model import unwrap
-from .callback_state import saved_attributes
+from .checkpoints.callback_state import saved_attributes
 
 
 class ComputeCount(TrainerCallback, ExportableState):
-    """Running totals of a run's cost, kept in its checkpoints: a resumed run goes on from those of its checkpoint."""
+    """The running totals of a run's cost, kept in its checkpoints, from which a resumed run continues.
+
+    Args:
+        student: its backbone is observed; may be inside DDP, DeepSpeed or PEFT.
+        teacher: likewise.
+    """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         self._seconds = 0.0
         self._tokens = {"student": 0, "teacher": 0}  # of all processes, to the last optimizer step
-        self._step = {"student": 0, "teacher": 0}  # of this process, in the step under way
+        self._step = {"student": 0, "teacher": 0}  # of this process, in the present step
         self._since: float | None = None  # when counting began; None while nothing is counted
         self._watch("student", student)
         self._watch("teacher", teacher)
@@ -40,10 +45,10 @@ class ComputeCount(TrainerCallback, ExportableState):
             if self._since is None:
                 return
             ids = kwargs.get("input_ids", args[0] if args else None)
-            # shape[:2] of [B, T, H] embeddings is what numel() of [B, T] ids is
+            # The positions are those of [B, T] ids or of [B, T, H] embeddings.
             self._step[name] += (ids if ids is not None else kwargs["inputs_embeds"]).shape[:2].numel()
 
-        # In a traced graph the counter would make it anew at every call.
+        # In a traced graph the counter would cause a new trace at every call.
         hook: Any = torch.compiler.disable(count)
         unwrap(model).base_model.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -53,12 +58,12 @@ class ComputeCount(TrainerCallback, ExportableState):
         return self._since is not None or self._seconds > 0
 
     def add_student_tokens(self, tokens: int) -> None:
-        """Count positions that the student computed elsewhere."""
+        """Counts positions that the student computed in another process."""
         self._step["student"] += tokens if self._since is not None else 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing inside is counted: evaluation is not part of a run's cost."""
+        """Counts nothing inside, because evaluation is not part of a run's cost."""
         running = self._since is not None
         self._stop()
         try:
@@ -76,7 +81,7 @@ class ComputeCount(TrainerCallback, ExportableState):
         return self._seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
 
     def totals(self) -> dict[str, float]:
-        """Cumulative cost to the last optimizer step: seconds of this process, tokens of all."""
+        """The cost up to the last optimizer step, by metric: seconds of this process, tokens of all processes."""
         return {
             "compute/seconds": self._elapsed(),
             "compute/student_tokens": self._tokens["student"],
@@ -84,13 +89,13 @@ class ComputeCount(TrainerCallback, ExportableState):
         }
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds. One process writes it for all, so it may not ask the others anything."""
+        """The state for a checkpoint. One process writes it for all, so it must not communicate with the others."""
         return {"args": {}, "attributes": {"seconds": self._elapsed(), "tokens": dict(self._tokens)}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step == 0:  # `train` called again begins anew
+        if state.global_step == 0:  # a second call of `train` starts from 0
             self._seconds, self._tokens = 0.0, {"student": 0, "teacher": 0}
         saved = saved_attributes(self, state)
         if state.global_step > 0:

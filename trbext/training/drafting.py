@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 from ..models.eval_mode import evaluating
 from ..models.rollback_model import cannot_roll_back
 from ..rollout import DraftLength
-from .callback_state import saved_attributes
+from .checkpoints.callback_state import saved_attributes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +48,7 @@ class Drafting(TrainerCallback, ExportableState):
         self.draft_length.freeze()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The state for a checkpoint."""
         costs = self.draft_length.state() if isinstance(self.draft_length, DraftLength) else None
         return {"args": {}, "attributes": {"costs": costs}}
 

@@ -1,7 +1,7 @@
-"""Stops a run whose logits, loss or gradient are NaN or infinite, before the optimizer step that would spread it.
+"""Stops a run whose loss or gradient is NaN or infinite, before the optimizer step that would spread it.
 
-transformers logs such a loss as the mean of earlier ones and steps all the same: every weight is NaN from there on, and
-so is every checkpoint.
+transformers logs such a loss as the mean of earlier ones and makes the step: every weight is NaN from then on, and so
+is every checkpoint.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ from ..errors import NonFiniteTraining
 
 
 def stop_non_finite(what: str, value: Any, step: int, student: torch.nn.Module) -> None:
-    """NonFiniteTraining unless `value`, the loss or the gradient norm of optimizer step `step` (from 1), is finite.
+    """Checks the loss or the gradient norm of an optimizer step.
 
-    student: asked, only then, whether its weights are finite themselves, which tells where to look.
+    Args:
+        what: "loss" or "gradient norm", for the error.
+        value: a number, or a tensor [].
+        step: the optimizer step, from 1.
+        student: its weights are checked only if `value` is not finite, to tell what is at fault.
+
+    Raises:
+        NonFiniteTraining: `value` is NaN or infinite.
     """
     number = float(value)
     if math.isfinite(number):
@@ -36,6 +43,6 @@ def stop_non_finite(what: str, value: Any, step: int, student: torch.nn.Module) 
 
 
 def _is_finite(weight: torch.Tensor) -> bool:
-    # ZeRO-3 leaves a weight empty, FSDP2 a shard: both are looked at as far as this process holds them.
+    # ZeRO-3 leaves a weight empty, FSDP2 a shard: each is checked as far as this process holds it.
     local = getattr(weight, "to_local", lambda: weight)()
     return not local.is_floating_point() or bool(torch.isfinite(local).all())

@@ -12,11 +12,11 @@ from ..models.cached_model import unwrap
 from ..models.completion_states import completion_states
 from ..models.lm_head import lm_head
 from ..vocab import Alignment
+from .checkpoints.resuming import ResumableTrainer
 from .config import TRBConfig
 from .finite import stop_non_finite
 from .objective import Objective, prefix_loss
 from .prefix_means import PrefixMeans
-from .resuming import ResumableTrainer
 
 
 class LossTrainer(ResumableTrainer):

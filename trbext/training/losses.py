@@ -1,12 +1,14 @@
-"""Reverse KL from student to teacher at every prefix: over the whole vocabulary, on the student's top k tokens, or from
-the sampled token alone; and what takes its place in supervised steps and in Veto.
+"""Computes the reverse KL from student to teacher at every prefix, and the losses that replace it.
+
+The reverse KL is taken over the whole vocabulary, on the student's top k tokens, or from the sampled token only. It is
+replaced by cross-entropy in supervised steps, and has another target in Veto.
 
 With pi_S and pi_T the softmaxes of the logits divided by the temperature, at one prefix
 
     KL(pi_S || pi_T) = sum_a pi_S(a) (log pi_S(a) - log pi_T(a)).
 
-It is summed over actions, so no importance weight is needed whichever policy wrote the prefix (arXiv 2605.31159); the
-estimate from one sampled token is the exception.
+It is a sum over actions, so no importance weight is needed, whichever policy wrote the prefix (arXiv 2605.31159). The
+estimate from one sampled token needs a weight.
 
 Logits are recomputed from hidden states a chunk of prefixes at a time, in the backward pass as well, so that no
 [prefixes, V] tensor outlives its chunk.
@@ -35,20 +37,20 @@ def reverse_kl(
     """KL(pi_S || pi_T) in nats at each prefix, differentiable in both arguments.
 
     Args:
-        student_logits, teacher_logits: `[..., V]`, any float dtype; half precision is computed in float32. -inf
-            excludes a token.
+        student_logits: `[..., V]`, any float dtype; half precision is computed in float32. -inf excludes a token.
+        teacher_logits: `[..., V]`, likewise.
         top_k: None sums over the vocabulary. k sums over k + 1 outcomes: the student's k most probable tokens and "any
             other token", whose mass under each model is exact. By the data-processing inequality this is a lower bound
-            of the full KL, zero and stationary where the student equals the teacher. The bare partial sum over the k
-            tokens is not: there its gradient is that of their total mass, which then escapes the top k. Renormalising
-            both models on the k tokens stops that but never sees how much mass lies elsewhere.
+            of the full KL, zero and stationary if the student equals the teacher. The bare partial sum over the k
+            tokens is not stationary there: its gradient is that of their total mass, which then escapes the top k. To
+            renormalize both models on the k tokens prevents this, but does not see how much mass the others have.
         temperature: divides both logits.
 
     Returns:
-        `[...]`, float32 (float64 for float64 logits). Where the teacher excludes tokens the student does not, the KL is
-        infinite; with C the tokens both allow, KL(pi_S(.|C) || pi_T) - log pi_S(C) stands in for it: the same when C is
-        everything, finite, zero only at equality, and pushing mass off the excluded tokens. Without any common token
-        the result is inf, with gradient 0.
+        `[...]` nats, float32 (float64 for float64 logits). If the teacher excludes tokens that the student does not,
+        the KL is infinite. With C the tokens that both allow, KL(pi_S(.|C) || pi_T) - log pi_S(C) replaces it: it is
+        the same if C is everything, finite, zero only at equality, and moves mass off the excluded tokens. Without any
+        common token the result is inf, with gradient 0.
     """
     student, teacher = _tempered(student_logits, temperature), _tempered(teacher_logits, temperature)
     if top_k is not None and top_k < student.shape[-1]:
@@ -72,17 +74,22 @@ def sampled_reverse_kl(
     weight_cap: float | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """An unbiased estimate of `reverse_kl` and of its gradient from one token a ~ mu at each prefix: `[...]`.
+    """Estimates `reverse_kl` and its gradient without bias from one token a ~ mu at each prefix.
 
     With w = pi_S(a) / mu(a), a constant, and g = log pi_S(a) - log pi_T(a), the value is w g (the estimator k1) and the
     gradient w g grad log pi_S(a), which is that of w g^2 / 2 (k2). Differentiating k1 itself would add
     w grad log pi_S(a), which is zero in the mean and only noise.
 
     Args:
-        student_logits, teacher_logits: as in `reverse_kl`, whose stand-in for excluded tokens is estimated likewise.
+        student_logits: `[..., V]`, as in `reverse_kl`, whose replacement for excluded tokens is estimated likewise.
+        teacher_logits: `[..., V]`, as in `reverse_kl`.
         token: `[...]` int64, drawn from the behavior policy mu.
-        log_weight: `[...]` log pi_S(token) - log mu(token) when it was drawn; 0 for student rollouts.
-        weight_cap: w is cut to it, which biases the estimate; None leaves it.
+        log_weight: `[...]` log pi_S(token) - log mu(token) when it was drawn, nats; 0 for rollouts of the student.
+        weight_cap: the largest w, which biases the estimate; None sets no limit.
+        temperature: divides both logits.
+
+    Returns:
+        `[...]` nats.
     """
     student, teacher = _tempered(student_logits, temperature), _tempered(teacher_logits, temperature)
     common = (student > -torch.inf) & (teacher > -torch.inf)
@@ -100,22 +107,39 @@ def sampled_reverse_kl(
 
 
 def cross_entropy(student_logits: Tensor, token: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """-log pi_S(token) in nats at each prefix, `[...]`, for logits `[..., V]`: supervision by another's tokens."""
+    """-log pi_S(token) at each prefix: supervision by tokens that another model wrote.
+
+    Args:
+        student_logits: `[..., V]`, any float dtype.
+        token: `[...]` int64.
+        temperature: divides the logits.
+
+    Returns:
+        `[...]` nats.
+    """
     return -_tempered(student_logits, temperature).log_softmax(-1).gather(-1, token[..., None])[..., 0]
 
 
 def veto_target(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:
-    """Logits `[..., V]` of Veto's target Q ~ pi_T pi_S^b (arXiv 2601.07155), to be used as the teacher's in a loss.
+    """The logits of Veto's target Q ~ pi_T pi_S^b (arXiv 2601.07155), to be used as the teacher's in a loss.
 
-    exponent: b >= 0; 0 returns the teacher. The student's part is a constant here, as a target is: KL(pi_S || Q) then
-        has the gradient sum grad pi_S ((1 - b) log pi_S - log pi_T), and with Q differentiated too it would not be the
-        KL to a fixed distribution. Whether the authors' own code detaches it was not known when this was written.
+    The student's part is a constant, as a target is: KL(pi_S || Q) then has the gradient
+    sum grad pi_S ((1 - b) log pi_S - log pi_T). If Q were differentiated too, it would not be the KL to a fixed
+    distribution. Whether the authors' own code detaches it was not known when this was written.
+
+    Args:
+        student_logits: `[..., V]`, any float dtype.
+        teacher_logits: `[..., V]`.
+        exponent: b >= 0; 0 returns the teacher.
+
+    Returns:
+        `[..., V]`.
     """
     return teacher_logits if exponent == 0 else teacher_logits + exponent * student_logits.detach()
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy in nats of the softmax of `logits` [..., V] divided by the temperature; [...]."""
+    """The entropy [...] in nats of the softmax of `logits` [..., V] divided by the temperature."""
     log_probs = _tempered(logits, temperature).log_softmax(-1)
     return -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(-1)
 
@@ -125,15 +149,15 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _top_and_rest(logits: Tensor, top: Tensor) -> Tensor:
-    """[..., k + 1] logits of the tokens `top` and of all the others taken together."""
+    """The logits [..., k + 1] of the tokens `top` [..., k], and of all other tokens taken together."""
     rest = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([logits.gather(-1, top), rest], -1)
 
 
 class TeacherTerms(NamedTuple):
-    """What the teacher says of the tokens that were sampled. `[N]` each, nats, no gradient."""
+    """The teacher's terms at each of N prefixes. `[N]` each, nats, no gradient."""
 
-    log_prob: Tensor  # log pi_T(token); -inf where the teacher excludes the token
+    log_prob: Tensor  # log pi_T of the sampled token; -inf if the teacher excludes it
     entropy: Tensor
 
 
@@ -153,7 +177,15 @@ TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def teacher_terms(
     teacher_hidden: Tensor, head: LMHead, tokens: Tensor, alignment: Alignment, *, temperature: float = 1.0
 ) -> TeacherTerms:
-    """Teacher log-probability and entropy at N prefixes, from its hidden states [N, H] and the sampled `tokens` [N]."""
+    """The teacher's log-probability of the sampled tokens, and its entropy, at N prefixes.
+
+    Args:
+        teacher_hidden: [N, H], its last hidden states.
+        head: the teacher's.
+        tokens: [N] int64, the sampled tokens.
+        alignment: cuts the logits to the common width and merges EOS ids.
+        temperature: divides the logits.
+    """
 
     def terms(hidden: Tensor, token: Tensor) -> tuple[Tensor, ...]:
         return _teacher_terms(alignment.canonical(head(hidden), temperature), token, temperature)
@@ -180,11 +212,17 @@ def chunked_reverse_kl(
     """`reverse_kl` at N prefixes from hidden states [N, H_S] and [N, H_T], over the vocabulary both models share.
 
     Args:
+        student_hidden: [N, H_S], the student's last hidden states.
+        teacher_hidden: [N, H_T], the teacher's.
+        student_head: turns the student's states into logits.
+        teacher_head: turns the teacher's states into logits.
         tokens: [N] int64, the token sampled at each prefix.
-        alignment: cuts both models to the common width and merges their EOS sets.
-        loss: what to minimise instead, of the aligned logits; the reverse KL is then reported without a gradient.
-        log_weight: [N] handed to `loss`; zeros when None.
-        chunk_elements: logits per chunk and model; memory only, the result does not depend on it.
+        alignment: cuts both models to the common width and merges their EOS ids.
+        top_k: as in `reverse_kl`.
+        temperature: divides the logits of both models.
+        loss: is minimized instead, a function of the aligned logits; the reverse KL then has no gradient.
+        log_weight: [N] nats, passed to `loss`; None is zeros.
+        chunk_elements: logits per chunk and model, which change the memory but not the result.
     """
 
     def terms(student_part: Tensor, teacher_part: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
@@ -195,16 +233,16 @@ def chunked_reverse_kl(
             log_prob, teacher_entropy = _teacher_terms(teacher_logits, token, temperature)
         with torch.set_grad_enabled(torch.is_grad_enabled() and loss is None):
             kl = reverse_kl(student_logits, teacher_logits, top_k=top_k, temperature=temperature)
-        minimised = kl if loss is None else loss(student_logits, teacher_logits, token, weight)
-        return kl, student_entropy, log_prob, teacher_entropy, minimised
+        minimized = kl if loss is None else loss(student_logits, teacher_logits, token, weight)
+        return kl, student_entropy, log_prob, teacher_entropy, minimized
 
     vocabulary = max(student_head.weight.shape[0], teacher_head.weight.shape[0])
     tokens = _emitted_as_stop(tokens, alignment)
     weights = torch.zeros(tokens.shape, device=tokens.device) if log_weight is None else log_weight
-    kl, student_entropy, log_prob, teacher_entropy, minimised = _in_chunks(
+    kl, student_entropy, log_prob, teacher_entropy, minimized = _in_chunks(
         terms, vocabulary, student_hidden, teacher_hidden, tokens, weights, chunk_elements=chunk_elements
     )
-    return PrefixTerms(kl, student_entropy, TeacherTerms(log_prob, teacher_entropy), minimised)
+    return PrefixTerms(kl, student_entropy, TeacherTerms(log_prob, teacher_entropy), minimized)
 
 
 def _teacher_terms(logits: Tensor, token: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -213,7 +251,7 @@ def _teacher_terms(logits: Tensor, token: Tensor, temperature: float) -> tuple[T
 
 
 def _emitted_as_stop(tokens: Tensor, alignment: Alignment) -> Tensor:
-    """A rollout of another engine may end with any EOS id; their merged mass lies at `stop`."""
+    """`tokens` with every EOS id replaced by `stop`, which has their merged mass: another engine may stop with any."""
     if alignment.is_slice:
         return tokens
     return torch.where(torch.isin(tokens, tokens.new_tensor(alignment.duplicates)), alignment.stop, tokens)
@@ -222,7 +260,7 @@ def _emitted_as_stop(tokens: Tensor, alignment: Alignment) -> Tensor:
 def _in_chunks(
     terms: Callable[..., tuple[Tensor, ...]], vocabulary: int, *rows: Tensor, chunk_elements: int = CHUNK_ELEMENTS
 ) -> tuple[Tensor, ...]:
-    """`terms` of N rows, computed on chunks of rows and recomputed in the backward pass."""
+    """Computes `terms` of N rows in chunks of rows, and again in the backward pass."""
     size = max(1, chunk_elements // vocabulary)
     parts = []
     for start in range(0, max(1, len(rows[0])), size):  # one empty chunk when N = 0, which keeps the graph for DDP

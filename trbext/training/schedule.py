@@ -1,6 +1,6 @@
-"""KL budgets: how much the behavior policy may leave the student at each optimizer step (arXiv 2605.31159).
+"""Schedules the KL budget: how far the behavior policy may be from the student at each step (arXiv 2605.31159).
 
-A schedule is a pure function of the step and keeps no state, so a resumed run continues with exactly the same budgets.
+A schedule is a pure function of the optimizer step, so a resumed run continues with exactly the same budgets.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ KINDS = ("linear", "cosine", "constant", "piecewise")
 
 @dataclass(frozen=True)
 class Schedule:
-    """epsilon as a function of the optimizer step k = 0, 1, ..: `schedule(k)`, nats per token.
+    """The KL budget as a function of the optimizer step k = 0, 1, ..: `schedule(k)`, nats per token.
 
-    kind, with eps_0 = `epsilon` and K = `warmup_steps`:
-      "linear"     eps_0 (1 - k/K) for k < K, then 0: pure student rollouts. The paper's; K = 0 is 0 from the start.
-      "cosine"     eps_0 (1 + cos(pi k/K)) / 2 for k < K, then 0.
-      "constant"   eps_0 at every step, whatever K (the paper's fixed-epsilon baseline).
-      "piecewise"  straight lines between `points`, pairs (step, epsilon); constant before the first and after the last.
-                   `epsilon` and `warmup_steps` play no part.
-    The defaults are figures of the paper's sweep: eps_0 = 0.02, K = 50. epsilon = inf is the teacher itself.
+    With eps_0 = `epsilon` and K = `warmup_steps`, the kinds are:
 
-    ValueError: an unknown kind; epsilon negative or NaN; warmup_steps negative; points missing, out of order, with a
-    negative or infinite epsilon, or given to another kind. TypeError: a warmup_steps or step that is not an int.
+    - "linear": eps_0 (1 - k/K) for k < K, then 0, which is pure student rollouts. The paper's; K = 0 is 0 from the
+      start.
+    - "cosine": eps_0 (1 + cos(pi k/K)) / 2 for k < K, then 0.
+    - "constant": eps_0 at every step, whatever K (the paper's fixed-epsilon baseline).
+    - "piecewise": straight lines between `points`, constant before the first and after the last. It does not use
+      `epsilon` and `warmup_steps`.
+
+    Args:
+        kind: one of these four.
+        epsilon: eps_0 in nats per token; inf is the teacher itself. The default is from the paper's sweep.
+        warmup_steps: K in optimizer steps. The default is from the paper's sweep.
+        points: for "piecewise", pairs (step, epsilon) of increasing steps.
+
+    Raises:
+        ValueError: the kind is unknown; epsilon is negative or NaN; warmup_steps is negative; points are missing, out
+            of order, have a negative or infinite epsilon, or are given to another kind.
+        TypeError: warmup_steps or a step is not an int.
     """
 
     kind: str = "linear"
@@ -76,18 +85,22 @@ class Schedule:
 
 
 def check_duration(name: str, value: float) -> None:
-    """ValueError unless `value` is a whole number of optimizer steps, or a share of the run below 1."""
+    """Checks that `value` is a whole number of optimizer steps, or a share of the run below 1.
+
+    Raises:
+        ValueError: it is neither; the error calls it `name`.
+    """
     if not 0 <= value < math.inf or (value >= 1 and value != int(value)):
         raise ValueError(f"{name} must be a whole number of optimizer steps or a share of them below 1, got {value}")
 
 
 def duration(value: float, total_steps: int) -> int:
-    """Optimizer steps that `value` stands for in a run of `total_steps`: itself, or below 1 a share, rounded up."""
+    """The optimizer steps that `value` means in a run of `total_steps`: itself, or a share below 1, rounded up."""
     return math.ceil(value * total_steps) if value < 1 else int(value)
 
 
 def decayed(start: float, step: int, steps: int) -> float:
-    """`start` falling linearly to 0 at step `steps`, and 0 from there."""
+    """A value that falls linearly from `start` at step 0 to 0 at step `steps`, and is 0 from then on."""
     return start * (1 - step / steps) if step < steps else 0.0
 
 

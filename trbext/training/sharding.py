@@ -1,8 +1,8 @@
-"""Sharded models (FSDP2, DeepSpeed ZeRO-3) with their weights whole for as long as a rollout takes.
+"""Gathers the weights of sharded models (FSDP2, DeepSpeed ZeRO-3) for as long as a rollout takes.
 
-Each forward pass of a sharded model gathers weights from all processes, so all must make equally many. Rollouts end
-after different numbers of tokens on different processes: they would wait for each other for ever. Gathering once,
-before the first token, prevents that and saves sending every weight again for every token.
+Each forward of a sharded model gathers weights from all processes, so all must make equally many forwards. Rollouts end
+after different numbers of tokens on different processes, which would wait for each other for ever. To gather once,
+before the first token, prevents this, and saves sending every weight again for every token.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 
 def check_can_unshard(backend: DistributedBackend, args: DistillationConfig, *, tools: bool = False) -> None:
-    """ValueError where processes would wait for each other for ever: rollouts on sharded weights, or tool calls, of
-    which each process makes its own number, between gatherings."""
+    """Checks that processes will not wait for each other for ever.
+
+    Raises:
+        ValueError: rollouts would use sharded weights, or tool calls, of which each process makes its own number, would
+            come between two gatherings of weights.
+    """
     if tools and (backend.is_fsdp or backend.is_zero3):
         raise ValueError("tools give processes different numbers of turns, which FSDP and ZeRO-3 do not allow")
     if backend.fsdp_version == 1:
@@ -40,7 +44,10 @@ def check_can_unshard(backend: DistributedBackend, args: DistillationConfig, *, 
 def whole_for_decoding(
     model: torch.nn.Module, accelerator: Accelerator, args: DistillationConfig
 ) -> Iterator[PreTrainedModel]:
-    """`model` out of its wrappers, its weights gathered on every process. Every process enters and leaves together."""
+    """Yields `model` out of its wrappers, with its weights gathered on every process.
+
+    All processes enter and leave together.
+    """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     with (
         unwrap_model_for_generation(

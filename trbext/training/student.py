@@ -1,4 +1,4 @@
-"""Loads the student of a run that names it by a path, as TRL's trainer would, and with a look at what was loaded."""
+"""Loads a student that is given by a path, as TRL's trainer would, and checks what was loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from .config import TRBConfig
 
 
 def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
-    """The model at `path` by `args.model_init_kwargs`. IncompleteWeights: as `load_for_training`."""
+    """Loads the model at `path` with `args.model_init_kwargs`.
+
+    Raises:
+        IncompleteWeights: as `load_for_training`.
+        ValueError: `quantization` is given twice.
+    """
     kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if quantization is not None:
         if "quantization_config" in kwargs:
@@ -29,8 +34,11 @@ def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | 
 
 
 def load_processing_class(path: str, args: TRBConfig) -> Any:
-    """The tokenizer or processor at `path`, of the revision that `args.model_init_kwargs` names. ValueError: `path` is
-    that of an adapter."""
+    """The tokenizer or processor at `path`, of the revision that `args.model_init_kwargs` names.
+
+    Raises:
+        ValueError: `path` is that of an adapter.
+    """
     check_no_adapter(path, "student")
     return AutoProcessor.from_pretrained(
         path,
@@ -43,7 +51,7 @@ def load_processing_class(path: str, args: TRBConfig) -> Any:
 
 @contextmanager
 def without_init_kwargs(args: TRBConfig) -> Iterator[None]:
-    """Hides `model_init_kwargs` from TRL, which would say that they are ignored: they have been used."""
+    """Hides `model_init_kwargs`, which have been used, from TRL, which would warn that they are ignored."""
     kwargs, args.model_init_kwargs = args.model_init_kwargs, None
     try:
         yield

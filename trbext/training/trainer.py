@@ -34,6 +34,7 @@ from ..models.model_kind import check_separate
 from ..rollout import Policy, TrustRegion, speculative
 from ..rollout.policies import STUDENT
 from ..vocab import align, stop_with_all_eos_ids
+from .checkpoints.random_state import generator_at
 from .config import TRBConfig
 from .cost import ComputeCount
 from .drafting import Drafting
@@ -41,7 +42,6 @@ from .fused_loss import choose_fused_loss
 from .generation import Generation
 from .loss_trainer import LossTrainer
 from .model_card import PAPER, Provenance, name_of, write_model_card
-from .random_state import generator_at
 from .rollout_metrics import drafting_metrics, rollout_metrics, warn_of_idle_budget
 from .sharding import check_can_unshard, save_whole_model, whole_for_decoding
 from .student import load_processing_class, load_student, without_init_kwargs

@@ -1,7 +1,7 @@
-"""Makes TRL's own decoding of the student (vLLM, or altered sampling) keep to what our decoder promises.
+"""Makes TRL's own decoding of the student (vLLM, or altered sampling) keep what our decoder promises.
 
-Its sequences end at every EOS id of either model, its ids lie in the vocabulary both models share, and nothing but the
-fields of the run says how it samples.
+Its sequences end at every EOS id of either model, its ids are in the vocabulary that both models share, and only the
+fields of the run say how it samples.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ def keep_to_alignment(trainer: DistillationTrainer, alignment: Alignment, studen
 
 @contextmanager
 def without_leftovers(model: PreTrainedModel) -> Iterator[None]:
-    """Hides what a checkpoint left in `model.generation_config`, from which `generate` fills the fields that it was not
-    given: min_p, num_beams, suppress_tokens, no_repeat_ngram_size, ..."""
+    """Hides what a checkpoint left in `model.generation_config`.
+
+    `generate` would take from there the fields that it was not given: min_p, num_beams, suppress_tokens,
+    no_repeat_ngram_size, and others.
+    """
     inner: Any = model
     if hasattr(model, "get_base_model"):  # a PeftModel
         inner = inner.get_base_model()
@@ -50,7 +53,11 @@ def without_leftovers(model: PreTrainedModel) -> Iterator[None]:
 
 
 def check_completions(completions: Sequence[Sequence[int]], prompts: int, alignment: Alignment) -> None:
-    """ValueError unless there is one completion for each of `prompts` prompts, of ids that both models have."""
+    """Checks the completions that TRL decoded.
+
+    Raises:
+        ValueError: there is not one completion per prompt, or an id is not one that both models have.
+    """
     if len(completions) != prompts:
         raise ValueError(
             f"a step decodes one completion per prompt, got {len(completions)} for {prompts} prompts: take "

@@ -1,6 +1,6 @@
-"""Refuses values of the fields that TRL and transformers define and do not check, before anything is loaded.
+"""Checks the values of fields that TRL and transformers define and do not check, before anything is loaded.
 
-Out of range, they would train nothing, one step too many or NaN, or fail only at the first optimizer step.
+With a value out of range a run would train nothing, one step too many or NaN, or fail only at its first optimizer step.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ _RANGES: dict[str, _Range] = {
 
 
 def check_ranges(fields: Any) -> None:
-    """ValueError for a field of the dataclass `fields` that is out of its range; None is left to its default."""
+    """Checks the fields of the dataclass `fields`; None is left to its default.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
     for name, range_ in _RANGES.items():
         value = getattr(fields, name, None)
         if value is not None and not range_.holds(value):
@@ -69,7 +73,11 @@ def check_ranges(fields: Any) -> None:
 
 
 def check_reporters(report_to: str | Iterable[str]) -> None:
-    """ValueError for a place to report to that transformers does not know or that is not installed."""
+    """Checks the places to report to.
+
+    Raises:
+        ValueError: transformers does not know one, or it is not installed.
+    """
     names = [report_to] if isinstance(report_to, str) else list(report_to)
     if names in (["none"], ["all"]):
         return
@@ -85,7 +93,11 @@ def check_reporters(report_to: str | Iterable[str]) -> None:
 
 
 def check_optimization(config: Any) -> None:
-    """ValueError unless the optimizer and the learning rate schedule of a `TRBConfig` can be made."""
+    """Checks that the optimizer and the learning rate schedule of a `TRBConfig` can be made.
+
+    Raises:
+        ValueError: one cannot.
+    """
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     steps = max(config.max_steps, 1)
     kwargs = config.lr_scheduler_kwargs or {}
@@ -106,7 +118,7 @@ def check_optimization(config: Any) -> None:
 
 
 def device_has_bf16(*, use_cpu: bool) -> bool:
-    """Whether training in bfloat16 pays on this machine: the CPU and GPUs before Ampere only emulate it."""
+    """Whether this machine computes in bfloat16; the CPU and GPUs before Ampere only emulate it."""
     if use_cpu:
         return False
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Fields of a run that say how its blended rollouts are decoded. None of them changes the law of what is written."""
+"""Defines the fields of a run that say how blended rollouts are decoded; none of them changes the law of a token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...rollout.speculative import check_draft_length
 
 @dataclass
 class DecodingFields:
-    """Speculation (`trbext.rollout.speculative`), batches, and what of the teacher is kept for the loss."""
+    """Speculation (`trbext.rollout.speculative`), batches, and the teacher's states that are kept for the loss."""
 
     draft_length: str = field(
         default="auto",
@@ -51,9 +51,13 @@ class DecodingFields:
     )
 
     def check_decoding(self) -> None:
-        """ValueError for a field out of range."""
+        """Checks these fields.
+
+        Raises:
+            ValueError: one is out of range.
+        """
         given = str(self.draft_length)
-        if given.removeprefix("-").isdecimal():  # the word of a command line is the number of a YAML file
+        if given.removeprefix("-").isdecimal():  # a command line gives a word, and a YAML file a number
             self.draft_length = int(given)  # type: ignore[assignment]
         check_draft_length(self.draft_length)
         if not self.teacher_states_gib >= 0:

@@ -1,4 +1,4 @@
-"""Fields of a run that say what is minimised at the prefixes of its rollouts."""
+"""Defines the fields of a run that say what is minimized at the prefixes of its rollouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAPER_TOP_K = 16
 
 @dataclass
 class LossFields:
-    """The loss, per-prefix reverse KL unless TRL's `beta` says otherwise; formulas: `trbext/training/losses.py`."""
+    """The loss, by default the reverse KL at each prefix; formulas are in `trbext/training/losses.py`."""
 
     loss_estimator: str | None = field(
         default=None,
@@ -41,7 +41,7 @@ class LossFields:
     veto_start: float = field(
         default=0.0,
         metadata={
-            "help": "Veto: exponent b at the first step of the target pi_T pi_S^b (normalised) that replaces the "
+            "help": "Veto: exponent b at the first step of the target pi_T pi_S^b (normalized) that replaces the "
             "teacher in the loss, 0 to below 1; it falls linearly to 0. 0 = off."
         },
     )
@@ -53,7 +53,14 @@ class LossFields:
     )
 
     def check_loss(self, beta: float) -> None:
-        """ValueError for a field out of range. Resolves what `loss_estimator` and `loss_top_k` leave to each other."""
+        """Checks these fields, and sets `loss_estimator` and `loss_top_k` if one follows from the other.
+
+        Args:
+            beta: TRL's, the divergence of the loss; 1.0 is the reverse KL.
+
+        Raises:
+            ValueError: a field is out of range, or needs the reverse KL.
+        """
         if self.loss_top_k is not None and self.loss_top_k < 1:
             raise ValueError(f"loss_top_k must be at least 1, or unset for the whole vocabulary, got {self.loss_top_k}")
         if self.loss_top_k is not None and beta != 1.0:
@@ -82,7 +89,11 @@ class LossFields:
         check_duration("veto_steps", self.veto_steps)
 
     def check_top_k(self, vocabulary: float) -> None:
-        """ValueError for more tokens than the models share, `vocabulary`: the loss would be the whole one."""
+        """Checks the top k against the number of tokens that the models share.
+
+        Raises:
+            ValueError: it is larger, so the loss would be that of the whole vocabulary.
+        """
         if self.loss_top_k is not None and self.loss_top_k > vocabulary:
             raise ValueError(
                 f"loss_top_k must be at most the {vocabulary} tokens that the models share, got {self.loss_top_k}: "

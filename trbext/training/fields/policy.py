@@ -1,4 +1,4 @@
-"""Fields of a run that say who writes its prefixes. TRB's own budget, the `trb_` fields, is in `config.py`."""
+"""Defines the fields of a run that say who writes its prefixes; those of TRB's own budget are in `config.py`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PolicyFields:
         default="trb",
         metadata={
             "help": "Who writes the training prefixes: 'trb' = student and teacher blended within the KL budget; "
-            "'student' = the student alone (vanilla on-policy distillation); 'fixed' = blended within trb_epsilon for "
+            "'student' = only the student (vanilla on-policy distillation); 'fixed' = blended within trb_epsilon for "
             "the whole run; 'fixed_beta' = blended with the coefficient fixed_beta; 'skd' = the student, a token "
             "outside the teacher's top skd_top_k replaced by the teacher's; 'arithmetic' = a mixture with teacher's "
             "share arithmetic_alpha; 'temperature' = the student, at first at temperature_start; 'sft' = the teacher "
@@ -62,7 +62,8 @@ class PolicyFields:
         default=0.5, metadata={"help": "For 'fixed_beta': the coefficient of the blend, 0 (student) to 1 (teacher)."}
     )
     skd_top_k: int = field(
-        default=25, metadata={"help": "For 'skd': how many of the teacher's most probable tokens stand. The paper: 25."}
+        default=25,
+        metadata={"help": "For 'skd': how many of the teacher's most probable tokens are accepted. The paper: 25."},
     )
     skd_teacher_temperature: float = field(
         default=1.0, metadata={"help": "For 'skd': temperature of the teacher's replacements, from 1e-6 to 1e6."}
@@ -102,7 +103,11 @@ class PolicyFields:
     )
 
     def check_policy(self) -> None:
-        """ValueError for a field out of range; the fields of policies not chosen are checked as well."""
+        """Checks these fields, also those of policies that are not chosen.
+
+        Raises:
+            ValueError: a field is out of range.
+        """
         if self.rollout_policy not in ROLLOUT_POLICIES and ":" not in self.rollout_policy:
             raise ValueError(
                 f"rollout_policy must be one of {', '.join(ROLLOUT_POLICIES)} or 'module:Class', got "
@@ -130,8 +135,16 @@ class PolicyFields:
                 raise ValueError(f"{names}: {error}") from None
 
     def make_policy(self, schedule: Schedule, total_steps: int, seed: int) -> Policy:
-        """The policy of a run of `total_steps`, with TRB's budget by `schedule`. ValueError: no such 'module:Class', or
-        one that cannot be made or called as a policy."""
+        """Makes the policy that `rollout_policy` names.
+
+        Args:
+            schedule: TRB's KL budget by optimizer step.
+            total_steps: optimizer steps of the run, of which durations may be shares.
+            seed: of the run.
+
+        Raises:
+            ValueError: there is no such 'module:Class', or it cannot be made or called as a policy.
+        """
         makers: dict[str, Callable[[], Policy]] = {
             "trb": lambda: TrustRegion(schedule),
             "student": lambda: TrustRegion(0.0),

@@ -1,7 +1,7 @@
-"""Gives a student the weights of its checkpoint, all of them, or says which one is not there.
+"""Gives a student all weights of its checkpoint, or names the one that is missing.
 
-transformers' trainer matches names alone and continues with a warning. It so leaves a mixture of experts as it was:
-the model holds the experts of a layer together, and its checkpoint holds each apart.
+transformers' trainer only matches names, and continues with a warning. A mixture of experts would so be left as it was:
+the model holds the experts of a layer together, and its checkpoint holds each by itself.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from ..models.adapters import adapter_fault
-from ..models.loading import fault_in, reported_once
-from .checkpoint import IncompleteCheckpoint, weight_files
+from ...models.adapters import adapter_fault
+from ...models.loading import fault_in, reported_once
+from .completeness import IncompleteCheckpoint, weight_files
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Replace the weights of `model`, which is whole and not quantized, by those in the folder `checkpoint`.
+    """Replaces the weights of `model` by those in a checkpoint.
+
+    Args:
+        model: whole and not quantized.
+        checkpoint: a folder with weights.
 
     Raises:
         IncompleteCheckpoint: a weight is missing, is of another shape, or has no place in the model.
@@ -48,7 +52,11 @@ def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
 
 
 def check_adapter(model: PeftModel, checkpoint: Path) -> None:
-    """IncompleteCheckpoint unless the weights of `checkpoint` are, by name and shape, those of the active adapter."""
+    """Checks that a checkpoint holds the weights of the model's active adapter, by name and shape.
+
+    Raises:
+        IncompleteCheckpoint: it does not.
+    """
     fault = adapter_fault(model, checkpoint)
     if fault is not None:
         raise IncompleteCheckpoint(f"{checkpoint} cannot be resumed exactly: {fault}")

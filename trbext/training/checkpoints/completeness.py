@@ -1,6 +1,6 @@
-"""Looks whether a checkpoint of transformers' trainer holds everything that an exact continuation needs.
+"""Checks that a checkpoint of transformers' trainer holds everything that an exact continuation needs.
 
-Without optimizer, scheduler or random state transformers goes on all the same, with fresh ones.
+Without the state of the optimizer, the schedule or the random numbers, transformers would continue with fresh ones.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ class IncompleteCheckpoint(ValueError):
 
 
 def check_checkpoint(checkpoint: Path, processes: int = 1, process: int = 0, *, sharded: bool = False) -> None:
-    """Nothing if `checkpoint` can be resumed exactly.
+    """Checks that a run can be resumed exactly from `checkpoint`.
 
     Args:
         checkpoint: a folder "checkpoint-N".
-        processes, process: of the run that goes on: each has its own random state, unless their number has changed.
+        processes: of the run that continues. Each has its own random state, unless their number has changed.
+        process: the index of this process.
         sharded: written by FSDP or DeepSpeed, whose weights and optimizer states are folders of their own.
 
     Raises:
-        IncompleteCheckpoint: naming the file, what it holds, and the older checkpoint to go on from, if there is one.
+        IncompleteCheckpoint: it cannot; names the file, what it holds, and the older checkpoint from which to continue,
+            if there is one.
     """
     fault = _fault(checkpoint, processes, process, sharded)
     if fault is None:
@@ -39,7 +41,7 @@ def check_checkpoint(checkpoint: Path, processes: int = 1, process: int = 0, *, 
 
 
 def step_of(checkpoint: Path) -> int:
-    """Optimizer steps that were finished when `checkpoint` was written."""
+    """The number of optimizer steps that were finished when `checkpoint` was written."""
     return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"])
 
 
@@ -64,14 +66,14 @@ def _fault(checkpoint: Path, processes: int, process: int, sharded: bool) -> str
 
 
 def _is_of_other_processes(checkpoint: Path, processes: int) -> bool:
-    """Whether one process wrote `checkpoint` and several go on, or the reverse: random states are not theirs then."""
+    """Whether one process wrote `checkpoint` and several continue, or the reverse: random states do not fit then."""
     if processes == 1:
         return any(checkpoint.glob("rng_state_*.pth"))
     return (checkpoint / "rng_state.pth").is_file()
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """The files of weights in a folder; none if one that its index names is missing."""
+    """The files of weights in a folder; an empty list if one that its index names is missing."""
     names = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
     found = [path for name in names for path in checkpoint.glob(name)]
     for index in checkpoint.glob("*.index.json"):

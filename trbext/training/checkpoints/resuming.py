@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DistillationTrainer
 
-from ..data.prompt_order import ResumableSampler, prompts_of_a_step
-from ..data.prompt_stream import EndlessPrompts
-from .checkpoint import check_checkpoint
-from .checkpoint_weights import check_adapter, has_weights, load_weights
-from .cost import ComputeCount
-from .drafting import Drafting
+from ...data.prompt_order import ResumableSampler, prompts_of_a_step
+from ...data.prompt_stream import EndlessPrompts
+from ..cost import ComputeCount
+from ..drafting import Drafting
+from .completeness import check_checkpoint
 from .random_state import forked_random_state
+from .weights import check_adapter, has_weights, load_weights
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

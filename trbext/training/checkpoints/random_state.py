@@ -18,7 +18,7 @@ def generator_at(*place: int) -> torch.Generator:
 
 @contextmanager
 def forked_random_state(device: torch.device) -> Iterator[None]:
-    """Restores, on leaving, the global generators of Python, NumPy and torch (the CPU's and that of `device`)."""
+    """Restores the global generators of Python, NumPy and torch (the CPU's and that of `device`) on leaving."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [device] if device.type not in ("cpu", "mps") else []  # MPS has one generator, of no device
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):

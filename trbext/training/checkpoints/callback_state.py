@@ -1,4 +1,4 @@
-"""Reads what a checkpoint holds of a callback."""
+"""Reads the saved state of a callback from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from transformers.trainer_callback import ExportableState
 
 
 def saved_attributes(callback: ExportableState, state: TrainerState) -> dict[str, Any]:
-    """What the checkpoint that training goes on from holds of a callback's `state()`; at the start, its present one.
+    """The callback's `state()` in the checkpoint from which training continues; at the start, the present one.
 
-    A checkpoint written without the callback has no entry, and transformers' next save would look for one: it gets one.
+    A checkpoint that was written without the callback has no entry. It gets one, because transformers' next save would
+    look for it.
     """
     states: Any = state.stateful_callbacks  # by class name, once training has begun
     attributes: dict[str, Any] = states.setdefault(type(callback).__name__, callback.state())["attributes"]

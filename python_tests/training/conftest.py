@@ -1,0 +1,37 @@
+"""Fixtures that record the rollouts of a trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import trbext.training.trainer
+from trbext.rollout import Rollout, speculative
+
+
+@pytest.fixture
+def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Rollout]]:
+    """The budget and the rollout of every call of the decoder."""
+    seen: list[tuple[float, Rollout]] = []
+
+    def recording(*args: Any, **kwargs: Any) -> Rollout:
+        rollout = speculative(*args, **kwargs)
+        seen.append((kwargs["policy"].epsilon(kwargs["optimizer_step"]), rollout))
+        return rollout
+
+    monkeypatch.setattr(trbext.training.trainer, "speculative", recording)
+    return seen
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
+    """The rollout of every call of the decoder."""
+    seen: list[Rollout] = []
+
+    def recording(*args: Any, **kwargs: Any) -> Rollout:
+        seen.append(speculative(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(trbext.training.trainer, "speculative", recording)
+    return seen

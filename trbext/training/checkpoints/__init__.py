@@ -1,0 +1,1 @@
+"""Checks checkpoints, and continues a run from one exactly."""

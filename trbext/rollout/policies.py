@@ -1,23 +1,24 @@
-"""Who writes the prefixes: the behavior policies mu that Trust-Region Behavior Blending is compared with.
+"""Defines behavior policies mu, which write the prefixes: Trust-Region Behavior Blending and those it is compared with.
 
-At each token of a rollout a `Policy` gets both models' logits of n prefixes and uniform random numbers, and gives a
-token per prefix with what each distribution thinks of it. With a = student and b = teacher logits over the aligned
-vocabulary (EOS ids merged, `trbext.vocab`), pi_S = softmax(a / T), pi_T = softmax(b / T), and k the optimizer step:
+At each token of a rollout a `Policy` gets the logits of both models at n prefixes and uniform random numbers. It gives
+one token per prefix, with its log-probability under mu and both models. Let a and b be the logits of student and
+teacher over the aligned vocabulary (EOS ids merged, `trbext.vocab`), pi_S = softmax(a / T), pi_T = softmax(b / T), and
+k the optimizer step:
 
     TrustRegion      mu ~ pi_S^(1-beta) pi_T^beta, the largest beta in [0, 1] with KL(mu || pi_S) <= epsilon_k
                      (arXiv 2605.31159). An annealed budget is TRB, a constant one the paper's fixed-epsilon blending,
                      0 vanilla on-policy distillation.
-    Teacher          mu = pi_T for k < K or always: sequence-level KD data (arXiv 1606.07947), written afresh at each
-                     step; with K steps, the rollouts of a supervised warmup.
+    Teacher          mu = pi_T for k < K or always: data of sequence-level KD (arXiv 1606.07947), new at each step;
+                     with K steps, the rollouts of a supervised warmup.
     FixedBeta        mu ~ pi_S^(1-beta) pi_T^beta with the same beta at every prefix, whatever the KL.
-    InterleavedTeacher   SKD (arXiv 2410.11325) with one token proposed at a time (its gamma = 1): x ~ pi_S stands if it
-                     is among the teacher's K most probable tokens, else a fresh x ~ softmax(b / tau) replaces it.
+    InterleavedTeacher   SKD (arXiv 2410.11325) with one token proposed at a time (its gamma = 1): x ~ pi_S is accepted
+                     if it is among the teacher's K most probable tokens, else a fresh x ~ softmax(b / tau) replaces it.
     ArithmeticMixture    mu = alpha pi_T + (1 - alpha) pi_S (MiniLLM, arXiv 2306.08543).
     StudentTemperature   mu = softmax(a / (T tau_k)), tau_k linear from tau_0 to 1 at step K.
     LambdaCoin       GKD (arXiv 2306.13649): with probability lambda the student's rollout, else the teacher's.
 
-Whatever draws, `log_prob` is the exact log mu of the token and `student_log_prob` the student's at T: a loss over
-sampled tokens needs the weight exp(student_log_prob - log_prob).
+For every policy, `log_prob` is the exact log mu of the token and `student_log_prob` is that of the student at T. A loss
+over sampled tokens needs the weight exp(student_log_prob - log_prob).
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ from ..results import Sample
 
 
 class Policy:
-    """A behavior policy. Subclasses define `draw`, and whatever of the rest is not true of them.
+    """A behavior policy. Subclasses define `draw`, and those of the other members that differ for them.
 
-    >>> class Coin(Policy):  # one token in two is the teacher's
-    ...     def draw(self, step, student_logits, teacher_logits, uniforms, temperature):
-    ...         halves = [(logits / temperature).softmax(-1) for logits in (student_logits, teacher_logits)]
-    ...         return draw_from((sum(halves) / 2).log(), student_logits, teacher_logits, uniforms[0], temperature)
+    Examples:
+        >>> class Coin(Policy):  # one token in two is the teacher's
+        ...     def draw(self, step, student_logits, teacher_logits, uniforms, temperature):
+        ...         halves = [(logits / temperature).softmax(-1) for logits in (student_logits, teacher_logits)]
+        ...         return draw_from((sum(halves) / 2).log(), student_logits, teacher_logits, uniforms[0], temperature)
     """
 
     uniforms_per_token: int = 1
@@ -49,16 +51,19 @@ class Policy:
     def draw(
         self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
     ) -> Sample:
-        """One token after each of n prefixes, as a pure function of the arguments.
+        """Draws one token after each of n prefixes, as a pure function of the arguments.
 
-        step: optimizer step, 0-based. It may differ from call to call, so nothing may be kept between calls.
-        student_logits, teacher_logits: [n, V], any float dtype, -inf for tokens that do not exist. The teacher's are
-            None where `needs_teacher(step)` is False.
-        uniforms: [uniforms_per_token + uniforms_per_row, n] float64 in [0, 1), those of the token first.
-        temperature: the run's, > 0; both models' log-probabilities are reported at it.
-        Returns `trbext.Sample`, each [n]: token (int64; -1 where none can be drawn, which ends the rollout with an
-            error), log_prob (under mu), student_log_prob, teacher_log_prob (anything without a teacher), beta (NaN
-            where mu is not a geometric blend) and kl = KL(mu || pi_S) in nats.
+        Args:
+            step: optimizer step, 0-based. It may differ from call to call, so nothing may be kept between calls.
+            student_logits: [n, V], any float dtype, -inf for tokens that do not exist.
+            teacher_logits: [n, V], likewise; None if `needs_teacher(step)` is False.
+            uniforms: [uniforms_per_token + uniforms_per_row, n] float64 in [0, 1), those of the token first.
+            temperature: of the run, above 0, at which the log-probabilities of both models are reported.
+
+        Returns:
+            Each [n]: token (int64; -1 if none can be drawn, which ends the rollout with an error), log_prob (under mu),
+            student_log_prob, teacher_log_prob (anything without a teacher), beta (NaN if mu is not a geometric blend)
+            and kl = KL(mu || pi_S), in nats.
         """
         raise NotImplementedError
 
@@ -67,11 +72,11 @@ class Policy:
         return True
 
     def is_student(self, step: int) -> bool:
-        """Whether mu is pi_S itself at this step, so that any engine may sample the student instead."""
+        """Whether mu is pi_S itself at this optimizer step, so that any engine may sample the student instead."""
         return False
 
     def keep_rows(self, rows: Tensor) -> Policy:
-        """The policy of the rows [m] of the batch alone, for one that treats rows differently."""
+        """The policy of only the rows [m] of the batch, for a policy that treats rows differently."""
         return self
 
 
@@ -85,16 +90,25 @@ def draw_from(
     token: Tensor | None = None,
     beta: float = math.nan,
 ) -> Sample:
-    """A token per row from softmax(behavior_logits), [n, V], by its exact inverse CDF, and its log-probabilities.
+    """Draws a token per row from a policy that is given by its logits, by the exact inverse of its distribution.
 
-    behavior_logits: of mu itself, already at its temperature; log mu will do. The other logits: as in `Policy.draw`.
-    uniform: [n] float64. token: [n], one that was drawn from mu in another way. beta: reported as it is.
+    Args:
+        behavior_logits: [n, V] of mu itself, already at its temperature, such as log mu.
+        student_logits: [n, V], as in `Policy.draw`.
+        teacher_logits: [n, V] or None, as in `Policy.draw`.
+        uniform: [n] float64 in [0, 1).
+        temperature: at which the log-probabilities of both models are reported.
+        token: [n] int64, drawn from mu in another way; None draws it here.
+        beta: is reported as it is.
+
+    Returns:
+        As `Policy.draw`.
     """
     if token is None:
         token = sample(behavior_logits, behavior_logits, 0.0, uniform=uniform).token
     log_mu, log_student = behavior_logits.float().log_softmax(-1), log_probs(student_logits, temperature)
     mu = log_mu.exp()
-    # Each term of sum mu log(mu / pi_S) - mu + pi_S is >= 0, up to the rounding that the clamp takes away.
+    # Each term of sum mu log(mu / pi_S) - mu + pi_S is >= 0, up to rounding, which the clamp removes.
     excess = torch.where(mu > 0, mu * (log_mu - log_student - 1), 0.0) + log_student.exp()
     kl = excess.sum(-1).clamp(min=0.0)
     log_teacher = log_student if teacher_logits is None else log_probs(teacher_logits, temperature)
@@ -109,15 +123,18 @@ def log_probs(logits: Tensor, temperature: float) -> Tensor:
 
 
 class TrustRegion(Policy):
-    """The paper's blend within a KL budget in nats per token, by the fused operator.
+    """The paper's blend within a KL budget, by the fused operator.
 
-    budget: a number, one per row of the batch [B], or a function of the optimizer step (`training.schedule.Schedule`).
+    Args:
+        budget: epsilon in nats per token: a number, one per row of the batch [B], or a function of the optimizer step
+            such as a `trbext.training.schedule.Schedule`.
     """
 
     def __init__(self, budget: float | Tensor | Callable[[int], float]) -> None:
         self._budget = budget
 
     def epsilon(self, step: int) -> float | Tensor:
+        """The KL budget in nats per token at optimizer step `step`, one for all rows or [B]."""
         return self._budget(step) if callable(self._budget) else self._budget
 
     def draw(
@@ -142,9 +159,12 @@ STUDENT = TrustRegion(0.0)
 
 
 class Teacher(TrustRegion):
-    """The teacher, on the student's support, for the first `steps` optimizer steps (None: always); then the student.
+    """The teacher, on the student's support, for the first `steps` optimizer steps; then the student.
 
-    An infinite budget: the operator gives the log-probabilities of all three in the same sweep.
+    It is an infinite budget: the operator gives the log-probabilities under all three in the same pass.
+
+    Args:
+        steps: None is always.
     """
 
     def __init__(self, steps: int | None = None) -> None:
@@ -152,7 +172,14 @@ class Teacher(TrustRegion):
 
 
 class FixedBeta(Policy):
-    """The geometric blend at one `beta` in [0, 1]. Where the two supports are disjoint there is no such mu: a fault."""
+    """The geometric blend with the same beta at every prefix. Disjoint supports, which have no such mu, are a fault.
+
+    Args:
+        beta: 0 (the student) to 1 (the teacher).
+
+    Raises:
+        ValueError: beta is out of range.
+    """
 
     def __init__(self, beta: float) -> None:
         self.beta = _in_range("beta", beta, 0, 1)
@@ -162,7 +189,7 @@ class FixedBeta(Policy):
     ) -> Sample:
         if teacher_logits is None:
             return STUDENT.draw(step, student_logits, None, uniforms, temperature)
-        if self.beta == 1:  # 0 times a masked logit has no value
+        if self.beta == 1:  # the student's part would be 0 times a logit of -inf, which is NaN
             return Teacher().draw(step, student_logits, teacher_logits, uniforms, temperature)
         mixed = (1 - self.beta) * student_logits.float() + self.beta * teacher_logits.float()
         return draw_from(mixed / temperature, student_logits, teacher_logits, uniforms[0], temperature, beta=self.beta)
@@ -177,9 +204,16 @@ class FixedBeta(Policy):
 class InterleavedTeacher(Policy):
     """SKD: mu(x) = pi_S(x) [x in top K of the teacher] + P_S(outside the top K) softmax(b / tau)(x).
 
-    top_k: K >= 1; of equally probable tokens those that torch.topk picks. A token the teacher excludes is never in it.
-    teacher_temperature: tau, from 1e-6 to 1e6, of the replacements alone; the merged EOS counts as one token there.
-    Two uniforms a token: the student's proposal, which is what vanilla OPD draws from the first, and the replacement.
+    A token takes two uniform numbers: for the student's proposal, which is the one that vanilla OPD draws from the
+    first, and for the replacement.
+
+    Args:
+        top_k: K >= 1. Of equally probable tokens it holds those that torch.topk picks, and no token that the teacher
+            excludes.
+        teacher_temperature: tau, from 1e-6 to 1e6, of the replacements only; the merged EOS counts as one token there.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     uniforms_per_token = 2
@@ -199,9 +233,9 @@ class InterleavedTeacher(Policy):
         replacement = sample(teacher_logits, teacher_logits, 0.0, uniform=uniforms[1], temperature=tau).token
         top = teacher_logits.topk(min(self.top_k, teacher_logits.shape[-1]))
         accepted = torch.zeros_like(teacher_logits, dtype=torch.bool).scatter(-1, top.indices, top.values > -torch.inf)
-        stands = accepted.gather(-1, proposed.clamp(min=0)[:, None])[:, 0]
+        keeps = accepted.gather(-1, proposed.clamp(min=0)[:, None])[:, 0]
         faulty = (proposed < 0) | (replacement < 0)
-        token = torch.where(stands, proposed, replacement).masked_fill(faulty, -1)
+        token = torch.where(keeps, proposed, replacement).masked_fill(faulty, -1)
 
         log_student = log_probs(student_logits, temperature)
         log_outside = log_student.masked_fill(accepted, -torch.inf).logsumexp(-1, keepdim=True)
@@ -212,7 +246,14 @@ class InterleavedTeacher(Policy):
 
 
 class ArithmeticMixture(Policy):
-    """alpha pi_T + (1 - alpha) pi_S, with `alpha` in [0, 1]."""
+    """The arithmetic mixture alpha pi_T + (1 - alpha) pi_S.
+
+    Args:
+        alpha: the teacher's share, 0 to 1.
+
+    Raises:
+        ValueError: alpha is out of range.
+    """
 
     def __init__(self, alpha: float) -> None:
         self.alpha = _in_range("alpha", alpha, 0, 1)
@@ -236,9 +277,14 @@ class ArithmeticMixture(Policy):
 
 
 class StudentTemperature(Policy):
-    """The student alone at temperature T tau_k: tau_k = tau_0 + (1 - tau_0) k / K for k < K, then 1.
+    """The student at temperature T tau_k, with tau_k = tau_0 + (1 - tau_0) k / K for k < K, then 1.
 
-    start: tau_0, from 1e-6 to 1e6, a factor on the run's temperature. steps: K >= 0 optimizer steps.
+    Args:
+        start: tau_0, from 1e-6 to 1e6, a factor on the run's temperature.
+        steps: K >= 0 optimizer steps.
+
+    Raises:
+        ValueError: start is out of range.
     """
 
     def __init__(self, start: float, steps: int) -> None:
@@ -246,6 +292,7 @@ class StudentTemperature(Policy):
         self.steps = steps
 
     def tau(self, step: int) -> float:
+        """The factor on the run's temperature at optimizer step `step`."""
         return self.start + (1 - self.start) * step / self.steps if step < self.steps else 1.0
 
     def draw(
@@ -264,10 +311,17 @@ class StudentTemperature(Policy):
 
 
 class LambdaCoin(Policy):
-    """GKD: the student's own rollout with probability `student_share` (lambda), else the teacher's.
+    """GKD: the student's own rollout with probability lambda, else the teacher's.
 
-    per: "batch" tosses one coin a step, a function of `seed` and the step that every process agrees on (the paper's
-        algorithm); "sequence" tosses one for each rollout, and then calls the teacher at every step unless lambda is 1.
+    Args:
+        student_share: lambda, 0 to 1.
+        per: "batch" decides once per optimizer step, as a function of `seed` and the step on which all processes agree
+            (the paper's algorithm). "sequence" decides for each rollout, and then needs the teacher at every step
+            unless lambda is 1.
+        seed: of the decisions per batch.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, student_share: float, per: str = "batch", seed: int = 0) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..signatures import check_takes
 from .policies import Policy
 
-# The methods of a policy and what they are called with, by position.
+# The methods of a policy and their positional arguments.
 POLICY = {
     "draw": ("step", "student_logits", "teacher_logits", "uniforms", "temperature"),
     "needs_teacher": ("step",),
@@ -15,7 +15,15 @@ POLICY = {
 
 
 def check_policy_methods(name: str, policy: Policy) -> None:
-    """ValueError unless `policy` defines `draw`, and all its methods take what `trbext.rollout.Policy`'s take."""
+    """Checks that a policy defines `draw`, and that its methods take the arguments of `trbext.rollout.Policy`.
+
+    Args:
+        name: what the error calls the policy.
+        policy: an object of a user's class.
+
+    Raises:
+        ValueError: it does not.
+    """
     if type(policy).draw is Policy.draw:
         raise ValueError(f"the rollout policy {name} must define draw({', '.join(POLICY['draw'])})")
     for method, arguments in POLICY.items():

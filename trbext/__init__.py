@@ -24,6 +24,7 @@ else:
     _check_sources(_Path(__file__).resolve().parent, _C)
 
 from . import _library  # noqa: F401  (registers the operators)
+from .errors import INSTALL_EXTRA as _INSTALL_EXTRA
 from .ops import blend, sample, solve, verify
 from .results import Blend, Sample, Solution, Verification
 
@@ -97,7 +98,7 @@ else:  # type checkers see the imports above, and so report a name that does not
             found = getattr(_import_module(_MODULE_OF[name], __name__), name)
         except ModuleNotFoundError as error:
             raise ImportError(
-                f"trbext.{name} needs {error.name}, which is not installed: pip install 'trbext[train]'",
+                f"trbext.{name} needs {error.name}, which is not installed: {_INSTALL_EXTRA}",
                 name=error.name,
             ) from None
         globals()[name] = found  # the next use does not come here

@@ -1,4 +1,4 @@
-"""`python -m trbext` is `trb`, which is what `torchrun -m trbext train ...` needs."""
+"""Runs `trb` as `python -m trbext`, which `torchrun -m trbext train ...` needs."""
 
 import sys
 

@@ -1,5 +1,7 @@
-"""What torch.ops.trb says of its outputs without computing them, for tracing: empty ones, after the checks of
-csrc/checks.h and csrc/verify_operator.h, in their words. Sizes may be symbolic; dtypes, devices and numbers are not."""
+"""Gives torch.ops.trb empty outputs for tracing, after the checks that C++ makes, in the same words.
+
+Sizes may be symbolic; dtypes, devices and numbers are not.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ MOST_COLUMNS = 2**31 - 1
 
 
 def _name(dtype: torch.dtype) -> str:
-    """As C++ has it."""
+    """The name of `dtype` in C++."""
     names = {torch.float32: "Float", torch.float64: "Double", torch.float16: "Half", torch.bfloat16: "BFloat16",
              torch.int32: "Int", torch.int64: "Long", torch.int16: "Short"}  # fmt: skip
     return names.get(dtype, str(dtype))
@@ -27,7 +29,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _require(condition: Any, message: str) -> None:
-    """`condition` holds no symbol."""
+    """Checks a condition that holds no symbol."""
     if not condition:
         raise RuntimeError(message)
 
@@ -44,7 +46,7 @@ def _check_logits(op: str, name: str, logits: Tensor) -> None:
 def _check_column(
     op: str, name: str, values: Tensor, shape: str, size: Any, dtypes: tuple[torch.dtype, ...], student: Tensor
 ) -> None:
-    """`size` None: any."""
+    """Checks a tensor of one dimension; `size` None is any size."""
 
     def message() -> str:
         return (
@@ -130,6 +132,7 @@ def _check_verify(
     vocab: Any,
     student_kind: int,
 ) -> None:
+    # 1. The logits, and the columns that count.
     op, student = "trb::verify", student_logits
     _check_logits(op, "student_logits", student_logits)
     _check_logits(op, "teacher_logits", teacher_logits)
@@ -152,6 +155,7 @@ def _check_verify(
     torch._check(
         vocab >= 0, lambda: f"{op}: vocab must be between 0 (the width both models have) and theirs, got {vocab}"
     )
+    # 2. The numbers.
     torch._check(width >= 1, lambda: f"{op}: width must be at least 1 and less than 2^31, got {width}")
     torch._check(width <= MOST_COLUMNS, lambda: f"{op}: width must be at least 1 and less than 2^31, got {width}")
     _require(
@@ -159,6 +163,7 @@ def _check_verify(
         f"{op}: student_kind must be 0 (logits), 1 (probabilities) or 2 (logits divided by the temperature), "
         f"got {student_kind}",
     )
+    # 3. What rows and requests hold.
     _check_column(op, "draft_tokens", draft_tokens, "[N]", None, INDICES, student)
     _check_column(op, "offsets", offsets, "[B + 1]", None, INDICES, student)
     torch._check(offsets.shape[0] >= 1, lambda: f"{op}: offsets must have shape [B + 1], got [0]")
@@ -167,6 +172,7 @@ def _check_verify(
     _check_column(op, "temperature", temperature, "[B]", requests, (torch.float32,), student)
     _check_column(op, "accept_uniform", accept_uniform, "[N]", rows, (torch.float64,), student)
     _check_column(op, "draw_uniform", draw_uniform, "[N]", rows, (torch.float64,), student)
+    # 4. The rows of the logits that are meant.
     for model, logits, indices in (
         ("student", student_logits, student_rows),
         ("teacher", teacher_logits, teacher_rows),

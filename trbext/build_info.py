@@ -1,4 +1,4 @@
-"""What `trb info` prints: versions, the build, and where things were found."""
+"""Collects what `trb info` prints: versions, the build, and the places of files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPANIONS = (("trl",), ("transformers",), ("accelerate",), ("peft",), ("vllm", 
 
 
 def build_info() -> dict[str, str]:
-    """Names and values, in the order they are shown."""
+    """Names and values, in the order in which they are shown."""
     return {
         "trbext": __version__,
         "operators": str(LIBRARY_PATH),

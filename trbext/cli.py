@@ -1,4 +1,4 @@
-"""The `trb` command: train, eval, compare, probe, plot, demo and info.
+"""Runs the `trb` command: train, eval, compare, probe, plot, demo and info.
 
 Exit codes: 0 done, 1 a fault of the program or the machine, 2 a usage error (one line on stderr), 130 interrupted.
 """
@@ -11,9 +11,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
-from .errors import INTERRUPTED, USAGE_ERROR, UsageError
+from .errors import INSTALL_EXTRA, INTERRUPTED, USAGE_ERROR, UsageError
 from .runs.standard_output import OutputClosed, discard, flush, is_of_output, print_anything
 
 # What the extra [train] installs, by the names that are imported: without them there are the operators and `trb info`.
@@ -21,15 +21,22 @@ OF_THE_EXTRA = {
     *("trl", "transformers", "accelerate", "datasets", "safetensors", "numpy", "yaml", "rich", "matplotlib", "scipy"),
     *("filelock", "jinja2"),
 }
-REMEDY = "pip install 'trbext[train]'"
+Subparsers: TypeAlias = "argparse._SubParsersAction[_OneLineParser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one `trb` command; `arguments` default to the process's."""
-    # transformers' notices to library authors; a user of the command can do nothing about them.
+    """Runs one `trb` command.
+
+    Args:
+        arguments: of the command line; None is those of the process.
+
+    Returns:
+        The exit code.
+    """
+    # These are transformers' notices to library authors; a user of the command can do nothing about them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # where a user's 'module:object' lies
+        sys.path.append(os.getcwd())  # the folder of a user's 'module:object'
     print_anything()
     words = _joined(list(sys.argv[1:] if arguments is None else arguments))
     options, fields = _parser().parse_known_args(words)
@@ -44,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in OF_THE_EXTRA:
             raise
-        return _usage_error(f"trb {options.command} needs {package}, which is not installed: {REMEDY}")
+        return _usage_error(f"trb {options.command} needs {package}, which is not installed: {INSTALL_EXTRA}")
     except (OSError, OutputClosed) as error:
         if isinstance(error, OSError):
             if not is_of_output(error):
@@ -60,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """One line for a wrong command line; the usage, several lines long, is what --help is for."""
+    """Reports a wrong command line in one line; --help prints the usage, which has several."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"trb: {message} ({self.prog} --help says more)\n")
@@ -71,11 +78,21 @@ def _parser() -> argparse.ArgumentParser:
         prog="trb", description="Trust-Region Behavior Blending: on-policy distillation with KL-budgeted rollouts."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_eval(commands)
+    _add_compare(commands)
+    _add_probe(commands)
+    _add_plot(commands)
+    _add_demo(commands)
+    commands.add_parser("info", help="versions, build, and where things were found")
+    return parser
 
+
+def _add_train(commands: Subparsers) -> None:
     train = commands.add_parser(
         "train",
-        help="distil a student",
-        description="Distil a student as CONFIG.yaml says. Every field of the file can be given as --field value.",
+        help="distill a student",
+        description="Distill a student as CONFIG.yaml says. Every field of the file can be given as --field value.",
         epilog="`trb train --fields` lists all fields with units and defaults. On several processes: "
         "torchrun --nproc_per_node 2 -m trbext train CONFIG.yaml",
     )
@@ -85,11 +102,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_const",
         const=True,
         default=False,
-        help="continue the run in output_dir from its last checkpoint; --resume auto: begin it where there is none",
+        help="continue the run in output_dir from its last checkpoint; --resume auto: begin it if there is none",
     )
     train.add_argument("--resume=auto", dest="resume", action="store_const", const="auto", help=argparse.SUPPRESS)
     train.add_argument("--fields", action="store_true", help="list every field and exit")
 
+
+def _add_eval(commands: Subparsers) -> None:
     evaluate = commands.add_parser(
         "eval",
         help="pass@1 of a model by sampling",
@@ -102,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--prompts", help="demo:eval, a file, or a dataset of the Hub")
     evaluate.add_argument("--verifier", help="numeric, math, demo, or module:function")
     evaluate.add_argument("--suite", type=Path, help="benchmarks, each with its samples; see recipes/suites/paper.yaml")
-    evaluate.add_argument("--benchmarks", nargs="+", metavar="NAME", help="of the suite, these alone")
+    evaluate.add_argument("--benchmarks", nargs="+", metavar="NAME", help="only these of the suite")
     evaluate.add_argument("--split", default="test", help="split of a Hub dataset (default: %(default)s)")
     evaluate.add_argument("--limit", type=_positive, help="use the first so many prompts (default: all)")
     evaluate.add_argument("--samples", type=_positive, help="completions per prompt (default: 1, or the suite's)")
@@ -120,21 +139,25 @@ def _parser() -> argparse.ArgumentParser:
         "resumes",
     )
 
+
+def _add_compare(commands: Subparsers) -> None:
     compare = commands.add_parser(
         "compare",
         help="runs x seeds of one YAML, and which differences are resolved",
         description="Train every run of STUDY.yaml with every seed, several at a time, and report learning curves, "
         "costs and paired differences with intervals as results.csv, figures/ and index.html in its output_dir. "
-        "The same command goes on with a study that was stopped.",
+        "The same command continues a study that was stopped.",
     )
     compare.add_argument("config", type=Path, metavar="STUDY.yaml", help="see recipes/study-countsort.yaml")
     compare.add_argument("--report", action="store_true", help="run nothing, report what is finished")
 
+
+def _add_probe(commands: Subparsers) -> None:
     probe = commands.add_parser(
         "probe",
         help="what TRB's rollouts are worth before training, by KL budget",
-        description="Roll out within KL budgets and as vanilla OPD, cut the rollouts at some lengths, let the teacher "
-        "or the student alone finish them, and compare how often the result is right. Fields as in trb train.",
+        description="Roll out within KL budgets and as vanilla OPD, cut the rollouts at some lengths, let only the "
+        "teacher or only the student finish them, and compare how often the result is right. Fields as in trb train.",
     )
     probe.add_argument("config", type=Path, metavar="CONFIG.yaml", help="a configuration of trb train")
     probe.add_argument("--epsilon", type=float, nargs="+", help="KL budgets, nats per token (default: the run's)")
@@ -142,15 +165,19 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--limit", type=_positive, help="prompts to use (default: the run's held-out ones, or 256)")
     probe.add_argument("--output", type=Path, help="folder (default: runs/CONFIG-probe)")
 
+
+def _add_plot(commands: Subparsers) -> None:
     plot = commands.add_parser("plot", help="draw the curves of runs", description="Draw the curves of finished runs.")
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder of `trb train`")
     plot.add_argument("--output", type=Path, default=Path("plot.png"), help=".png or .svg (default: %(default)s)")
 
+
+def _add_demo(commands: Subparsers) -> None:
     demo = commands.add_parser(
         "demo",
         help="see TRB at work on a small task, in about a minute",
-        description="Distil a small student on a built-in counting-sort task, once with vanilla on-policy distillation "
-        "and once with TRB, and compare them in a table and a plot.",
+        description="Distill a small student on a built-in counting-sort task, once with vanilla on-policy "
+        "distillation and once with TRB, and compare them in a table and a plot.",
     )
     demo.add_argument(
         "--output", type=Path, default=Path("runs/demo"), help="folder for runs and plot (default: %(default)s)"
@@ -165,9 +192,6 @@ def _parser() -> argparse.ArgumentParser:
         "%(default)s)",
     )
     demo.add_argument("--seed", type=int, default=0, help="of prompts and sampling (default: %(default)s)")
-
-    commands.add_parser("info", help="versions, build, and where things were found")
-    return parser
 
 
 def _joined(words: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 USAGE_ERROR = 2  # the user can correct it: one line on standard error says how
+INSTALL_EXTRA = "pip install 'trbext[train]'"  # the packages that all but the operators and the rollouts need
 INTERRUPTED = 130  # by a signal; the same command continues
 
 

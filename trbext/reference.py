@@ -160,9 +160,10 @@ def verify(
 
     A draft x ~ pi_S is accepted with probability min(1, mu(x) / pi_S(x)), else replaced by a draw from
     max(mu - pi_S, 0), whose sum is the probability of a rejection. The token then follows
-    min(pi_S, mu) + max(mu - pi_S, 0) = mu (Leviathan et al.,
-    arXiv 2211.17192). The next row counts only where the draft was kept, since its prefix holds it.
+    min(pi_S, mu) + max(mu - pi_S, 0) = mu (Leviathan et al., arXiv 2211.17192). The next row counts only if the draft
+    was accepted, since its prefix holds it.
     """
+    # 1. Find the request of each row, and the requests that are at fault.
     count, requests = len(draft_tokens), len(offsets) - 1
     kind = STUDENT_KINDS[student_kind] if isinstance(student_kind, str) else student_kind
     columns = vocab or min(student_logits.shape[1], teacher_logits.shape[1])
@@ -176,6 +177,7 @@ def verify(
             owner[begin:end] = r
         reached = max(reached, end) if end <= count else reached
 
+    # 2. Compute the policy of each row, and the rows that are at fault.
     def chosen(logits: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         index = torch.arange(count) if rows is None else rows.long()
         missing = (index < 0) | (index >= len(logits))
@@ -193,6 +195,7 @@ def verify(
     drafts = draft_tokens.long()
     row_fault = policy.beta.isnan() | no_student | no_teacher | (drafts < -1) | (drafts >= columns)
 
+    # 3. Take the rows of each request in order, until one stops it.
     def in_range(uniform: Tensor) -> bool:
         return bool((uniform >= 0) & (uniform < 1))
 
@@ -215,7 +218,7 @@ def verify(
             if row_fault[row] or (draft >= 0 and not in_range(accept_uniform[row])):
                 emitted[r] = -1
                 break
-            ratio = (policy.log_probs[row, draft] - log_student[row, draft]).exp()  # NaN where both are 0
+            ratio = (policy.log_probs[row, draft] - log_student[row, draft]).exp()  # NaN if both are 0
             accepted_draft = draft >= 0 and bool(accept_uniform[row] < ratio)
             if not accepted_draft and not in_range(draw_uniform[row]):
                 emitted[r] = -1

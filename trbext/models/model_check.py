@@ -127,6 +127,7 @@ def _loss_fault(model: PreTrainedModel) -> str:
 
 
 def _decoding_fault(model: PreTrainedModel, switch: int) -> str:
+    # 1. Choose a row that crosses the switch, and a longer one beside it.
     inner = unwrap(model)
     new = NEW
     prompt = max(PROMPT, switch - 1)
@@ -137,6 +138,7 @@ def _decoding_fault(model: PreTrainedModel, switch: int) -> str:
     if "logits_to_keep" in accepted_arguments(inner):
         options["logits_to_keep"] = new + 2
     with _observed(inner) as precision:
+        # 2. Score the row by itself, and a part of it: a causal model gives both the same logits.
         try:
             expected = model(input_ids=row[None], **options).logits[0, -new - 1 :]
             shorter = model(input_ids=row[None, : prompt + 1], **options).logits[0, -2:]
@@ -147,6 +149,7 @@ def _decoding_fault(model: PreTrainedModel, switch: int) -> str:
         fault = _difference(shorter, expected[:2], precise=precision[0])
         if fault:
             return f"gives a row other logits when tokens follow it, {fault}: it is not causal"
+        # 3. Decode the row from a cache, in each way of calling until one gives the same logits.
         faults = []
         for calling in (Calling(), Calling(own_inputs=True), Calling(drops_rows=False), Calling(True, False)):
             try:

@@ -117,7 +117,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _check_plain(path: Path, value: object, around: tuple[int, ...]) -> None:
     """UsageError unless `value` is made of what JSON has as well. around: ids of the containers that hold it."""
     if id(value) in around:
-        raise UsageError(f"{path}: an alias (*name) stands inside what it names")
+        raise UsageError(f"{path}: an alias (*name) is inside what it names")
     if isinstance(value, dict):
         for key in value:
             if isinstance(key, bool) or not isinstance(key, (str, int, float)):

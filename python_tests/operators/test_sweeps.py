@@ -1,4 +1,4 @@
-"""How many sweeps a row takes, and that no instruction set or numeric path changes the answer."""
+"""The number of sweeps of a row is as stated, and no instruction set or numeric path changes the answer."""
 
 from __future__ import annotations
 

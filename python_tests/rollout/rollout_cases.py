@@ -1,5 +1,6 @@
-"""What the tests of every way of decoding share: tiny random models of several families, prompts, the law of
-completions by enumeration, and ways to make a model fail or to watch what is read.
+"""Makes tiny random models of several families and prompts for the tests of every way of decoding.
+
+It also enumerates the law of completions, makes models fail, and watches what is read.
 """
 
 from __future__ import annotations

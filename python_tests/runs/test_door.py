@@ -405,7 +405,7 @@ CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (with_tensors(renamed), "take '_orig_mod.' off the names"),
     (with_tensors(without_a_matrix), f"lacks the weights {GATE} (1 of 12 are missing), which would be random"),
     (with_tensors(of_more_layers), "holds 'model.layers.1.input_layernorm.weight', for which its configuration has no"),
-    (with_tensors(of_more_layers), "(90 weights would be dropped): mend its config.json, or load the model that is me"),
+    (with_tensors(of_more_layers), "(90 weights would be dropped): correct its config.json, or load the model that is"),
     (with_tensors(narrower), f"holds {GATE} of shape [31, 16], which its configuration says is [32, 16]"),
     (cut_short, "cannot be loaded: SafetensorError: Error while deserializing header"),
     (shard_cut_short, "cannot be loaded: SafetensorError: Error while deserializing header"),

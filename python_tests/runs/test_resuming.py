@@ -74,7 +74,7 @@ def test_an_incomplete_checkpoint_is_refused_by_its_file_and_the_older_one_offer
     else:
         file.unlink()
     trainer = make_trainer(folder, max_steps=3, **SAVING)
-    with pytest.raises(IncompleteCheckpoint, match="go on from checkpoint-1") as refusal:
+    with pytest.raises(IncompleteCheckpoint, match="continue from checkpoint-1") as refusal:
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
     assert fault in str(refusal.value)
 

@@ -212,7 +212,8 @@ def test_a_checkpoint_without_a_part_is_one_line(
     assert train(tmp_path, settings, "--resume") == 2
     line = one_line(capsys)
     assert (
-        "scheduler.pt, the learning rate schedule, is missing; delete checkpoint-4 to go on from checkpoint-2" in line
+        "scheduler.pt, the learning rate schedule, is missing; delete checkpoint-4 to continue from checkpoint-2"
+        in line
     )
     shutil.rmtree(run.path / "checkpoint-4")
     assert train(tmp_path, settings, "--resume") == 0

@@ -1,4 +1,4 @@
-"""What a run is said to have cost is what its models computed, evaluation left out, through interruptions."""
+"""The reported cost of a run is what its models computed, without evaluation, also after interruptions."""
 
 from __future__ import annotations
 

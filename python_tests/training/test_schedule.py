@@ -70,7 +70,7 @@ def test_budget_depends_on_the_step_alone(kind: str) -> None:
         (("piecewise", 0.02, 10, [(-1, 0.1)]), "must be >= 0, got -1"),
         (("piecewise", 0.02, 10, [(0.5, 0.1)]), r"pair \(whole step, epsilon\), got \(0.5, 0.1\)"),
         (("piecewise", 0.02, 10, [(0, 0.1, 3)]), "pair"),
-        (("cosine", 0.02, 10, [(0, 0.1)]), 'belong to the schedule "piecewise" alone'),
+        (("cosine", 0.02, 10, [(0, 0.1)]), 'belong only to the schedule "piecewise"'),
     ],
 )
 def test_bad_arguments_are_named(arguments: tuple, message: str) -> None:

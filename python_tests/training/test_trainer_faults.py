@@ -1,4 +1,4 @@
-"""What would train on wrong numbers: non-finite losses, teachers that exclude tokens, TRL's decoder left to itself."""
+"""Faults that would train on wrong numbers: non-finite losses, teachers that exclude tokens, TRL's own decoder."""
 
 from __future__ import annotations
 

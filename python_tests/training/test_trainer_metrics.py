@@ -1,4 +1,4 @@
-"""What TRBTrainer logs of its rollouts, and how it evaluates."""
+"""The metrics that TRBTrainer logs of its rollouts, and its evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who writes the prefixes of TRBTrainer: the KL budget, other policies, and the losses that go with them."""
+"""The policies that write the prefixes of TRBTrainer: the KL budget, other policies, and the losses of each."""
 
 from __future__ import annotations
 

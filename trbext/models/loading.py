@@ -25,7 +25,7 @@ from trl.trainer.utils import create_model_from_path
 
 from .adapters import base_of, check_no_adapter, merged
 
-# What commonly stands before the names of a checkpoint that was saved from a wrapped model.
+# Common prefixes of the names in a checkpoint that was saved from a wrapped model.
 _WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
 
 
@@ -61,6 +61,17 @@ def load_for_inference(path: str, role: str, device: torch.device | str, **kwarg
     """Loads as `load_for_training`, but in the precision in which the checkpoint is stored, on `device`, in eval mode.
 
     A PEFT adapter is merged into its model.
+
+    Args:
+        path: a folder or a name on the Hub.
+        role: "student" or "teacher", for messages.
+        device: of the model.
+        kwargs: of `from_pretrained`.
+
+    Raises:
+        IncompleteWeights: as `load_for_training`.
+        OSError: as transformers.
+        ValueError: as transformers; an adapter does not fit, or cannot be merged.
     """
     options: dict[str, Any] = {"dtype": "auto"} | kwargs
     with reported_once(), named_errors(path, role):
@@ -101,6 +112,11 @@ def check_weights(path: str, role: str, config: PreTrainedConfig, **kwargs: Any)
 def load_tokenizer(path: str, role: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """The tokenizer at `path`, which pads on the left.
 
+    Args:
+        path: a folder or a name on the Hub.
+        role: of its model, for messages.
+        kwargs: of `from_pretrained`.
+
     Raises:
         OSError: it cannot be loaded.
         ValueError: it cannot be loaded.
@@ -127,7 +143,13 @@ def named_errors(path: str, role: str) -> Iterator[None]:
 
 
 def check_report(path: str, role: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
-    """Checks transformers' loading report of `model`.
+    """Checks transformers' loading report of a model.
+
+    Args:
+        path: a folder or a name on the Hub, for messages.
+        role: "student" or "teacher", for messages.
+        model: was loaded from there.
+        report: what transformers returns with `output_loading_info`.
 
     Raises:
         IncompleteWeights: `fault_in` finds a fault.
@@ -157,7 +179,7 @@ def fault_in(report: Mapping[str, Any], model: PreTrainedModel) -> str | None:
     if not random:
         return (
             f"holds {unknown[0]!r}, for which its configuration has no place ({len(unknown)} weights would be dropped)"
-            ": mend its config.json, or load the model that is meant and save it anew"
+            ": correct its config.json, or load the model that is meant and save it again"
         )
     held = f"; it holds {unknown[0]!r}, which the model has no place for" if unknown else ""
     wrapper = next((prefix for prefix in _WRAPPERS if unknown and unknown[0].startswith(prefix)), None)

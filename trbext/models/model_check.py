@@ -67,7 +67,7 @@ def check_model(
         if reasons[what]:
             raise UnsupportedModel(
                 f"the {name} {type(inner).__name__} {reasons[what]}. Use another model, or check_models=False "
-                "to go on at your own risk"
+                "to continue at your own risk"
             )
 
 
@@ -116,13 +116,13 @@ def _loss_fault(model: PreTrainedModel) -> str:
             fault = _difference(head(beside), expected[:-1], precise=precision[0])
             if not fault:
                 return ""
-            alone = _difference(
+            by_itself = _difference(
                 head(backbone(inner)(input_ids=row[None], use_cache=False)[0][0]), expected, precise=precision[0]
             )
         except FAILURES as error:
             return f"cannot be trained: the loss got {_line(error)}"
-    if alone:
-        return f"makes logits of its hidden states by more than its lm_head, and the loss's differ {alone}"
+    if by_itself:
+        return f"makes logits of its hidden states by more than its lm_head, and those of the loss differ {by_itself}"
     return f"gives a row other logits when tokens follow it, {fault}: it is not causal"
 
 

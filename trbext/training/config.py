@@ -109,7 +109,7 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
     )
     eval_samples: int = field(
         default=1,
-        metadata={"help": "Completions sampled per prompt for eval_pass@1, from the student alone at temperature 1."},
+        metadata={"help": "Completions sampled per prompt for eval_pass@1, from only the student, at temperature 1."},
     )
     eval_verifier: str | None = field(
         default=None,

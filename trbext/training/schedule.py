@@ -49,7 +49,18 @@ class Schedule:
     def make(
         cls, kind: str, epsilon: float, warmup_steps: int, points: Iterable[Iterable[float]] | None = None
     ) -> Schedule:
-        """A schedule from plain configuration values: `points` may be lists, as a YAML file gives them."""
+        """A schedule from the plain values of a configuration.
+
+        Args:
+            kind: as `Schedule`.
+            epsilon: as `Schedule`, any number.
+            warmup_steps: as `Schedule`.
+            points: as `Schedule`, but pairs may be lists, as a YAML file gives them.
+
+        Raises:
+            ValueError: as `Schedule`, and for a point that is no pair.
+            TypeError: as `Schedule`.
+        """
         if points is None:
             return cls(kind, float(epsilon), warmup_steps)
         pairs = []
@@ -69,7 +80,7 @@ class Schedule:
         if self.kind == "piecewise":
             _check_points(self.points or ())
         elif self.points is not None:
-            raise ValueError(f'points belong to the schedule "piecewise" alone, got {self.points} with "{self.kind}"')
+            raise ValueError(f'points belong only to the schedule "piecewise", got {self.points} with "{self.kind}"')
 
     def __call__(self, step: int) -> float:
         """The budget at optimizer step `step`, 0-based: step 0 runs with eps_0, step K with 0."""
@@ -100,7 +111,7 @@ def duration(value: float, total_steps: int) -> int:
 
 
 def decayed(start: float, step: int, steps: int) -> float:
-    """A value that falls linearly from `start` at step 0 to 0 at step `steps`, and is 0 from then on."""
+    """A value at optimizer step `step`, which falls from `start` at step 0 to 0 at step `steps`, and then is 0."""
     return start * (1 - step / steps) if step < steps else 0.0
 
 

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 def check_can_unshard(backend: DistributedBackend, args: DistillationConfig, *, tools: bool = False) -> None:
     """Checks that processes will not wait for each other for ever.
 
+    Args:
+        backend: shards the models, or does not.
+        args: of the run.
+        tools: conversations call tools.
+
     Raises:
         ValueError: rollouts would use sharded weights, or tool calls, of which each process makes its own number, would
             come between two gatherings of weights.
@@ -47,6 +52,11 @@ def whole_for_decoding(
     """Yields `model` out of its wrappers, with its weights gathered on every process.
 
     All processes enter and leave together.
+
+    Args:
+        model: wrapped by the accelerator.
+        accelerator: of the run.
+        args: of the run.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     with (
@@ -64,8 +74,11 @@ def whole_for_decoding(
 
 @contextmanager
 def _without_deepspeed_hooks(model: torch.nn.Module) -> Iterator[None]:
-    """ZeRO-3's hook on the whole model taken off inside: in each forward it compares its step with the other processes,
-    and waits for ever for one that has decoded fewer tokens. TRL takes off the hooks of the submodules only."""
+    """Takes ZeRO-3's hook off the whole model inside.
+
+    In each forward the hook compares its step with the other processes, and waits for ever for a process that has
+    decoded fewer tokens. TRL takes off only the hooks of the submodules.
+    """
     hooks = model._forward_pre_hooks
     kept = {key: hook for key, hook in hooks.items() if getattr(hook, "__module__", "").startswith("deepspeed")}
     for key in kept:
@@ -75,12 +88,21 @@ def _without_deepspeed_hooks(model: torch.nn.Module) -> Iterator[None]:
     finally:
         later = dict(hooks)
         hooks.clear()
-        hooks.update(kept | later)  # it starts a forward: before those of the submodules
+        hooks.update(kept | later)  # its hook runs first, before those of the submodules
 
 
 def save_whole_model(trainer: Trainer, folder: str) -> bool:
-    """Save the whole weights where transformers would save none: under FSDP with sharded checkpoints, and under ZeRO-3
-    without stage3_gather_16bit_weights_on_model_save. False, and nothing is done, elsewhere. Every process calls it."""
+    """Saves the whole weights if transformers would save none. Every process calls it.
+
+    That is under FSDP with sharded checkpoints, and under ZeRO-3 without stage3_gather_16bit_weights_on_model_save.
+
+    Args:
+        trainer: of the run.
+        folder: of the weights; it exists.
+
+    Returns:
+        Whether the weights were saved; if not, nothing was done.
+    """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         weights = trainer.accelerator.get_state_dict(trainer.model)

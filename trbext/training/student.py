@@ -16,7 +16,12 @@ from .config import TRBConfig
 
 
 def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
-    """Loads the model at `path` with `args.model_init_kwargs`.
+    """Loads the student.
+
+    Args:
+        path: a folder or a name on the Hub.
+        args: its `model_init_kwargs` are those of `from_pretrained`.
+        quantization: of the weights, or None.
 
     Raises:
         IncompleteWeights: as `load_for_training`.

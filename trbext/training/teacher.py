@@ -57,7 +57,16 @@ def load_teacher_tokenizer(path: str, args: TRBConfig) -> PreTrainedTokenizerBas
 
 
 def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTrainedModel:
-    """The model at `path`, loaded with `args.teacher_model_init_kwargs`; by default in its stored precision."""
+    """Loads the teacher, by default in the precision in which it is stored.
+
+    Args:
+        path: a folder or a name on the Hub.
+        args: its `teacher_model_init_kwargs` are those of `from_pretrained`.
+        accelerator: of the run.
+
+    Raises:
+        IncompleteWeights: as `load_for_training`.
+    """
     kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
     if args.teacher_model_revision is not None:
         kwargs["revision"] = args.teacher_model_revision

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def keep_to_alignment(trainer: DistillationTrainer, alignment: Alignment, student_width: int) -> None:
-    """Sets the stop events and the suppressed ids of `trainer`, whose student has `student_width` logits."""
+    """Sets the EOS ids of a trainer, and suppresses the ids that only its student has.
+
+    Args:
+        trainer: is changed.
+        alignment: the vocabulary that both models share.
+        student_width: logits of the student.
+    """
     stops = [alignment.stop, *alignment.duplicates]
     trainer.eos_token_ids = stops  # what it cuts completions by
     asked = trainer.generation_kwargs.get("suppress_tokens") or ()
@@ -54,6 +60,11 @@ def without_leftovers(model: PreTrainedModel) -> Iterator[None]:
 
 def check_completions(completions: Sequence[Sequence[int]], prompts: int, alignment: Alignment) -> None:
     """Checks the completions that TRL decoded.
+
+    Args:
+        completions: token ids.
+        prompts: the number of prompts.
+        alignment: the vocabulary that both models share.
 
     Raises:
         ValueError: there is not one completion per prompt, or an id is not one that both models have.

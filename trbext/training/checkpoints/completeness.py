@@ -36,7 +36,7 @@ def check_checkpoint(checkpoint: Path, processes: int = 1, process: int = 0, *, 
     if fault is None:
         return
     older = _older(checkpoint, processes, process, sharded)
-    remedy = f"delete {checkpoint.name} to go on from {older.name}" if older else "no older checkpoint is complete"
+    remedy = f"delete {checkpoint.name} to continue from {older.name}" if older else "no older checkpoint is complete"
     raise IncompleteCheckpoint(f"{checkpoint} cannot be resumed exactly: {fault}; {remedy}")
 
 

@@ -159,7 +159,7 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         folder = self.args.output_dir
         found = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else get_last_checkpoint(folder)
         if found is None:
-            raise ValueError(f"there is no checkpoint in {folder} to go on from")
+            raise ValueError(f"there is no checkpoint in {folder} from which to continue")
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         check_checkpoint(Path(found), self.args.world_size, self.args.process_index, sharded=sharded)
         return Path(found)

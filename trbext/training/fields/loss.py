@@ -19,7 +19,7 @@ class LossFields:
         default=None,
         metadata={
             "help": "How the reverse KL of a prefix is taken: 'full' = over the whole vocabulary; 'top_k' = over the "
-            "student's loss_top_k most probable tokens and the rest as one; 'sampled' = from the sampled token alone, "
+            "student's loss_top_k most probable tokens and the rest as one; 'sampled' = from the sampled token only, "
             "weighted by its probability under the student over that under the rollout policy. Unset = 'top_k' if "
             "loss_top_k is set, else 'full'."
         },

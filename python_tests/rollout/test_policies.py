@@ -13,15 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests.rollout.policy_cases import (
-    POLICIES,
-    STEP,
-    draw,
-    every_policy,
-    grid,
-    logits,
-    softmax,
-)
+from python_tests.rollout.policy_cases import POLICIES, STEP, draw, every_policy, grid, logits, softmax
 from trbext.results import Sample
 from trbext.rollout import Policy, TrustRegion, draw_from
 from trbext.rollout.policies import (

@@ -26,7 +26,7 @@ from python_tests.rollout.policy_cases import (
 )
 from python_tests.rollout.rollout_cases import PAD, assert_same, left_padded, raising, tiny
 from python_tests.rollout.test_policies import TopTokenOfTheTeacher
-from trbext.rollout import Policy, Rollout, TrustRegion, lockstep
+from trbext.rollout import Policy, Rollout, TrustRegion, lockstep, speculative
 from trbext.rollout.policies import (
     STUDENT,
     ArithmeticMixture,
@@ -167,6 +167,15 @@ def test_policies_that_need_the_teacher_say_so_and_epsilon_excludes_a_policy() -
         roll(InterleavedTeacher(2), models=(student, None))
     with pytest.raises(ValueError, match="give epsilon or policy, one of the two"):
         roll(STUDENT, models=(student, teacher), epsilon=0.1)
+    with pytest.raises(ValueError, match="give epsilon or policy, one of the two"):
+        speculative(
+            *(student, teacher, *PROMPTS),
+            epsilon=0.1,
+            policy=TrustRegion(0.2),
+            max_new_tokens=3,
+            alignment=ALIGNMENT,
+            pad_token_id=PAD,
+        )
     with pytest.raises(ValueError, match="give epsilon or policy, one of the two"):
         lockstep(student, teacher, *PROMPTS, max_new_tokens=3, alignment=ALIGNMENT, pad_token_id=PAD)
 

@@ -7,13 +7,7 @@ import torch
 from torch import Tensor
 
 from python_tests.training.loss_cases import ROWS, VOCABULARY, dense_reverse_kl, gradient, logits
-from trbext.training.losses import (
-    cross_entropy,
-    entropy,
-    reverse_kl,
-    sampled_reverse_kl,
-    veto_target,
-)
+from trbext.training.losses import cross_entropy, entropy, reverse_kl, sampled_reverse_kl, veto_target
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

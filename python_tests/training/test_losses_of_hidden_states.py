@@ -19,12 +19,7 @@ from trl.trainer.distillation_trainer import _chunked_divergence_loss
 from python_tests.models.tiny_models import tiny_llama
 from python_tests.training.loss_cases import ROWS, VOCABULARY
 from trbext.models.lm_head import LMHead, lm_head
-from trbext.training.losses import (
-    PrefixTerms,
-    chunked_reverse_kl,
-    sampled_reverse_kl,
-    teacher_terms,
-)
+from trbext.training.losses import PrefixTerms, chunked_reverse_kl, sampled_reverse_kl, teacher_terms
 from trbext.vocab import Alignment
 
 

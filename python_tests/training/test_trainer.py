@@ -14,12 +14,7 @@ from transformers import LlamaForCausalLM
 from trl import DistillationConfig
 
 from python_tests.models.tiny_models import END_OF_TURN, EOS, VOCABULARY, prompts, saved, tiny_llama, tiny_tokenizer
-from python_tests.training.trainer_cases import (
-    make_trainer,
-    steps,
-    weights,
-    without_timings,
-)
+from python_tests.training.trainer_cases import make_trainer, steps, weights, without_timings
 from trbext.rollout import Rollout
 from trbext.training.config import TRBConfig
 from trbext.training.trainer import TRBTrainer

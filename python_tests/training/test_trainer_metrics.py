@@ -12,12 +12,9 @@ import torch
 from torch import nn
 
 from python_tests.models.tiny_models import END_OF_TURN, VOCABULARY, prompts, tiny_llama
-from python_tests.training.trainer_cases import (
-    METRICS,
-    make_trainer,
-    steps,
-)
+from python_tests.training.trainer_cases import METRICS, make_trainer, steps
 from trbext.rollout import Rollout
+from trbext.training import metric_table
 
 # ---- What is logged ----
 
@@ -113,6 +110,14 @@ def test_pass_at_1_is_the_share_of_right_samples(tmp_path: Path) -> None:
     assert metrics["eval_trb/reverse_kl"] == pytest.approx(metrics["eval_loss"], rel=0.1)
     again = trainer.evaluate()  # the same step, the same random numbers
     assert (again["eval_pass@1"], again["eval_loss"]) == (metrics["eval_pass@1"], metrics["eval_loss"])
+
+
+def test_every_metric_of_the_table_is_logged(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, held_out=prompts(4), verifier=answers_a_digit, max_steps=1, eval_strategy="steps", eval_steps=1
+    )
+    trainer.train()
+    assert set(metric_table.METRICS) <= set().union(*trainer.state.log_history)
 
 
 def test_pass_at_1_can_choose_the_best_checkpoint(tmp_path: Path) -> None:

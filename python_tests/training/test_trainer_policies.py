@@ -11,14 +11,7 @@ import pytest
 import torch
 
 from python_tests.models.tiny_models import END_OF_TURN, prompts, tiny_llama
-from python_tests.training.trainer_cases import (
-    MINE,
-    decoding_calls,
-    make_trainer,
-    steps,
-    weights,
-    without_timings,
-)
+from python_tests.training.trainer_cases import MINE, decoding_calls, make_trainer, steps, weights, without_timings
 from trbext.rollout import Rollout
 from trbext.rollout.policies import FixedBeta
 

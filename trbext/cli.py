@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_probe(commands)
     _add_plot(commands)
     _add_demo(commands)
-    commands.add_parser("info", help="versions, build, and where things were found")
+    commands.add_parser("info", help="versions, the build, and the places of files")
     return parser
 
 

@@ -52,7 +52,7 @@ def behavior_kl(student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, te
     log_student = (student_logits.double() / temperature).log_softmax(-1)
     ratio = torch.where(log_mu == -torch.inf, 0.0, log_mu - log_student)  # log mu / pi_S where mu > 0
     mu, student = log_mu.exp(), log_student.exp()
-    # mu (ratio - 1) + pi_S = pi_S (e^r (r - 1) + 1); a short series where the difference would cancel.
+    # mu (ratio - 1) + pi_S = pi_S (e^r (r - 1) + 1); a short series if the difference would cancel.
     series = student * ratio**2 * (1 / 2 + ratio * (1 / 3 + ratio * (1 / 8 + ratio * (1 / 30 + ratio / 144))))
     return torch.where((ratio.abs() < 1e-3) & (log_mu > -torch.inf), series, mu * (ratio - 1) + student).sum(-1)
 

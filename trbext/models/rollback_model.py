@@ -45,7 +45,7 @@ class _Slots:
         self.capacity = capacity  # columns
         self.seen = 0  # columns that attention sees in the next forward
         self.rows = torch.empty(0)  # [B, 1] and
-        self.columns = torch.empty(0)  # [B, q]: where its keys and values go
+        self.columns = torch.empty(0)  # [B, q]: the places of its keys and values
         self.first: int | None = None  # the first of these columns, if it is known to be the same in all rows
 
 
@@ -88,7 +88,7 @@ class _RollbackLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
-    get_max_cache_shape = get_max_length  # its name in transformers 5.5, where it is abstract
+    get_max_cache_shape = get_max_length  # its name in transformers 5.5, in which it is abstract
 
     def grow(self, columns: int) -> None:
         more = columns - self.keys.shape[2]

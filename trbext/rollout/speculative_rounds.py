@@ -40,8 +40,8 @@ class Rounds:
         batch, self.width = decoding.prompts.shape
         device, lengths = self.device, decoding.lengths.to(decoding.device)
         self.uniforms = decoding.uniforms(3, batch, self.limit)
-        # 2. What all rows have written. A round may write past the limit; the content of a row ends where the next
-        # round began.
+        # 2. What all rows have written. A round may write past the limit; the content of a row ends at the token at
+        # which the next round began.
         self.tokens = torch.zeros((batch, self.limit + longest + 1), dtype=torch.int64, device=device)
         self.values = torch.zeros((5, *self.tokens.shape), dtype=torch.float32, device=device)
         self.written_of_all = torch.zeros(batch, dtype=torch.int64, device=device)

@@ -69,7 +69,7 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
 
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "bfloat16 mixed precision. Unset = where the GPU has it; the CPU trains in float32."},
+        metadata={"help": "bfloat16 mixed precision. Unset = if the GPU has it; the CPU trains in float32."},
     )
 
     trb_epsilon: float = field(

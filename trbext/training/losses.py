@@ -58,7 +58,7 @@ def reverse_kl(
         student, teacher = _top_and_rest(student, top), _top_and_rest(teacher, top)
     common = (student > -torch.inf) & (teacher > -torch.inf)
     inside = student.masked_fill(~common, -torch.inf)  # also stops the NaN gradient of a row without common tokens
-    log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)  # log pi_S(C); exactly 0 where C is everything
+    log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)  # log pi_S(C); exactly 0 if C is everything
     log_student = inside.log_softmax(-1)
     gap = torch.where(common, log_student - teacher.log_softmax(-1), 0.0)
     kl = (log_student.exp() * gap).sum(-1) - log_inside_mass

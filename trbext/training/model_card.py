@@ -30,7 +30,7 @@ PAPER = {
         }"""),
 }
 CURVE_ROWS = 12
-CURVE = {  # metric -> column, shorter than its title where that is long
+CURVE = {  # metric -> column, shorter than its title if that is long
     "trb/epsilon": "epsilon",
     "trb/beta_mean": "beta",
     **{name: METRICS[name].title for name in ("trb/reverse_kl", "eval_loss", "eval_pass@1")},

@@ -29,8 +29,8 @@ class DecodingFields:
     teacher_states_gib: float = field(
         default=4.0,
         metadata={
-            "help": "Memory for reuse_teacher_states on each process, GiB; where a step's rollouts need more, the loss "
-            "asks the teacher again."
+            "help": "Memory for reuse_teacher_states on each process, GiB; if the rollouts of a step need more, the "
+            "loss calls the teacher again."
         },
     )
     rollout_batch_size: int | None = field(

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "trbext"
 # A part imports from parts before it only. A part without a folder is a module beside __init__.py.
 FLOORS = (
-    ("_C", "errors", "limits", "results", "signatures", "named_object", "_dtensor", "_source_digest", "_build_file"),
-    ("yaml_file", "_installed_build", "_fake_kernels", "reference"),
+    ("_C", "errors", "limits", "results", "user_objects", "_dtensor", "_source_digest", "_build_file"),
+    ("_installed_build", "_fake_kernels", "reference"),
     ("_library",),
     ("ops",),
     ("__init__",),

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from trbext.data.yaml_file import dump_yaml, read_yaml
 from trbext.errors import UsageError
-from trbext.yaml_file import dump_yaml, read_yaml
 
 
 def read(tmp_path: Path, text: str | bytes) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.prompts import load_prompts
+from ..data.yaml_file import read_yaml
 from ..errors import UsageError
-from ..yaml_file import read_yaml
 from .command import LoadedModel, evaluate_prompts
 from .verifiers import check_verifier, verifier_by_name
 

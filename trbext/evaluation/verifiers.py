@@ -10,8 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from ..data.encoding import Prompt
-from ..named_object import load_object
-from ..signatures import check_takes
+from ..user_objects import check_takes, load_object
 from .math_verifier import check_installed, math_answer
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..signatures import check_takes
+from ..user_objects import check_takes
 from .policies import Policy
 
 # The methods of a policy and their positional arguments.

@@ -19,9 +19,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..data.yaml_file import dump_yaml, read_yaml
 from ..training.checkpoints.completeness import weight_files
 from ..training.metric_table import Metrics
-from ..yaml_file import dump_yaml, read_yaml
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any, NoReturn, get_type_hints
 from transformers import HfArgumentParser
 from trl import DistillationConfig
 
+from ..data.yaml_file import read_yaml
 from ..errors import UsageError
 from ..training.config import TRBConfig
 from ..training.fields.checks import check_ranges
-from ..yaml_file import read_yaml
 from .field_values import joined_numbers, words_of
 
 # A field of transformers, which itself does nothing with it.

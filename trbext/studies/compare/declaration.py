@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.yaml_file import read_yaml
 from ...errors import UsageError
 from ...runs.settings import parse_settings
 from ...training.config import TRBConfig
 from ...training.metric_table import JUDGES, METRICS, Better
-from ...yaml_file import read_yaml
 from .folder_names import folder_names
 from .values import as_list, count, mapping, text, truth
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...data.yaml_file import dump_yaml, read_yaml
 from ...errors import UsageError
-from ...yaml_file import dump_yaml, read_yaml
 from .declaration import FREE_ON_RESUME, Study
 
 

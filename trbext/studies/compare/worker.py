@@ -17,11 +17,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ...data.yaml_file import read_yaml
 from ...errors import INTERRUPTED, USAGE_ERROR, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
 from ...runs.folder import RunFolder
 from ...runs.settings import parse_settings
 from ...runs.train import train_run
-from ...yaml_file import read_yaml
 
 FINISHED = "finished.json"  # in the run folder, written last
 SECONDS_FOR_ANOTHER = 120  # to end its step, when the study was killed and started again

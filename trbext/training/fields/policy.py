@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...named_object import load_object
 from ...rollout.policies import (
     ArithmeticMixture,
     FixedBeta,
@@ -18,7 +17,7 @@ from ...rollout.policies import (
     TrustRegion,
 )
 from ...rollout.policy_methods import check_policy_methods
-from ...signatures import made_with
+from ...user_objects import load_object, made_with
 from ..schedule import Schedule, check_duration, duration
 
 ROLLOUT_POLICIES = (

@@ -1,10 +1,37 @@
-"""Checks that a user's verifier or rollout policy can be called with the arguments that it will get."""
+"""Loads the objects of a user that a configuration names, makes them, and checks that they can be called.
+
+They are verifiers and rollout policies.
+"""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+
+def load_object(kind: str, name: str) -> Callable[..., Any]:
+    """Imports the callable that `name` names as "module:object".
+
+    Args:
+        kind: what the error calls it, such as "rollout policy".
+        name: "module:object".
+
+    Raises:
+        ValueError: there is no such module or object, or it is not callable.
+    """
+    module, _, attribute = name.partition(":")
+    if not (module and attribute):
+        raise ValueError(f"a {kind} is named as 'module:object', got {name!r}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the {kind} {name!r} could not be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"the {kind} {name!r} must be callable, got {type(found).__name__}")
+    loaded: Callable[..., Any] = found
+    return loaded
 
 
 def made_with(name: str, make: Callable[..., Any], kwargs: dict[str, Any]) -> Any:

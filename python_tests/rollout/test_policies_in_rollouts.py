@@ -191,6 +191,20 @@ def test_a_row_whose_logits_are_not_numbers_is_a_fault_by_name(name: str) -> Non
         roll(policy, models=tuple(models.values()))
 
 
+@pytest.mark.parametrize("decode", [lockstep, speculative])
+@pytest.mark.parametrize("budget", [-0.1, torch.tensor([0.1, -0.1]), torch.tensor([0.1])])
+def test_the_budget_of_a_policy_is_checked_as_an_epsilon_is(decode: Any, budget: Any) -> None:
+    with pytest.raises(ValueError, match=r"epsilon must be a (KL budget|float or one budget per prompt)"):
+        decode(
+            *pair(),
+            *PROMPTS,
+            policy=TrustRegion(budget),
+            max_new_tokens=3,
+            alignment=ALIGNMENT,
+            pad_token_id=PAD,
+        )
+
+
 def test_disjoint_supports_leave_a_fixed_beta_without_a_token() -> None:
     a, b = logits()
     a[:, :3], b[:, 3:] = -torch.inf, -torch.inf

@@ -48,13 +48,15 @@ class Decoding:
             raise ValueError(
                 f"give epsilon or policy, one of the two, got epsilon = {epsilon} and policy = {given_policy}"
             )
-        if epsilon is not None:
-            check_epsilon(epsilon, self.prompts)
-            if isinstance(epsilon, Tensor):
-                epsilon = epsilon.to(self.prompts.device, torch.float32)
+        if isinstance(epsilon, Tensor):
+            given_policy = TrustRegion(epsilon.to(self.prompts.device, torch.float32))
+        elif epsilon is not None:
             given_policy = TrustRegion(epsilon)
         assert given_policy is not None
         self._set("policy", given_policy)
+        budget = self.budget if epsilon is None else epsilon
+        if budget is not None:
+            check_epsilon(budget, self.prompts)
         # 2. The teacher, which stays out of everything below if it is not needed.
         if not given_policy.needs_teacher(self.optimizer_step):
             self._set("teacher", None)

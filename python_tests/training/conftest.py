@@ -1,4 +1,4 @@
-"""Fixtures that record the rollouts of a trainer."""
+"""Records the rollouts of a trainer. The trainer is imported by the fixtures only: a collection needs no TRL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-import trbext.training.trainer
 from trbext.rollout import Rollout, speculative
 
 
@@ -20,7 +19,7 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Rollout]]:
         seen.append((kwargs["policy"].epsilon(kwargs["optimizer_step"]), rollout))
         return rollout
 
-    monkeypatch.setattr(trbext.training.trainer, "speculative", recording)
+    monkeypatch.setattr("trbext.training.trainer.speculative", recording)
     return seen
 
 
@@ -33,5 +32,5 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
         seen.append(speculative(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(trbext.training.trainer, "speculative", recording)
+    monkeypatch.setattr("trbext.training.trainer.speculative", recording)
     return seen

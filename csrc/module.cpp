@@ -1,8 +1,8 @@
-// pybind11 module trbext._C: facts about this build. No torch headers and no torch libraries, so it stays importable,
-// and can say what is wrong, when torch is absent or odd.
+// The pybind11 module trbext._C, which holds facts about this build. It uses neither torch's headers nor its libraries,
+// so that it can be imported and can say what is wrong if torch is missing or does not fit.
 #include <pybind11/pybind11.h>
 
-#include "cpu/isa.h"
+#include "cpu/sweep/isa.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build information of trbext; the operators are in libtrb_ops.so beside this module.";

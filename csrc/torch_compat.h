@@ -1,4 +1,5 @@
-// The only file that names internals of torch's stable ABI. Target: torch 2.10, one binary for 2.10 and later.
+// Wraps torch's stable ABI. No other file names its internals. The target is torch 2.10, so that one binary loads under
+// torch 2.10 and later.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -12,7 +13,7 @@
 #include <stdexcept>
 #include <vector>
 
-// Torch 2.11 has it under this name only.
+// Torch 2.11 has this macro under its old name only.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
@@ -22,13 +23,13 @@ namespace trb {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Never throw from the body: torch 2.11 .. 2.14 lose the message of an exception that crosses this boundary.
+// The body must not throw, because torch 2.11 to 2.14 lose the message of an exception that leaves it.
 using torch::stable::parallel_for;
 
 inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 
-// On the device of `like`, contiguous. torch::stable::new_empty finds its operator by name on every call: a microsecond
-// and a half, for three to six outputs, when a small row takes thirty.
+// A contiguous tensor on the device of `like`. torch::stable::new_empty finds its operator by name on every call, which
+// takes 1.5 microseconds for each of three to six outputs, while a small row is solved in thirty.
 inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t i = shape.size(); i > 1; --i) strides[i - 2] = strides[i - 1] * shape.begin()[i - 1];
@@ -42,7 +43,8 @@ inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape
   return Tensor(handle);
 }
 
-// Unlike STD_TORCH_CHECK, whose messages start with a C++ function, file and line.
+// Throws unless `condition` holds. STD_TORCH_CHECK is not used, because its messages start with a C++ function, file
+// and line.
 template <typename... Parts>
 void check(bool condition, const Parts&... parts) {
   if (condition) return;
@@ -55,7 +57,8 @@ using torch::stable::accelerator::DeviceGuard;
 
 }  // namespace trb
 
-// In libtorch_cuda.so. Weak, so that a library with CUDA kernels loads under a torch without CUDA: it is null there.
+// Lies in libtorch_cuda.so. It is weak, and so null under a torch without CUDA, so that a library with CUDA kernels
+// loads there too.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace trb {

@@ -32,7 +32,7 @@ def load_compiled_module(package: Path, failure: ImportError) -> ModuleType:
     if (package / FILE_NAME).is_file():
         return _registered(read_build_file(package / FILE_NAME, NAME))
     root = package.parent
-    if not (root / "csrc" / "ops.cpp").exists():
+    if not (root / "csrc" / "schema.cpp").exists():
         raise ImportError(
             f"trbext's compiled module was not found in {package}. Reinstall it: "
             f"`pip install --force-reinstall --no-deps trbext`. ({failure})"
@@ -62,7 +62,7 @@ def check_sources(package: Path, module: ModuleType) -> None:
     An editable install takes its Python from the checkout as it is now, and its binaries from when it was installed.
     """
     root = package.parent
-    if (root / "csrc" / "ops.cpp").exists() and getattr(module, "sources", None) != source_digest(root):
+    if (root / "csrc" / "schema.cpp").exists() and getattr(module, "sources", None) != source_digest(root):
         sys.modules.pop(NAME, None)
         raise ImportError(
             f"the editable install of trbext ({module.__file__}) was built from other C++ sources than those in "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# Of verify's requests (csrc/blend/verify.h), as float32 has them.
+# Of verify's requests (csrc/operators/verify_requests.h), as float32 has them.
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = torch.tensor(1e-6).item(), 1e6
 
 

@@ -45,7 +45,7 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 
 // kRepetitions meetings, each of which hands eight bytes of every block to every block (but kBarrier, which hands over
-// none). kStoreAndBarrier is what csrc/cuda/cluster.cuh does; kAsyncStore would do without the barrier's fences:
+// none). kStoreAndBarrier is what csrc/cuda/kernel/cluster.cuh does; kAsyncStore would do without the barrier's fences:
 // warp 0 sends and waits, and the block follows it.
 __global__ void __launch_bounds__(kClusterThreads, 2) meetings(float* out, int ranks, Meeting meeting) {
 #if __CUDA_ARCH__ >= 900

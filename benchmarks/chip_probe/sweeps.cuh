@@ -1,11 +1,10 @@
-// Rates of the kernels' own loops over a row (csrc/cuda/sweep.cuh), with every multiprocessor busy: what part of the
-// issue slots they fill, with one block a multiprocessor and with two.
+// Rates of the kernels' own loops over a row (csrc/cuda/kernel/sweep.cuh), with every multiprocessor busy: what part of
+// the issue slots they fill, with one block a multiprocessor and with two.
 #pragma once
 
 #include <cuda_bf16.h>
 
-#include "../../csrc/cuda/log_probs.cuh"
-#include "../../csrc/cuda/sweep.cuh"
+#include "../../csrc/cuda/kernel/sweep.cuh"
 #include "probe.cuh"
 
 namespace chip {

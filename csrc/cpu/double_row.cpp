@@ -3,13 +3,9 @@
 #include <cmath>
 
 namespace trb::cpu {
-namespace {
-
-constexpr int kMaxSweeps = 64;  // safety only: bisection of float32 numbers ends before
-
-}  // namespace
 
 void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
+  // 1. The first sweep gives the sums at both ends of [0, 1].
   const Maxima maxima{answer->max_student, answer->max_teacher};
   ends_.resize(blocks_);
   tilts_.resize(blocks_);
@@ -17,7 +13,8 @@ void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   Ends whole;
   for (const Ends& part : ends_) whole.merge(part);
 
-  Solver solver(epsilon, kMaxSweeps, false);
+  // 2. Further sweeps at the betas that the solver asks for.
+  Solver solver(epsilon, kMaxDoubleSweeps, false);
   solver.begin(start_of(whole));
   Tilt tilt;
   while (solver.next()) {
@@ -29,6 +26,8 @@ void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
     solver.update(&node, 1, true);
   }
 
+  // 3. The answer, with log mu's normalizer and the mass of mu per block: at the ends from the first sweep, inside from
+  // the last sweep, moved by the solver's final shift.
   answer->status = solver.status();
   answer->beta = solver.beta();
   answer->kl = solver.kl();
@@ -45,7 +44,7 @@ void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
     for (int64_t i = 0; i < blocks_; ++i) answer->mass[i] = whole.one.weight.share(ends_[i].one.weight);
   } else {
     const double h = solver.shift();
-    answer->log_norm = tilt.weight.log() + h * (tilt.mean + h * (0.5 * tilt.m2 + h * tilt.m3 / 6.0));
+    answer->log_norm = tilt.log_mass_shifted_by(h);
     for (int64_t i = 0; i < blocks_; ++i) {
       const Tilt& part = tilts_[i];
       const double moved = std::exp(h * (part.mean - tilt.mean)) * (1.0 + h * h * (0.5 * part.m2 + h * part.m3 / 6.0));

@@ -1,10 +1,11 @@
-// A row in double precision: for the rare ones whose logits spread too far for the float32 sweeps, and as their check.
+// Solves a row in double precision. For the rare rows whose logits lie too far apart for the float32 sweeps, and as a
+// check of those sweeps.
 #pragma once
 
 #include <vector>
 
-#include "double_sweep.h"
 #include "row_answer.h"
+#include "sweep/double_sweep.h"
 
 namespace trb::cpu {
 
@@ -12,14 +13,14 @@ class DoubleRow {
  public:
   DoubleRow(int64_t vocab, bool spread) : blocks_(block_count(vocab)), spread_(spread) {}
 
-  // `answer` as FloatRow leaves it: with the maxima of a row without a fault, and the sweeps spent.
+  // `answer` must hold what FloatRow::solve left: the maxima of a row without a fault, and the number of sweeps so far.
   void solve(const RowPair& row, double epsilon, RowAnswer* answer);
 
  private:
   int64_t blocks_;
   bool spread_;
-  std::vector<Ends> ends_;   // of each block, first sweep
-  std::vector<Tilt> tilts_;  // of each block, last sweep
+  std::vector<Ends> ends_;   // of the first sweep, per block
+  std::vector<Tilt> tilts_;  // of the last sweep, per block
 };
 
 }  // namespace trb::cpu

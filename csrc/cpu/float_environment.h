@@ -1,5 +1,5 @@
-// Rounding to nearest and subnormal numbers as they are, on whatever thread a row is solved: torch.set_flush_denormal
-// holds for the calling thread alone, and a row must not depend on which one takes it.
+// Sets rounding to nearest and no flushing of subnormal numbers while an object lives. torch.set_flush_denormal holds
+// for the calling thread only, and a row's result must not depend on the thread that solves it.
 #pragma once
 
 #include <cfenv>

@@ -9,23 +9,20 @@ namespace trb::cpu {
 namespace {
 
 constexpr int kMaxSweeps = 6;
-// Budgets, nats, from which down the direct form's rounding would show: 1e-7 on ordinary rows, and 3e-8 per nat of the
-// range of D on those where exponents are large.
-constexpr double kStableBelow = 1.5e-2, kStableBelowPerNat = 4e-4;
-constexpr double kLargestRange = 500.0;  // of D, nats: rounding of larger exponents would show in any form
-constexpr double kMask = 1e30;           // no logit is as large
+// Headroom in nats per nat of the range of D, below which the direct form's rounding would show: 3e-8 per nat on rows
+// with large exponents, beside the 1e-7 on all rows (kStableBelow).
+constexpr double kStableBelowPerNat = 4e-4;
+constexpr double kMask = 1e30;  // a logit of this size or more is a mask
 constexpr int64_t kSegmentTokens = kSegmentBlocks * kBlock;
-
-constexpr double kLog2e = 1.4426950408889634;
 
 float finite_or_zero(float maximum) { return maximum > -INFINITY ? maximum : 0.0f; }
 
-// Whether the budget binds and the answer is not in the last 3e-4 of it.
+// Whether the headroom limits the answer and the answer does not use it up to 3e-4.
 bool misses(const Solver<>& solver, double epsilon) {
-  const double budget = solver.budget(), left = epsilon - solver.kl();
+  const double headroom = solver.headroom(), left = epsilon - solver.kl();
   if (solver.beta() == 1.0f) return false;
-  if (solver.status() != Status::kInterior) return solver.status() == Status::kStudent && budget > 0.0;
-  return !(left >= -1e-6 * budget && left <= 3e-4 * budget);
+  if (solver.status() != Status::kInterior) return solver.status() == Status::kStudent && headroom > 0.0;
+  return !(left >= -1e-6 * headroom && left <= 3e-4 * headroom);
 }
 
 }  // namespace
@@ -40,18 +37,20 @@ FloatRow::FloatRow(int64_t vocab, bool spread, const SweepTable& sweeps)
       ends_(segments_),
       sums_(segments_ * kSegmentBlocks) {}
 
-// Hands each segment to `body` as contiguous float32 or bfloat16, padded to whole blocks: where the row does not lie in
-// memory that way, through a copy of this one segment. Equal logits always arrive in the same form, so that a row's
-// result does not depend on its strides.
+// Calls body(index, segment, tokens of it) for each segment, as contiguous float32 or bfloat16 padded to whole blocks.
+// If the row is not in memory that way, that segment is copied. Equal logits always arrive in the same form, so that a
+// row's result does not depend on its strides.
 template <typename Body>
 void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
   using torch::headeronly::ScalarType;
+  // 1. Both rows are bfloat16 if their raw logits are, else they become float32.
   const bool alike =
       row.student.raw() && row.student.dtype == row.teacher.dtype && row.student.dtype != ScalarType::Half;
   const bool bfloat16 = alike && row.student.dtype == ScalarType::BFloat16;
   const bool in_place = alike && row.student.in_place() && row.teacher.in_place();
   for_each_part(spread_, segments_, [&](int64_t index) {
     const int64_t begin = index * kSegmentTokens, count = std::min(kSegmentTokens, vocab_ - begin);
+    // 2. A segment of whole blocks is read in place if it can be.
     Segment segment;
     segment.blocks = block_count(count);
     segment.masked = scans_[index].masked;
@@ -63,6 +62,7 @@ void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
       body(index, segment, count);
       return;
     }
+    // 3. Any other segment is copied and padded with -inf.
     alignas(64) float student[kSegmentTokens], teacher[kSegmentTokens];
     const int64_t padded = segment.blocks * kBlock;
     if (bfloat16) {
@@ -85,18 +85,19 @@ void FloatRow::for_each_segment(const RowPair& row, const Body& body) const {
 bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate, Start* start) {
   inverse_temperature_ = static_cast<float>(row.inverse_temperature);
   const double scale = inverse_temperature_;
-  // Any centre within the range of D will do, but every segment must use the same one: the gap of the first token that
-  // neither model masks, be it by -inf or by the lowest finite number.
-  centre_ = 0.0;
+  // 1. D is centered by its value at the first token that neither model masks, with -inf or with a large finite number.
+  // Any center within the range of D would serve, but all segments must use the same one.
+  center_ = 0.0;
   for (int64_t token = 0; token < std::min(vocab_, kBlock); ++token) {
     double a, b;
     row.student.load(token, 1, 1.0, &a);
     row.teacher.load(token, 1, 1.0, &b);
     if (!(std::fabs(a) < kMask && std::fabs(b) < kMask)) continue;
-    centre_ = (b - a) * scale;
+    center_ = (b - a) * scale;
     break;
   }
 
+  // 2. Each segment is scanned and swept in the frame of its own maxima.
   for_each_segment(row, [&](int64_t index, Segment& segment, int64_t) {
     SegmentScan& scan = scans_[index];
     sweeps_.scan(segment, inverse_temperature_, &scan);
@@ -106,11 +107,12 @@ bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate,
     frame.max_student = finite_or_zero(scan.max_student);
     frame.max_teacher = finite_or_zero(scan.max_teacher);
     frame.inverse_temperature = inverse_temperature_;
-    frame.centre = static_cast<float>(
-        centre_ - (static_cast<double>(frame.max_teacher) - static_cast<double>(frame.max_student)) * scale);
+    frame.center = static_cast<float>(
+        center_ - (static_cast<double>(frame.max_teacher) - static_cast<double>(frame.max_student)) * scale);
     sweeps_.ends(segment, frame, scan.gentle, &ends_[index]);
   });
 
+  // 3. The segments give the row's maxima and its faults.
   float max_student = -INFINITY, max_teacher = -INFINITY;
   for (int64_t index = 0; index < segments_; ++index) {
     start->fault = start->fault || ends_[index].fault;
@@ -122,8 +124,9 @@ bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate,
   if (start->fault) return true;
   max_student_ = max_student;
   max_teacher_ = max_teacher;
-  offset_ = (static_cast<double>(max_teacher) - max_student) * scale - centre_;
+  offset_ = (static_cast<double>(max_teacher) - max_student) * scale - center_;
 
+  // 4. The segments' sums are added up in the frame of the row's maxima. Gentle ones are kept apart for interpolation.
   double gentle[5][4] = {}, sum[5][4] = {}, fourth = 0.0, lost_student = 0.0, lost_teacher = 0.0;
   float min_d = INFINITY, max_d = -INFINITY;
   for (int64_t index = 0; index < segments_; ++index) {
@@ -143,11 +146,12 @@ bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate,
       part.one[block] *= at_one;
     }
     const SegmentScan& scan = scans_[index];
-    min_d = std::min(min_d, scan.masked ? part.min_d : static_cast<float>(scan.min_gap * scale - centre_));
-    max_d = std::max(max_d, scan.masked ? part.max_d : static_cast<float>(scan.max_gap * scale - centre_));
+    min_d = std::min(min_d, scan.masked ? part.min_d : static_cast<float>(scan.min_gap * scale - center_));
+    max_d = std::max(max_d, scan.masked ? part.max_d : static_cast<float>(scan.max_gap * scale - center_));
   }
   for (int node = 0; node < 5; node += 2)
     for (int k = 0; k < 4; ++k) sum[node][k] += gentle[node][k];
+  // 5. The row goes to double precision if its range is too large for float32 sums.
   zero_mass_ = sum[0][0];
   one_mass_ = sum[4][0];
   student_mass_ = zero_mass_ + lost_student;
@@ -157,16 +161,17 @@ bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate,
     return true;
   }
   start->range = static_cast<double>(max_d) - min_d;
-  if (!(start->range <= kLargestRange) || !(zero_mass_ > 1e-30) || !(one_mass_ > 1e-30)) return false;
-  // The models' maxima lie no further apart, or the centre is a bad one and D has lost its digits.
-  if (!(std::fabs(offset_) <= kLargestRange)) return false;
+  if (!(start->range <= kLargestRangeOnCpu) || !(zero_mass_ > kLeastMass) || !(one_mass_ > kLeastMass)) return false;
+  // If the models' maxima are further apart than that, the center is a bad one and D has lost its digits.
+  if (!(std::fabs(offset_) <= kLargestRangeOnCpu)) return false;
+  // 6. The start of the search: phi, the uncertainty of f, and the nodes.
   start->phi = std::log1p(lost_student / zero_mass_);
   start->uncertainty = 4e-6 + 2e-7 * start->range;
   zero_mean_ = sum[0][1] / zero_mass_;
   const bool known = add_gentle(gentle, epsilon - start->phi, sum, &fourth);
   for (int node = 0; node < 5; ++node) {
-    // The middle of two models that exclude each other underflows.
-    if (sum[node][0] > 1e-30) start->node[start->nodes++] = node_at(node, sum[node]);
+    // Between two models that exclude each other's tokens the sums underflow.
+    if (sum[node][0] > kLeastMass) start->node[start->nodes++] = node_at(node, sum[node]);
   }
   const double m = zero_mean_, second = sum[0][2] / zero_mass_, third = sum[0][3] / zero_mass_;
   const double k2 = start->node[0].k2;
@@ -182,12 +187,12 @@ Node FloatRow::node_at(int quarters, const double* sums) const {
   return node_of_moments(beta, sums, std::log(sums[0]) + beta * offset_ - std::log(zero_mass_));
 }
 
-// Adds the gentle segments' moments at beta = 1/4 and 3/4, and their fourth moment at 0; false if that one is unknown.
-// A node is left empty where it is not known well enough to bracket the answer and to lead to it.
-bool FloatRow::add_gentle(const double (*gentle)[4], double budget, double (*sum)[4], double* fourth) const {
+// Adds the gentle segments' interpolated moments at beta = 1/4 and 3/4, and their fourth moment at 0. Returns false if
+// the fourth moment is not known. A node stays empty if it is not known well enough to bound the answer.
+bool FloatRow::add_gentle(const double (*gentle)[4], double headroom, double (*sum)[4], double* fourth) const {
   if (gentle[0][0] == 0.0 && gentle[4][0] == 0.0) return true;
   bool known = false;
-  if (gentle[0][0] > 1e-30 && gentle[2][0] > 1e-30 && gentle[4][0] > 1e-30) {
+  if (gentle[0][0] > kLeastMass && gentle[2][0] > kLeastMass && gentle[4][0] > kLeastMass) {
     const double* const swept[3] = {gentle[0], gentle[2], gentle[4]};
     const TiltInterpolation<4> by_four(swept, offset_);
     const TiltInterpolation<3> by_three(swept, offset_);
@@ -200,7 +205,7 @@ bool FloatRow::add_gentle(const double (*gentle)[4], double budget, double (*sum
       }
       const Node better = node_at(node, fine), worse = node_at(node, coarse);
       const double doubt = std::fabs(better.f - worse.f);
-      known = better.f > 0.0 && doubt <= 0.01 * better.f && 4.0 * doubt < std::fabs(better.f - budget) &&
+      known = better.f > 0.0 && doubt <= 0.01 * better.f && 4.0 * doubt < std::fabs(better.f - headroom) &&
               std::fabs(better.k2 - worse.k2) <= 0.05 * better.k2;
       for (int k = 0; k < 4; ++k) sum[node][k] = known ? fine[k] : 0.0;
     }
@@ -218,9 +223,9 @@ SweepFrame FloatRow::frame_of(const SweepPlan& plan) const {
   frame.max_student = max_student_;
   frame.max_teacher = max_teacher_;
   frame.inverse_temperature = inverse_temperature_;
-  frame.centre = static_cast<float>(plan.centre - offset_);
+  frame.center = static_cast<float>(plan.center - offset_);
   frame.beta = plan.beta;
-  frame.step = plan.step;
+  frame.spacing = plan.spacing;
   frame.shift = static_cast<float>(plan.kappa * kLog2e);
   return frame;
 }
@@ -234,14 +239,14 @@ int FloatRow::exact_sweep(const RowPair& row, const SweepFrame& frame, Form form
   double sum[20] = {};
   for (int64_t block = 0; block < blocks_; ++block)
     for (int k = 0; k < numbers; ++k) sum[k] += sums_[block].s[k];
-  const double moved = static_cast<double>(frame.centre) + offset_;
+  const double moved = static_cast<double>(frame.center) + offset_;
   for (int i = 0; i < count; ++i) {
-    const double beta = frame.beta + i * static_cast<double>(frame.step);
+    const double beta = frame.beta + i * static_cast<double>(frame.spacing);
     nodes[i] =
         form == Form::kStable
             ? node_of_stable_sums(beta, sum)
             : node_of_moments(beta, sum + 4 * i, std::log(sum[4 * i]) + frame.shift / kLog2e - std::log(zero_mass_));
-    nodes[i].mean += moved;  // back to the row's centre
+    nodes[i].mean += moved;  // D is moved back to the row's center
     nodes[i].log_gain += beta * moved;
   }
   return count;
@@ -251,7 +256,7 @@ bool FloatRow::any_gentle() const {
   return std::any_of(scans_.begin(), scans_.end(), [](const SegmentScan& scan) { return scan.gentle; });
 }
 
-// False where float32 exponents would not reach.
+// Returns false if the range of float32 exponents is too small for the row.
 bool FloatRow::search(const RowPair& row, double epsilon, bool interpolate, Search* found) {
   Start start;
   ++found->sweeps;
@@ -268,21 +273,24 @@ bool FloatRow::search(const RowPair& row, double epsilon, bool interpolate, Sear
     found->frame = frame_of(plan);
     const int count = exact_sweep(row, found->frame, found->form, nodes);
     ++found->sweeps;
-    solver.update(nodes, count, found->form != Form::kFan || solver.budget() >= stable_below);
+    solver.update(nodes, count, found->form != Form::kFan || solver.headroom() >= stable_below);
   }
   return true;
 }
 
 bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
+  // 1. The search. Interpolated nodes could mislead it on a row unlike all that were tried, so a failed search is
+  // repeated with swept nodes, which cannot.
   Search found{Solver(epsilon, kMaxSweeps, true)};
   bool reached = search(row, epsilon, true, &found);
-  // Interpolated nodes could mislead the search on a row unlike any that was tried; swept ones cannot.
   if (reached && misses(found.solver, epsilon) && any_gentle()) reached = search(row, epsilon, false, &found);
   answer->sweeps = found.sweeps;
   answer->max_student = max_student_;
   answer->max_teacher = max_teacher_;
-  // Six sweeps do not settle a row on which f is all but a step: double precision goes on where they end.
+  // 2. Six sweeps do not find the answer if f rises almost at once. The row is then solved in double precision.
   if (!reached || misses(found.solver, epsilon)) return false;
+  // 3. The answer, with log mu's normalizer and the mass of mu per block: inside (0, 1) from the last sweep, moved by
+  // the solver's final shift, and at the ends from the first sweep.
   const Solver<>& solver = found.solver;
   answer->status = solver.status();
   answer->beta = solver.beta();
@@ -307,7 +315,8 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
     answer->log_norm = std::log(student ? student_mass_ : one_mass_);
     for (int64_t block = 0; block < blocks_; ++block) {
       const EndsSums& segment = ends_[block / kSegmentBlocks];
-      // Not one conditional of two arrays: g++ 12 with -fsanitize=undefined reads the first element of it every time.
+      // Two indexed reads instead of one index of a conditional, because g++ 12 with -fsanitize=undefined reads the
+      // first element every time.
       answer->mass[block] = student ? segment.student[block % kSegmentBlocks] : segment.one[block % kSegmentBlocks];
     }
   }
@@ -319,11 +328,11 @@ void FloatRow::residual(const RowPair& row, const RowAnswer& answer, std::vector
   frame.max_student = answer.max_student;
   frame.max_teacher = answer.max_teacher;
   frame.inverse_temperature = inverse_temperature_;
-  frame.centre = static_cast<float>(zero_mean_ - offset_);  // D near 0 where the student is likely
+  frame.center = static_cast<float>(zero_mean_ - offset_);  // D is near 0 for tokens that are likely under the student
   frame.beta = answer.beta;
   frame.shift = static_cast<float>(answer.log_student * kLog2e);
   frame.log_gain =
-      static_cast<float>(answer.log_norm - answer.log_student - answer.beta * static_cast<double>(frame.centre));
+      static_cast<float>(answer.log_norm - answer.log_student - answer.beta * static_cast<double>(frame.center));
   for_each_segment(row, [&](int64_t index, const Segment& segment, int64_t) {
     sweeps_.residual(segment, frame, &sums_[index * kSegmentBlocks]);
   });

@@ -1,5 +1,5 @@
-// A large output comes from the allocator as pages that were never touched, and the faults of 4 KB pages cost several
-// times what writing them does. Where the system gives huge pages on request, this requests them.
+// Asks the system for huge pages. The allocator returns a large output as pages that were never touched, and the page
+// faults of 4 KB pages take several times as long as writing the output.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,8 @@
 
 namespace trb::cpu {
 
-// A hint: changes no contents, and nothing at all where the pages are there already. For all whole huge pages inside.
+// For the whole huge pages between `begin` and its end. Only a hint: no contents change, and pages that already exist
+// stay.
 inline void prefer_huge_pages(void* begin, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;

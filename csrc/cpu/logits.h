@@ -1,6 +1,6 @@
-// One row of logits as it lies in memory: any of the three dtypes, any element stride (a column of a transposed tensor,
-// a slice of a padded vocabulary), any alignment, and logits or what they can be had from. Blocks are widened to double
-// in cache; nothing is copied beyond a block.
+// Reads one row of logits from memory: any of the three dtypes, any element stride (a column of a transposed tensor, a
+// slice of a padded vocabulary), any alignment, and raw logits or values that they can be computed from. Never copies
+// more than a segment.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -10,18 +10,17 @@
 #include <cstdint>
 #include <limits>
 
-#include "../blend/verify.h"
+#include "../operators/verify_requests.h"
 #include "../torch_compat.h"
 
 namespace trb::cpu {
 
-// What makes logits at temperature T of the numbers in memory: T log p, or T times what was divided by T before.
-// Rounded to float32; what is finite stays so: a mask of the lowest finite number is not -inf, and the largest is no
-// fault.
+// Turns the numbers in memory into raw logits: T log p for probabilities, T x for logits that were divided by T. Rounds
+// to float32. A finite number stays finite, because -inf would be a mask and +inf a fault.
 struct ToLogits {
   StudentKind kind = StudentKind::kLogits;
   float temperature = 1.0f;
-  void (*log)(float* values, int64_t count) = nullptr;  // SweepTable's, the same in every sweep
+  void (*log)(float* values, int64_t count) = nullptr;  // SweepTable::log, the same in every sweep
 
   void operator()(float* values, int64_t count) const {
     constexpr float kLargest = std::numeric_limits<float>::max();
@@ -40,23 +39,23 @@ struct LogitsRow {
   torch::headeronly::ScalarType dtype;
   ToLogits to_logits{};
 
-  // Raw logits, which a sweep can read where they lie if they do so side by side.
+  // Raw logits need no conversion, and if they are also contiguous a sweep can read them in place.
   bool raw() const { return to_logits.kind == StudentKind::kLogits; }
   bool in_place() const { return stride == 1 && raw(); }
 
-  // out[i] = logit[begin + i], exactly
+  // Writes out[i] = logit[begin + i], exactly.
   void load(int64_t begin, int64_t count, float* out) const {
     load_numbers(begin, count, out);
     to_logits(out, count);
   }
 
-  // The bit patterns of bfloat16 logits.
+  // Writes the bit patterns of bfloat16 logits.
   void load_bits(int64_t begin, int64_t count, uint16_t* out) const {
     const uint16_t* source = static_cast<const uint16_t*>(data) + begin * stride;
     for (int64_t i = 0; i < count; ++i) out[i] = source[i * stride];
   }
 
-  // out[i] = logit[begin + i] * scale, of at most a block
+  // Writes out[i] = logit[begin + i] * scale, for at most a block.
   void load(int64_t begin, int64_t count, double scale, double* out) const {
     float logits[kBlock];
     load(begin, count, logits);
@@ -88,7 +87,7 @@ inline LogitsRow logits_row(const Tensor& logits, int64_t row) {
           logits.scalar_type()};
 }
 
-// The two rows of one prefix: scaled logits x = a / T of the student, y = b / T of the teacher.
+// The logits of both models after one prefix.
 struct RowPair {
   LogitsRow student;
   LogitsRow teacher;

@@ -1,18 +1,18 @@
-// What solving one row leaves behind: the coefficient, and all that sampling and writing log mu need.
+// Holds the answer of a solved row: beta, and what drawing a token and writing log mu need.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "../blend/solver.h"
+#include "../solver/solver.h"
 #include "../torch_compat.h"
 #include "float_environment.h"
 #include "logits.h"
 
 namespace trb::cpu {
 
-// Frame: x = (a - max_student) / T, y = (b - max_teacher) / T. On the support log mu(i) = (1 - beta) x_i + beta y_i -
-// log_norm.
+// In the frame x = (a - max_student) / T, y = (b - max_teacher) / T,  log mu(i) = (1 - beta) x_i + beta y_i - log_norm
+// on the support of mu.
 struct RowAnswer {
   Status status = Status::kFault;
   float beta = 0.0f;
@@ -20,12 +20,12 @@ struct RowAnswer {
   int sweeps = 0;
   float max_student = 0.0f, max_teacher = 0.0f;
   double log_norm = 0.0;
-  double log_student = 0.0, log_teacher = 0.0;  // log sum of e^x over S, of e^y over the teacher's support
-  std::vector<double> mass;                     // of mu in each block, in one common unit
+  double log_student = 0.0, log_teacher = 0.0;  // log sum of e^x over S, and of e^y over {b > -inf}
+  std::vector<double> mass;                     // of mu per block, all in the same unit
 };
 
-// body(0) .. body(count - 1), in order on the calling thread, or over all threads where rows are few (`spread`). The
-// parts of a row are written apart and added in order afterwards, so the result is bitwise the same either way.
+// Calls body(0) .. body(count - 1), in order on the calling thread or, if `spread`, on all threads. Each part of a row
+// writes its own sums, which are added in order afterwards, so that the result is bitwise the same either way.
 template <typename Body>
 void for_each_part(bool spread, int64_t count, const Body& body) {
   const auto range = [&](int64_t begin, int64_t end) {

@@ -8,7 +8,7 @@
 namespace trb::cpu {
 namespace {
 
-// log of the unnormalised mu at each token of a block, in the frame of the answer, and -inf off its support.
+// Writes log of the unnormalized mu at each token of a block, in the frame of the answer; -inf outside its support.
 void block_log_weights(const RowPair& row, const RowAnswer& answer, int64_t begin, int64_t count, double* out) {
   double y[kBlock];
   row.student.load(begin, count, 1.0, out);
@@ -17,12 +17,13 @@ void block_log_weights(const RowPair& row, const RowAnswer& answer, int64_t begi
   for (int64_t i = 0; i < count; ++i) {
     const bool supported = out[i] > -INFINITY && (beta == 0.0 || y[i] > -INFINITY);
     const double x = (out[i] - answer.max_student) * scale;
-    // Exact at the ends, and no 0 * -inf.
+    // At beta = 0 the teacher's logit may be -inf, and 0 * -inf is NaN.
     out[i] = !supported ? -INFINITY : beta == 0.0 ? x : (1.0 - beta) * x + beta * (y[i] - answer.max_teacher) * scale;
   }
 }
 
-// max(mu - pi_S, 0) at each token of a block. Where the two are close their difference is that of their logarithms.
+// Writes max(mu - pi_S, 0) at each token of a block. If the two are close, their difference is computed from that of
+// their logarithms, because it would cancel otherwise.
 void block_residual(const RowPair& row, const RowAnswer& answer, int64_t begin, int64_t count, double* out) {
   double log_weights[kBlock];
   block_log_weights(row, answer, begin, count, log_weights);
@@ -30,20 +31,21 @@ void block_residual(const RowPair& row, const RowAnswer& answer, int64_t begin, 
   for (int64_t i = 0; i < count; ++i) {
     const double log_mu = log_weights[i] - answer.log_norm;
     const double log_student = (out[i] - answer.max_student) * row.inverse_temperature - answer.log_student;
-    const double ratio = log_mu - log_student;  // NaN where both are 0
+    const double ratio = log_mu - log_student;  // NaN if both are 0
     out[i] = !(ratio > 0.0) ? 0.0
              : ratio < 1.0  ? std::exp(log_student) * std::expm1(ratio)
                             : std::exp(log_mu) - std::exp(log_student);
   }
 }
 
-// The first token whose cumulative mass exceeds `uniform` of the whole, from the masses of the blocks and
-// `weigh(begin, count, out)`, the unnormalised masses of the tokens of one; -1 where there is no mass.
+// The first token whose cumulative mass exceeds `uniform` times the total, or -1 if there is no mass. `mass` holds the
+// masses of the blocks, and `weigh(begin, count, out)` writes the unnormalized masses of the tokens of one block.
 //
-// A block or token of mass zero never advances the running sum, so it can never be the first to exceed the target; if
-// rounding at u -> 1 leaves the target unreached, the last token of positive mass stands.
+// A block or token of mass zero does not advance the running sum, so it is never the first to exceed the target. If
+// rounding at u -> 1 leaves the target unreached, the last token of positive mass is drawn.
 template <typename Weigh>
 int64_t invert_cdf(const std::vector<double>& mass, int64_t vocab, double uniform, const Weigh& weigh) {
+  // 1. The block that holds the target.
   double total = 0.0;
   for (double of_block : mass) total += of_block;
   const double target = uniform * total;
@@ -57,13 +59,15 @@ int64_t invert_cdf(const std::vector<double>& mass, int64_t vocab, double unifor
     if (running > target) break;
   }
   if (chosen < 0) return -1;
+  // 2. The masses of its tokens, scaled so that they add up to exactly the mass of the block, whatever the rounding of
+  // either sum.
   const int64_t begin = chosen * kBlock, count = std::min(kBlock, vocab - begin);
   double weights[kBlock];
   weigh(begin, count, weights);
   const double sum = std::accumulate(weights, weights + count, 0.0);
-  if (sum == 0.0) return -1;  // its mass was a rounding
-  // The tokens of the block share its mass exactly, whatever the rounding of either sum.
+  if (sum == 0.0) return -1;  // rounding had made up its mass
   const double unit = mass[chosen] / sum;
+  // 3. The token that holds the target.
   int64_t token = -1;
   double within = 0.0;
   for (int64_t i = 0; i < count; ++i) {

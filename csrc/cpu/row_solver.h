@@ -1,5 +1,5 @@
-// One row from logits to (beta, kl), to a token, and to log mu. The scratch is some hundred bytes per block of 1024
-// tokens.
+// Solves one row: finds beta and the divergence from its logits, and draws a token or writes log mu from that answer.
+// The scratch memory is some hundred bytes per block of 1024 tokens.
 #pragma once
 
 #include <cmath>
@@ -22,25 +22,27 @@ struct Draw {
 
 class RowSolver {
  public:
-  // `spread`: sweep the blocks of a row on all threads (few rows) instead of on the calling one (many rows).
+  // If `spread`, all threads share the blocks of a row, for calls with few rows. Otherwise the calling thread sweeps
+  // them.
   RowSolver(int64_t vocab, bool spread, const SweepTable& sweeps)
       : spread_(spread), float_row_(vocab, spread, sweeps), double_row_(vocab, spread) {}
 
-  // Finds beta for the row; all below refer to the row last solved.
+  // Finds beta for the row. All functions below are about the row that was solved last.
   const RowAnswer& solve(const RowPair& row, double epsilon);
 
-  // Inverse CDF of mu in token order at u in [0, 1): the first token whose cumulative mass exceeds u. Reads one block
-  // again. Token -1 and NaN for a row at fault, or any other u.
+  // Draws a token from mu by the inverse CDF in token order: the first token whose cumulative mass exceeds `uniform`,
+  // which must be in [0, 1). Reads one block again. Returns token -1 and NaN for a row at fault and for any other
+  // uniform.
   Draw sample(double uniform) const;
 
-  // The same of max(mu - pi_S, 0), which makes a refused draft's law up to mu; of mu where rounding leaves nothing of
-  // it. Reads the row again.
+  // Draws the token that replaces a rejected draft, from max(mu - pi_S, 0), so that draft and replacement together are
+  // distributed as mu. Draws from mu if rounding leaves no mass in max(mu - pi_S, 0). Reads the row again.
   Draw sample_residual(double uniform);
 
-  // Of one token of a row without a fault.
+  // The log-probabilities of one token. The row must not be at fault.
   TokenLogProbs log_probs_at(int64_t token) const;
 
-  // out[i] = log mu(i), with element stride 1.
+  // Writes out[i] = log mu(i), contiguous.
   void write_log_probs(float* out) const;
 
  private:
@@ -49,7 +51,7 @@ class RowSolver {
   DoubleRow double_row_;
   RowPair row_{};
   RowAnswer answer_;
-  std::vector<double> residual_;  // of each block
+  std::vector<double> residual_;  // mass of max(mu - pi_S, 0) per block
 };
 
 }  // namespace trb::cpu

@@ -1,9 +1,10 @@
-// Moments of D at beta = 1/4 and 3/4 from those at 0, 1/2 and 1, for tokens whose D spans little.
+// Interpolates the moments of D at beta = 1/4 and 3/4 from those at 0, 1/2 and 1, for tokens whose D has a small range.
 //
-// A(beta) = log sum exp(x + beta D) and its derivatives, the cumulants of D, are smooth where no token's weight changes
-// by many orders of magnitude between two nodes. Four of them at three nodes make a polynomial of degree 11, whose
-// values and derivatives are what a sweep at the nodes between would have summed; three of them make one of degree 8,
-// and the difference tells how far to trust the first. For the first sweep, which steers and does not decide.
+// A(beta) = log sum exp(x + beta D) and its derivatives, the cumulants of D, are smooth if no token's weight changes
+// by many orders of magnitude between two nodes. A and three derivatives at three nodes determine a polynomial of
+// degree 11, whose values and derivatives approximate what a sweep at the nodes between would have summed. A and two
+// derivatives determine one of degree 8, and the difference of the two bounds the error. Only the first sweep uses
+// this, whose nodes narrow the bracket and do not decide.
 #pragma once
 
 #include <cmath>
@@ -15,11 +16,12 @@ struct RawMoments {
   double s[5] = {};
 };
 
-// The polynomial that meets A and its first kOrder - 1 derivatives at beta = 0, 1/2 and 1.
+// The polynomial that equals A and its first kOrder - 1 derivatives at beta = 0, 1/2 and 1.
 template <int kOrder>
 class TiltInterpolation {
  public:
-  // `sums`: S_0..S_3 at the three nodes; the weights at beta carry a factor e^{-beta offset}, for D is centred.
+  // `sums` holds S_0..S_3 at the three nodes. The weights at beta have a factor e^{-beta offset}, because D is
+  // centered.
   TiltInterpolation(const double* const (&sums)[3], double offset) : offset_(offset) {
     double table[kCount];
     for (int node = 0; node < 3; ++node) {
@@ -29,7 +31,7 @@ class TiltInterpolation {
                                 (third - mean * (3.0 * second - 2.0 * mean * mean)) / 6.0};
       for (int k = 0; k < kOrder; ++k) taylor_[node][k] = taylor[k];
     }
-    // Newton's divided differences; between equal nodes they are the Taylor coefficients.
+    // Newton's divided differences. Between equal nodes they are the Taylor coefficients.
     for (int i = 0; i < kCount; ++i) table[i] = taylor_[i / kOrder][0];
     for (int k = 0; k < kCount; ++k) {
       coefficient_[k] = table[0];
@@ -40,7 +42,7 @@ class TiltInterpolation {
     }
   }
 
-  // At beta, in the same units as `sums`.
+  // The moments at beta, in the unit of `sums`.
   RawMoments moments(double beta) const {
     double t[5] = {};  // Taylor coefficients at beta, by Horner's rule
     for (int k = kCount - 1; k >= 0; --k) {

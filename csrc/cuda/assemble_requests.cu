@@ -1,24 +1,22 @@
-// The outputs of verify from the verdicts of its rows: a warp each request, which works out by itself where the
-// requests before it end. The verdicts are fetched by all lanes at once and gone through by one: a request stops at its
-// first row that was not accepted, and what was judged after it is dropped.
-#include "assemble_requests.h"
+// Makes the outputs of verify from the verdicts of its rows, one warp per request. Each warp finds by itself where the
+// requests before its own end. All lanes fetch the verdicts at once and one lane goes through them: a request ends at
+// its first row that was not accepted, and the verdicts after it are dropped.
+#include "kernel/warp.cuh"
 #include "kernel_args.h"
+#include "kernels.h"
 
 namespace trb::cuda {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
 struct VerdictOf {
-  const RowVerdict* held;  // of the first rows, in shared memory
+  const RowVerdict* held;  // of the request's first rows, in shared memory
   const RowVerdict* all;
   int64_t begin;
 
   TRB_HD const RowVerdict& operator()(int64_t row) const { return row - begin < kWarp ? held[row - begin] : all[row]; }
 };
 
-// All lanes: the largest end of the requests before this one that lies within the rows (rows_between).
+// All lanes of a warp: the largest end among the requests before this one that lies within the rows (rows_between).
 __device__ __forceinline__ int64_t reached_before(const VerifyArrays& arrays, int64_t request, int lane) {
   int64_t reached = 0;
 #pragma unroll 1
@@ -26,11 +24,7 @@ __device__ __forceinline__ int64_t reached_before(const VerifyArrays& arrays, in
     const int64_t end = arrays.offsets[i];
     if (end <= arrays.rows) reached = max(reached, end);
   }
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    reached = max(reached, __shfl_xor_sync(kAllLanes, reached, distance));
-  }
-  return reached;
+  return max_over_lanes(reached);
 }
 
 __global__ void __launch_bounds__(kAssemblyThreads)
@@ -38,7 +32,7 @@ __global__ void __launch_bounds__(kAssemblyThreads)
   __shared__ alignas(16) unsigned char storage[kAssemblyThreads * sizeof(RowVerdict)];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   RowVerdict* const held = reinterpret_cast<RowVerdict*>(storage) + warp * kWarp;
-  const int64_t request = static_cast<int64_t>(blockIdx.x) * (kAssemblyThreads / kWarp) + warp;
+  const int64_t request = static_cast<int64_t>(blockIdx.x) * kRequestsPerAssemblyBlock + warp;
   if (request >= arrays.requests) return;
   int64_t reached = reached_before(arrays, request, lane);
   const RequestRows rows = rows_between(arrays.offsets[request], arrays.offsets[request + 1], arrays.rows, &reached);

@@ -1,35 +1,34 @@
-// What every CUDA kernel over rows is launched with: one plain struct, the same for solve, sample, blend and verify. An
-// output that is not wanted is null.
+// The arguments of every kernel over rows, as one plain struct for solve, sample, blend and verify. An output that is
+// not wanted is null.
 #pragma once
 
 #include <cstdint>
 
-#include "../blend/verify.h"
+#include "../operators/verify_requests.h"
+#include "../solver/limits.h"
 
 namespace trb::cuda {
 
 enum class DType : int32_t { kFloat32, kFloat16, kBFloat16 };
 
-struct Logits {  // [N, V], or [R, V] of verify; strides in elements
+struct Logits {  // [N, V], or [R, V] for verify; strides in elements
   const void* data;
   int64_t row_stride;
   int64_t stride;
   DType dtype;
 };
 
-// Of a row: one number for all of a call, or of each request of verify.
+// The temperature of a row. One number for a whole call, or for each request of verify.
 struct Temperature {
   double inverse;
   float scale;     // log2(e) / T
-  double rounded;  // log2(e) / scale: the temperature that the rounded scale amounts to
+  double rounded;  // log2(e) / scale, the temperature of the rounded scale
 
   Temperature() = default;
   TRB_HD explicit Temperature(double temperature)
       : inverse(1.0 / temperature),
-        scale(static_cast<float>(kLog2eExactly / temperature)),
-        rounded(kLog2eExactly / static_cast<double>(scale)) {}
-
-  static constexpr double kLog2eExactly = 1.4426950408889634;
+        scale(static_cast<float>(kLog2e / temperature)),
+        rounded(kLog2e / static_cast<double>(scale)) {}
 };
 
 struct KernelArgs {
@@ -37,10 +36,10 @@ struct KernelArgs {
   Logits teacher;
   int64_t rows;
   int32_t vocab;
-  int32_t slice_vectors;    // 16-byte vectors of one model that a block keeps in shared memory; 0 where none are kept
-  bool prefetch;            // of the next row into the second-level cache
-  Temperature temperature;  // not of verify
-  double epsilon;           // nats, where epsilon_per_row is null
+  int32_t slice_vectors;  // 16-byte vectors of one model that a block keeps in shared memory; 0 if the row is streamed
+  bool prefetch;          // whether blocks prefetch their next row into the second-level cache
+  Temperature temperature;       // not for verify
+  double epsilon;                // nats, if epsilon_per_row is null
   const float* epsilon_per_row;  // [N]
   int64_t epsilon_stride;
   const double* uniform;  // [N] in [0, 1)
@@ -49,12 +48,12 @@ struct KernelArgs {
   float* kl;                // [N]
   int32_t* sweeps;          // [N]
   float* log_probs;         // [N, V], contiguous
-  int64_t* token;           // [N], and the three below with it
+  int64_t* token;           // [N], as are the three below, which come with it
   float* log_prob;          // [N]
   float* student_log_prob;  // [N]
   float* teacher_log_prob;  // [N]
-  // Of verify, where epsilon, the temperature and the uniforms are here, and the rows of the logits are those that the
-  // indices name; its outputs are made of the verdicts by assemble_requests.
+  // For verify only. Holds epsilon, the temperature, the uniforms, and the indices of each row's logits. The kernel
+  // over rows writes the verdicts, from which assemble_requests.cu makes the outputs.
   VerifyArrays verify;
   RowVerdict* verdicts;  // [N]; null for the other operators
 

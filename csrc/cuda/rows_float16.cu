@@ -1,4 +1,4 @@
-#include "rows_kernel.cuh"
+#include "kernel/solve_rows.cuh"
 
 namespace trb::cuda {
 

@@ -1,5 +1,5 @@
-// What the environment may say of a launch, and what it may not.
-#include "launch_overrides.h"
+// Checks which values the environment may give for a launch.
+#include "cuda/launch/launch_overrides.h"
 
 #include <cstdio>
 #include <cstring>

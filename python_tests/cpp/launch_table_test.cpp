@@ -1,5 +1,6 @@
-// The launch table for every architecture, vocabulary and dtype: limits are kept, and what does not fit is streamed.
-#include "launch_table.h"
+// Checks the launch table for every architecture, vocabulary and dtype: it keeps the limits, and streams rows that do
+// not fit.
+#include "cuda/launch/launch_table.h"
 
 #include <cstdio>
 #include <initializer_list>

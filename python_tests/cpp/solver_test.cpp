@@ -1,5 +1,6 @@
-// csrc/blend/ alone: no torch, no rows, only sums. Prints one line per failed check; the exit status is their number.
-#include "solver.h"
+// Checks csrc/solver/ without torch and without rows, from sums only. Prints one line per failed check. The exit status
+// is their number.
+#include "solver/solver.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -53,8 +54,8 @@ struct TwoAtoms {
     solver.begin(from);
     while (solver.next()) {
       Node nodes[5];
-      const int count = solver.step() > 0 ? 5 : 1;
-      for (int i = 0; i < count; ++i) nodes[i] = node(solver.swept_beta() + i * (double)solver.step());
+      const int count = solver.spacing() > 0 ? 5 : 1;
+      for (int i = 0; i < count; ++i) nodes[i] = node(solver.swept_beta() + i * (double)solver.spacing());
       solver.update(nodes, count, true);
     }
   }
@@ -90,8 +91,8 @@ static void finds_the_largest_feasible_float() {
   }
 }
 
-// An inexact first sweep may steer but not decide: nodes off by the stated uncertainty must not change what is
-// returned.
+// An inexact first sweep must not decide: nodes that are wrong by up to the stated uncertainty must not change the
+// answer.
 static void inexact_nodes_only_steer() {
   for (double error : {-1.0, 1.0}) {
     for (double epsilon : {1e-3, 0.0231, 0.1, 0.5}) {
@@ -112,8 +113,8 @@ static void inexact_nodes_only_steer() {
   }
 }
 
-// A first sweep that is wrong by more than it says makes a beta look feasible that is not: the exact sweep that would
-// settle it must not let it stand.
+// A first sweep that is wrong by more than it says makes an infeasible beta look feasible. The exact sweep that
+// confirms the answer must reject it.
 static void an_infeasible_beta_is_never_settled() {
   for (int max_sweeps : {2, 3, 4, 64}) {
     for (double epsilon : {1e-3, 0.0231, 0.1}) {
@@ -206,9 +207,9 @@ static void nonsense_sums_end_at_the_student() {
       solver.begin(atoms.start());
       while (solver.next()) {
         for (int i = 0; i < 5; ++i) {
-          nonsense[i] = {solver.swept_beta() + i * (double)solver.step(), NAN, NAN, NAN, NAN, NAN, NAN};
+          nonsense[i] = {solver.swept_beta() + i * (double)solver.spacing(), NAN, NAN, NAN, NAN, NAN, NAN};
         }
-        solver.update(nonsense, solver.step() > 0 ? 5 : 1, true);
+        solver.update(nonsense, solver.spacing() > 0 ? 5 : 1, true);
       }
       EXPECT(solver.beta() == 0 && solver.sweeps() <= most, "beta %g after %d sweeps", solver.beta(), solver.sweeps());
     }

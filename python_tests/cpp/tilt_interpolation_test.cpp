@@ -1,5 +1,5 @@
-// Interpolated moments of a gentle segment beside those summed at the nodes themselves.
-#include "tilt_interpolation.h"
+// Compares the interpolated moments of a gentle segment with those that are summed at the nodes.
+#include "cpu/tilt_interpolation.h"
 
 #include <cstdio>
 #include <random>
@@ -11,7 +11,7 @@ int main() {
   int failures = 0;
   // Standard deviations of D in nats; the range of 4096 tokens is about 7.5 times that.
   for (const double spread : {0.01, 0.5, 1.5, 3.0}) {
-    const double offset = 2.0;  // D is centred elsewhere than at 0
+    const double offset = 2.0;  // D is centered elsewhere than at 0
     std::vector<double> x(4096), d(4096);
     for (size_t i = 0; i < x.size(); ++i) {
       x[i] = 2.0 * normal(bits);
@@ -27,7 +27,7 @@ int main() {
     const trb::cpu::TiltInterpolation<4> interpolation(nodes, offset);
     for (const int node : {0, 1, 3}) {
       const trb::cpu::RawMoments found = interpolation.moments(0.25 * node);
-      const int moments = node == 0 ? 5 : 4;  // the fourth, of about three spreads^4, is wanted at 0 alone
+      const int moments = node == 0 ? 5 : 4;  // the fourth, of about three spreads^4, is needed only at 0
       for (int k = 0; k < moments; ++k) {
         // Relative to the moment of |D|, which an odd one may be much smaller than.
         const double scale = swept[node][0] * std::pow(std::fabs(0.1) + spread, k);

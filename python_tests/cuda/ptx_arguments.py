@@ -28,9 +28,9 @@ class Temperature(ctypes.Structure):
 
 
 class Indices(ctypes.Structure):
-    """csrc/blend/verify.h, as the three below"""
+    """csrc/operators/verify_requests.h, as the three below"""
 
-    _fields_ = (("data", ctypes.c_uint64), ("stride", ctypes.c_int64), ("wide", ctypes.c_bool))
+    _fields_ = (("data", ctypes.c_uint64), ("stride", ctypes.c_int64), ("is_int64", ctypes.c_bool))
 
 
 class Column(ctypes.Structure):
@@ -55,7 +55,7 @@ class VerifyArrays(ctypes.Structure):
         ("accept_uniform", Column),
         ("draw_uniform", Column),
         ("tokens", ctypes.c_uint64),
-        ("wide_tokens", ctypes.c_bool),
+        ("int64_tokens", ctypes.c_bool),
         ("emitted", ctypes.c_uint64),
         ("accepted", ctypes.c_uint64),
         ("beta", ctypes.c_uint64),

@@ -1,8 +1,8 @@
 """The shipped CUDA kernels, run as PTX on the interpreter, behind the functions of `trbext`.
 
-`PtxOperators(arch=90, ranks=4).solve(student, teacher, epsilon)` compiles rows_kernel.cuh with nvcc for sm_90, runs
+`PtxOperators(arch=90, ranks=4).solve(student, teacher, epsilon)` compiles solve_rows.cuh with nvcc for sm_90, runs
 the resident kernel with a cluster of four blocks per row, and fails if the interpreter finds anything wrong. What the
-host does in csrc/cuda/ops_cuda.cpp and beside it is done here again: filling the arguments and choosing the grid.
+host does in csrc/cuda/launch/ is done here again: filling the arguments and choosing the grid.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def row_kernel_of(sources: Path, folder: Path, arch: int, dtype: torch.dtype, na
     """
     source = folder / f"{name}_{NAMES[dtype]}.cu"
     source.write_text(
-        '#include "cuda/rows_kernel.cuh"\n'
+        '#include "cuda/kernel/solve_rows.cuh"\n'
         f"template __global__ void trb::cuda::{name}_rows<{CUDA[dtype]}>"
         "(const __grid_constant__ trb::cuda::KernelArgs);\n"
     )
@@ -151,7 +151,7 @@ class PtxOperators:
             temperature=column_of(device, per_request(temperature), "temperature"),
             accept_uniform=column_of(device, accept_uniform, "accept_uniform"),
             draw_uniform=column_of(device, draw_uniform, "draw_uniform"),
-            wide_tokens=dtype == torch.int64,
+            int64_tokens=dtype == torch.int64,
         )
         outputs = {
             "tokens": ((requests, width), dtype),

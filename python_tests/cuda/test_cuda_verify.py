@@ -119,8 +119,8 @@ def test_rows_in_double_precision_follow_the_law(kernels: PtxOperators, kind: in
 @pytest.mark.parametrize(
     "nothing",
     [
-        Planted("in float32", "cuda/pair_sums.cuh", "frame) ? gain : 0.0f;", "frame) ? 0.0f : 0.0f;"),
-        Planted("in double", "cuda/wide_row.cuh", "? -::expm1(-above) * mu : 0.0;", "? 0.0 : 0.0;"),
+        Planted("in float32", "cuda/kernel/sweep_terms.cuh", "frame) ? gain : 0.0f;", "frame) ? 0.0f : 0.0f;"),
+        Planted("in double", "cuda/kernel/double_row.cuh", "? -::expm1(-above) * mu : 0.0;", "? 0.0 : 0.0;"),
     ],
     ids=lambda nothing: nothing.name,
 )
@@ -321,7 +321,7 @@ def test_int32_tokens() -> None:
 PLANTED = (
     Planted(
         "one token too many is accepted",
-        "blend/verify.h",
+        "operators/verify_requests.h",
         "      stopped = of_row.verdict != Verdict::kAccepted;",
         "      stopped = fault;",
     ),
@@ -333,39 +333,39 @@ PLANTED = (
     ),
     Planted(
         "the residual has the wrong sign",
-        "cuda/pair_sums.cuh",
+        "cuda/kernel/sweep_terms.cuh",
         "return v > 0.0f && has_weight(a, b, frame) ? gain : 0.0f;",
         "return v < 0.0f && has_weight(a, b, frame) ? -gain : 0.0f;",
     ),
     Planted(
         "the request after the right one",
-        "cuda/row_task.cuh",
+        "cuda/kernel/row_task.cuh",
         "return first + __ffs(holding) - 1;",
         "return min(first + __ffs(holding), verify.requests - 1);",
     ),
     Planted(
         "a request's end is its own row",
-        "cuda/row_task.cuh",
+        "cuda/kernel/row_task.cuh",
         "row < rows.begin + rows.count",
         "row <= rows.begin + rows.count",
     ),
     Planted(
         "no barrier between the search for a row's request and its use",
-        "cuda/rows_kernel.cuh",
+        "cuda/kernel/solve_rows.cuh",
         "find_task(args, row, state, lane);\n      __syncthreads();",
         "find_task(args, row, state, lane);",
     ),
     Planted(
         "the residual goes where a slow peer still reads",
-        "cuda/rows_kernel.cuh",
+        "cuda/kernel/solve_rows.cuh",
         "slot = (*exchange)++ & 1;\n    sweep_residual",
         "sweep_residual",
     ),
     Planted(
         "no cluster barrier before the peers' residuals are read",
-        "cuda/rows_kernel.cuh",
-        "slot, warp, lane);\n    cluster.sync(warp);\n    // Of mu",
-        "slot, warp, lane);\n    __syncthreads();\n    // Of mu",
+        "cuda/kernel/solve_rows.cuh",
+        "slot, warp, lane);\n    cluster.sync(warp);\n    if (warp == 0) choose",
+        "slot, warp, lane);\n    __syncthreads();\n    if (warp == 0) choose",
     ),
 )
 
@@ -374,7 +374,7 @@ PLANTED = (
 def test_a_bug_planted_in_the_kernels_is_found(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if planted.file.endswith(("verify.h", ".cu")):
+    if planted.file.endswith(("verify_requests.h", ".cu")):
         assembly = planted.assembly_kernel(tmp_path)
         monkeypatch.setattr(ptx_rows, "assembly_kernel", lambda _: assembly)
     else:

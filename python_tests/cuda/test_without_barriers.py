@@ -122,13 +122,13 @@ def test_a_barrier_without_a_test_and_a_test_without_a_barrier_are_errors(
     known = read_map()
     first = barriers(SOURCES)[0]
     del known[first.key]
-    known["cuda/draw.cuh", "draw", 9] = Witness("test_x.py::test_x", "kind='race'")
+    known["cuda/kernel/token_draw.cuh", "draw", 9] = Witness("test_x.py::test_x", "kind='race'")
     monkeypatch.setattr(without_barriers, "read_map", lambda: known)
-    for arguments in ([], ["--random"], ["draw.cuh"]):
+    for arguments in ([], ["--random"], ["token_draw.cuh"]):
         assert without_barriers.main(arguments) == 1
         assert capsys.readouterr().err.splitlines() == [
             f"{first}: no test is known to need it",
-            "cuda/draw.cuh draw 9: the sources have no such barrier",
+            "cuda/kernel/token_draw.cuh draw 9: the sources have no such barrier",
             "run `python -m python_tests.cuda.without_barriers --search`",
         ]
 
@@ -173,7 +173,7 @@ def test_only_an_assertion_of_a_test_that_ran_counts() -> None:
     assert what_failed(1, REPORT.format(error="assert 1 == 2")) is not None
     for status, report in (
         (1, REPORT.format(error="RuntimeError: nvcc failed on rows.cu")),
-        (1, REPORT.format(error="ValueError: csrc/cuda/draw.cuh must hold the planted text once, got 0 times")),
+        (1, REPORT.format(error="ValueError: csrc/cuda/kernel/token_draw.cuh must hold the planted text once, got 0 times")),
         (0, "s\n1 skipped in 3.00s\n"),
         (0, ".s\n1 passed, 1 skipped in 3.00s\n"),
         (4, "ERROR: not found: test_y\n"),

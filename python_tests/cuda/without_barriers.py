@@ -3,7 +3,7 @@
     python -m python_tests.cuda.without_barriers             # each in turn, by the test that barriers.tsv names
     python -m python_tests.cuda.without_barriers --random    # one of them, as in CI; --seed N draws it again
     python -m python_tests.cuda.without_barriers --search    # finds tests for those that barriers.tsv lacks
-    python -m python_tests.cuda.without_barriers draw.cuh    # those whose FILE:LINE FUNCTION NUMBER holds a word
+    python -m python_tests.cuda.without_barriers token_draw  # those whose FILE:LINE FUNCTION NUMBER holds a word
 
 Exit status 1 if a barrier goes unnoticed: then it guards nothing that the tests reach, and a test is missing or the
 barrier is not needed. A test must say what barriers.tsv says it does, so that none counts that fails for another

@@ -143,7 +143,7 @@ def test_a_checkout_uses_the_binaries_of_an_install_of_its_own_sources(tmp_path:
     assert run.returncode == 0, run.stderr
     assert str(site / "trbext" / "libtrb_ops.so") in run.stdout
 
-    with (source / "csrc" / "ops.cpp").open("a", encoding="utf-8") as file:
+    with (source / "csrc" / "schema.cpp").open("a", encoding="utf-8") as file:
         file.write("// another build\n")
     run = run_in(source, code, site)
     last = run.stderr.strip().splitlines()[-1]
@@ -168,7 +168,7 @@ def test_an_editable_install_of_older_sources_is_refused_in_one_line(tmp_path: P
     run = run_in(source, "import trbext")
     assert run.returncode == 0, run.stderr
 
-    with (source / "csrc" / "ops.cpp").open("a", encoding="utf-8") as file:
+    with (source / "csrc" / "schema.cpp").open("a", encoding="utf-8") as file:
         file.write("// another build\n")
     run = run_in(source, "import trbext")
     last = run.stderr.strip().splitlines()[-1]
@@ -192,7 +192,7 @@ def test_a_build_carries_the_hash_of_its_sources(tmp_path: Path) -> None:
     assert source_digest(source) == trbext._C.sources
     (source / "csrc" / "cpu" / "notes.txt").write_text("not compiled", encoding="utf-8")
     assert source_digest(source) == trbext._C.sources
-    (source / "csrc" / "cpu" / "isa.h").rename(source / "csrc" / "cpu" / "isa2.h")
+    (source / "csrc" / "cpu" / "sweep" / "isa.h").rename(source / "csrc" / "cpu" / "sweep" / "isa2.h")
     assert source_digest(source) != trbext._C.sources
 
 

@@ -24,9 +24,9 @@ WEAK = "aoti_torch_get_current_cuda_stream"  # null under a torch without CUDA
 def sources() -> list[Path]:
     """The C++ files of the operator library, for CUDA too where the toolkit's headers are. The .cu files include
     nothing of torch, which has a test of its own."""
-    found = sorted(CSRC.glob("*.cpp")) + sorted(CSRC.glob("cpu/*.cpp"))
+    found = sorted(CSRC.glob("*.cpp")) + sorted(CSRC.glob("cpu/**/*.cpp"))
     if find_nvcc() is not None:
-        found += sorted(CSRC.glob("cuda/*.cpp"))
+        found += sorted(CSRC.glob("cuda/**/*.cpp"))
     isa_flags_needed = {"float_sweep_avx2.cpp", "float_sweep_avx512.cpp"}  # and no header of torch
     return [path for path in found if path.name not in {"module.cpp", *isa_flags_needed}]
 
@@ -35,7 +35,7 @@ def compile_against(version: str, source: Path, output: Path) -> subprocess.Comp
     options = ["-std=c++17", "-O0", "-c", str(source), "-o", str(output), "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     headers = ["-isystem", str(torch_headers.include_folder(version))]
     hidden = ["-fPIC", "-fvisibility=hidden"]
-    if source.parent.name == "cuda":  # nvcc knows where the runtime's headers are, and hands the file to the compiler
+    if CSRC / "cuda" in source.parents:  # nvcc knows where the runtime's headers are, and calls the compiler
         command = [str(find_nvcc()), *options, *headers, "-Xcompiler", ",".join(hidden)]
     else:
         command = ["c++", *options, *headers, *hidden]
@@ -51,9 +51,10 @@ def needed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("objects")
 
     def needed_by(source: Path) -> set[str]:
-        compiled = compile_against(version, source, folder / f"{source.name}.o")
+        output = folder / (source.relative_to(CSRC).as_posix().replace("/", "_") + ".o")  # names repeat in folders
+        compiled = compile_against(version, source, output)
         assert compiled.returncode == 0, f"{source.name} against torch {version}:\n{compiled.stderr[-3000:]}"
-        return torch_headers.undefined_symbols(folder / f"{source.name}.o")
+        return torch_headers.undefined_symbols(output)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         symbols = set().union(*pool.map(needed_by, sources()))

@@ -1,0 +1,116 @@
+// Sweeps in double precision, in portable C++. Per token they use 16 bytes of cache and one or two exponentials of
+// about 5 ns, which bound the speed. One pass finds the peak and one sums the moments, both without a division.
+//
+// Reduction order: the tokens of a block are added one after another, in token order. Drawing a token repeats the same
+// additions, so that a block's running sum ends exactly at the mass that was stored for it.
+#include "double_sweep.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace trb::cpu {
+namespace {
+
+struct Tokens {  // both models' logits of one block, in the frame of the maxima
+  double x[kBlock];
+  double y[kBlock];
+  int64_t count;
+
+  Tokens(const RowPair& row, const Maxima& maxima, int64_t block) {
+    const int64_t begin = block * kBlock;
+    count = std::min(kBlock, row.vocab - begin);
+    row.student.load(begin, count, 1.0, x);
+    row.teacher.load(begin, count, 1.0, y);
+    for (int64_t i = 0; i < count; ++i) {
+      x[i] = (x[i] - maxima.student) * row.inverse_temperature;
+      y[i] = (y[i] - maxima.teacher) * row.inverse_temperature;
+    }
+  }
+};
+
+LogSum log_sum(const double* t, int64_t count) {
+  LogSum sum;
+  if (count == 0) return sum;
+  sum.peak = *std::max_element(t, t + count);
+  for (int64_t i = 0; i < count; ++i) sum.mass += std::exp(t[i] - sum.peak);
+  return sum;
+}
+
+// The moments of d under weights exp(t). t and d are finite.
+Tilt moments(const double* t, const double* d, const double* x, int64_t count) {
+  Tilt tilt;
+  if (count == 0) return tilt;
+  double w[kBlock];
+  tilt.weight.peak = *std::max_element(t, t + count);
+  double mass = 0.0, first = 0.0, below = 0.0, at_x = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    w[i] = std::exp(t[i] - tilt.weight.peak);
+    mass += w[i];
+    first += w[i] * d[i];
+    below += w[i] * (t[i] - tilt.weight.peak);
+    at_x += w[i] * x[i];
+  }
+  tilt.weight.mass = mass;
+  tilt.mean = first / mass;
+  tilt.below = below / mass;
+  tilt.x = at_x / mass;
+  double second = 0.0, third = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double c = d[i] - tilt.mean, wc2 = w[i] * c * c;
+    second += wc2;
+    third += wc2 * c;
+  }
+  tilt.m2 = second / mass;
+  tilt.m3 = third / mass;
+  return tilt;
+}
+
+}  // namespace
+
+Ends sweep_ends(const RowPair& row, const Maxima& maxima, int64_t block) {
+  const Tokens tokens(row, maxima, block);
+  Ends ends;
+  double x[kBlock], y[kBlock], d[kBlock];  // the common support, packed
+  int64_t common = 0, in_student = 0, in_teacher = 0;
+  for (int64_t i = 0; i < tokens.count; ++i) {
+    const double a = tokens.x[i], b = tokens.y[i];
+    // !(a < inf) is true for NaN and for +inf. Neither may be hidden by an -inf of the other model.
+    ends.fault = ends.fault || !(a < INFINITY) || !(b < INFINITY);
+    const bool student_has = a > -INFINITY, teacher_has = b > -INFINITY;
+    in_student += student_has;
+    in_teacher += teacher_has;
+    if (student_has && teacher_has) {
+      x[common] = a;
+      y[common] = b;
+      d[common] = b - a;
+      ends.min_d = std::min(ends.min_d, b - a);
+      ends.max_d = std::max(ends.max_d, b - a);
+      ++common;
+    }
+  }
+  if (ends.fault) return ends;
+  ends.zero = moments(x, d, x, common);
+  ends.one = moments(y, d, x, common);
+  // If a model masks nothing that the other has, its sum was taken above: log_sum would only add zeros to it, in the
+  // same order.
+  ends.student = in_student == common ? ends.zero.weight : log_sum(tokens.x, tokens.count);
+  ends.teacher = in_teacher == common ? ends.one.weight : log_sum(tokens.y, tokens.count);
+  return ends;
+}
+
+Tilt sweep_tilt(const RowPair& row, const Maxima& maxima, int64_t block, double beta) {
+  const Tokens tokens(row, maxima, block);
+  double t[kBlock], d[kBlock], xs[kBlock];
+  int64_t common = 0;
+  for (int64_t i = 0; i < tokens.count; ++i) {
+    const double x = tokens.x[i], y = tokens.y[i];
+    if (!(x > -INFINITY && y > -INFINITY)) continue;
+    t[common] = tilted_logit(x, y, beta);
+    d[common] = y - x;
+    xs[common] = x;
+    ++common;
+  }
+  return moments(t, d, xs, common);
+}
+
+}  // namespace trb::cpu

@@ -1,0 +1,165 @@
+// Gives a block its share of both models' rows while it sweeps them.
+//
+// A row is cut into chunks of 32 vectors of 16 bytes, counted from the row's first token whatever its address. Each
+// block of a cluster, and each warp of a block, gets consecutive chunks. Every sum is therefore in the order of tokens
+// and depends only on V and the dtype, so that results do not depend on batch size, alignment or strides.
+//
+//   ResidentSlice   the chunks of one block, copied once into its shared memory: each input byte is read once
+//   StreamedRow     reads the row again for every sweep, from the second-level cache if it is still there
+//
+// Rows are read by 16-byte loads if both are contiguous and of type T. A streamed row must be aligned as well; a
+// resident one need not be (unaligned_row.cuh). Other rows, and the chunk that the end of the row cuts, are read logit
+// by logit. Beyond the end both logits are -inf.
+#pragma once
+
+#include "unaligned_row.cuh"
+
+namespace trb::cuda {
+
+// The chunks of a row that belong to one block or to one warp.
+struct Chunks {
+  int32_t begin, end;
+
+  // Part `index` of `parts` parts of equal size.
+  __device__ __forceinline__ Chunks part(int index, int parts) const {
+    const int32_t each = (end - begin) / parts,
+                  longer = (end - begin) % parts;  // the first `longer` parts have one chunk more
+    const int32_t first = begin + index * each + min(index, longer);
+    return {first, first + each + (index < longer)};
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ Chunks chunks_of_row(int32_t vocab) {
+  return {0, (vocab + kChunkTokens<T> - 1) / kChunkTokens<T>};
+}
+
+// Both sources give vectors by chunk and lane. Without `kAnyRow`, the chunk must be whole and the row not irregular.
+
+template <typename T>
+class StreamedRow {
+ public:
+  static constexpr bool kResident = false;
+
+  __device__ __forceinline__ explicit StreamedRow(const RowPair<T>& row) : row_(row) {}
+
+  // Whether even whole chunks need kAnyRow.
+  __device__ __forceinline__ bool irregular() const { return !row_.aligned || row_.converted(); }
+
+  template <bool kAnyRow>
+  __device__ __forceinline__ void vectors(int32_t chunk, int lane, uint4* a, uint4* b) const {
+    if constexpr (kAnyRow) {
+      row_.template vectors<false>(chunk * kWarp + lane, a, b);
+    } else {
+      row_.template whole_vectors<false>(chunk * kWarp + lane, a, b);
+    }
+  }
+
+  __device__ __forceinline__ void keep(int32_t, int, uint4, uint4) const {}
+
+ private:
+  RowPair<T> row_;
+};
+
+template <typename T>
+class ResidentSlice {
+ public:
+  static constexpr bool kResident = true;
+
+  // Both buffers begin with `first_chunk`, the first chunk of the block.
+  __device__ __forceinline__ ResidentSlice(uint4* student, uint4* teacher, int32_t first_chunk)
+      : student_(student), teacher_(teacher), first_(first_chunk * kWarp) {}
+
+  __device__ __forceinline__ bool irregular() const { return false; }
+
+  template <bool kAnyRow>
+  __device__ __forceinline__ void vectors(int32_t chunk, int lane, uint4* a, uint4* b) const {
+    const int32_t at = chunk * kWarp + lane - first_;
+    *a = student_[at];
+    *b = teacher_[at];
+  }
+
+  // Each lane later reads only what it kept itself, so no barrier is needed in between.
+  __device__ __forceinline__ void keep(int32_t chunk, int lane, uint4 a, uint4 b) const {
+    const int32_t at = chunk * kWarp + lane - first_;
+    student_[at] = a;
+    teacher_[at] = b;
+  }
+
+ private:
+  uint4 *student_, *teacher_;
+  int32_t first_;
+};
+
+// Reads the whole chunks of an aligned row for the first time, and returns the chunk after them. Unrolled, so that
+// eight loads per lane are in flight.
+template <typename T, typename Source>
+__device__ __forceinline__ int32_t scan_whole(const RowPair<T>& row, const Source& source, Chunks chunks, int lane,
+                                              typename LogitVector<T>::Scan* extremes) {
+  const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);
+  int32_t chunk = chunks.begin;
+#pragma unroll 4
+  for (; chunk < whole; ++chunk) {
+    uint4 a, b;
+    row.template whole_vectors<Source::kResident>(chunk * kWarp + lane, &a, &b);
+    source.keep(chunk, lane, a, b);
+    extremes->add(a, b);
+  }
+  return chunk;
+}
+
+// The same for a contiguous row that is not aligned.
+template <typename T, typename Source>
+__device__ __forceinline__ int32_t scan_unaligned(const RowPair<T>& row, const Source& source, Chunks chunks, int lane,
+                                                  typename LogitVector<T>::Scan* extremes) {
+  const int32_t whole = min(chunks.end, row.vocab / kChunkTokens<T>);
+  int32_t chunk = chunks.begin;
+  if (chunk >= whole) return chunk;
+  UnalignedChunks<T> student(row.student, chunk * kWarp + lane, lane), teacher(row.teacher, chunk * kWarp + lane, lane);
+#pragma unroll 1
+  for (; chunk < whole; ++chunk) {
+    const bool last = chunk + 1 == whole;
+    const uint4 a = row.convert(student.next(chunk * kWarp + lane, last, lane)),
+                b = teacher.next(chunk * kWarp + lane, last, lane);
+    source.keep(chunk, lane, a, b);
+    extremes->add(a, b);
+  }
+  return chunk;
+}
+
+// Reads the warp's chunks for the first time, and returns their extremes. A ResidentSlice keeps them, and does not read
+// device memory again.
+template <typename T, typename Source>
+__device__ __forceinline__ Extremes scan(const RowPair<T>& row, const Source& source, Chunks chunks, int lane) {
+  typename LogitVector<T>::Scan extremes;
+  int32_t chunk = chunks.begin;
+  if (row.aligned && !row.converted()) {
+    chunk = scan_whole(row, source, chunks, lane, &extremes);
+  } else if (Source::kResident && row.contiguous && !row.aligned) {
+    chunk = scan_unaligned(row, source, chunks, lane, &extremes);
+  }
+#pragma unroll 1
+  for (; chunk < chunks.end; ++chunk) {
+    uint4 a, b;
+    row.template vectors<Source::kResident>(chunk * kWarp + lane, &a, &b);
+    source.keep(chunk, lane, a, b);
+    row.scan(chunk * kWarp + lane, a, b, &extremes);
+  }
+  return extremes.result();
+}
+
+// Prefetches chunks of a row into the second-level cache, 128 bytes per instruction.
+template <typename T>
+__device__ __forceinline__ void prefetch(const RowPair<T>& row, Chunks chunks, int lane) {
+  if (!row.contiguous) return;
+  constexpr int kLines = kWarp * kVectorBytes / 128;  // of one chunk of one model
+  const int64_t begin = static_cast<int64_t>(chunks.begin) * kLines, count = (chunks.end - chunks.begin) * kLines;
+  const int64_t bytes = static_cast<int64_t>(row.vocab) * (kVectorBytes / LogitVector<T>::kTokens);
+  for (int64_t line = begin + lane; line < begin + count; line += kWarp) {
+    if (line * 128 >= bytes) break;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(row.student.data + line * 128));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(row.teacher.data + line * 128));
+  }
+}
+
+}  // namespace trb::cuda

@@ -1,0 +1,261 @@
+// The kernel of solve, sample, blend and verify. For each row of logits it finds
+// max { beta in [0, 1] : KL(mu_beta || pi_S) <= epsilon }, then draws a token from mu, writes log mu over the
+// vocabulary (arXiv 2605.31159), or decides whether a draft is accepted as a token of mu. Outputs that are null are
+// skipped.
+//
+// The blocks of one cluster (or one block) solve a row. Each block
+//   1. copies its chunks of both models into shared memory once, finds their extremes on the way (ResidentSlice), and
+//      prefetches its chunks of the row that it solves next;
+//   2. sweeps them at beta = 0 and 1 in a frame of its own maxima and sends ten sums to every block of the row, so that
+//      after one cluster barrier all blocks have the same numbers and reach the same decision (search.cuh);
+//   3. sweeps them again at the beta that the solver asks for, until the solver has an answer: usually once;
+//   4. writes its outputs. The block that holds the token draws it (token_draw.cuh). A rejected draft needs one more
+//      sweep before that, of max(mu - pi_S, 0).
+// Each row reads 2 V sizeof(T) bytes once, and writes 4 V bytes for log mu. A row that does not fit on chip is a
+// StreamedRow, which is read again in every sweep.
+//
+// Clusters are persistent: each one solves every row that is a multiple of the number of clusters after its first. The
+// grid is therefore as large as the device can run at once, whatever N is.
+//
+// The rows of a request of verify are judged at the same time, each as if all drafts before it had been accepted, and
+// assemble_requests.cu keeps the verdicts up to the first rejection. Eight rows then take the time of one, instead of
+// eight times as long. The price is work on rows after a rejection: 7 % of all rows with four drafts that are each
+// accepted with probability 0.95.
+#pragma once
+
+#include "../kernels.h"
+#include "../launch/launch_table.h"
+#include "double_row.cuh"
+#include "outputs.cuh"
+#include "row_task.cuh"
+#include "sweep.cuh"
+#include "token_draw.cuh"
+
+namespace trb::cuda {
+
+// All threads: the block's extremes, from those that its warps have kept.
+template <int kWarps>
+__device__ __forceinline__ Extremes extremes_of_block(const BlockState<kWarps>& state, int lane) {
+  const int32_t* of_warp = state.extremes[lane < kWarps ? lane : 0];
+  return {
+      from_ordered(__reduce_max_sync(kAllLanes, of_warp[0])), from_ordered(__reduce_max_sync(kAllLanes, of_warp[1])),
+      from_ordered(__reduce_min_sync(kAllLanes, of_warp[2])), from_ordered(__reduce_max_sync(kAllLanes, of_warp[3])),
+      from_ordered(__reduce_min_sync(kAllLanes, of_warp[4]))};
+}
+
+// All lanes of a warp: writes the warp's extremes to the block's state.
+template <int kWarps>
+__device__ __forceinline__ void keep_extremes(const Extremes& own, BlockState<kWarps>& state, int warp, int lane) {
+  const int32_t found[5] = {
+      __reduce_max_sync(kAllLanes, ordered(own.max_student)), __reduce_max_sync(kAllLanes, ordered(own.max_teacher)),
+      __reduce_min_sync(kAllLanes, ordered(own.lowest)), __reduce_max_sync(kAllLanes, ordered(own.high)),
+      __reduce_min_sync(kAllLanes, ordered(own.low))};
+  if (lane == 0) {
+#pragma unroll
+    for (int k = 0; k < 5; ++k) state.extremes[warp][k] = found[k];
+  }
+}
+
+// Warp 0: adds `count` sums over the block's warps, in warp order, and sends them to every block of the row.
+template <int kWarps, int kSums>
+__device__ __forceinline__ void send_sums(const float (&of_warp)[kWarps][kSums], int count, const Cluster& cluster,
+                                          BlockState<kWarps>& state, int slot, int lane) {
+  if (lane >= count) return;
+  double sum = 0.0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sum += of_warp[w][lane];
+#pragma unroll 1
+  for (int r = 0; r < cluster.ranks; ++r) cluster.peer(&state.record[slot][cluster.rank], r)->sums[lane] = sum;
+}
+
+// All threads of a block: sweeps both ends of [0, 1] in a frame of the block's own maxima, and sends the sums to every
+// block of the row.
+template <typename T, int kWarps, typename Source>
+__device__ __forceinline__ void sweep_ends(const KernelArgs& args, const Source& source, Chunks chunks,
+                                           const Extremes& extremes, bool masked, const Cluster& cluster,
+                                           BlockState<kWarps>& state, int slot, int warp, int lane) {
+  // 1. The frame. A slice without weight adds nothing in any frame, but its frame must be finite.
+  const float scale = state.temperature.scale;
+  const bool in_student = extremes.max_student * scale > kNoWeight,
+             in_teacher = extremes.max_teacher * scale > kNoWeight;
+  const EndsSweep::Frame frame{scale, in_student ? ceilf(extremes.max_student * scale) : 0.0f,
+                               in_teacher ? ceilf(extremes.max_teacher * scale) : 0.0f};
+  // 2. The warps' sums and, for a masked row, the range of b - a.
+  RangeOfD range;
+  sweep_warp<EndsSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.ends[warp], &range);
+  range.high = max_over_lanes(range.high);
+  range.low = min_over_lanes(range.low);
+  if (lane == 0) state.range[warp] = range;
+  __syncthreads();
+  // 3. The record for every block of the row.
+  if (warp != 0) return;
+  send_sums(state.ends, EndsSweep::kSums, cluster, state, slot, lane);
+  const RangeOfD of_warp = state.range[lane < kWarps ? lane : 0];
+  const float high = max_over_lanes(of_warp.high), low = min_over_lanes(of_warp.low);
+  if (lane < cluster.ranks) {
+    Record* const record = cluster.peer(&state.record[slot][cluster.rank], lane);
+    record->shift_student = in_student ? frame.shift_student : -INFINITY;
+    record->shift_teacher = in_teacher ? frame.shift_teacher : -INFINITY;
+    record->max_student = extremes.max_student;
+    record->max_teacher = extremes.max_teacher;
+    record->high = masked ? high : extremes.high;
+    record->low = masked ? low : extremes.low;
+  }
+  if (lane == 0) {
+    state.shift_of_block[0] = frame.shift_student;
+    state.shift_of_block[1] = frame.shift_teacher;
+  }
+}
+
+// All threads of a block: sweeps at the beta and in the frame that the solver asks for, and sends the sums.
+template <typename T, int kWarps, typename Source>
+__device__ __forceinline__ void sweep_exactly(const KernelArgs& args, const Source& source, Chunks chunks, bool masked,
+                                              const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp,
+                                              int lane) {
+  const ExactFrame frame = state.frame;
+  const bool stable = state.form == Form::kStable;
+  if (stable) {
+    sweep_warp<StableSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.exact[warp], nullptr);
+  } else {
+    sweep_warp<DirectSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.exact[warp], nullptr);
+  }
+  __syncthreads();
+  if (warp == 0) send_sums(state.exact, stable ? StableSweep::kSums : DirectSweep::kSums, cluster, state, slot, lane);
+}
+
+// All threads of a block: sweeps the residual of a rejected draft and sends its sums. The sums of the search are kept.
+template <typename T, int kWarps, typename Source>
+__device__ __forceinline__ void sweep_residual(const KernelArgs& args, const Source& source, Chunks chunks,
+                                               const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp,
+                                               int lane) {
+  const ExactFrame frame = state.residual_frame;
+  sweep_warp<ResidualSweep, T>(source, chunks, args.vocab, true, lane, frame, state.residual[warp], nullptr);
+  __syncthreads();
+  if (warp == 0) send_sums(state.residual, ResidualSweep::kSums, cluster, state, slot, lane);
+}
+
+// All threads of all blocks of the row: solves it and writes its outputs.
+template <typename T, int kWarps, typename Source>
+__device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, const RowPair<T>& pair,
+                                          const Source& source, const Cluster& cluster, Chunks block_chunks,
+                                          BlockState<kWarps>& state, int warp, int lane, int* exchange) {
+  // 1. Reads the row's arguments and its logits, in this order, so that the latency of the arguments hides behind that
+  // of the logits. Then prefetches the next row.
+  const Chunks chunks = block_chunks.part(warp, kWarps);
+  if (threadIdx.x == 0) read_row_arguments(args, row, pair, state);
+  __syncwarp();  // so that lane 0 reads the row together with the other lanes
+  keep_extremes(scan(pair, source, chunks, lane), state, warp, lane);
+  __syncthreads();
+  const Extremes extremes = extremes_of_block(state, lane);
+  const float scale = state.temperature.scale;
+  const bool masked =
+      !(extremes.lowest * scale > kNoWeight && extremes.low * scale > kNoWeight && extremes.high * scale < -kNoWeight);
+  const int64_t next = row + gridDim.x / cluster.ranks;
+  if (Source::kResident && args.prefetch && next < args.rows) prefetch_row<T>(args, next, chunks, lane);
+
+  // 2. Sweeps both ends, and then each beta that the solver asks for. The slots of the records alternate.
+  int slot = (*exchange)++ & 1;
+  sweep_ends<T>(args, source, chunks, extremes, masked, cluster, state, slot, warp, lane);
+  cluster.sync(warp);
+  if (warp == 0) {
+    gather_ends(state, slot, cluster.ranks, lane);
+    if (lane == 0) decide<T>(args, state, true);
+  }
+  __syncthreads();
+  while (state.action == Action::kSweep) {
+    slot = (*exchange)++ & 1;
+    sweep_exactly<T>(args, source, chunks, masked, cluster, state, slot, warp, lane);
+    cluster.sync(warp);
+    if (warp == 0) {
+      gather_exact(state, slot, cluster.ranks, lane);
+      if (lane == 0) decide<T>(args, state, false);
+    }
+    __syncthreads();
+  }
+
+  // 3. Starts over in double precision if the range of float32 exponents is too small.
+  if (state.action == Action::kDouble) {
+    if (cluster.rank == 0) solve_double_row(args, row, pair, state, warp, lane);
+    return;
+  }
+  // 4. Writes what needs no draw.
+  if (cluster.rank == 0 && threadIdx.x == 0) write_without_a_draw(args, row, state);
+  if (args.log_probs != nullptr) {
+    float* const out = args.log_probs + row * args.vocab;
+    if (state.token_from == TokenFrom::kFault) {
+      write_nan_log_probs<T>(chunks, lane, args.vocab, out);
+    } else {
+      write_log_probs<T>(source, chunks, lane, args.vocab, state.answer, out);
+    }
+  }
+  // 5. Draws the token, after a rejected draft from max(mu - pi_S, 0), or from mu if rounding leaves no mass there.
+  if (state.token_from == TokenFrom::kResidual) {
+    const int of_solve = slot;
+    slot = (*exchange)++ & 1;
+    sweep_residual<T>(args, source, chunks, cluster, state, slot, warp, lane);
+    cluster.sync(warp);
+    if (warp == 0) choose_residual(state, slot, cluster.ranks, lane);
+    __syncthreads();
+    if (state.token_from == TokenFrom::kMu) slot = of_solve;
+  }
+  if (is_drawn(state.token_from)) draw<T>(args, row, source, block_chunks, cluster, state, slot, warp, lane);
+}
+
+// Hides from the compiler that `value` is the same in every row. It would otherwise compute every address that a row
+// needs before the first row, and spill them.
+__device__ __forceinline__ int recomputed_in_each_row(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// The body of both kernels: solves every row of this block's cluster.
+template <typename T, bool kResident, int kThreads>
+__device__ __forceinline__ void solve_rows(const KernelArgs& args) {
+  constexpr int kWarps = kThreads / kWarp;
+  static_assert(!kResident || sizeof(BlockState<kWarps>) <= kBlockStateBytes, "the launch table leaves it that much");
+  static_assert(kVectorsPerChunk == kWarp && kBytesPerVector == kVectorBytes, "the launch table counts in chunks");
+  // 1. The shared memory. The state is declared as bytes, because shared memory has no initializers.
+  extern __shared__ uint4 slices[];
+  __shared__ alignas(16) unsigned char storage[sizeof(BlockState<kWarps>)];
+  BlockState<kWarps>& state = reinterpret_cast<BlockState<kWarps>&>(storage);
+  // 2. No block may send to a peer before the peer has started.
+  const Cluster cluster;
+  int exchange = 0;
+  cluster.sync(threadIdx.x / kWarp);
+  // 3. The rows of this cluster.
+#pragma unroll 1
+  for (int64_t row = blockIdx.x / cluster.ranks; row < args.rows; row += gridDim.x / cluster.ranks) {
+    const int thread = recomputed_in_each_row(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+    const Chunks block_chunks = chunks_of_row<T>(args.vocab).part(cluster.rank, cluster.ranks);
+    RowTask task{row, row, 1.0f, 1};
+    if (args.verifies()) {
+      if (warp == 0) find_task(args, row, state, lane);
+      __syncthreads();
+      task = state.task;
+    }
+    if (task.judged == 0) {
+      if (cluster.rank == 0 && threadIdx.x == 0) write_fault(args, row, 0);
+    } else {
+      const RowPair<T> pair(args, task.student_row, task.teacher_row, task.temperature);
+      if constexpr (kResident) {
+        const ResidentSlice<T> source(slices, slices + args.slice_vectors, block_chunks.begin);
+        solve_row(args, row, pair, source, cluster, block_chunks, state, warp, lane, &exchange);
+      } else {
+        solve_row(args, row, pair, StreamedRow<T>(pair), cluster, block_chunks, state, warp, lane, &exchange);
+      }
+    }
+    __syncthreads();  // before the next row overwrites the slice and the state
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kResidentThreads, 2) resident_rows(const __grid_constant__ KernelArgs args) {
+  solve_rows<T, true, kResidentThreads>(args);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kStreamedThreads, 1) streamed_rows(const __grid_constant__ KernelArgs args) {
+  solve_rows<T, false, kStreamedThreads>(args);
+}
+
+}  // namespace trb::cuda

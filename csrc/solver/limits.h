@@ -1,0 +1,30 @@
+// Sizes and limits that the CPU and the GPU share. Constants only, because files with different -m flags include them.
+#pragma once
+
+#include <cstdint>
+
+namespace trb {
+
+constexpr double kLn2 = 0.6931471805599453;
+constexpr double kLog2e = 1.4426950408889634;
+constexpr float kLog2eFloat = static_cast<float>(kLog2e);
+
+// Tokens per token block of the CPU, the unit in which it merges sums and reads a row again to draw a token.
+constexpr int64_t kBlock = 1024;
+
+// Headroom in nats below which the direct form's float32 rounding (1e-7 on the CPU, 5e-7 on the GPU) would show, so
+// that the stable form is needed.
+constexpr double kStableBelow = 1.5e-2;
+
+// The largest range of D in nats that float32 sweeps accept. Beyond it the rounding of large exponents would show, and
+// the row is solved in double precision. The CPU's first sweep raises fourth roots of weights to powers, which the
+// GPU's does not, so the CPU's limit is half as large.
+constexpr double kLargestRangeOnCpu = 500.0, kLargestRangeOnGpu = 1000.0;
+
+// A float32 sum of weights below this has underflowed too far to be a mass.
+constexpr double kLeastMass = 1e-30;
+
+// Sweeps in double precision. For safety only: the bisection of float32 numbers ends before.
+constexpr int kMaxDoubleSweeps = 64;
+
+}  // namespace trb

@@ -81,7 +81,7 @@ def test_a_test_that_is_gone_and_a_row_without_one_are_seen() -> None:
 
 
 def commands() -> Iterator[str]:
-    for page in PAGES:
+    for page in (page for page in PAGES if page != CLAIMS):
         for line in command_lines(page, (*PROGRAMS, "bash", "uv")):
             yield re.sub(r"^python3 ", "python ", line.removeprefix(".venv/bin/"))
 

@@ -50,7 +50,10 @@ def program(word: str) -> str:
     return re.sub(r"^python3?$", "python", word.removeprefix(".venv/bin/"))
 
 
-LINES = sorted({(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in command_lines(page)})
+CLAIMS = ROOT / "docs" / "claims.md"  # repeats the commands of the other pages
+LINES = sorted(
+    {(page.relative_to(ROOT).as_posix(), line) for page in PAGES if page != CLAIMS for line in command_lines(page)}
+)
 
 
 class Parsed(Exception):

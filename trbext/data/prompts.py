@@ -28,18 +28,31 @@ def load_prompts(
     limit: int | None = None,
     demo_seed: int = 0,
 ) -> Dataset:
-    """The prompts of `source`, at most `limit`, in their order.
+    """Reads the prompts of a source, in their order.
 
-    source: "demo" (the built-in task; "demo:eval" its held-out prompts), a .jsonl, .json, .parquet or .csv file, or the
-        name of a dataset on the Hub, of which `split` is taken; "owner/name:config" names one of its configurations.
-    column: holds each prompt, plain text or the messages of a conversation; it is renamed to "prompt". Of messages with
-        "from" and "value", as in OpenThoughts, the first one that is a human's becomes a plain-text prompt.
-    answer_column: renamed to "answer", which verifiers read.
-    system_prompt: makes each plain-text prompt a conversation of this system message and the prompt.
-    where: "column=value" keeps the rows that have it. unique: keeps the first row of each prompt.
-    shuffle_seed: shuffles the rows. fits: of a batch of prompts as they will be used, which to keep.
-    All of these come before `limit`, in this order. None of them touches the built-in task but `limit`.
-    Raises PromptsNotFound: no such source, no such column, a prompt that cannot be used, or nothing left.
+    The rows are selected by `where`, `unique`, `shuffle_seed`, `fits` and `limit`, in this order. Of these only `limit`
+    acts on the built-in task.
+
+    Args:
+        source: "demo" (the built-in task; "demo:eval" its held-out prompts), a .jsonl, .json, .parquet or .csv file, or
+            the name of a dataset on the Hub; "owner/name:config" names one of its configurations.
+        split: The split of a dataset on the Hub.
+        column: Holds each prompt, plain text or the messages of a conversation; it is renamed to "prompt". Of messages
+            with "from" and "value", as in OpenThoughts, the first one of a human becomes a plain-text prompt.
+        answer_column: Renamed to "answer", which verifiers read.
+        system_prompt: Makes each plain-text prompt a conversation of this system message and the prompt.
+        where: "column=value" keeps the rows that have it.
+        unique: Keeps the first row of each prompt.
+        shuffle_seed: Shuffles the rows.
+        fits: Says of a batch of prompts, as they will be used, which to keep.
+        limit: Keeps at most this many.
+        demo_seed: Of the built-in task's prompts.
+
+    Returns:
+        A dataset with the column "prompt", and "answer" if the source has answers.
+
+    Raises:
+        PromptsNotFound: If there is no such source or column, a prompt cannot be used, or nothing is left.
     """
     if source in ("demo", "demo:eval"):
         from .counting_sort import prompts_dataset

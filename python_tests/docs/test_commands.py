@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from python_tests.docs.pages import PAGES, ROOT
-from trbext.cli import _joined, _parser, main
+from trbext.cli import main
+from trbext.cli.words import parse
 from trbext.evaluation.suite import Suite
 from trbext.evaluation.verifiers import verifier_by_name
 from trbext.runs.settings import parse_run
@@ -74,7 +75,7 @@ def check_trb(words: list[str]) -> None:
     words = [YOURS.get(word, word) for word in words]
     if not words or words == ["info"] or "--fields" in words:
         return
-    options, fields = _parser().parse_known_args(_joined(words))
+    options, fields = parse(words)
     if options.command in ("train", "probe"):
         parse_run(ROOT / options.config, [*fields, "--use_cpu", "true"])  # a recipe for GPUs asks for bf16
     else:

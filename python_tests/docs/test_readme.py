@@ -12,7 +12,7 @@ import torch
 from python_tests.docs.pages import README, ROOT, python_blocks
 from python_tests.models.tiny_models import tiny_llama
 from trbext import reference
-from trbext.cli import _parser
+from trbext.cli.words import parser
 from trbext.runs.settings import parse_run
 from trbext.studies.compare.declaration import read_study
 from trbext.studies.compare.wording import planned_power
@@ -80,4 +80,4 @@ def test_studies_parse_and_could_resolve_something(recipe: str) -> None:
 def test_a_recipe_whose_numbers_a_page_quotes_measures_no_clock(recipe: str) -> None:
     text = (ROOT / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     assert re.search(r"^ *draft_length: \d", text, re.M)
-    assert _parser().parse_args(["demo"]).draft_length == "0"
+    assert parser().parse_args(["demo"]).draft_length == "0"

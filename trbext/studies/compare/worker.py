@@ -18,7 +18,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ...data.yaml_file import read_yaml
-from ...errors import INTERRUPTED, USAGE_ERROR, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
+from ...errors import UsageError
+from ...runs.exit_codes import exit_code
 from ...runs.folder import RunFolder
 from ...runs.settings import parse_settings
 from ...runs.train import train_run
@@ -33,23 +34,25 @@ def finished(folder: Path) -> bool:
 
 
 def main(config: Path, keep_model: bool) -> int:
+    """Train the run of a settings file in this process.
+
+    Args:
+        config: The settings file, beside the run folder.
+        keep_model: Whether model/ stays after the end of the run.
+
+    Returns:
+        The exit code.
+    """
     threading.Thread(target=_stop_when_orphaned, daemon=True).start()
+    return exit_code(lambda: _train_locked(config, keep_model))
+
+
+def _train_locked(config: Path, keep_model: bool) -> None:
     try:
         with FileLock(config.with_suffix(".lock"), timeout=SECONDS_FOR_ANOTHER):
             train(config, keep_model)
     except Timeout:
-        print(f"trb: another process is at work on {config.with_suffix('')}", file=sys.stderr)
-        return USAGE_ERROR
-    except UsageError as error:
-        print(f"trb: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE_ERROR
-    except Interrupted as error:
-        print(f"trb: {error}", file=sys.stderr)
-        return INTERRUPTED
-    except (NonFiniteTraining, NonFiniteLogits) as error:
-        print(f"trb: {error}", file=sys.stderr)
-        return 1
-    return 0
+        raise UsageError(f"another process is at work on {config.with_suffix('')}") from None
 
 
 def train(config: Path, keep_model: bool) -> None:

@@ -1,69 +1,33 @@
-"""Runs the `trb` command: train, eval, compare, probe, plot, demo and info.
-
-Exit codes: 0 done, 1 a fault of the program or the machine, 2 a usage error (one line on stderr), 130 interrupted.
-"""
+"""Defines the words of the `trb` command line: its commands, their options and help texts."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from .errors import INSTALL_EXTRA, INTERRUPTED, USAGE_ERROR, UsageError
-from .runs.standard_output import OutputClosed, discard, flush, is_of_output, print_anything
+from ..errors import USAGE_ERROR
 
-# What the extra [train] installs, by the names that are imported: without them there are the operators and `trb info`.
-OF_THE_EXTRA = {
-    *("trl", "transformers", "accelerate", "datasets", "safetensors", "numpy", "yaml", "rich", "matplotlib", "scipy"),
-    *("filelock", "jinja2"),
-}
 Subparsers: TypeAlias = "argparse._SubParsersAction[_OneLineParser]"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one `trb` command.
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the words of a command line.
 
     Args:
-        arguments: of the command line; None is those of the process.
+        words: The command and what follows it.
 
     Returns:
-        The exit code.
+        The options, and the words of `trb train` and `trb probe` that set fields of their configuration.
+
+    Raises:
+        SystemExit: The words are wrong (exit code 2, one line on standard error) or ask for help (exit code 0).
     """
-    # These are transformers' notices to library authors; a user of the command can do nothing about them.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # the folder of a user's 'module:object'
-    print_anything()
-    words = _joined(list(sys.argv[1:] if arguments is None else arguments))
-    options, fields = _parser().parse_known_args(words)
+    options, fields = parser().parse_known_args(_joined(list(words)))
     if fields and options.command not in ("train", "probe"):
-        _parser().error(f"unrecognized arguments: {' '.join(fields)}")
-    # The commands import what they need when they run: `trb --help` must not wait for TRL.
-    try:
-        code = int(COMMANDS[options.command](options, fields))
-        flush()
-        return code
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in OF_THE_EXTRA:
-            raise
-        return _usage_error(f"trb {options.command} needs {package}, which is not installed: {INSTALL_EXTRA}")
-    except (OSError, OutputClosed) as error:
-        if isinstance(error, OSError):
-            if not is_of_output(error):
-                raise
-            discard()
-            error = OutputClosed(error)
-        if not error.quiet:
-            print(f"trb: {error}", file=sys.stderr)
-        return 0 if error.quiet else 1
-    except KeyboardInterrupt:
-        print("trb: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        parser().error(f"unrecognized arguments: {' '.join(fields)}")
+    return options, fields
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -73,7 +37,8 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(USAGE_ERROR, f"trb: {message} ({self.prog} --help says more)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of `trb`, with one subparser per command."""
     parser = _OneLineParser(
         prog="trb", description="Trust-Region Behavior Blending: on-policy distillation with KL-budgeted rollouts."
     )
@@ -209,147 +174,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
-
-
-def _train(options: argparse.Namespace, fields: list[str]) -> int:
-    from accelerate import PartialState
-
-    from .errors import Interrupted, NonFiniteLogits, NonFiniteTraining
-    from .runs.printing import printing_survives
-    from .runs.settings import parse_run, print_fields
-    from .runs.train import print_summary, train_run
-
-    if options.fields:
-        print_fields()
-        return 0
-    with printing_survives():
-        try:
-            folder = train_run(*parse_run(options.config, fields), resume=options.resume)
-        except UsageError as error:
-            return _usage_error(error)
-        except Interrupted as error:
-            print(f"trb: {error} with --resume", file=sys.stderr)
-            return INTERRUPTED
-        except (NonFiniteTraining, NonFiniteLogits) as error:
-            print(f"trb: {error}", file=sys.stderr)
-            return 1
-        if PartialState().is_main_process:
-            print_summary(folder)
-    return 0
-
-
-def _eval(options: argparse.Namespace, fields: list[str]) -> int:
-    from .evaluation.command import evaluate_model
-    from .evaluation.suite import evaluate_suite
-
-    try:
-        if options.suite is not None:
-            evaluate_suite(options)
-        else:
-            evaluate_model(options)
-    except (UsageError, ValueError, OSError) as error:
-        return _usage_error(error)
-    return 0
-
-
-def _compare(options: argparse.Namespace, fields: list[str]) -> int:
-    from .errors import Interrupted
-    from .studies.compare.command import compare
-
-    try:
-        failures = compare(options.config, report_only=options.report)
-    except UsageError as error:
-        return _usage_error(error)
-    except Interrupted as error:
-        print(f"trb: {error}", file=sys.stderr)
-        return INTERRUPTED
-    for failure in failures:
-        print(f"trb: {failure}", file=sys.stderr)
-    return 1 if failures else 0
-
-
-def _probe(options: argparse.Namespace, fields: list[str]) -> int:
-    from .studies.probe.command import probe
-
-    try:
-        probe(
-            options.config,
-            fields,
-            epsilons=options.epsilon,
-            lengths=options.lengths,
-            limit=options.limit,
-            output=options.output,
-        )
-    except (UsageError, ValueError, OSError) as error:
-        return _usage_error(error)
-    return 0
-
-
-def _plot(options: argparse.Namespace, fields: list[str]) -> int:
-    from .runs.folder import RunFolder
-    from .runs.plots import plot_runs
-
-    if options.output.suffix not in (".png", ".svg"):
-        return _usage_error(f"--output must end in .png or .svg, got {options.output}")
-    if not options.output.parent.is_dir():
-        return _usage_error(f"--output: there is no folder {options.output.parent}")
-    runs = []
-    for path in options.runs:
-        lines = RunFolder(path).read_metrics()
-        if not lines:
-            return _usage_error(
-                f"{path} is not a run folder with metrics: {RunFolder(path).metrics} is missing or empty"
-            )
-        runs.append((path.name, lines))
-    try:
-        plot_runs(runs, options.output)
-    except (ValueError, OSError) as error:
-        return _usage_error(error)
-    print(options.output)
-    return 0
-
-
-def _demo(options: argparse.Namespace, fields: list[str]) -> int:
-    from .errors import Interrupted
-    from .studies.demo import walk_through
-
-    try:
-        walk_through(
-            options.output,
-            steps=options.steps,
-            epsilon=options.epsilon,
-            seed=options.seed,
-            draft_length=options.draft_length,
-        )
-    except (UsageError, ValueError) as error:
-        return _usage_error(error)
-    except Interrupted as error:
-        print(f"trb: {error} when the command is repeated", file=sys.stderr)
-        return INTERRUPTED
-    return 0
-
-
-def _info(options: argparse.Namespace, fields: list[str]) -> int:
-    from .build_info import build_info
-
-    for name, value in build_info().items():
-        print(f"{name:20} {value}")
-    return 0
-
-
-def _usage_error(error: object) -> int:
-    if isinstance(error, OSError) and is_of_output(error):
-        raise error
-    print(f"trb: {' '.join(str(error).split())}", file=sys.stderr)
-    return USAGE_ERROR
-
-
-COMMANDS = {
-    "train": _train,
-    "eval": _eval,
-    "compare": _compare,
-    "probe": _probe,
-    "plot": _plot,
-    "demo": _demo,
-    "info": _info,
-}

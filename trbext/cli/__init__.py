@@ -1,0 +1,11 @@
+"""The `trb` command.
+
+words.py      the words of its command line: commands, options, help texts
+commands.py   what each command calls, and `main`
+
+Which error ends with which exit code is in trbext/runs/exit_codes.py, since a study's workers share it.
+"""
+
+from .commands import OF_THE_EXTRA, main
+
+__all__ = ["OF_THE_EXTRA", "main"]

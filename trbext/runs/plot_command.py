@@ -1,0 +1,37 @@
+"""Draws the curves of run folders: the command `trb plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UsageError
+from .folder import RunFolder
+from .plots import plot_runs
+
+
+def plot_folders(folders: Sequence[Path], output: Path) -> None:
+    """Draw the curves of runs into one image, and print its path.
+
+    Args:
+        folders: Run folders of `trb train`.
+        output: The image to write, .png or .svg, in a folder that exists.
+
+    Raises:
+        UsageError: `output` or a run folder cannot be used.
+        ValueError: No run has a metric to draw.
+        OSError: The image cannot be written.
+    """
+    if output.suffix not in (".png", ".svg"):
+        raise UsageError(f"--output must end in .png or .svg, got {output}")
+    if not output.parent.is_dir():
+        raise UsageError(f"--output: there is no folder {output.parent}")
+    runs = []
+    for path in folders:
+        folder = RunFolder(path)
+        lines = folder.read_metrics()
+        if not lines:
+            raise UsageError(f"{path} is not a run folder with metrics: {folder.metrics} is missing or empty")
+        runs.append((path.name, lines))
+    plot_runs(runs, output)
+    print(output)

@@ -1,0 +1,131 @@
+"""Verifiers and policies of the user's that cannot judge or write are refused in one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from python_tests.models.tiny_models import prompts
+from python_tests.runs.door.refusals import refusal, write
+from trbext.cli import main
+from trbext.rollout import Policy
+from trbext.training.config import TRBConfig
+from trbext.training.trainer import TRBTrainer
+
+MODULE = """
+from trbext.rollout import Policy
+from trbext.rollout.policies import FixedBeta
+
+def two(prompt, completion): return True
+def keywords(prompt, completion, *, row): return True
+async def later(prompt, completion, row): return True
+def raises(prompt, completion, row): return row["solution"] == completion
+def nothing(prompt, completion, row): pass
+def score(prompt, completion, row): return 0.5
+def word(prompt, completion, row): return "no"
+def needs_text(prompt, completion, row): return bool(completion[0])
+class Judge:
+    def __init__(self, prompt, completion, row): pass
+
+class NoDraw(Policy): pass
+class Short(Policy):
+    def draw(self, student_logits, teacher_logits): pass
+class Needs(FixedBeta):
+    def needs_teacher(self): return True
+class Strict(FixedBeta):
+    def __init__(self, beta): raise RuntimeError("no")
+def function(beta=0.5): return beta
+"""
+
+
+VERIFIERS = [
+    ("two", "the verifier 'mine:two' must take (prompt, completion, row), but takes (prompt, completion)"),
+    ("keywords", "must take (prompt, completion, row), but takes (prompt, completion, *, row)"),
+    ("later", "the verifier 'mine:later' must be a plain function that returns True or False, not async"),
+    ("Judge", "the verifier 'mine:Judge' must be a function, got the class Judge"),
+    ("raises", "the verifier 'mine:raises' raises on every completion of the first prompts, at first KeyError"),
+    ("nothing", "raises on every completion of the first prompts, at first TypeError: a verifier must return True or"),
+    ("score", "a verifier must return True or False, got 0.5"),
+    ("word", "a verifier must return True or False, got 'no'"),
+    ("void", "the verifier 'mine:void' could not be imported"),
+    ("numeric", "the verifier 'numeric' raises on every completion of the first prompts, at first KeyError: 'answer'"),
+]
+
+
+POLICIES: list[tuple[str, dict[str, Any] | None, str]] = [
+    ("NoDraw", None, "the rollout policy 'mine:NoDraw' must define draw(step, student_logits, teacher_logits, unif"),
+    ("Short", None, "draw of the rollout policy 'mine:Short' must take (step, student_logits, teacher_logits, unif"),
+    ("Needs", {"beta": 0.5}, "needs_teacher of the rollout policy 'mine:Needs' must take (step), but takes ()"),
+    ("Needs", None, "got rollout_policy_kwargs none: missing a required argument: 'beta'"),
+    ("Needs", {"beta": 0.5, "alpha": 1}, "got rollout_policy_kwargs alpha, beta: got an unexpected keyword argument"),
+    ("Strict", {"beta": 0.5}, "the rollout policy 'mine:Strict' could not be made: RuntimeError: no"),
+    ("function", None, "the rollout policy 'mine:function' must make a trbext.rollout.Policy, got float"),
+    ("void", None, "the rollout policy 'mine:void' could not be imported"),
+]
+
+
+@pytest.fixture
+def mine(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the user's in the working folder."""
+    Path("mine.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # __pycache__ would be a folder that was made
+    monkeypatch.syspath_prepend(Path.cwd())
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(("name", "message"), VERIFIERS)
+def test_verifiers_that_cannot_judge_are_refused(
+    name: str, message: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verifier = name if name == "numeric" else f"mine:{name}"
+    Path("questions.jsonl").write_text('{"prompt": "1+1="}\n' * 4, encoding="utf-8")
+    words = ["--eval_verifier", verifier, "--eval_prompts", "questions.jsonl"]
+    assert message in refusal(capsys, "train", write(config), *words)
+    of_eval = ["eval", config["model_name_or_path"], "--prompts", "questions.jsonl", "--verifier", verifier]
+    assert message in refusal(capsys, *of_eval, "--max-completion-length", "4", "--output", "out.jsonl")
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_verifier_that_raised_on_every_completion_is_an_error(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not seen beforehand: it raises on empty completions, and the model writes nothing else."""
+    monkeypatch.setattr(PreTrainedTokenizerFast, "decode", lambda self, *_, **__: "")
+    words = ["eval", config["model_name_or_path"], "--prompts", "prompts.jsonl", "--verifier", "mine:needs_text"]
+    assert main([*words, "--limit", "4", "--max-completion-length", "4"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(
+        "trb: the verifier raised on all 4 completions, at first IndexError: string index out of range"
+    )
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(("name", "kwargs", "message"), POLICIES)
+def test_policies_that_cannot_write_are_refused(
+    name: str,
+    kwargs: dict[str, Any] | None,
+    message: str,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change = {"rollout_policy": f"mine:{name}"} | ({} if kwargs is None else {"rollout_policy_kwargs": kwargs})
+    assert message in refusal(capsys, "train", write(config | change))
+
+
+def test_the_trainer_refuses_objects_that_cannot_write_or_judge(models: dict[str, str], tmp_path: Path) -> None:
+    class NoDraw(Policy):
+        pass
+
+    def make(**given: Any) -> TRBTrainer:
+        args = TRBConfig(str(tmp_path / "run"), use_cpu=True)
+        return TRBTrainer(models["student"], models["teacher"], args, train_dataset=prompts(8), **given)
+
+    with pytest.raises(ValueError, match=r"the rollout policy NoDraw must define draw\(step, student_logits"):
+        make(policy=NoDraw())
+    with pytest.raises(ValueError, match=r"the verifier '<lambda>' must take \(prompt, completion, row\)"):
+        make(verifier=lambda prompt, completion: True)

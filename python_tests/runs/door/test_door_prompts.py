@@ -1,0 +1,131 @@
+"""Prompts that cannot be used are refused in one line, before a run has a folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
+
+from python_tests.models.tiny_models import prompts, tiny_tokenizer
+from python_tests.runs.door.refusals import refusal, write
+from trbext.data.prompt_checks import check_encodings
+from trbext.data.prompts import load_prompts
+from trbext.training.config import TRBConfig
+from trbext.training.trainer import TRBTrainer
+
+ROW = {"prompt": "1+1=", "answer": "2"}
+
+
+MESSAGES = [{"role": "user", "content": "1+1="}]
+
+
+# The prompts' file (rows, or its bytes), changes of the configuration, and what is said; where a "|" divides it, one or
+# the other, by the version of datasets.
+PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
+    (b"", {}, "prompts 'rows.jsonl': the file holds no rows"),
+    (b"\n\n", {}, "prompts 'rows.jsonl': the file holds no rows"),
+    (b'{"prompt": "a"}\n{"prompt": \n', {}, "prompts 'rows.jsonl': line 2 is not JSON: Expecting value"),
+    (b"[1, 2]\n", {}, "have no column 'prompt'"),
+    (b'{"prompt": "a"}\n[1]\n', {}, "prompts 'rows.jsonl': line 2 must be a JSON object, got list"),
+    ('{"prompt": "grü"}\n'.encode("latin-1"), {}, "line 1 is not UTF-8: invalid start byte b'\\xfc'"),
+    ([{"prompt": 1}, {"prompt": 2}], {}, "the prompt of row 1 must be text or a list of messages, got 1"),
+    ([ROW, {"prompt": None, "answer": "3"}], {}, "the prompt of row 2 must be text or a list of messages, got None"),
+    ([ROW, {"answer": "3"}], {}, "row 2 must be text or a list of messages, got None|KeyError: 'prompt'"),
+    ([ROW, ROW, {"prompt": "", "answer": "3"}], {}, "the prompt of row 3 must not be empty, got ''"),
+    ([ROW, {"prompt": " \n", "answer": "3"}], {}, "the prompt of row 2 must not be empty, got ' \\n'"),
+    ([{"prompt": MESSAGES}, {"prompt": []}], {}, "the prompt of row 2 must not be empty, got []"),
+    ([ROW, ROW | {"prompt": 3}], {}, "row 2 must be text or a list of messages, got 3|line 2: 'prompt' is of type int"),
+    ([ROW, ROW | {"prompt": MESSAGES}], {}, "row 2 must be text, as the first one|line 2: 'prompt' is of type list"),
+    ([{"prompt": ["1+1="]}], {}, "the prompt of row 1 must hold messages with a role and a content, got '1+1='"),
+    ([{"prompt": [{"role": "user"}]}], {}, "must hold messages with a role and a content, got {'role': 'user'}"),
+    ([{"prompt": MESSAGES}] * 4, {}, "need a chat template, and the tokenizer of"),
+    ([ROW] * 4, {"system_prompt": "Be brief."}, "need a chat template, and the tokenizer of"),
+    ([ROW] * 4, {"system_prompt": "Be brief.", "max_prompt_length": 9}, "need a chat template, and the tokenizer of"),
+    ([ROW] * 3, {}, "an optimizer step takes 4 prompts, the train_dataset has 3"),
+    ([ROW] * 8, {"gradient_accumulation_steps": 3}, "an optimizer step takes 12 prompts, the train_dataset has 8"),
+    ([ROW] * 4, {"rollouts_per_prompt": 3}, "an optimizer step takes 4 rollouts, no multiple of rollouts_per_prompt 3"),
+    ([ROW] * 4, {"max_prompt_length": 3}, "have no row that was asked for"),
+    ([ROW] * 4, {"max_completion_length": 64}, "leaves no room for a prompt in the 64 positions of the student"),
+    ([ROW] * 4, {"max_completion_length": 61}, "the prompt of row 1 has 4 tokens, which with max_completion_length 61"),
+    ([*[ROW] * 4, ROW | {"prompt": "1" * 57}], {}, "exceed the 64 positions of the student: leave out longer ones"),
+    ([ROW] * 4, {"eval_prompts": "void.jsonl"}, "no such file of prompts: void.jsonl"),
+    ([ROW] * 4, {"eval_prompts": "eval.jsonl"}, "prompts 'eval.jsonl': the prompt of row 1 must not be empty, got ''"),
+    (
+        [ROW] * 4,
+        {"prompts": "data"},
+        "prompts 'data' are neither 'demo', a .jsonl, .json, .parquet, .csv file, nor a f",
+    ),
+    ([ROW] * 4, {"prompts": "."}, "prompts '.' are neither 'demo', a .jsonl, .json, .parquet, .csv file, nor a folder"),
+    ([ROW] * 4, {"prompts": "folder.jsonl"}, "prompts 'folder.jsonl' must be a file, got a folder"),
+    ([ROW] * 4, {"prompts": "broken.parquet"}, "prompts 'broken.parquet': "),
+    ([ROW] * 4, {"prompts": "broken.csv"}, "prompts 'broken.csv': "),
+    ([ROW] * 4, {"eval_strategy": "steps"}, "eval_strategy steps needs eval_prompts, the held-out prompts"),
+]
+
+
+@pytest.mark.parametrize(("rows", "change", "message"), PROMPTS, ids=lambda value: str(value)[:60])
+def test_prompts_that_cannot_be_used_are_named_before_the_run(
+    rows: list[Any] | bytes,
+    change: dict[str, Any],
+    message: str,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = rows if isinstance(rows, bytes) else "".join(json.dumps(row) + "\n" for row in rows).encode()
+    Path("rows.jsonl").write_bytes(data)
+    Path("eval.jsonl").write_bytes(b'{"prompt": ""}\n')
+    Path("folder.jsonl").mkdir()
+    Path("data").mkdir()
+    Path("data/train.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": \n')
+    Path("broken.parquet").write_bytes(b"no parquet")
+    Path("broken.csv").write_bytes(b'prompt,b\n1,2,3\n"')
+    line = refusal(capsys, "train", write(config | {"prompts": "rows.jsonl"} | change))
+    assert any(part in line for part in message.split("|"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path("prompts.jsonl").resolve() / "cache")
+    line = refusal(capsys, "train", write(config))
+    assert "read through the cache of datasets, which cannot be written" in line
+    assert "set HF_HOME to a folder that can" in line
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ([{"prompt": "1+1="}, {"prompt": None}], "the prompt of row 2 must be text or a list of messages, got None"),
+        ([{"prompt": 1}, {"prompt": 2}], "the prompt of row 1 must be text or a list of messages, got 1"),
+        ([{"prompt": "1+1="}, {"prompt": ""}], "the prompt of row 2 must not be empty, got ''"),
+        ([{"prompt": MESSAGES}, {"prompt": []}], "the prompt of row 2 must not be empty, got []"),
+        ([{"question": "1+1="}], "must have a column 'prompt', got question"),
+    ],
+)
+def test_the_trainer_names_a_prompt_that_cannot_be_used(
+    rows: list[Any], fault: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    """In Python: of what is trained on, and of what is held out."""
+    bad, good = Dataset.from_list(rows), prompts(8)
+    for train, held_out, name in ((bad, None, "train_dataset"), (good, {"a": good, "b": bad}, "eval_dataset b")):
+        args = TRBConfig(str(tmp_path / "run"), use_cpu=True)
+        with pytest.raises(ValueError, match=rf"{name}\b.*{re.escape(fault)}"):
+            TRBTrainer(models["student"], models["teacher"], args, train, held_out)
+
+
+def test_prompts_that_end_with_the_eos_token_are_warned_of(
+    config: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    rows = load_prompts("prompts.jsonl")
+    check_encodings(rows, "prompts.jsonl", tokenizer, {}, 8, {})
+    assert "40 of 40 prompts end with the EOS token '<eos>'" in caplog.text
+    caplog.clear()
+    check_encodings(rows, "prompts.jsonl", tiny_tokenizer(), {}, 8, {})
+    assert not caplog.text

@@ -158,8 +158,8 @@ def test_the_page_is_readable_on_a_phone_and_a_desktop_without_a_network(study: 
             browser.screenshot(tmp_path / f"{name}.png")
             browser.ask("document.querySelector('figure svg').scrollIntoView()")
             browser.screenshot(tmp_path / f"{name}-figure.png")
-            assert colours(tmp_path / f"{name}.png") > 20  # text on white
-            assert "#0072b2" in drawn(tmp_path / f"{name}-figure.png"), "the first curve's colour is not on the screen"
+            assert colors(tmp_path / f"{name}.png") > 20  # text on white
+            assert "#0072b2" in drawn(tmp_path / f"{name}-figure.png"), "the first curve's color is not on the screen"
 
 
 def pixels(path: Path) -> np.ndarray[Any, Any]:
@@ -168,7 +168,7 @@ def pixels(path: Path) -> np.ndarray[Any, Any]:
     return (imread(path)[..., :3] * 255).round().astype(int).reshape(-1, 3)
 
 
-def colours(path: Path) -> int:
+def colors(path: Path) -> int:
     return len(np.unique(pixels(path), axis=0))
 
 

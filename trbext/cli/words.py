@@ -86,7 +86,7 @@ def _add_eval(commands: Subparsers) -> None:
     evaluate.add_argument("--prompts", help="demo:eval, a file, or a dataset of the Hub")
     evaluate.add_argument("--verifier", help="numeric, math, demo, or module:function")
     evaluate.add_argument("--suite", type=Path, help="benchmarks, each with its samples; see recipes/suites/paper.yaml")
-    evaluate.add_argument("--benchmarks", nargs="+", metavar="NAME", help="only these of the suite")
+    evaluate.add_argument("--benchmarks", nargs="+", metavar="NAME", help="of the suite, only these")
     evaluate.add_argument("--split", default="test", help="split of a Hub dataset (default: %(default)s)")
     evaluate.add_argument("--limit", type=_positive, help="use the first so many prompts (default: all)")
     evaluate.add_argument("--samples", type=_positive, help="completions per prompt (default: 1, or the suite's)")
@@ -121,8 +121,8 @@ def _add_probe(commands: Subparsers) -> None:
     probe = commands.add_parser(
         "probe",
         help="what TRB's rollouts are worth before training, by KL budget",
-        description="Roll out within KL budgets and as vanilla OPD, cut the rollouts at some lengths, let only the "
-        "teacher or only the student finish them, and compare how often the result is right. Fields as in trb train.",
+        description="Roll out within KL budgets and as vanilla OPD, cut the rollouts at some lengths, let the teacher "
+        "or the student finish them, and compare how often the result is right. Fields as in trb train.",
     )
     probe.add_argument("config", type=Path, metavar="CONFIG.yaml", help="a configuration of trb train")
     probe.add_argument("--epsilon", type=float, nargs="+", help="KL budgets, nats per token (default: the run's)")

@@ -1,10 +1,10 @@
-"""Counting sort as a reasoning task: the prompt is eight digits, the completion first counts, then sorts.
+"""Makes prompts of counting sort as a reasoning task: a completion first counts eight digits, then sorts them.
 
     prompt      50311758=
     completion  01122031405260718190#01135578      no 0 but one, two 1s, no 2, ...: read it as 01 12 20 31 40 52 ...
 
-The completion is 30 tokens with its EOS. A wrong count early puts every later prefix where the teacher has seldom been,
-which is the situation on-policy distillation meets in mathematics. Everything is a pure function of its arguments.
+The completion is 30 tokens with its EOS. After an early wrong count, the teacher has seldom seen any later prefix: this
+is what on-policy distillation meets in mathematics. Every function depends on nothing but its arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,19 @@ MOST_PROMPTS = 10**DIGITS // EVALUATION_MODULUS
 
 
 def prompts(n: int, seed: int, split: Split = "train") -> list[str]:
-    """`n` different prompts such as "50311758=", the same for the same arguments; no prompt is in both splits."""
+    """Draw different prompts such as "50311758=".
+
+    Args:
+        n: Number of prompts.
+        seed: Equal arguments give equal prompts.
+        split: No prompt is in both splits.
+
+    Returns:
+        The prompts, in the order of drawing.
+
+    Raises:
+        ValueError: There is no such split, or it has fewer prompts.
+    """
     if split not in ("train", "eval"):
         raise ValueError(f'split must be "train" or "eval", got {split!r}')
     if not 0 <= n <= MOST_PROMPTS:
@@ -39,12 +51,12 @@ def prompts(n: int, seed: int, split: Split = "train") -> list[str]:
 
 
 def prompts_dataset(n: int, seed: int, split: Split = "train") -> list[dict[str, str]]:
-    """`prompts` as rows of a prompt-only dataset, TRL's plain-text format: [{"prompt": "50311758="}, ...]."""
+    """Return `prompts` as rows of a dataset in TRL's plain-text format: [{"prompt": "50311758="}, ...]."""
     return [{"prompt": prompt} for prompt in prompts(n, seed, split)]
 
 
 def correct_completion(prompt: str) -> str:
-    """What the teacher was trained to write after `prompt`, without the EOS token."""
+    """Return what the teacher was trained to write after `prompt`, without the EOS token."""
     digits = prompt.removesuffix("=")
     if len(digits) != DIGITS or prompt == digits or not (digits.isascii() and digits.isdigit()):
         raise ValueError(f'a prompt is {DIGITS} digits and "=", got {prompt!r}')
@@ -53,5 +65,5 @@ def correct_completion(prompt: str) -> str:
 
 
 def is_correct(prompt: str, completion: str) -> bool:
-    """Whether `completion`, decoded without special tokens, is exactly right: every count, then the sorted digits."""
+    """Return whether `completion`, decoded without special tokens, is right: every count, then the sorted digits."""
     return completion == correct_completion(prompt)

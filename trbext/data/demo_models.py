@@ -1,4 +1,4 @@
-"""Where the demonstration's two models lie, and how configurations name them."""
+"""Finds the two models of the demonstration by the names that configurations give them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ NAMES = ("teacher", "student")
 
 
 def model_path(name: str) -> str:
-    """The folder behind "demo:teacher" or "demo:student"; other names unchanged. ValueError for another demo: name."""
+    """Return the folder of a built-in model.
+
+    Args:
+        name: "demo:teacher", "demo:student", or the name of any other model.
+
+    Returns:
+        The folder; a name without "demo:" as it is.
+
+    Raises:
+        ValueError: The name begins with "demo:" and is no built-in model.
+    """
     if not name.startswith("demo:"):
         return name
     model = name.removeprefix("demo:")

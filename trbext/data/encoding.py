@@ -1,4 +1,4 @@
-"""Prompts as token ids, and token ids as a batch."""
+"""Encodes prompts as token ids, and pads token ids to a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ Prompt = str | list[dict[str, Any]]  # plain text, or the messages of a conversa
 def left_padded(
     prompt_ids: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids and attention_mask [B, P], int64, of prompts of unequal length."""
+    """Pad prompts of unequal length on the left.
+
+    Args:
+        prompt_ids: Token ids of B prompts.
+        pad_token_id: Fills the places before a prompt.
+        device: Of the tensors.
+
+    Returns:
+        input_ids and attention_mask, [B, P] int64, P the length of the longest prompt in tokens.
+    """
     width = max(map(len, prompt_ids))
     ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompt_ids]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompt_ids]
@@ -21,7 +30,19 @@ def left_padded(
 
 
 def encode_prompts(tokenizer: Any, prompts: list[Prompt], **template: Any) -> list[list[int]]:
-    """Token ids of prompts of one kind: text as it is, messages through the chat template (with its options)."""
+    """Encode prompts that are all text or all conversations.
+
+    Args:
+        tokenizer: The student's.
+        prompts: Text is encoded as it is, messages through the chat template.
+        **template: Options of the chat template.
+
+    Returns:
+        Token ids of each prompt.
+
+    Raises:
+        ValueError: Messages, and there is no chat template.
+    """
     if isinstance(prompts[0], str):
         encoded = tokenizer(prompts)
     else:
@@ -34,7 +55,11 @@ def encode_prompts(tokenizer: Any, prompts: list[Prompt], **template: Any) -> li
 
 
 def check_chat_template(prompt: Prompt, tokenizer: Any, template: Mapping[str, Any]) -> None:
-    """ValueError if `prompt` is a conversation and neither the tokenizer nor the options hold a chat template."""
+    """Check that a prompt of messages has a chat template, of the tokenizer or among the options.
+
+    Raises:
+        ValueError: It has none.
+    """
     if not isinstance(prompt, str) and not (template.get("chat_template") or tokenizer.chat_template):
         raise ValueError(
             "prompts of messages (system_prompt makes them, too) need a chat template, and the tokenizer of "

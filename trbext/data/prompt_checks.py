@@ -1,4 +1,4 @@
-"""Looks at every prompt of a run before it starts: one that cannot be used would end the run when its turn comes."""
+"""Checks every prompt of a run before it starts: a prompt that cannot be used would end the run later."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ BATCH = 1000
 
 
 def check_rows(dataset: Dataset, source: str) -> None:
-    """PromptsNotFound, which names the row, unless all prompts are text, or all are conversations, and none is empty.
+    """Check that all prompts are text, or all are conversations, and none is empty.
 
-    Rows count from 1, of those that are left if some were chosen by a value.
+    Args:
+        dataset: Rows with a column "prompt".
+        source: The name of the dataset, for the message.
+
+    Raises:
+        PromptsNotFound: A prompt cannot be used. The message names its row, counted from 1 among the rows that are left
+            if some were chosen by a value.
     """
     kind: type | None = None
     number = 0
@@ -37,10 +43,14 @@ def check_rows(dataset: Dataset, source: str) -> None:
 
 
 def check_datasets(train: object, held_out: object) -> None:
-    """PromptsNotFound, as `check_rows`, for the datasets of a trainer; a stream is not read before its time.
+    """Check the datasets of a trainer as `check_rows` does. A stream is not read.
 
     Args:
-        held_out: one dataset, several by name, or None.
+        train: The training prompts.
+        held_out: One dataset, several by name, or None.
+
+    Raises:
+        PromptsNotFound: A dataset has no column "prompt", or a prompt cannot be used.
     """
     named = held_out.items() if isinstance(held_out, dict) else [("", held_out)]
     given = [("train_dataset", train), *((f"eval_dataset {name}".strip(), dataset) for name, dataset in named)]
@@ -74,14 +84,20 @@ def check_encodings(
     max_completion_length: int,
     positions: Mapping[str, int | None],
 ) -> None:
-    """ValueError unless every prompt can be encoded and fits, with its completion, into the models' positions.
+    """Check that every prompt can be encoded, and fits with its completion into the positions of the models.
 
     Warns if prompts end with the EOS token.
 
     Args:
-        template: options of the chat template.
-        max_completion_length: tokens.
-        positions: of each model, named as the message shall name it; None where a model has no limit.
+        dataset: Rows with a column "prompt".
+        source: The name of the dataset, for the message.
+        tokenizer: The student's.
+        template: Options of the chat template.
+        max_completion_length: In tokens.
+        positions: Number of positions by the name of the model, for the message; None if a model has no limit.
+
+    Raises:
+        ValueError: A prompt cannot be encoded, has no tokens or does not fit.
     """
     limits = {name: limit for name, limit in positions.items() if limit is not None}
     model = min(limits, key=lambda name: limits[name]) if limits else ""

@@ -1,4 +1,4 @@
-"""Reads a file of prompts, or a dataset of the Hub, and says in one line why it cannot be read."""
+"""Reads a file of prompts or a dataset of the Hub; one line says why it cannot be read."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ class PromptsNotFound(ValueError):
 
 
 def read_dataset(source: str, split: str) -> Dataset:
-    """The rows of `source`: a file of FILE_FORMATS, or `split` of "owner/name" or "owner/name:config" on the Hub.
+    """Read the rows of a file or a dataset.
+
+    Args:
+        source: A file of one of FILE_FORMATS, or "owner/name" or "owner/name:config" on the Hub.
+        split: Of a dataset of the Hub.
+
+    Returns:
+        The rows.
 
     Raises:
-        PromptsNotFound: one line that names the file, and of a .jsonl file the line, or the dataset.
+        PromptsNotFound: It cannot be read. The message is one line that names the file or the dataset, and the line of
+            a .jsonl file.
     """
     path = Path(source)
     is_file = path.suffix in FILE_FORMATS
@@ -57,7 +65,7 @@ def read_dataset(source: str, split: str) -> Dataset:
 
 @contextmanager
 def refused_as_prompts(source: str) -> Iterator[None]:
-    """Turns text that is not UTF-8, which datasets notices only when it is read, into PromptsNotFound."""
+    """Turn the error of text that is not UTF-8, which datasets raises only when it is read, into PromptsNotFound."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -67,7 +75,7 @@ def refused_as_prompts(source: str) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bar, and no log of what is raised as well."""
+    """Hide the progress bars of datasets, and its log of errors that it raises as well."""
     verbosity, hidden = datasets.logging.get_verbosity(), are_progress_bars_disabled()
     disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)

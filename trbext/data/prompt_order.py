@@ -1,4 +1,4 @@
-"""The order in which a run visits its prompts."""
+"""Defines the order in which a run visits its prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that come as a stream (`datasets.IterableDataset`): repeated, in an order of each pass, without an end."""
+"""Repeats a stream of prompts (`datasets.IterableDataset`) without end, in an order of its own in each pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts of a run, from the built-in task, a file or the Hub, as a `datasets.Dataset` with a column "prompt"."""
+"""Loads the prompts of a run from the built-in task, a file or the Hub, as a dataset with a column "prompt"."""
 
 from __future__ import annotations
 
@@ -28,31 +28,30 @@ def load_prompts(
     limit: int | None = None,
     demo_seed: int = 0,
 ) -> Dataset:
-    """Reads the prompts of a source, in their order.
+    """Load the prompts of a run.
 
-    The rows are selected by `where`, `unique`, `shuffle_seed`, `fits` and `limit`, in this order. Of these only `limit`
-    acts on the built-in task.
+    The steps come in the order of the arguments from `where` to `limit`. Only `limit` applies to the built-in task.
 
     Args:
-        source: "demo" (the built-in task; "demo:eval" its held-out prompts), a .jsonl, .json, .parquet or .csv file, or
-            the name of a dataset on the Hub; "owner/name:config" names one of its configurations.
-        split: The split of a dataset on the Hub.
+        source: "demo" (the built-in task), "demo:eval" (its held-out prompts), a .jsonl, .json, .parquet or .csv file,
+            or the name of a dataset on the Hub; "owner/name:config" names one of its configurations.
+        split: Of a dataset on the Hub.
         column: Holds each prompt, plain text or the messages of a conversation; it is renamed to "prompt". Of messages
-            with "from" and "value", as in OpenThoughts, the first one of a human becomes a plain-text prompt.
-        answer_column: Renamed to "answer", which verifiers read.
+            with "from" and "value", as in OpenThoughts, the first message of a human becomes a plain-text prompt.
+        answer_column: Is renamed to "answer", which verifiers read.
         system_prompt: Makes each plain-text prompt a conversation of this system message and the prompt.
-        where: "column=value" keeps the rows that have it.
+        where: "column=value" keeps the rows that have the value.
         unique: Keeps the first row of each prompt.
         shuffle_seed: Shuffles the rows.
-        fits: Says of a batch of prompts, as they will be used, which to keep.
-        limit: Keeps at most this many.
-        demo_seed: Of the built-in task's prompts.
+        fits: Of a batch of prompts as they will be used, which to keep.
+        limit: Keeps the first rows, at most so many.
+        demo_seed: Draws the prompts of the built-in task.
 
     Returns:
-        A dataset with the column "prompt", and "answer" if the source has answers.
+        The rows that are left, at least one.
 
     Raises:
-        PromptsNotFound: If there is no such source or column, a prompt cannot be used, or nothing is left.
+        PromptsNotFound: There is no such source or column, a prompt cannot be used, or no row is left.
     """
     if source in ("demo", "demo:eval"):
         from .counting_sort import prompts_dataset

@@ -1,1 +1,1 @@
-"""pass@k of a model by verifiers, and the commands that measure it."""
+"""Measures pass@k of a model by verifiers: `trb eval`."""

@@ -1,4 +1,4 @@
-"""`trb eval`: pass@1 of one model over a set of prompts, with progress, and resumable where it writes a file."""
+"""Measures pass@1 of one model over a set of prompts: `trb eval`. If it writes a file, it can be resumed."""
 
 from __future__ import annotations
 
@@ -59,9 +59,17 @@ class PassAt1:
 
 
 def evaluate_model(options: argparse.Namespace) -> float:
-    """Print and return pass@1 of one model on one set of prompts, for the options of `trb eval` (see its help).
+    """Measure and print pass@1 of one model on one set of prompts.
 
-    ValueError, OSError: a model, prompts or verifier that cannot be loaded, or a file of another evaluation.
+    Args:
+        options: Those of `trb eval` (see its help).
+
+    Returns:
+        pass@1.
+
+    Raises:
+        ValueError: A model, prompts or verifier cannot be used, or the file is of another evaluation.
+        OSError: One of them cannot be read or written.
     """
     if len(options.model) != 1:
         raise ValueError(f"several models need --suite, got {' '.join(options.model)}")
@@ -99,12 +107,26 @@ def evaluate_prompts(
     seed: int,
     output: Path | None,
 ) -> PassAt1:
-    """pass@1 over `prompts`, with progress on stderr.
+    """Measure pass@1 of a model over prompts, with a progress bar on standard error.
 
-    With `output`, a line per prompt is appended as soon as it is judged, and prompts already there are not repeated.
-    Random numbers depend on the seed and the batch alone, so a resumed evaluation gives the same completions.
-    settings: what else the file's evaluation depends on, the source of the prompts among it. ValueError: `output` is a
-    file of another evaluation, a prompt cannot be used, the verifier raised on everything.
+    Random numbers depend only on the seed and the batch, so a resumed evaluation gives the same completions.
+
+    Args:
+        loaded: The model.
+        prompts: Rows with "prompt" and what the verifier reads.
+        verifier: Judges the completions.
+        settings: What else the evaluation depends on; "prompts" is the source of the prompts.
+        samples: Completions per prompt.
+        max_completion_length: In tokens.
+        batch_size: Completions decoded at a time.
+        seed: Of the sampling.
+        output: A file that gets a line per prompt as soon as it is judged; prompts that it holds are not repeated.
+
+    Returns:
+        pass@1 and its standard error.
+
+    Raises:
+        ValueError: `output` is a file of another evaluation, a prompt cannot be used, or the verifier always raised.
     """
     settings = settings | {
         "samples": samples,

@@ -1,4 +1,4 @@
-"""Mathematical answers judged by math-verify (PyPI), which the paper evaluates with: equal values, however written."""
+"""Judges mathematical answers by math-verify (PyPI), as the paper does: equal values, however they are written."""
 
 from __future__ import annotations
 
@@ -8,16 +8,30 @@ from typing import Any
 
 
 def check_installed() -> None:
-    """ValueError without math-verify: inside an evaluation its absence would count as wrong answers."""
+    """Check that math-verify is installed: inside an evaluation its absence would count as wrong answers.
+
+    Raises:
+        ValueError: It is not.
+    """
     if importlib.util.find_spec("math_verify") is None:
         raise ValueError("the verifier 'math' needs math-verify: pip install 'trbext[math]'")
 
 
 def math_answer(prompt: object, completion: str, row: Mapping[str, Any]) -> bool:
-    r"""Whether the completion's answer, in \boxed{} or the last expression, equals row["answer"].
+    r"""Return whether the answer of a completion equals row["answer"].
 
-    The answer is LaTeX or a number; of GSM8K's solutions what follows "####"; a list of answers (OlympiadBench) is one
-    answer of several parts. KeyError without an answer, ValueError for one that cannot be read.
+    Args:
+        prompt: Is not read.
+        completion: Its answer is in \boxed{} or is its last expression.
+        row: "answer" holds LaTeX or a number. Of a solution of GSM8K, what follows "####" is the answer. A list of
+            answers (OlympiadBench) is one answer of several parts.
+
+    Returns:
+        Whether the two have the same value.
+
+    Raises:
+        KeyError: The row has no answer.
+        ValueError: Its answer cannot be read.
     """
     from math_verify import parse, verify
 

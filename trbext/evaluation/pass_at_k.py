@@ -1,4 +1,4 @@
-"""pass@k by sampling from the student alone, and the verifiers that judge its completions.
+"""Measures pass@k: samples completions from the student and has a verifier judge them.
 
 The paper (arXiv 2605.31159) reports pass@1 = c/n at temperature 1, with n samples of each prompt of which c are right.
 """
@@ -22,8 +22,19 @@ if TYPE_CHECKING:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of the probability that at least one of k samples is right, from c right ones among n:
-    1 - C(n-c, k) / C(n, k) (arXiv 2107.03374). ValueError unless 0 <= c <= n and 1 <= k <= n."""
+    """Estimate, without bias, the probability that at least one of k samples is right (arXiv 2107.03374).
+
+    Args:
+        n: Samples that were drawn.
+        c: Samples that are right, 0 <= c <= n.
+        k: 1 <= k <= n.
+
+    Returns:
+        1 - C(n-c, k) / C(n, k).
+
+    Raises:
+        ValueError: c or k is out of range.
+    """
     if not 0 <= c <= n:
         raise ValueError(f"c must be between 0 and n = {n}, got {c}")
     if not 1 <= k <= n:
@@ -33,7 +44,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Completions of a set of prompts, judged."""
+    """The judged completions of a set of prompts."""
 
     samples: int  # n, completions per prompt
     correct: list[int]  # c of each prompt
@@ -44,7 +55,7 @@ class Evaluation:
     tokens: int  # generated, EOS included
 
     def pass_at(self, k: int) -> float:
-        """Mean of `pass_at_k` over the prompts; NaN without prompts."""
+        """Return the mean of `pass_at_k` over the prompts, NaN without prompts."""
         if not self.correct:
             return float("nan")
         return sum(pass_at_k(self.samples, c, k) for c in self.correct) / len(self.correct)
@@ -64,17 +75,29 @@ def evaluate_pass_at_1(
     alignment: Alignment | None = None,
     encode: Callable[[list[Prompt]], list[list[int]]] | None = None,
 ) -> Evaluation:
-    """Sample `samples` completions of every row's "prompt" from the student alone and judge them.
+    """Sample completions of every row's "prompt" from the student, without a teacher, and judge them.
 
     Args:
-        rows: each holds "prompt" (text or messages) and whatever the verifier reads. pass@1 is `.pass_at(1)`.
-        verifier: called as verifier(prompt, completion, row), the prompt as in the row, the completion decoded without
-            special tokens; returns True or False (1 or 0). One that raises counts as wrong, is logged, and the
-            evaluation goes on; whether it raised on everything is for the caller to see (`check_verified`).
-        batch_size: completions decoded at a time.
-        generator: equal seeds, rows and batch sizes give equal completions.
-        alignment: the student's, where the caller has one (only its EOS ids and width matter here).
-        encode: prompts to token ids; by default the tokenizer, through its chat template for messages.
+        student: The model to sample from.
+        tokenizer: The student's.
+        rows: Each holds "prompt" (text or messages) and what the verifier reads.
+        verifier: Is called as verifier(prompt, completion, row), the prompt as in the row, the completion decoded
+            without special tokens; returns True or False (1 or 0). If it raises, the completion counts as wrong, the
+            error is logged, and the evaluation continues; the caller checks whether it always raised
+            (`check_verified`).
+        samples: Completions per prompt.
+        max_new_tokens: Longest completion, in tokens.
+        batch_size: Completions decoded at a time.
+        temperature: Of the sampling.
+        generator: Equal seeds, rows and batch sizes give equal completions.
+        alignment: The student's with itself, if the caller has it; only its EOS ids and its width are read.
+        encode: Turns prompts into token ids. By default the tokenizer does, through its chat template for messages.
+
+    Returns:
+        The judged completions; pass@1 is `.pass_at(1)`.
+
+    Raises:
+        ValueError: `samples` or `batch_size` is below 1.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")

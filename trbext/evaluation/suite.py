@@ -1,4 +1,4 @@
-"""`trb eval --suite`: pass@1 of one or more checkpoints on several benchmarks, each with its own number of samples."""
+"""Measures pass@1 of checkpoints on several benchmarks, each with its own number of samples: `trb eval --suite`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT = {"prompts", "verifier", "split", "prompt_column", "answer_column", "syste
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One set of prompts; fields as the options of `trb eval` of the same names."""
+    """One set of prompts; the fields are as the options of `trb eval` of the same names."""
 
     prompts: str
     samples: int = 1
@@ -36,7 +36,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite's YAML file holds. `max_completion_length` is in tokens."""
+    """The contents of a suite's YAML file. `max_completion_length` is in tokens."""
 
     benchmarks: dict[str, Benchmark]
     system_prompt: str | None = None
@@ -45,7 +45,18 @@ class Suite:
 
     @classmethod
     def read(cls, path: Path) -> Suite:
-        """ValueError, naming the file: no mapping, a field that does not exist, no benchmark, a number below 1."""
+        """Read and check a suite's file.
+
+        Args:
+            path: The YAML file.
+
+        Returns:
+            The suite.
+
+        Raises:
+            ValueError: The file is no mapping, a field does not exist, there is no benchmark, a number is below 1. The
+                message names the file.
+        """
         try:
             settings = read_yaml(path)
         except UsageError as error:
@@ -69,7 +80,11 @@ class Suite:
         return suite
 
     def only(self, names: Sequence[str]) -> Suite:
-        """The suite of these benchmarks. ValueError, listing all, for a name that is none."""
+        """Return the suite of the named benchmarks.
+
+        Raises:
+            ValueError: A name is no benchmark; the message lists all.
+        """
         for name in names:
             if name not in self.benchmarks:
                 raise ValueError(f"benchmarks are {', '.join(self.benchmarks)}, got {name!r}")
@@ -77,11 +92,20 @@ class Suite:
 
 
 def evaluate_suite(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """pass@1 of every model on every benchmark and their mean, by `trb eval`'s options; printed, with the best model.
+    """Measure and print pass@1 of every model on every benchmark, their means, and the best model.
 
-    With `--output` FOLDER, completions go to FOLDER/MODEL/BENCHMARK.jsonl as they are judged, from where an interrupted
-    evaluation continues, and the table to FOLDER/pass_at_1.json.
-    ValueError, OSError: a suite, model, prompts or verifier that cannot be loaded, or a file of another evaluation.
+    With `--output` FOLDER, completions go to FOLDER/MODEL/BENCHMARK.jsonl as they are judged, from which an interrupted
+    evaluation continues, and the table goes to FOLDER/pass_at_1.json.
+
+    Args:
+        options: Those of `trb eval`.
+
+    Returns:
+        pass@1 by model and benchmark; "mean" is the mean of the benchmarks.
+
+    Raises:
+        ValueError: A suite, model, prompts or verifier cannot be used, or a file is of another evaluation.
+        OSError: One of them cannot be read or written.
     """
     suite = Suite.read(options.suite)
     if options.benchmarks is not None:

@@ -1,4 +1,4 @@
-"""Judges whether a completion is right: the built-in verifiers, a verifier of the user's own, and checks of both."""
+"""Judges whether completions are right, by a built-in verifier or one of the user's, and checks verifiers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,16 @@ _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?")
 def judge(
     rows: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[str]], verifier: Verifier
 ) -> tuple[list[int], int, str | None]:
-    """How many completions of each row are right, how often the verifier raised (which counts as wrong), and what it
-    raised first."""
+    """Have a verifier judge completions. A completion on which it raises counts as wrong, and is logged.
+
+    Args:
+        rows: The prompts' rows.
+        completions: The texts of each row.
+        verifier: Is called as verifier(prompt, completion, row).
+
+    Returns:
+        The number of right completions of each row, the number of errors of the verifier, and the first error.
+    """
     correct, errors = [], 0
     first: tuple[Exception, str] | None = None
     for row, texts in zip(rows, completions, strict=True):
@@ -51,15 +59,27 @@ def judge(
 
 
 def _verdict(value: Any) -> bool:
-    """Whether a verifier accepts. TypeError for what is neither True nor False, such as None, "no" or a score of 0.5,
-    whose truth nobody may have meant."""
+    """Whether a verifier accepts.
+
+    TypeError for what is neither True nor False, such as None, "no" or a score of 0.5: Python would make a truth of it
+    that nobody meant.
+    """
     if isinstance(value, str) or not (value == 0 or value == 1):
         raise TypeError(f"a verifier must return True or False, got {value!r:.80}")
     return bool(value)
 
 
 def check_verified(errors: int, completions: int, first_error: str | None) -> None:
-    """ValueError if the verifier raised on every one of `completions`: 0 % would say nothing about the model."""
+    """Check that the verifier judged a completion: if it always raised, 0 % says nothing about the model.
+
+    Args:
+        errors: Completions on which it raised.
+        completions: All of them.
+        first_error: The first error, for the message.
+
+    Raises:
+        ValueError: It raised on every completion.
+    """
     if 0 < completions <= errors:
         raise ValueError(
             f"the verifier raised on all {completions} completions, at first {first_error}. It is called as "
@@ -68,7 +88,16 @@ def check_verified(errors: int, completions: int, first_error: str | None) -> No
 
 
 def check_verifier(verifier: Verifier, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    """ValueError if `verifier` raises on whatever completion of the first rows, as without the column it reads."""
+    """Check that a verifier judges a completion of the first rows, before anything is sampled.
+
+    Args:
+        verifier: The verifier.
+        rows: The prompts' rows.
+        name: The verifier's, for the message.
+
+    Raises:
+        ValueError: It raises on every completion that was tried, for example since the column it reads is missing.
+    """
     first: Exception | None = None
     for row in (rows[index] for index in range(min(3, len(rows)))):
         answer = row.get("answer", "")
@@ -87,8 +116,14 @@ def check_verifier(verifier: Verifier, rows: Sequence[Mapping[str, Any]], name: 
 
 
 def numeric(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:
-    """Whether the last number of the completion equals the last number of row["answer"], as exact decimals: "1,234.50"
-    equals "1234.5". KeyError without an answer, ValueError for an answer without a number."""
+    """Return whether the last number of the completion equals the last number of row["answer"].
+
+    Numbers are compared as exact decimals: "1,234.50" equals "1234.5".
+
+    Raises:
+        KeyError: The row has no answer.
+        ValueError: Its answer has no number.
+    """
     expected = _last_number(str(row["answer"]))
     if expected is None:
         raise ValueError(f"the column 'answer' must hold a number, got {row['answer']!r}")
@@ -112,8 +147,17 @@ VERIFIERS: dict[str, Verifier] = {"numeric": numeric, "demo": _demo, "math": mat
 
 
 def verifier_by_name(name: str) -> Verifier:
-    """The verifier called `name` in VERIFIERS, or "module:function". ValueError when there is none, it is not installed
-    or does not take (prompt, completion, row)."""
+    """Return a verifier.
+
+    Args:
+        name: One of VERIFIERS, or "module:function".
+
+    Returns:
+        The verifier.
+
+    Raises:
+        ValueError: There is none, it is not installed, or it does not take (prompt, completion, row).
+    """
     if name == "math":
         check_installed()
     if name in VERIFIERS:
@@ -129,7 +173,11 @@ VERIFIER = ("prompt", "completion", "row")
 
 
 def check_verifier_signature(name: str, verifier: Callable[..., Any]) -> None:
-    """ValueError unless `verifier` is a function of (prompt, completion, row) that returns its verdict."""
+    """Check that a verifier is a function of (prompt, completion, row) that returns its verdict.
+
+    Raises:
+        ValueError: It is not.
+    """
     if isinstance(verifier, type):
         raise ValueError(f"the verifier {name!r} must be a function, got the class {verifier.__name__}")
     if inspect.iscoroutinefunction(verifier) or inspect.isgeneratorfunction(verifier):

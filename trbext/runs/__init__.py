@@ -1,1 +1,1 @@
-"""One run of `trb train` in a folder: what it reads, writes, shows, and how it resumes."""
+"""Trains one run in a folder: reads its settings and inputs, writes and shows its metrics, resumes it."""

@@ -1,4 +1,4 @@
-"""What a training run shows and leaves behind as it goes: metrics.jsonl, a progress bar, a clean stop on Ctrl-C."""
+"""Callbacks of a training run: write metrics.jsonl, show a progress bar, stop cleanly on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .folder import RunFolder
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log to metrics.jsonl, a JSON object a line with its optimizer step; null stands for NaN and inf."""
+    """Appends a JSON object per log, with its optimizer step, to metrics.jsonl; NaN and inf are written as null."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class MetricsFile(TrainerCallback):
 
 
 class ProgressDisplay(TrainerCallback):
-    """A progress bar with the figures of the step; a plain line per log where the output is not a terminal."""
+    """Shows a progress bar with the figures of the step, or prints a line per log if the output is no terminal."""
 
     def __init__(self, label: str, console: Console | None = None) -> None:
         self.label = label
@@ -99,9 +99,9 @@ class ProgressDisplay(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM ends the run after the current optimizer step with a checkpoint; a second one ends it at once.
+    """Ends the run after the current optimizer step, with a checkpoint, on Ctrl-C or SIGTERM; at once on a second one.
 
-    `stopped` tells afterwards. Processes agree on the step at which they stop, or one would wait for the others.
+    Afterwards `stopped` says whether it did. All processes stop at the same step, or one would wait for the others.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

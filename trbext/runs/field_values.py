@@ -1,7 +1,7 @@
-"""Hands the values of a YAML file to the parser of a command line, of which every field of `trb train` is an option.
+"""Hands the values of a YAML file to the parser of the command line, which has an option per field of `trb train`.
 
-Numbers and text become words, so that a file's values are converted and refused as the command line's. Lists and
-mappings, and null where a field may be unset, become defaults: argparse converts text only.
+Numbers and text become words, so that values of a file are converted and refused as those of the command line are.
+Lists and mappings, and null if a field may be unset, become defaults: argparse converts only text.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ TEXT_OR_NUMBER = {"draft_length"}  # text by its type, as HfArgumentParser has n
 
 
 def words_of(settings: Mapping[str, Any], kinds: Mapping[str, Any], parser: ArgumentParser) -> list[str]:
-    """The words `--name=value` of `settings`; sets what cannot be a word as a default of `parser`.
+    """Turn settings into words `--name=value`.
 
     Args:
-        kinds: the resolved type of each field by its name.
+        settings: Fields and values.
+        kinds: The resolved type of each field by its name.
+        parser: Gets what cannot be a word as a default.
+
+    Returns:
+        The words.
 
     Raises:
-        UsageError: null for a field that cannot be unset, a list or mapping for a field of one value, or a value that
+        UsageError: Null for a field that cannot be unset, a list or mapping for a field of one value, or a value that
             YAML does not read as text for a field that is text.
     """
     words = []
@@ -51,7 +56,7 @@ def words_of(settings: Mapping[str, Any], kinds: Mapping[str, Any], parser: Argu
 
 
 def joined_numbers(words: Sequence[str]) -> list[str]:
-    """The words of a command line with `--name -1e-5` as `--name=-1e-5`, which argparse would take for an option."""
+    """Join words such as `--name -1e-5` to `--name=-1e-5`: argparse would take the number for an option."""
     joined: list[str] = []
     for word in words:
         if joined and re.fullmatch(r"--[^=]+", joined[-1]) and re.fullmatch(r"-(\d.*|\.\d.*|inf|nan)", word):

@@ -1,8 +1,8 @@
-"""A run on disk, and how it resumes: `config.yaml`, `metrics.jsonl`, `checkpoint-N/`, `plot.png`, the trained `model/`.
+"""Reads and writes the folder of a run: `config.yaml`, `metrics.jsonl`, `checkpoint-N/`, `plot.png`, `model/`.
 
 A killed process may leave a half-written checkpoint or metrics line behind; neither is ever read as if it were whole.
-`model/` appears whole, with the state of the trainer that says of which step it is. `origin.json` holds what decides
-the run beside its settings, and `train.lock` is held by the process that trains.
+`model/` appears whole, with the state of the trainer, which says at which step the model was saved. `origin.json` holds
+what decides the run beside its settings. The process that trains holds `train.lock`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..training.metric_table import Metrics
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and contents of one run."""
+    """The paths and contents of one run."""
 
     path: Path
 
@@ -55,7 +55,7 @@ class RunFolder:
         return self.path / "origin.json"
 
     def is_empty(self) -> bool:
-        """Whether there is nothing but what a run leaves that was killed before it had begun."""
+        """Return whether the folder holds nothing, or only what a run leaves that was killed before it had begun."""
 
         def of_no_run(path: Path) -> bool:
             if path.name == "completions":  # TRL's, of log_completions
@@ -66,7 +66,11 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder, which is made if need be. ValueError: another process does."""
+        """Hold the folder, and make it if it does not exist.
+
+        Raises:
+            ValueError: Another process holds it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.lock, timeout=1):  # another may be looking whether it is free
@@ -75,13 +79,17 @@ class RunFolder:
             raise ValueError(f"another process trains in {self.path}") from None
 
     def check_unlocked(self) -> None:
-        """ValueError if another process holds the folder. Makes nothing."""
+        """Check that no other process holds the folder, and make nothing.
+
+        Raises:
+            ValueError: Another process holds it.
+        """
         if self.lock.exists():
             with self.locked():
                 pass
 
     def last_checkpoint(self) -> Path | None:
-        """The complete checkpoint of the highest step: the trainer writes trainer_state.json last."""
+        """Return the complete checkpoint of the highest step: the trainer writes trainer_state.json last."""
         found = [
             (int(match[1]), folder)
             for folder in self.path.glob("checkpoint-*")
@@ -96,7 +104,7 @@ class RunFolder:
         partial.replace(self.config)
 
     def settings(self) -> dict[str, Any] | None:
-        """What `write_settings` wrote; None where there is no config.yaml."""
+        """Return what `write_settings` wrote, None if there is no config.yaml."""
         if not self.config.exists():
             return None
         return read_yaml(self.config)
@@ -108,14 +116,18 @@ class RunFolder:
         partial.replace(self._origin)
 
     def origin(self) -> dict[str, Any]:
-        """What `write_origin` wrote; empty for a run that began without."""
+        """Return what `write_origin` wrote, an empty dictionary for a run that began without."""
         if not self._origin.exists():
             return {}
         origin: dict[str, Any] = json.loads(self._origin.read_text(encoding="utf-8"))
         return origin
 
     def is_finished(self, *, with_curves: bool = False) -> bool:
-        """Whether `model/` is that of the last step of the run that wrote it; with_curves: and its card shows them."""
+        """Return whether `model/` is that of the last step of the run that wrote it.
+
+        Args:
+            with_curves: Whether its card must also show the curves.
+        """
         if with_curves and not (self.model / f"curves{self.plot.suffix}").exists():
             return False
         try:
@@ -125,7 +137,7 @@ class RunFolder:
         return bool(state["global_step"] >= state["max_steps"] and weight_files(self.model))
 
     def forget_finish(self) -> None:
-        """`model/` is no longer the run's last: it goes on to further steps."""
+        """Mark `model/` as not the run's last: the run continues to further steps."""
         (self.model / "trainer_state.json").unlink(missing_ok=True)
 
     @property
@@ -134,13 +146,13 @@ class RunFolder:
         return self.path / "model.partial"
 
     def finish_model(self) -> None:
-        """`model.partial` takes the place of `model/`."""
+        """Put `model.partial` in the place of `model/`."""
         if self.model.exists():
             shutil.rmtree(self.model)
         self.partial_model.replace(self.model)
 
     def read_metrics(self) -> list[Metrics]:
-        """The lines of metrics.jsonl in order, without one that a kill cut short."""
+        """Return the lines of metrics.jsonl in order, without a line that a kill cut short."""
         if not self.metrics.exists():
             return []
         lines = []
@@ -165,8 +177,10 @@ class RunFolder:
 
 @contextmanager
 def left_as_it_was(folder: Path) -> Iterator[None]:
-    """Removes, if the body raises, the empty folders that it made for `folder`: transformers makes one before it has
-    looked at everything."""
+    """Remove, if the body raises, the empty folders that it made for `folder`.
+
+    transformers makes the folder before it has checked everything.
+    """
     before = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         yield

@@ -1,6 +1,6 @@
-"""What a run of `trb train` reads before it starts: tokenizer, configurations of the models, prompts, verifier, policy.
+"""Loads and checks what a run reads before it starts: tokenizer, model configurations, prompts, verifier, policy.
 
-Everything that can be known to fail is found here, before a model is loaded and before a folder is made.
+Whatever can be known to fail fails here, before a model is loaded and before a folder is made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The inputs of a run, checked."""
+    """The checked inputs of a run."""
 
     student: str  # a folder, or a name on the Hub
     teacher: str
@@ -41,13 +41,26 @@ class RunInputs:
 
 
 def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
-    """Read and check the inputs of a run. UsageError, ValueError, OSError: one that is missing or does not fit."""
-    # 1. What is only named: in milliseconds, before anything is read.
+    """Read and check the inputs of a run.
+
+    Args:
+        arguments: Models and prompts.
+        config: All other fields.
+
+    Returns:
+        The inputs.
+
+    Raises:
+        UsageError: An input is missing or does not fit.
+        ValueError: As UsageError.
+        OSError: An input cannot be read.
+    """
+    # 1. Check what is only named, in milliseconds, before anything is read.
     student = _known_model("student", "model_name_or_path", arguments.model_name_or_path)
     teacher = _known_model("teacher", "teacher_model_name_or_path", str(config.teacher_model_name_or_path))
     config.policy(total_steps=0)
     verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
-    # 2. The prompts, by themselves and by number.
+    # 2. Load the prompts, and check them and their number.
     options = config.model_init_kwargs or {}
     loading = {"trust_remote_code": config.trust_remote_code, "revision": options.get("revision", "main")}
     tokenizer = load_tokenizer(student, "student", **loading)
@@ -56,14 +69,14 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     prompts_of_a_step(rollouts, config.rollouts_per_prompt, len(prompts))
     if held_out is None and (config.eval_strategy != "no" or config.eval_on_start):
         raise UsageError(f"eval_strategy {config.eval_strategy.value} needs eval_prompts, the held-out prompts")
-    # 3. The models, by their configurations and the names of their weights.
+    # 3. Check the models by their configurations and the names of their weights.
     models = {"student": _check_model("student", student, loading | options)}
     loading["revision"] = config.teacher_model_revision or "main"
     models["teacher"] = _check_model("teacher", teacher, loading | (config.teacher_model_init_kwargs or {}))
     sizes = (getattr(model.get_text_config(), "vocab_size", None) for model in models.values())
     config.check_top_k(min((size for size in sizes if size is not None), default=math.inf))
     positions = {role: position_limit(model) for role, model in models.items()}
-    # 4. What only the inputs together can tell.
+    # 4. Check what depends on several inputs.
     template, length = config.chat_template_kwargs or {}, config.max_completion_length
     assert length is not None
     check_encodings(prompts, arguments.prompts, tokenizer, template, length, positions)

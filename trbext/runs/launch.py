@@ -1,4 +1,4 @@
-"""Looks whether the processes that a launcher started met in one group."""
+"""Checks that the processes that a launcher started are in one group."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ _NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 
 
 def check_one_group(world_size: int) -> None:
-    """ValueError if the launcher started another number of processes than the group of this one has, `world_size`:
-    each would train on its own, into one folder."""
+    """Check that the launcher started as many processes as there are in the group of this one.
+
+    Otherwise each would train on its own, into one folder.
+
+    Args:
+        world_size: Processes in the group.
+
+    Raises:
+        ValueError: The launcher started another number.
+    """
     for name in _NAMES:
         text = os.environ.get(name, "")
         if text.isdecimal() and int(text) > 0:

@@ -1,4 +1,4 @@
-"""What decides a run but is not among its settings: the number of processes, and what its files held when it began."""
+"""Compares what decides a run beside its settings: the number of processes, and the contents of its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ _BLOCKS = 64  # of a file of weights that are read: its digest must not take a m
 def origin_of(
     *, processes: int, rollouts: int, prompts: Dataset, held_out: Dataset | None, student: str, teacher: str
 ) -> dict[str, Any]:
-    """The origin of a run on `processes` with `rollouts` in an optimizer step; student, teacher: paths or names."""
+    """Describe the origin of a run.
+
+    Args:
+        processes: That train.
+        rollouts: In an optimizer step, over all processes.
+        prompts: To train on.
+        held_out: For evaluation, if there are any.
+        student: Path or name of the model.
+        teacher: Path or name of the model.
+
+    Returns:
+        The origin, as JSON holds it.
+    """
     return {
         "processes": processes,
         "rollouts_per_step": rollouts,
@@ -29,9 +41,17 @@ def origin_of(
 
 
 def check_origin(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """A warning if a run goes on with another number of processes; None if all is as it was.
+    """Check that a run continues from the origin that it began with.
 
-    ValueError: prompts or models have changed, or an optimizer step would take another number of rollouts.
+    Args:
+        before: The origin when the run began.
+        now: The origin when it continues.
+
+    Returns:
+        A warning if the number of processes is another, None if it is not.
+
+    Raises:
+        ValueError: Prompts or models have changed, or an optimizer step would have another number of rollouts.
     """
     words = {"prompts": "training prompts", "eval_prompts": "held-out prompts", "student": "student"}
     for name, what in {**words, "teacher": "teacher"}.items():
@@ -47,7 +67,11 @@ def check_origin(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
 
 
 def check_step_size(before: Mapping[str, Any], processes: int, rollouts: int) -> None:
-    """ValueError if an optimizer step takes another number of rollouts than it did."""
+    """Check that an optimizer step has as many rollouts as before.
+
+    Raises:
+        ValueError: It has another number.
+    """
     if before.get("rollouts_per_step", rollouts) != rollouts:
         raise ValueError(
             f"was started with {before['rollouts_per_step']} rollouts in an optimizer step, on {before['processes']} "
@@ -57,7 +81,7 @@ def check_step_size(before: Mapping[str, Any], processes: int, rollouts: int) ->
 
 
 def prompts_digest(prompts: Dataset) -> str:
-    """Of all rows, in their order."""
+    """Return a digest of all rows, in their order."""
     digest = hashlib.sha256()
     for row in prompts:
         digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode())
@@ -65,7 +89,10 @@ def prompts_digest(prompts: Dataset) -> str:
 
 
 def model_digest(path: str) -> str | None:
-    """Of the files of a model's folder, larger ones by their size and 64 blocks; None for a name on the Hub."""
+    """Return a digest of the files in a model's folder, None for a name on the Hub.
+
+    Of a large file, its size and 64 blocks are read.
+    """
     folder = Path(path)
     if not folder.is_dir():
         return None

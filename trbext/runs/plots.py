@@ -1,4 +1,4 @@
-"""Plots of runs from their metrics.jsonl."""
+"""Draws the curves of runs from their metrics.jsonl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may change between a run and its continuation: what does not change the steps already taken."""
+"""Decides which settings may change between a run and its continuation: those that change no step already taken."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from ..training.config import TRBConfig
 
-# How often is logged, evaluated and saved, and where to; nothing of it is computed with.
+# They say how often the run is logged, evaluated and saved, and where to. No step depends on them.
 FREE_ON_RESUME = {
     *("output_dir", "save_steps", "save_total_limit", "save_strategy", "report_to", "run_name", "disable_tqdm"),
     *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_completions"),
     *("num_completions_to_print", "eval_steps", "eval_strategy", "eval_on_start", "eval_delay"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
 }
-# Free only while an optimizer step takes as many rollouts.
+# They may change if an optimizer step has as many rollouts as before.
 OF_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 LENGTH = {"max_steps", "num_train_epochs"}
 # Learning rates that do not know how many steps there will be.
@@ -23,15 +23,21 @@ _DURATIONS = ("warmup_steps", "trb_warmup_steps", "temperature_warmup_steps", "s
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Settings that differ, by name, as "old -> new"."""
+    """Return the settings that differ, by name, as "old -> new"."""
     pairs = {name: (before.get(name, "unset"), now.get(name, "unset")) for name in sorted({*before, *now})}
     return {name: f"{old} -> {new}" for name, (old, new) in pairs.items() if old != new}
 
 
 def check_changes(changed: Mapping[str, str], config: TRBConfig, *, other_processes: bool = False) -> None:
-    """ValueError unless a run continued with the `changed` settings, now those of `config`, is the same run.
+    """Check that a run that continues with changed settings is the same run.
 
-    other_processes: it goes on with another number of processes, so that batch and accumulation must change.
+    Args:
+        changed: As `changes` returns them.
+        config: The settings as they are now.
+        other_processes: Whether the number of processes is another, so that batch and accumulation must change.
+
+    Raises:
+        ValueError: It would be another run.
     """
     free = FREE_ON_RESUME | LENGTH | (OF_A_STEP if other_processes else set())
     refused = ", ".join(f"{name}: {change}" for name, change in changed.items() if name not in free)

@@ -25,7 +25,7 @@ NOT_OF_A_RUN = ("resume_from_checkpoint",)
 
 @dataclass
 class RunArguments:
-    """The models and the prompts of a run; every field of `TRBConfig` may stand beside these."""
+    """The models and the prompts of a run. A settings file holds these fields beside those of `TRBConfig`."""
 
     model_name_or_path: str = field(
         default="", metadata={"help": "The student: a folder, a model of the Hub, or demo:student."}
@@ -63,9 +63,17 @@ class RunArguments:
 
 
 def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:
-    """The run of a YAML file with `--field value` overrides, and its explicit settings by name.
+    """Read a run from a YAML file and command-line fields.
 
-    Raises UsageError: no such file, a field that does not exist, a value that does not fit.
+    Args:
+        config: The file, if there is one.
+        overrides: Words such as "--field", "value"; they replace values of the file.
+
+    Returns:
+        Models and prompts, all other fields, and the explicit settings by name.
+
+    Raises:
+        UsageError: There is no such file or field, or a value does not fit.
     """
     settings = read_yaml(config) if config else {}
     if "output_dir" not in settings:
@@ -76,7 +84,18 @@ def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArgumen
 def parse_settings(
     settings: dict[str, Any], overrides: Sequence[str] = ()
 ) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:
-    """As `parse_run`, of fields that were read already; output_dir must be among them."""
+    """Parse a run as `parse_run` does, from fields that were read already.
+
+    Args:
+        settings: Fields and values; output_dir must be among them.
+        overrides: As of `parse_run`.
+
+    Returns:
+        As `parse_run`.
+
+    Raises:
+        UsageError: There is no such field, or a value does not fit.
+    """
     kinds: Any = (RunArguments, TRBConfig)  # transformers' annotation does not admit two different dataclasses
     parser = HfArgumentParser(kinds, prog="trb train", add_help=False)
     known = {action.dest for action in parser._actions}
@@ -121,7 +140,7 @@ def parse_settings(
 
 
 def print_fields() -> None:
-    """Every field of `trb train` with its default and help, the project's own first."""
+    """Print every field of `trb train` with its default and help, the project's own fields first."""
     trls = {f.name for f in dataclasses.fields(DistillationConfig)} - set(TRBConfig.__annotations__)
     own = {f.name for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind)} - trls
     shown = [f for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind) if f.name not in NOT_OF_A_RUN]

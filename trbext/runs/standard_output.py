@@ -1,4 +1,4 @@
-"""What becomes of a command whose standard output cannot be written: `trb train --fields | head -1`, a full disk."""
+"""Ends a command well whose standard output cannot be written: `trb train --fields | head -1`, a full disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OF_A_STREAM = {errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF}
 
 
 class OutputClosed(Exception):
-    """Standard output cannot be written. `quiet`: because its reader left, which is the reader's choice."""
+    """Standard output cannot be written. `quiet` says that its reader left, which is the reader's choice."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"cannot write to standard output: {error.strerror}")
@@ -20,7 +20,7 @@ class OutputClosed(Exception):
 
 
 def is_of_output(error: BaseException) -> bool:
-    """Whether `error` came from writing to standard output."""
+    """Return whether `error` came from writing to standard output."""
     return isinstance(error, OSError) and error.filename is None and error.errno in _OF_A_STREAM
 
 
@@ -32,7 +32,11 @@ def print_anything() -> None:
 
 
 def flush() -> None:
-    """Write what is buffered. OutputClosed: it cannot be written, and nothing more will be tried."""
+    """Write what is buffered.
+
+    Raises:
+        OutputClosed: It cannot be written; nothing more will be tried.
+    """
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -42,7 +46,7 @@ def flush() -> None:
 
 
 def discard() -> None:
-    """Let the rest of the output go nowhere: at its end, the interpreter would try again and complain."""
+    """Drop the rest of the output: at its end, the interpreter would try to write it again and print an error."""
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`trb train`: a YAML file and command-line fields become a `TRBTrainer` that runs in a folder and can be resumed."""
+"""Trains a run in a folder with `TRBTrainer`, from the beginning or from its last checkpoint: `trb train`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .settings import RunArguments
 
 logger = logging.getLogger(__name__)
 
-Resume = bool | Literal["auto"]  # "auto": a run that is there goes on, and one that is not begins
+Resume = bool | Literal["auto"]  # "auto": continue the run if there is one, begin it if not
 
 
 def train_run(
@@ -41,15 +41,22 @@ def train_run(
     """Train in `config.output_dir` and return the folder.
 
     Args:
-        resume: True goes on from the last checkpoint; False begins in an empty folder; "auto" does what the folder asks
-            for. A run whose last step is trained trains nothing: what is missing of `model/` and the plot is written.
-        plot: draw plot.png. One that cannot be drawn is a warning: the model is saved before.
+        arguments: Models and prompts.
+        config: All other fields.
+        settings: The explicit settings by name, which config.yaml will hold.
+        resume: True continues from the last checkpoint; False begins in an empty folder; "auto" continues if the folder
+            holds a run. A run whose last step is trained trains nothing: what is missing of `model/` and the plot is
+            written.
+        plot: Whether to draw plot.png. If it cannot be drawn, there is a warning: the model is saved before.
+
+    Returns:
+        The folder of the run.
 
     Raises:
-        UsageError: the folder is not empty, not of these settings or another process's, a model or prompts cannot be
-            loaded or have changed, a checkpoint lacks a part, the tokenizers differ.
+        UsageError: The folder is not empty, holds other settings or is another process's; a model or prompts cannot be
+            loaded or have changed; a checkpoint lacks a part; the tokenizers differ.
         Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step.
-        NonFiniteTraining: a loss or gradient is NaN or infinite; checkpoints of earlier steps are as they were.
+        NonFiniteTraining: A loss or gradient is NaN or infinite; checkpoints of earlier steps are as they were.
     """
     folder = RunFolder(Path(config.output_dir))
     with printing_survives(), ExitStack() as held:
@@ -106,7 +113,7 @@ def train_run(
 
 
 def _origin(folder: RunFolder, trainer: TRBTrainer, arguments: RunArguments, config: TRBConfig) -> dict[str, Any]:
-    """The origin of the run as it is now. UsageError: it is not the one it began with."""
+    """The origin of the run as it is now. UsageError if the run began with another one."""
     now = origin_of(
         processes=config.world_size,
         rollouts=_rollouts_per_step(config),
@@ -167,9 +174,19 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
 
 
 def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool, config: TRBConfig) -> bool:
-    """Whether the run in the folder, to be resumed, gets another length.
+    """Check that a run may begin in a folder, or that its run may continue.
 
-    UsageError unless a new run may start in the folder or, with `resume`, its run goes on with these settings.
+    Args:
+        folder: The folder of the run.
+        settings: The explicit settings by name.
+        resume: Whether the run in the folder shall continue.
+        config: All fields.
+
+    Returns:
+        Whether the run that continues gets another length.
+
+    Raises:
+        UsageError: The folder holds something else, no run to continue, or a run of other settings.
     """
     if folder.path.exists() and not folder.path.is_dir():
         raise UsageError(f"output_dir {folder.path} must be a folder, got a file")
@@ -211,7 +228,7 @@ def _plot(folder: RunFolder) -> bool:
 
 
 def print_summary(folder: RunFolder) -> None:
-    """The first and the last value of what a run is judged by."""
+    """Print the first and the last value of the metrics that a run is judged by."""
     lines = folder.read_metrics()
     table = Table(title=f"{folder.path}")
     for heading in ("", "first", "last"):

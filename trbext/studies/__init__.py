@@ -1,1 +1,1 @@
-"""More than one run: `trb compare`, `trb probe` and `trb demo`."""
+"""Compares runs and rollouts: `trb compare`, `trb probe` and `trb demo`."""

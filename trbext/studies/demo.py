@@ -1,4 +1,4 @@
-"""`trb demo`: the same weak student distilled twice, by vanilla on-policy distillation and by TRB, side by side."""
+"""Distills the same weak student twice, by vanilla on-policy distillation and by TRB, side by side: `trb demo`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,18 @@ RUNS = {"OPD": "student", "TRB": "trb"}  # name -> rollout_policy
 def walk_through(
     output: Path, *, steps: int = 240, epsilon: float = 0.5, seed: int = 0, draft_length: str = "0"
 ) -> None:
-    """Train both runs in `output`/opd and `output`/trb, print the comparison and write `output`/plot.png.
+    """Train both runs, print their comparison and draw their curves. An interrupted demonstration continues.
 
-    steps: optimizer steps of each run, 32 prompts each; `epsilon` (nats) falls to 0 over the first third of them.
-    draft_length: of the TRB run's rollouts, as in `trb train`. An interrupted demonstration continues where it stopped.
-    Raises UsageError for a folder of other settings.
+    Args:
+        output: Gets the run folders opd/ and trb/, and plot.png.
+        steps: Optimizer steps of each run, with 32 prompts each.
+        epsilon: KL budget at step 0, nats; it falls to 0 over the first third of the steps.
+        seed: Of prompts and sampling.
+        draft_length: Of the TRB run's rollouts, as in `trb train`.
+
+    Raises:
+        UsageError: A folder holds a run of other settings.
+        Interrupted: A signal stopped a run.
     """
     console = Console()
     console.print(

@@ -1,4 +1,4 @@
-"""Statistics that more than one kind of study reports."""
+"""Corrects and formats p-values, for `trb compare` and `trb probe`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): controls the chance of any false finding among them."""
+    """Correct p-values by Holm's step-down method (1979), which controls the chance of any false finding among them."""
     order = np.argsort(p, kind="stable")
     corrected, largest = [0.0] * len(p), 0.0
     for rank, index in enumerate(order):
@@ -18,5 +18,5 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def p_value(p: float) -> str:
-    """Three decimals; p is never 0."""
+    """Format a p-value with three decimals; it is never 0."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,10 +1,10 @@
-"""Views of a learning curve, and what differences paired by seed say. Pure functions of numbers.
+"""Compares runs by the differences of one view within each seed.
 
-A view makes one number of a run. Runs of equal seeds saw the same prompts in the same order, so differences are taken
-within a seed and n is the number of seeds. Two procedures read them, and a difference is called resolved only where
-both agree: a bootstrap interval of the mean (BCa, Efron 1987; it tells the size, but from 5 to 10 seeds it covers less
-than its nominal 95 %, see `interval`), and the exact sign-flip test (valid at any n if differences without an effect
-are symmetric about 0), corrected by Holm for all comparisons of a view.
+Runs of equal seeds saw the same prompts in the same order, so differences are taken within a seed and n is the number
+of seeds. Two procedures judge them: a bootstrap interval of the mean (BCa, Efron 1987), which gives the size but from 5
+to 10 seeds covers less than its nominal 95 % (see `interval`); and the exact sign-flip test, which is valid at any n if
+differences without an effect are symmetric about 0, corrected by Holm for all comparisons of a view. A difference is
+called resolved only if both agree.
 """
 
 from __future__ import annotations
@@ -39,14 +39,19 @@ class Contrast:
 
     @property
     def resolved(self) -> bool:
-        """Whether test and interval both exclude 0."""
+        """Whether the test and the interval both exclude 0."""
         return self.p_holm < LEVEL and not self.low <= 0 <= self.high
 
 
 def contrasts(values: Mapping[tuple[str, int], float], pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
-    """Every pair (run, reference) compared over the seeds that both finished with a finite value.
+    """Compare runs with references over the seeds that both finished with a finite value.
 
-    values: by (run, seed), of one view.
+    Args:
+        values: One view, by (run, seed).
+        pairs: (run, reference).
+
+    Returns:
+        A contrast per pair, its p-value corrected for all pairs.
     """
     found = []
     for run, reference in pairs:
@@ -61,28 +66,35 @@ def contrasts(values: Mapping[tuple[str, int], float], pairs: Sequence[tuple[str
 
 
 def paired(values: Mapping[tuple[str, int], float], run: str, reference: str) -> Floats:
-    """run - reference within each seed where both are finite."""
+    """Return run - reference of each seed in which both are finite."""
     seeds = sorted(seed for label, seed in values if label == run)
     found = [values[run, seed] - values.get((reference, seed), np.nan) for seed in seeds]
     return np.array([difference for difference in found if np.isfinite(difference)])
 
 
 def interval(differences: Floats, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the mean difference: BCa, 9999 resamples of the seeds, always the same ones.
+    """Compute a bootstrap interval of the mean difference: BCa, 9999 resamples of the seeds, always the same ones.
 
     Of normal differences, it covers the mean in about 85 % of studies with 5 seeds, 89 % with 8 and 91 % with 10
-    (`python_tests/studies/test_compare_statistics.py` measures it). NaN below two seeds.
+    (`python_tests/studies/test_compare_statistics.py` measures it).
+
+    Args:
+        differences: One per seed.
+        level: Nominal coverage.
+
+    Returns:
+        The lower and the upper end, NaN below two seeds.
     """
     if len(differences) < 2:
         return float("nan"), float("nan")
-    if np.ptp(differences) == 0:  # nothing to resample: BCa would divide by the spread
+    if np.ptp(differences) == 0:  # BCa would divide by the spread
         return float(differences[0]), float(differences[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             (differences,), np.mean, confidence_level=level, n_resamples=RESAMPLES, method="BCa", rng=0
         ).confidence_interval
-    if not np.isfinite(found.low + found.high):  # BCa gives up where the bootstrap distribution is a few atoms
+    if not np.isfinite(found.low + found.high):  # BCa has no result if the bootstrap distribution is a few atoms
         found = stats.bootstrap(
             (differences,), np.mean, confidence_level=level, n_resamples=RESAMPLES, method="percentile", rng=0
         ).confidence_interval
@@ -90,9 +102,14 @@ def interval(differences: Floats, level: float = 0.95) -> tuple[float, float]:
 
 
 def sign_flip_p(differences: Floats) -> float:
-    """Two-sided p of the mean under flips of the signs of the differences: exact to 16 seeds, else 65,536 random flips.
+    """Test whether the mean difference is 0, by flips of the signs of the differences.
 
-    It cannot be below 2^(1-n), so it is 1 below two seeds.
+    Args:
+        differences: One per seed.
+
+    Returns:
+        The two-sided p-value, exact up to 16 seeds, from 65,536 random flips above. It cannot be below 2^(1-n), so it
+        is 1 below two seeds.
     """
     if len(differences) < 2:
         return 1.0
@@ -108,12 +125,12 @@ def sign_flip_p(differences: Floats) -> float:
 
 
 def smallest_p(seeds: int, comparisons: int) -> float:
-    """The smallest Holm-corrected p that `seeds` can give to the strongest of `comparisons`."""
+    """Return the smallest Holm-corrected p that `seeds` can give to the strongest of `comparisons`."""
     return min(1.0, comparisons * 2.0 ** (1 - seeds))
 
 
 def seeds_needed(comparisons: int) -> int:
-    """The number of seeds from which `smallest_p` is below the level."""
+    """Return the smallest number of seeds at which `smallest_p` is below the level."""
     seeds = 2
     while smallest_p(seeds, comparisons) >= LEVEL:
         seeds += 1

@@ -1,4 +1,4 @@
-"""A study as declared in its YAML file: runs of common settings that differ in named fields, each with every seed.
+"""Reads and checks a study's YAML file: runs of common settings that differ in named fields, each with every seed.
 
     title: ...
     output_dir: runs/study
@@ -14,8 +14,8 @@
       OPD: {rollout_policy: student}
       TRB: {rollout_policy: trb, sweep: {trb_epsilon: [0.1, 0.5]}}
 
-A sweep makes a run of every combination of its values, named "TRB epsilon=0.1". The metric is part of the declaration,
-so that it is chosen before there is anything to see.
+A sweep makes a run of every combination of its values, named "TRB epsilon=0.1". The metric is declared, so that it is
+chosen before there are results to see.
 """
 
 from __future__ import annotations
@@ -118,16 +118,23 @@ class Study:
         return self.folder / "runs" / run.folder_name / f"seed-{seed}"
 
     def settings(self, run: Run, seed: int) -> dict[str, Any]:
-        """Fields of `trb train` of one run."""
+        """Return the fields of `trb train` of one run."""
         resumable = {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
         folder = str(self.run_folder(run, seed))
         return {**resumable, **self.base, **run.overrides, "seed": seed, "output_dir": folder}
 
 
 def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
-    """The study of a YAML file, checked, and the file's contents.
+    """Read and check a study. The settings of every run are parsed as `trb train` would.
 
-    Every run's settings are parsed as `trb train` would. UsageError: whatever could not run, or would not be fair.
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The study, and the contents of the file.
+
+    Raises:
+        UsageError: The study could not run, or would not be fair.
     """
     declared = read_yaml(path)
     for key in declared:

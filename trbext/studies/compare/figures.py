@@ -1,4 +1,4 @@
-"""Figures of a study, each one panel, so that a phone shows them one below the other at a readable size."""
+"""Draws the figures of a study, each one panel: a phone shows them one below the other at a readable size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .views import VIEWS, Floats
 from .wording import VIEW_TITLES
 
 WIDTH = 4.8  # inches
-# Okabe and Ito's colours, told apart by colour-blind readers; with the line styles, 21 runs.
+# Okabe and Ito's colors, which color-blind readers can tell apart; with the line styles, enough for 21 runs.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 STYLES = ("-", "--", ":")
 REFERENCE_COLOR = "#000000"
@@ -153,7 +153,7 @@ def _band(axes: Axes, x: Floats, values: Floats, label: str, color: str, style: 
 
 
 def _looks(study: Study) -> dict[str, tuple[str, str]]:
-    """Colour and line style of every run; the first reference is black."""
+    """Color and line style of every run; the first reference is black."""
     others = [run.label for run in study.runs if run.label != study.references[0]]
     looks = {study.references[0]: (REFERENCE_COLOR, STYLES[0])}
     looks |= {

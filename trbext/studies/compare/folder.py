@@ -10,7 +10,15 @@ from .declaration import FREE_ON_RESUME, Study
 
 
 def open_folder(study: Study, declared: dict[str, Any]) -> None:
-    """Write the declaration into a new folder. UsageError if the folder holds another study, or something else."""
+    """Write the declaration into a new folder, or check that the folder holds the same one.
+
+    Args:
+        study: The checked declaration.
+        declared: The contents of its file.
+
+    Raises:
+        UsageError: The folder holds another study, or something else.
+    """
     file = study.folder / "study.yaml"
     if study.folder.exists() and not study.folder.is_dir():
         raise UsageError(f"output_dir {study.folder} must be a folder, got a file")

@@ -1,4 +1,4 @@
-"""Names of folders for the runs of a study, from their labels, in whatever script these are written."""
+"""Makes names of folders from the labels of runs, in whatever script they are written."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ MOST_BYTES = 200  # of a name; file systems take 255, and a suffix may follow
 
 
 def folder_names(labels: Sequence[str]) -> list[str]:
-    """A name for each label, in their order: different, not empty, and readable where the label is.
+    """Make a name for each label.
 
-    Letters, marks, numbers and symbols of any script stay, in lower case, and so do "." "=" and "+"; whatever else
-    stands between them becomes "-". Labels that differ in nothing else get a number.
+    Letters, marks, numbers and symbols of any script stay, in lower case, and so do "." "=" and "+"; anything else
+    between them becomes "-". Labels that differ in nothing else get a number.
+
+    Args:
+        labels: Of runs.
+
+    Returns:
+        The names, in the order of the labels: different, not empty, and readable if the label is.
     """
     names: list[str] = []
     for label in labels:

@@ -1,4 +1,4 @@
-"""What the runs of a study measured: curves of the declared metrics over steps and cost, and diagnostics."""
+"""Reads what the runs of a study measured: curves of the declared metrics over steps and cost, and diagnostics."""
 
 from __future__ import annotations
 
@@ -24,18 +24,26 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Series:
-    """A number logged over a run: `value` [E] at optimizer steps `step` [E] and at cumulative costs [E]. NaN stands
-    for what was not finite."""
+    """A number logged over a run, at optimizer steps and at cumulative costs. What was not finite is NaN."""
 
-    step: Floats
-    costs: dict[str, Floats]
-    value: Floats
+    step: Floats  # [E]
+    costs: dict[str, Floats]  # [E] by kind of cost
+    value: Floats  # [E]
 
     @classmethod
     def read(cls, lines: list[Metrics], name: str, every: int = 1) -> Series:
-        """The lines that log `name` at a step that is a multiple of `every`, the last of equal steps.
+        """Take a metric from the lines of a run.
 
-        A run that goes on from a checkpoint may be evaluated where it went on; others were not, so that is left out.
+        A run that continues from a checkpoint may be evaluated at its first step. Other runs are not, so steps that
+        are no multiple of `every` are left out.
+
+        Args:
+            lines: Of metrics.jsonl.
+            name: Of the metric.
+            every: Optimizer steps.
+
+        Returns:
+            The series; of equal steps the last counts.
         """
         found = list({line["step"]: line for line in lines if name in line and line["step"] % every == 0}.values())
         columns = {key: np.array([_number(line.get(key)) for line in found]) for key in (*COSTS, "step", name)}
@@ -44,7 +52,7 @@ class Series:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished run."""
+    """The measurements of one finished run."""
 
     label: str
     seed: int
@@ -55,7 +63,11 @@ class RunResult:
 
 
 def read_results(study: Study) -> list[RunResult]:
-    """The finished runs of a study, in its order."""
+    """Read the finished runs of a study, in its order.
+
+    Raises:
+        UsageError: A run lacks an evaluation.
+    """
     results = []
     for run in study.runs:
         for seed in study.seeds:

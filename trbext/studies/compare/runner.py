@@ -1,4 +1,4 @@
-"""Runs every run of a study, some at a time, each in a process of its own, and shows how far they are.
+"""Trains every run of a study, some at a time, each in a process of its own, and shows their progress.
 
     output_dir/study.yaml              the declaration; a folder is continued by the same one only
     output_dir/runs/opd/seed-100/      a run folder of `trb train`
@@ -48,7 +48,7 @@ class _Worker:
     folder: Path
     process: subprocess.Popen[bytes]
     started: float
-    first_step: int  # where it went on from
+    first_step: int  # from which it continued
     task: TaskID
     gpu: str | None  # the only one it sees; None = it sees what the study sees
 
@@ -58,10 +58,19 @@ class _Worker:
 
 
 def run_study(study: Study, declared: dict[str, Any], console: Console) -> list[str]:
-    """Run what is not finished yet; returns a line for each run that failed.
+    """Train the runs of a study that are not finished.
 
-    UsageError: the folder is another study's or is at work, a run cannot start. Interrupted: Ctrl-C or SIGTERM; runs
-    under way have written a checkpoint.
+    Args:
+        study: The checked declaration.
+        declared: The contents of its file.
+        console: Where to show progress.
+
+    Returns:
+        A line for each run that failed.
+
+    Raises:
+        UsageError: The folder is another study's, another process trains in it, or a run cannot start.
+        Interrupted: Ctrl-C or SIGTERM; runs that had begun have written a checkpoint.
     """
     if not study.folder.exists():
         check_inputs(study)
@@ -74,7 +83,11 @@ def run_study(study: Study, declared: dict[str, Any], console: Console) -> list[
 
 
 def check_inputs(study: Study) -> None:
-    """UsageError for what would end a run of the study at its start: said here, no folder is made."""
+    """Check the inputs of every run before the study has a folder.
+
+    Raises:
+        UsageError: A run would end at its start.
+    """
     for index, run in enumerate(study.runs):
         arguments, config, _ = parse_settings(study.settings(run, study.seeds[0]))
         try:
@@ -212,7 +225,7 @@ class _Runner:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals to stop that came inside, instead of their usual effect."""
+    """Collect the signals to stop that come inside, in place of their usual effect."""
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

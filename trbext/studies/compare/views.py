@@ -1,4 +1,4 @@
-"""Views of a learning curve: at its end, at its best, over its area, and at equal cost."""
+"""Makes one number of a learning curve: at its end, at its best, over its area, or at equal cost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,20 @@ def view(
     last: int,
     selection: tuple[Floats, Better],
 ) -> float:
-    """One number of one run; see VIEWS. All arrays are [E], over its evaluations."""
+    """Read a learning curve in one view.
+
+    Args:
+        name: One of VIEWS.
+        step: [E] optimizer steps of the evaluations.
+        value: [E] the metric.
+        costs: [E] cumulative costs, by kind.
+        budgets: The cost at which views of equal cost read the curve, by kind.
+        last: Evaluations that the view "final" averages.
+        selection: [E] the metric that selects the checkpoint of the view "best", and its better direction.
+
+    Returns:
+        The number, in the unit of `value`; NaN without evaluations.
+    """
     if len(value) == 0:
         return float("nan")
     if name == "final":
@@ -50,26 +63,26 @@ def view(
 
 
 def final(value: Floats, last: int) -> float:
-    """Mean of the `last` last evaluations."""
+    """Return the mean of the `last` last evaluations."""
     return float(np.mean(value[-last:]))
 
 
 def best(value: Floats, better: Better) -> int:
-    """Index of the best evaluation, the earliest of equal ones. NaN is never the best unless there is nothing else."""
+    """Return the index of the best evaluation, the earliest of equal ones. NaN is the best only if all are NaN."""
     if np.isnan(value).all():
         return 0
     return int(np.nanargmax(value) if better == "higher" else np.nanargmin(value))
 
 
 def area(step: Floats, value: Floats) -> float:
-    """Trapezoidal area under the curve divided by the steps it spans, in units of `value`."""
+    """Return the trapezoidal area under the curve divided by the steps it spans, in the unit of `value`."""
     if len(value) < 2:
         return float(value[0])
     return float(trapezoid(value, step) / (step[-1] - step[0]))
 
 
 def at_cost(cost: Floats, value: Floats, budget: float) -> float:
-    """The curve, straight between evaluations, where the cumulative `cost` is `budget`; NaN outside the curve."""
+    """Interpolate the curve linearly where the cumulative `cost` is `budget`; NaN outside the curve."""
     if not cost[0] <= budget <= cost[-1]:
         return float("nan")
     return float(np.interp(budget, cost, value))

@@ -1,4 +1,4 @@
-"""The findings of a study in sentences: which differences are resolved, which are not, and what that can mean."""
+"""Puts the findings of a study in sentences: which differences are resolved, and what that can mean."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VIEW_TITLES = {
 
 
 def number(metric: Metric, value: float, *, signed: bool = False) -> str:
-    """A value or difference of the metric: shares in percent, the rest with three decimals."""
+    """Format a value or difference of the metric: shares in percent, others with three decimals."""
     if not math.isfinite(value):
         return "n/a"
     sign = "+" if signed else ""
@@ -29,7 +29,7 @@ def number(metric: Metric, value: float, *, signed: bool = False) -> str:
 
 
 def difference(metric: Metric, contrast: Contrast) -> str:
-    """ "+2.1 points [+0.4, +3.8]", the interval in brackets."""
+    """Format a contrast as "+2.1 points [+0.4, +3.8]", its interval in brackets."""
     values = (contrast.mean, contrast.low, contrast.high)
     scale, form = (100, "{:+.1f}") if metric.is_share else (1, "{:+.3f}")
     mean, low, high = (form.format(scale * value) if math.isfinite(value) else "n/a" for value in values)
@@ -41,7 +41,7 @@ def _relation(p: float) -> str:
 
 
 def view_sentences(metric: Metric, contrasts: Sequence[Contrast]) -> list[str]:
-    """One sentence for each resolved difference of a view, one for all that are not."""
+    """Return a sentence for each resolved difference of a view, and one sentence for all others."""
     sentences = []
     for contrast in contrasts:
         if contrast.resolved:
@@ -85,7 +85,7 @@ def warnings_of(findings: Findings) -> list[str]:
 
 
 def power_sentence(contrasts: Sequence[Contrast]) -> str | None:
-    """A warning where no outcome could have been resolved, whatever the runs had shown; None where one could."""
+    """Return a warning if no difference could be resolved, whatever the runs show; None if one could."""
     seeds, comparisons = max((c.n for c in contrasts), default=0), len(contrasts)
     if smallest_p(seeds, comparisons) < LEVEL:
         return None
@@ -98,13 +98,13 @@ def power_sentence(contrasts: Sequence[Contrast]) -> str | None:
 
 
 def planned_power(study: Study) -> str | None:
-    """The same warning before anything has run."""
+    """Return the warning of `power_sentence` before anything has run."""
     placeholder = Contrast("", "", len(study.seeds), 0.0, 0.0, 0.0, 1.0, 1.0)
     return power_sentence([placeholder] * len(study.contrasts))
 
 
 def caveats(study: Study) -> list[str]:
-    """What intervals and p-values cover and what they do not."""
+    """Return sentences on what intervals and p-values cover and what they do not."""
     seeds = len(study.seeds)
     return [
         f"The unit is the seed ({seeds} of them). A seed decides the order of the prompts, for the built-in task the "
@@ -127,7 +127,7 @@ def caveats(study: Study) -> list[str]:
 
 
 def view_meaning(study: Study, name: str) -> str:
-    """What a view reads, for this study."""
+    """Return what a view reads, for this study."""
     if name == "final":
         return f"mean of the last {study.final_evaluations} evaluations"
     return VIEWS[name]

@@ -1,7 +1,7 @@
 """Trains one run of a study, from its last checkpoint on: `python -m trbext.studies.compare.worker CONFIG.yaml`.
 
-It stops after the current optimizer step, with a checkpoint, when its standard input closes: a study that was killed
-must not leave runs behind that nobody watches. Exit codes are those of `trb`.
+It stops after the current optimizer step, with a checkpoint, when its standard input closes: a killed study must not
+leave processes behind. Exit codes are those of `trb`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECONDS_FOR_ANOTHER = 120  # to end its step, when the study was killed and star
 
 
 def finished(folder: Path) -> bool:
-    """Whether the run in `folder` is complete."""
+    """Return whether the run in `folder` is complete."""
     return (folder / FINISHED).exists()
 
 
@@ -56,7 +56,16 @@ def _train_locked(config: Path, keep_model: bool) -> None:
 
 
 def train(config: Path, keep_model: bool) -> None:
-    """Train the run of a settings file to its end. UsageError, Interrupted: as `train_run`."""
+    """Train the run of a settings file to its end, and remove what only served to resume it.
+
+    Args:
+        config: The settings file.
+        keep_model: Whether model/ stays.
+
+    Raises:
+        UsageError: As `train_run`, or the folder holds files but no run.
+        Interrupted: As `train_run`.
+    """
     arguments, trb_config, settings = parse_settings(read_yaml(config))
     folder = RunFolder(Path(trb_config.output_dir))
     if not finished(folder.path):

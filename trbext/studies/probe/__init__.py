@@ -1,6 +1,7 @@
-"""`trb probe`: what TRB's rollouts are worth before any training, by KL budget.
+"""`trb probe`: measures, before any training, how often prefixes of TRB's rollouts lead to right completions.
 
-rollouts.py      rollouts of two models at a budget, cut at a length, continued by either model, judged
-statistics.py    shares with Wilson intervals, paired differences, AUROC
-figure.py command.py   the figure, the JSON, the command
+rollouts.py    rolls out at a KL budget, cuts at a length, has either model continue, judges
+intervals.py   shares with Wilson intervals, paired differences, AUROC
+figure.py      draws the figure
+command.py     measures all budgets and lengths, writes the JSON, prints
 """

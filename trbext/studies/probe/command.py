@@ -1,4 +1,4 @@
-"""`trb probe`: models, prompts and verifier of a `trb train` configuration, probed before training."""
+"""Probes the models, prompts and verifier of a `trb train` configuration before training: `trb probe`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,23 @@ def probe(
     limit: int | None,
     output: Path | None,
 ) -> dict[str, Any]:
-    """Probe, write probe.json, probe.png and probe.svg into `output`, print the findings, return what the JSON holds.
+    """Probe a configuration, write probe.json, probe.png and probe.svg, and print the findings.
 
-    config, fields: as `trb train`. epsilons: KL budgets in nats per token (the run's trb_epsilon). lengths: of
-    prefixes, in tokens (a quarter, half, three quarters of the longest). UsageError, ValueError, OSError: bad input.
+    Args:
+        config: The YAML file of `trb train`.
+        fields: Words of the command line that replace its fields.
+        epsilons: KL budgets, nats per token; the run's trb_epsilon if not given.
+        lengths: Of prefixes, in tokens; a quarter, half and three quarters of the longest completion if not given.
+        limit: Prompts to use.
+        output: The folder to write to.
+
+    Returns:
+        What the JSON holds.
+
+    Raises:
+        UsageError: The configuration, a budget, a length or the folder is not right.
+        ValueError: As UsageError.
+        OSError: A model or prompts cannot be read.
     """
     arguments, trb_config, _ = parse_run(config, fields)
     output = output or Path("runs") / f"{config.stem}-probe"
@@ -77,7 +90,13 @@ def probe(
 
 
 def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
-    """Models, prompts (the held-out ones if the run has any) and verifier of a run."""
+    """Load the models, the prompts (held-out ones if the run has any) and the verifier of a run.
+
+    Raises:
+        UsageError: The run has no verifier.
+        ValueError: A model, the prompts or the verifier cannot be used.
+        OSError: One of them cannot be read.
+    """
     if config.eval_verifier is None:
         raise UsageError("eval_verifier is not set: a probe counts right completions")
     verifier = verifier_by_name(config.eval_verifier)
@@ -117,9 +136,16 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
 
 
 def measure(probe: Probe, epsilons: Sequence[float], lengths: Sequence[int]) -> dict[str, Any]:
-    """Rollouts of every budget and their continuations from every length by either model; epsilons[0] is 0, OPD.
+    """Roll out at every budget, and have either model continue from every length.
 
-    P-values of the differences to OPD are corrected by Holm over all of them.
+    Args:
+        probe: Models, prompts and verifier.
+        epsilons: KL budgets, nats per token; the first is 0, which is OPD.
+        lengths: Of prefixes, in tokens.
+
+    Returns:
+        Rollouts and continuations, as the JSON holds them. P-values of the differences to OPD are corrected by Holm
+        over all of them.
     """
     rollouts = {epsilon: probe.roll_out(epsilon) for epsilon in epsilons}
     tasks: list[tuple[float, int, Continuer]] = [

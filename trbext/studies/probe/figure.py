@@ -1,4 +1,4 @@
-"""The figure of a probe: success by prefix length, and per budget what the models think of the rollouts."""
+"""Draws the figure of a probe: success by prefix length, and the models' log-probabilities by budget."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56
 
 
 def name_of(epsilon: float) -> str:
+    """Return the name of a budget in figures and tables."""
     return "OPD" if epsilon == 0 else f"TRB epsilon={epsilon:g}"
 
 
 def draw(found: dict[str, Any], stem: Path) -> None:
-    """Write `stem`.png and `stem`.svg of what `probe.json` holds."""
+    """Draw what probe.json holds.
+
+    Args:
+        found: The contents of the JSON.
+        stem: The figure is written to `stem`.png and `stem`.svg.
+    """
     figure = Figure(figsize=(13.5, 7), layout="constrained")
     axes = figure.subplots(2, 3)
     epsilons = [rollouts["epsilon"] for rollouts in found["rollouts"]]

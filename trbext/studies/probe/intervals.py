@@ -1,4 +1,4 @@
-"""Shares, their paired differences, and how well a score tells right from wrong, with intervals."""
+"""Estimates shares, their paired differences, and how well a score tells right from wrong, with intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESAMPLES = 1999
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval; NaN where there is none."""
+    """A number and its 95 % interval; NaN if there is none."""
 
     value: float
     low: float
@@ -29,7 +29,7 @@ NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 def share(right: Sequence[bool]) -> Estimate:
-    """Share of `right` with Wilson's interval (1927), which stays inside 0..1 and holds at the ends."""
+    """Estimate a share with Wilson's interval (1927), which stays inside 0..1 and is valid at its ends."""
     if not right:
         return NOTHING
     found = stats.binomtest(sum(right), len(right)).proportion_ci(method="wilson")
@@ -37,7 +37,15 @@ def share(right: Sequence[bool]) -> Estimate:
 
 
 def paired_difference(right: Sequence[bool], reference: Sequence[bool]) -> tuple[Estimate, float]:
-    """Difference of two shares over the same prompts: percentile bootstrap over prompts, and McNemar's exact p."""
+    """Estimate the difference of two shares over the same prompts.
+
+    Args:
+        right: One entry per prompt.
+        reference: One entry per prompt.
+
+    Returns:
+        The difference with a percentile bootstrap interval over prompts, and McNemar's exact p-value.
+    """
     differences = np.array(right, dtype=np.float64) - np.array(reference, dtype=np.float64)
     won, lost = int((differences > 0).sum()), int((differences < 0).sum())
     p = float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
@@ -49,10 +57,17 @@ def paired_difference(right: Sequence[bool], reference: Sequence[bool]) -> tuple
 
 
 def auroc(scores: Sequence[float], right: Sequence[bool]) -> Estimate:
-    """Probability that a right completion has the higher score of the two, ties counting half (Mann-Whitney).
+    """Estimate the probability that a right completion scores higher than a wrong one (Mann-Whitney).
 
-    The interval resamples right and wrong completions separately (percentile bootstrap); there is none where one of
-    them is alone or the score tells them apart without a fault, as all resamples would. NaN unless there are both.
+    Ties count half. The interval resamples right and wrong completions separately (percentile bootstrap).
+
+    Args:
+        scores: One per completion.
+        right: Whether each completion is right.
+
+    Returns:
+        The probability, NaN unless there are right and wrong completions. There is no interval if there is only one
+        right or one wrong completion, or if the score separates them perfectly: every resample would, too.
     """
     values, is_right = np.array(scores), np.array(right, dtype=bool)
     good, bad = values[is_right], values[~is_right]
@@ -73,7 +88,7 @@ def _area(good: NDArray[np.float64], bad: NDArray[np.float64]) -> float:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """Mean of the finite values with a percentile bootstrap interval over them."""
+    """Estimate the mean of the finite values with a percentile bootstrap interval over them."""
     finite = np.array([value for value in values if np.isfinite(value)])
     if len(finite) == 0:
         return NOTHING

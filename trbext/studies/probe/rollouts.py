@@ -1,7 +1,7 @@
-"""Rollouts at a KL budget, and their continuations from a prefix by one model alone (the paper's step-0 probe).
+"""Rolls out at a KL budget, and has one model continue from a prefix (the paper's step-0 probe).
 
-A prefix is worth something if either model can still finish from it: roll out with TRB and with the student (OPD),
-truncate at length t, continue with the teacher or with the student, and compare how often the result is right.
+A prefix is useful if a model can still finish it: roll out with TRB and with the student (OPD), truncate at length t,
+continue with the teacher or with the student, and compare how often the result is right.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Probe:
     chat_template: Mapping[str, Any]
 
     def roll_out(self, epsilon: float) -> Completions:
-        """A completion of every prompt at the budget `epsilon` (nats per token; 0 is vanilla OPD)."""
+        """Complete every prompt at the budget `epsilon` (nats per token; 0 is vanilla OPD)."""
         prompts = self._prompt_ids()
         tokens: list[list[int]] = []
         finished: list[bool] = []
         scores: dict[str, list[float]] = {"teacher": [], "student": []}
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
-            # A budget per row, although all are equal: at the float 0 the teacher would not be asked for its opinion.
+            # A budget per row, although all are equal: at the float 0 the teacher would not be evaluated.
             budget = torch.full((len(batch),), epsilon)
             rollout = self._decode(self.student, self.teacher, batch, budget, self.max_new_tokens, (ROLLOUTS, start))
             assert rollout.teacher_log_prob is not None
@@ -72,9 +72,15 @@ class Probe:
         return Completions(epsilon, tokens, finished, self._judged(tokens), scores["teacher"], scores["student"])
 
     def continued(self, completions: Completions, length: int, by: Continuer) -> list[bool]:
-        """Whether each completion is right if all after its first `length` tokens is written by one model alone.
+        """Have one model write everything after the first tokens of each completion, and judge the result.
 
-        One that had ended by then stays as it is.
+        Args:
+            completions: Rollouts; a completion that had ended by `length` stays as it is.
+            length: Tokens that are kept.
+            by: The model that continues.
+
+        Returns:
+            Whether each result is right.
         """
         model = self.teacher if by == "teacher" else self.student
         going_on = [

@@ -173,7 +173,12 @@ def test_only_an_assertion_of_a_test_that_ran_counts() -> None:
     assert what_failed(1, REPORT.format(error="assert 1 == 2")) is not None
     for status, report in (
         (1, REPORT.format(error="RuntimeError: nvcc failed on rows.cu")),
-        (1, REPORT.format(error="ValueError: csrc/cuda/kernel/token_draw.cuh must hold the planted text once, got 0 times")),
+        (
+            1,
+            REPORT.format(
+                error="ValueError: csrc/cuda/kernel/token_draw.cuh must hold the planted text once, got 0 times"
+            ),
+        ),
         (0, "s\n1 skipped in 3.00s\n"),
         (0, ".s\n1 passed, 1 skipped in 3.00s\n"),
         (4, "ERROR: not found: test_y\n"),

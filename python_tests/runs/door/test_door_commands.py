@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from python_tests.runs.door.refusals import refusal, write
-from trbext.cli import OF_THE_EXTRA, main
+from trbext.cli import main
+from trbext.cli.commands import OF_THE_EXTRA
 
 ROOT = Path(__file__).resolve().parents[3]
 

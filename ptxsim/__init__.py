@@ -5,13 +5,13 @@ shared memory, divergent barriers, partial-warp collectives, lives of the blocks
 memory requests per allocation. It says nothing about speed, caches, or the memory model between blocks.
 """
 
-from .compiler import compile_ptx, find_nvcc
 from .coverage import unsupported_statements
-from .device import Device
 from .findings import KINDS, Finding
 from .launch import Result, launch
-from .syntax import Kernel, Module
-from .traffic import Traffic
+from .memory.device import Device
+from .memory.traffic import Traffic
+from .text.compiler import compile_ptx, find_nvcc
+from .text.syntax import Kernel, Module
 
 __all__ = [
     "KINDS",

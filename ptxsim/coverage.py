@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from . import opcodes
-from .device import Device
 from .findings import Findings
-from .global_memory import GlobalMemory
 from .lanes import Geometry
 from .machine import Machine
-from .syntax import Kernel
+from .memory.device import Device
+from .memory.global_memory import GlobalMemory
+from .text.syntax import Kernel
 
 assert opcodes.__all__  # importing them registers the opcodes
 

@@ -10,15 +10,15 @@ from math import prod
 import numpy as np
 
 from . import opcodes
-from .device import Device
 from .findings import Finding, Findings
-from .global_memory import GlobalMemory
 from .lanes import Geometry
 from .limits import check_launch
 from .machine import Machine
+from .memory.device import Device
+from .memory.global_memory import GlobalMemory
+from .memory.traffic import Traffic
 from .scalar_types import DTYPES
-from .syntax import Kernel
-from .traffic import Traffic
+from .text.syntax import Kernel
 
 assert opcodes.__all__  # importing them registers the opcodes
 

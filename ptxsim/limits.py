@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from .findings import Findings
-from .syntax import Kernel
+from .text.syntax import Kernel
 
 MAX_THREADS = 1024
 MAX_CLUSTER = 8  # portable; sixteen needs an attribute and luck

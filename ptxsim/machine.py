@@ -10,16 +10,16 @@ from functools import partial
 import numpy as np
 
 from .barriers import BlockBarriers, ClusterBarriers
-from .device import Device
 from .findings import Findings
-from .global_memory import GlobalMemory
 from .lanes import Geometry, Lanes, union
+from .memory.device import Device
+from .memory.global_memory import GlobalMemory
+from .memory.shared_memory import SharedMemory, narrowest_access
 from .opcodes.registry import Next, build, find_collective, find_control
 from .operands import Operands, Run
 from .ready import ReadyLanes
-from .shared_memory import SharedMemory, narrowest_access
 from .state import LaneState
-from .syntax import Function, Instruction, Kernel
+from .text.syntax import Function, Instruction, Kernel
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .lanes import Lanes
-from .literals import literal
 from .scalar_types import DTYPES, SIGNED, UNSIGNED
-from .syntax import Function, Instruction
+from .text.literals import literal
+from .text.syntax import Function, Instruction
 
 if TYPE_CHECKING:
     from .machine import Machine

@@ -9,7 +9,7 @@ import numpy as np
 
 from .lanes import Geometry
 from .scalar_types import storage_dtype
-from .syntax import Function, Kernel, Variable
+from .text.syntax import Function, Kernel, Variable
 
 SHARED_WINDOW = 1 << 44  # generic addresses from here on are shared memory,
 LOCAL_WINDOW = 1 << 45  # from here on a thread's own stack frames,

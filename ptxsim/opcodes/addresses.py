@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..lanes import Lanes
+from ..memory.shared_memory import RANK_SHIFT
 from ..operands import Operands, Run
-from ..shared_memory import RANK_SHIFT
 from ..state import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from .registry import opcode
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ..lanes import Lanes
-from ..literals import literal
 from ..operands import Operands
-from ..syntax import Function
+from ..text.literals import literal
+from ..text.syntax import Function
 from .registry import Next, control
 
 Leave = Callable[[Lanes], Next]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scalar_types import UNSIGNED
-from .syntax import Module, Variable
+from ..scalar_types import UNSIGNED
+from ..text.syntax import Module, Variable
 
 BASE = 1 << 33  # no address below this one is valid
 GUARD = 4096  # bytes between allocations, at least
@@ -90,7 +90,7 @@ class Device:
         """Address of a module's `.global` or `.const` variable, placed with its initial value when first used."""
         key = (id(module), variable.name)
         if key not in self._symbols:
-            from .literals import variable_bytes
+            from ..text.literals import variable_bytes
 
             self._modules.append(module)  # keeps id(module) from being reused
             self._symbols[key] = self.upload(variable_bytes(variable), variable.name)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .findings import Findings
-from .lanes import Geometry, Lanes
-from .ordering import Ordering
+from ..findings import Findings
+from ..lanes import Geometry, Lanes
+from ..ordering import Ordering
+from ..scalar_types import DTYPES, UNSIGNED
+from ..text.syntax import Instruction
 from .races import RaceCheck
-from .scalar_types import DTYPES, UNSIGNED
-from .syntax import Instruction
 
 RANK_SHIFT = 24
 _PAD = 32  # widest access; every block's window is a multiple of it

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..scalar_types import UNSIGNED
 from .device import Device
-from .scalar_types import UNSIGNED
 
 SECTOR = 32
 

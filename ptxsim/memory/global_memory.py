@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..findings import Findings
+from ..lanes import Lanes
+from ..text.syntax import Instruction
 from .device import BASE, Device
-from .findings import Findings
-from .lanes import Lanes
-from .syntax import Instruction
 from .traffic import TrafficMeter
 
 

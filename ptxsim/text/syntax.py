@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
-from .scalar_types import DTYPES
+from ..scalar_types import DTYPES
 
 
 @dataclass(frozen=True)

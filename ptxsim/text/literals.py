@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from .scalar_types import DTYPES, UNSIGNED
+from ..scalar_types import DTYPES, UNSIGNED
 from .syntax import Variable
 
 _INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?")

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .findings import Findings
-from .lanes import WARP, Geometry, Lanes
-from .ordering import Ordering
-from .syntax import Instruction
+from ..findings import Findings
+from ..lanes import WARP, Geometry, Lanes
+from ..ordering import Ordering
+from ..text.syntax import Instruction
 
 _ATOMIC = 1 << 30  # added to the lane that made an atomic access: atomics do not race with one another
 

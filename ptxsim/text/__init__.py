@@ -1,0 +1,1 @@
+"""PTX as text: compiling CUDA to it, and parsing it to plain data."""

@@ -293,5 +293,5 @@ def test_weights_under_fsdp_are_refused_with_the_remedy(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(model_kind, "FSDPModule", LlamaForCausalLM)
     monkeypatch.setattr(model_kind, "DTensor", Tensor)
-    with pytest.raises(UnsupportedModel, match=r"is sharded by FSDP2, .* decode inside trbext.models.unsharded"):
+    with pytest.raises(UnsupportedModel, match=r"is sharded by FSDP2, .* decode inside trbext.rollout.unsharded"):
         roll(tiny(), None, epsilon=0.0)

@@ -79,7 +79,7 @@ def test_files_are_utf_8_or_utf_16(tmp_path: Path) -> None:
         ("? [1]\n: 2", "found unhashable key"),
         ("- 1", "must hold fields and values, got list"),
         ("", "must hold fields and values, got NoneType"),
-        ("a: &a [*a]", "an alias (*name) stands inside what it names"),
+        ("a: &a [*a]", "an alias (*name) is inside what it names"),
         ("a: !!set {b, c}", "values are text, numbers, lists and mappings, got set"),
         ("a: " + "[" * 5000, "nests deeper than can be read"),
         ("a: [", "is not YAML"),

@@ -1,1 +1,1 @@
-"""Benchmarks of trbext, run in a checkout with trbext installed: `python -m benchmarks.operators.blend`."""
+"""Benchmarks of trbext, for a checkout with trbext installed; README.md says which command answers which question."""

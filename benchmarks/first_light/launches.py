@@ -1,4 +1,4 @@
-"""Five launches for a profiler to look at."""
+"""Launches five kernels for a profiler."""
 
 from __future__ import annotations
 

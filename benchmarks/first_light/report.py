@@ -1,4 +1,4 @@
-"""`python -m benchmarks.first_light.report DIR`: one Markdown file of what the stages left in DIR.
+"""Writes one Markdown file of what the stages left in DIR: `python -m benchmarks.first_light.report DIR`.
 
 Needs nothing but Python, so that a failed build is reported too.
 """

@@ -1,4 +1,4 @@
-"""Are the operators right: three dtypes, eight widths, four operators, three rows each, against float64."""
+"""Checks the operators against float64: three dtypes, eight widths, four operators, three rows each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Outcome:
         self.student, self.teacher = student, teacher
         there = [tensor.to(device) for tensor in (student, teacher, EPSILON, UNIFORM)]
         vocab = student.shape[1]
-        # A draft nearly always refused, one of a likely token, a row without; two requests.
+        # A draft that is nearly always rejected, a draft of a likely token, a row without a draft; two requests.
         self.drafts = torch.tensor([vocab - 1, int(student[1].argmax()), -1])
         self.accept = torch.tensor([0.9, 0.0, 0.5], dtype=torch.float64)
         self.solved = trbext.solve(*there[:3])
@@ -91,10 +91,10 @@ class Outcome:
                 log_mu = reference.behavior_log_probs(self.student[row], self.teacher[row], got.beta[row])
                 draft, token = int(self.drafts[row]), int(got.tokens[request, place])
                 ratio = float((log_mu - log_student[row])[draft].exp()) if draft >= 0 else 0.0
-                stands = place < accepted
-                if abs(ratio - float(self.accept[row])) > CELL and stands != (float(self.accept[row]) < ratio):
-                    yield f"verify: the draft of row {row} was {'accepted' if stands else 'rejected'}"
-                if stands:
+                is_accepted = place < accepted
+                if abs(ratio - float(self.accept[row])) > CELL and is_accepted != (float(self.accept[row]) < ratio):
+                    yield f"verify: the draft of row {row} was {'accepted' if is_accepted else 'rejected'}"
+                if is_accepted:
                     continue
                 weights = (log_mu.exp() - log_student[row].exp()).clamp(min=0) if draft >= 0 else log_mu.exp()
                 weights = weights if weights.sum() > CELL else log_mu.exp()

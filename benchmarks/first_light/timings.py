@@ -1,4 +1,4 @@
-"""How fast are they: a copy and an empty launch first, then solve and sample by N and V beside two log_softmax."""
+"""Times a copy and an empty launch, then solve and sample by N and V beside two log_softmax."""
 
 from __future__ import annotations
 

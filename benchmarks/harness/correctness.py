@@ -1,4 +1,4 @@
-"""Every method is right before it is timed: a fast wrong answer stops the benchmark."""
+"""Checks every method before it is timed: a fast wrong answer stops the benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timing several methods comparably: in one process, interleaved, from the same state of the caches."""
+"""Times several methods comparably: in one process, interleaved, from the same state of the caches."""
 
 from __future__ import annotations
 

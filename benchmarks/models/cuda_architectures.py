@@ -1,4 +1,4 @@
-"""Constants of the GPUs that the model knows: published ones, and where it says so, assumptions."""
+"""Constants of the GPUs that the model knows; assumptions are marked, the others are published."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the paper's runs take, on paper: memory of one GPU and hours of eight. Nothing here was measured on one.
+"""Models what the paper's runs need: memory of one GPU and hours of eight. Nothing here was measured on a GPU.
 
-python -m benchmarks.models.paper_runs prints the tables of docs/paper-runs.md, where the formulas stand.
+python -m benchmarks.models.paper_runs prints the tables of docs/paper-runs.md, which has the formulas.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.models.rollout_model`: what speculation should gain on a GPU. A model: nothing here was timed.
+"""Models what speculation should gain on a GPU: `python -m benchmarks.models.rollout_model`. Nothing here was timed.
 
 A forward of a model with P parameters in bfloat16 over n tokens of B rows reads its weights and the rows' keys and
 values once and computes 2 P n B floating-point operations, whichever takes longer, and is launched:
@@ -6,13 +6,13 @@ values once and computes 2 P n B floating-point operations, whichever takes long
     t(P, n) = overhead + max( (2 P + B L kv) / bandwidth , 2 P n B / peak )
 
 with L tokens of context and kv bytes of keys and values per token. At epsilon, a = 1 - sqrt(epsilon / pi) of the drafts
-stand (numerically D is close to Gaussian where the budget binds), a round of draft length k emits
+are accepted (numerically D is close to Gaussian where the budget binds), a round of draft length k emits
 E(k) = (1 - a^(k+1)) / (1 - a) tokens, and
 
     gain(k) = ( t(S, 1) + t(T, 1) ) / ( ( (k+1) t(S, 1) + t(T, k+1) ) / E(k) ).
 
 While B (k + 1) stays below peak / bandwidth = 295 tokens (H100) the teacher's pass costs what one token costs; from
-there on it is bound by arithmetic, and drafts that fall are paid for.
+there on it is bound by arithmetic, and rejected drafts cost time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.operators.blend`: trbext.solve, sample and blend beside everything a user would write instead.
+"""Times trbext.solve, sample and blend beside what a user would write instead: `python -m benchmarks.operators.blend`.
 
 Prints one table and the bars the kernels are held to; writes blend.csv and blend.png. Every method is checked against
 `trbext.reference` before it is timed. The default grid is meant for a quarter of an hour on two idle

@@ -2,7 +2,7 @@
 
 Prints one table, the rate of a device copy beside each rate, and the bars the kernels are held to; writes
 blend_cuda.csv and blend_cuda.png. Every method is checked against `trbext.reference` before it is timed. Exit code 2
-where there is no CUDA device or no kernel in this build.
+if there is no CUDA device or no kernel in this build.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What else a user could write for `trbext.solve`, as well as it can be written without a kernel, and the floor.
+"""Implements `trbext.solve` as a user could write it, as well as possible without a kernel, and the floor.
 
 All take [N, V] logits, finite and contiguous, and find the largest beta with KL(mu_beta || pi_S) <= epsilon from
 

@@ -1,4 +1,4 @@
-"""Times rollouts by the student alone, in lockstep and by speculation: `python -m benchmarks.rollout.compare`.
+"""Times rollouts by the student only, in lockstep and by speculation: `python -m benchmarks.rollout.compare`.
 
 Every method of a case is called once a round, in random order and from the same seed, so that drift of the machine
 meets all alike; medians over the rounds, also of each round's own ratio to lockstep. "auto" is one `DraftLength` per

@@ -1,4 +1,4 @@
-"""The pairs of models that `benchmarks.rollout.compare` decodes."""
+"""Makes the pairs of models that the benchmarks of rollouts decode."""
 
 from __future__ import annotations
 

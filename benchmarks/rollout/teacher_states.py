@@ -1,4 +1,4 @@
-"""`python -m benchmarks.rollout.teacher_states`: what the loss saves by reusing the teacher's states of the rollout.
+"""Times what the loss saves by reusing the teacher's states: `python -m benchmarks.rollout.teacher_states`.
 
 One optimizer step of a blended rollout is the rollout, the student's forward and backward pass over what was written,
 and, unless its states were kept, a teacher forward over the same. All parts are timed in one process, interleaved;

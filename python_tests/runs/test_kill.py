@@ -10,12 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from python_tests.runs import kill_runs
 from python_tests.runs.run_files import repeatable, same_weights, tiny_run, written
@@ -141,22 +140,40 @@ def test_a_run_that_was_killed_before_it_had_begun_begins(
     assert repeatable(run) == repeatable(whole[0])
 
 
+def copied(run: RunFolder, whole: RunFolder, settings: dict[str, Any], *left_out: str) -> str:
+    """Make `run` a copy of the whole run without the named files, and return its settings file."""
+    shutil.rmtree(run.path, ignore_errors=True)
+    shutil.copytree(whole.path, run.path, ignore=shutil.ignore_patterns(*left_out))
+    fields = {**settings, "output_dir": str(run.path)}
+    run.write_settings(fields)
+    return written(run.path.with_suffix(".yaml"), fields)
+
+
+def ends(processes: Processes, make: Callable[[], dict[str, Any]], every: int) -> Iterator[int]:
+    """Kill the task of `make` at each `every`-th operation on files, let it end after each kill, and yield the event.
+
+    The last event is the first that the task survives.
+    """
+    event, survived = 0, False
+    while not survived:
+        event += every
+        task = make()
+        survived = not processes.killed(**task, event=event)
+        assert not processes.killed(**task)
+        yield event
+
+
 def test_every_window_between_the_last_checkpoint_and_the_end_is_closed(
     tmp_path: Path, processes: Processes, settings: dict[str, Any], whole: tuple[RunFolder, float]
 ) -> None:
     """Kills the end of a run at each of its operations on files in turn, a copy of the last checkpoint each."""
-    uninterrupted = whole[0]
-    event, survived = 0, False
-    while not survived:
-        event += 4
-        run = RunFolder(tmp_path / "run")
-        shutil.rmtree(run.path, ignore_errors=True)
-        shutil.copytree(uninterrupted.path, run.path, ignore=shutil.ignore_patterns("model", "plot.png"))
-        path = written(tmp_path / "run.yaml", {**settings, "output_dir": str(run.path)})
-        run.write_settings({**run.settings(), "output_dir": str(run.path)})
-        task: dict[str, Any] = {"words": ["train", path, "--resume", "auto"], "folder": str(run.path)}
-        survived = not processes.killed(**task, event=event)
-        assert not processes.killed(**task)
+    uninterrupted, run = whole[0], RunFolder(tmp_path / "run")
+
+    def task() -> dict[str, Any]:
+        path = copied(run, uninterrupted, settings, "model", "plot.png")
+        return {"words": ["train", path, "--resume", "auto"], "folder": str(run.path)}
+
+    for event in ends(processes, task, every=4):
         assert run.is_finished(), event
         assert same_weights(run, uninterrupted), event
         assert repeatable(run) == repeatable(uninterrupted), event
@@ -171,19 +188,13 @@ def test_a_run_of_a_study_ends_once_wherever_it_was_killed(
     whole: tuple[RunFolder, float],
     keep_model: bool,
 ) -> None:
-    uninterrupted = whole[0]
-    event, survived = 0, False
-    while not survived:
-        event += 1
-        run = RunFolder(tmp_path / "run")
-        shutil.rmtree(run.path, ignore_errors=True)
-        shutil.copytree(uninterrupted.path, run.path)  # finished.json and what follows are missing
-        fields = {**settings, "output_dir": str(run.path)}
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump(fields))
-        run.write_settings(fields)
-        task: dict[str, Any] = {"worker": [str(tmp_path / "run.yaml"), keep_model], "folder": str(run.path)}
-        survived = not processes.killed(**task, event=event)
-        assert not processes.killed(**task)
+    uninterrupted, run = whole[0], RunFolder(tmp_path / "run")
+
+    def task() -> dict[str, Any]:
+        path = copied(run, uninterrupted, settings)  # finished.json and what follows are missing
+        return {"worker": [path, keep_model], "folder": str(run.path)}
+
+    for event in ends(processes, task, every=1):
         assert finished(run.path)
         assert not list(run.path.glob("checkpoint-*")), event
         assert run.model.exists() == keep_model

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,33 @@ def pass_at_1(run: str, seed: int, step: int) -> float:
     return 0.1 + 0.01 * seed + (0.3 * step / 40 + GAIN[run] + noise(run, seed, step)) * (step > 0)
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    path = write(tmp_path, declaration(tmp_path))
+def made_up(folder: Path) -> Path:
+    path = write(folder, declaration(folder))
     pretend_finished(path, pass_at_1, lambda run: {"OPD": 100, "Fixed": 200}.get(run, 300))
     return path
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return made_up(tmp_path)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A study that was reported once, for tests that only look."""
+
+    study: Path
+    folder: Path
+    out: str
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    folder = tmp_path_factory.mktemp("reported")
+    path = made_up(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["compare", str(path), "--report"]) == 0
+    return Reported(path, folder, out.getvalue())
 
 
 def page(tmp_path: Path) -> str:
@@ -41,12 +66,9 @@ def page(tmp_path: Path) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", text).split())
 
 
-def test_the_report_says_in_words_what_is_resolved_and_what_is_not(
-    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["compare", str(study), "--report"]) == 0
-    out = " ".join(capsys.readouterr().out.split())
-    text = page(tmp_path)
+def test_the_report_says_in_words_what_is_resolved_and_what_is_not(reported: Reported) -> None:
+    out = " ".join(reported.out.split())
+    text = page(reported.folder)
     for said in (out, text):
         assert re.search(r"TRB epsilon=0.1 is better than OPD: \+(9|10)\.\d points \[\+\d+\.\d, \+\d+\.\d\]", said)
         assert re.search(r"Fixed is worse than OPD: -(9|10)\.\d points", said)
@@ -58,9 +80,8 @@ def test_the_report_says_in_words_what_is_resolved_and_what_is_not(
     assert "no difference can be resolved" not in text
 
 
-def test_results_csv_holds_every_view_of_every_run_with_its_cost(study: Path, tmp_path: Path) -> None:
-    assert main(["compare", str(study), "--report"]) == 0
-    with (tmp_path / "study" / "results.csv").open() as file:
+def test_results_csv_holds_every_view_of_every_run_with_its_cost(reported: Reported) -> None:
+    with (reported.folder / "study" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 8 * 5
     found = {row["view"]: row for row in rows if row["run"] == "TRB epsilon=0.1" and row["seed"] == "3"}
@@ -129,17 +150,15 @@ def test_a_study_continues_in_its_own_folder_only(
     assert main(["compare", str(write(tmp_path, declaration(tmp_path, processes=7))), "--report"]) == 0
 
 
-def test_equal_results_give_an_equal_page(study: Path, tmp_path: Path) -> None:
-    assert main(["compare", str(study), "--report"]) == 0
-    first = (tmp_path / "study/index.html").read_bytes()
-    assert main(["compare", str(study), "--report"]) == 0
-    assert (tmp_path / "study/index.html").read_bytes() == first
+def test_equal_results_give_an_equal_page(reported: Reported) -> None:
+    first = (reported.folder / "study/index.html").read_bytes()
+    assert main(["compare", str(reported.study), "--report"]) == 0
+    assert (reported.folder / "study/index.html").read_bytes() == first
 
 
 @pytest.mark.skipif(headless_chromium.missing() is not None, reason=str(headless_chromium.missing()))
-def test_the_page_is_readable_on_a_phone_and_a_desktop_without_a_network(study: Path, tmp_path: Path) -> None:
-    assert main(["compare", str(study), "--report"]) == 0
-    file = tmp_path / "study" / "index.html"
+def test_the_page_is_readable_on_a_phone_and_a_desktop_without_a_network(reported: Reported, tmp_path: Path) -> None:
+    file = reported.folder / "study" / "index.html"
     with headless_chromium.Page(file, tmp_path / "profile") as browser:
         for name, width, height, phone in (("phone", 360, 780, True), ("desktop", 1280, 900, False)):
             browser.load(width, height, phone=phone)

@@ -26,13 +26,13 @@ from trbext.studies.compare.declaration import read_study
 from trbext.studies.compare.devices import least_used, visible_gpus
 from trbext.studies.compare.worker import train
 
-STEPS = 60
+STEPS = 30
 
 
 @pytest.fixture
 def study(tmp_path: Path, config: dict[str, Any]) -> Path:  # noqa: F811
     del config["output_dir"]
-    config |= {"eval_prompts": config["prompts"], "eval_prompts_limit": 4, "eval_strategy": "steps", "eval_steps": 20}
+    config |= {"eval_prompts": config["prompts"], "eval_prompts_limit": 4, "eval_strategy": "steps", "eval_steps": 10}
     config |= {"max_steps": STEPS, "save_steps": 5, "trb_warmup_steps": STEPS}
     declared = {
         "output_dir": str(tmp_path / "study"),

@@ -118,7 +118,9 @@ def test_a_window_wider_than_the_probe_is_crossed_when_rows_grow_past_it(monkeyp
     student = sharpened(MistralForCausalLM(config))
     asked: list[int] = []
     fault = model_check._decoding_fault
-    monkeypatch.setattr(model_check, "_decoding_fault", lambda model, at: asked.append(at) or fault(model, at))
+    monkeypatch.setattr(
+        model_check, "_decoding_fault", lambda model, scored, at: asked.append(at) or fault(model, scored, at)
+    )
     for new in (4, 4, 10, 10):
         roll(student, None, epsilon=0.0, max_new_tokens=new)
     assert asked == [0, 12]  # each question once

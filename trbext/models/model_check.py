@@ -60,10 +60,11 @@ def check_model(
     wanted = [("decode", 0)] * decode + [("loss", 0)] * loss
     if decode:
         wanted += [(f"length {switch}", switch) for switch in _switches(inner) if PROMPT + NEW <= switch < longest]
+    scored: dict[int, Tensor] = {}
     for what, switch in wanted:
         if what not in reasons:
             with torch.no_grad(), evaluating([model]):
-                reasons[what] = _loss_fault(model) if what == "loss" else _decoding_fault(model, switch)
+                reasons[what] = _loss_fault(model, scored) if what == "loss" else _decoding_fault(model, scored, switch)
         if reasons[what]:
             raise UnsupportedModel(
                 f"the {name} {type(inner).__name__} {reasons[what]}. Use another model, or check_models=False "
@@ -97,7 +98,14 @@ def _tokens(inner: Any, length: int, step: int) -> Tensor:
     return ids
 
 
-def _loss_fault(model: PreTrainedModel) -> str:
+def _scored(model: PreTrainedModel, row: Tensor, scored: dict[int, Tensor]) -> Tensor:
+    """The logits [len(row), V] of a row by itself. `scored` keeps them by length: both questions ask for one row."""
+    if len(row) not in scored:
+        scored[len(row)] = model(input_ids=row[None], use_cache=False).logits[0]
+    return scored[len(row)]
+
+
+def _loss_fault(model: PreTrainedModel, scored: dict[int, Tensor]) -> str:
     from .lm_head import lm_head
 
     inner = unwrap(model)
@@ -108,7 +116,7 @@ def _loss_fault(model: PreTrainedModel) -> str:
     mask[0, :PADDING] = 0
     with _observed(inner) as precision:
         try:
-            expected = model(input_ids=row[None], use_cache=False).logits[0]
+            expected = _scored(model, row, scored)
             if expected.isnan().any() or expected.isposinf().any():
                 return ""  # nothing to compare; the run itself names numbers that are not finite
             head = lm_head(inner)
@@ -126,7 +134,7 @@ def _loss_fault(model: PreTrainedModel) -> str:
     return f"gives a row other logits when tokens follow it, {fault}: it is not causal"
 
 
-def _decoding_fault(model: PreTrainedModel, switch: int) -> str:
+def _decoding_fault(model: PreTrainedModel, scored: dict[int, Tensor], switch: int) -> str:
     # 1. Choose a row that crosses the switch, and a longer one beside it.
     inner = unwrap(model)
     new = NEW
@@ -138,17 +146,16 @@ def _decoding_fault(model: PreTrainedModel, switch: int) -> str:
     if "logits_to_keep" in accepted_arguments(inner):
         options["logits_to_keep"] = new + 2
     with _observed(inner) as precision:
-        # 2. Score the row by itself, and a part of it: a causal model gives both the same logits.
+        # 2. Score the row by itself; a long one, whose logits would take much memory, at its end only.
         try:
-            expected = model(input_ids=row[None], **options).logits[0, -new - 1 :]
-            shorter = model(input_ids=row[None, : prompt + 1], **options).logits[0, -2:]
+            if switch:
+                expected = model(input_ids=row[None], **options).logits[0, -new - 1 :]
+            else:
+                expected = _scored(model, row, scored)[-new - 1 :]
         except FAILURES as error:
             return f"cannot score a plain row: {_line(error)}"
         if expected.isnan().any() or expected.isposinf().any():
             return ""
-        fault = _difference(shorter, expected[:2], precise=precision[0])
-        if fault:
-            return f"gives a row other logits when tokens follow it, {fault}: it is not causal"
         # 3. Decode the row from a cache, in each way of calling until one gives the same logits.
         faults = []
         for calling in (Calling(), Calling(own_inputs=True), Calling(drops_rows=False), Calling(True, False)):
@@ -161,6 +168,11 @@ def _decoding_fault(model: PreTrainedModel, switch: int) -> str:
                 remember_calling(inner, calling)
                 return ""
             faults.append(fault)
+        # 4. A model that reads the tokens after a row cannot be decoded in any way.
+        shorter = model(input_ids=row[None, : prompt + 1], **options).logits[0, -2:]
+        fault = _difference(shorter, expected[:2], precise=precision[0])
+        if fault:
+            return f"gives a row other logits when tokens follow it, {fault}: it is not causal"
     past = f" past {switch} tokens" if switch else ""
     return f"cannot be decoded: from a cache, a left-padded row gets other logits{past}, {faults[0]}"
 

@@ -1,4 +1,4 @@
-"""Before anything is imported: no test may reach a network (TRL reports the use of its trainers)."""
+"""Sets up pytest before anything is imported: no test may reach a network (TRL reports the use of its trainers)."""
 
 import os
 from pathlib import Path
@@ -21,8 +21,8 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `trb`, the operators of one device, runs on the CPU, on a GPU where there is one,
-    and, if it is marked on_ptx (the interpreter is slow), as PTX where nvcc is."""
+    """Runs a test that takes `trb`, the operators of one device, on the CPU, on a GPU if there is one, and, if the test
+    is marked on_ptx (the interpreter is slow) and nvcc is found, as PTX."""
     if "trb" in metafunc.fixturenames:
         from python_tests.cuda import ptx_rows
         from python_tests.operators.devices import Operators, cuda_missing

@@ -1,4 +1,4 @@
-"""benchmarks/: its peers are right, its checks refuse what is wrong, the command writes its table."""
+"""Tests benchmarks/: the competitors are correct, the checks reject wrong ones, and the command writes its table."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_peer_finds_the_reference_beta(
 ) -> None:
     student, teacher = logits(dtype)
     exact = reference.solve(student, teacher, epsilon)
-    for _ in range(2):  # buffers that a first call has filled must not show in the second
+    for _ in range(2):  # buffers that a first call has filled must not appear in the second
         beta, kl = solve(student, teacher, epsilon)
         assert torch.all((beta - exact.beta).abs() <= 1e-3 * exact.beta + resolution)
         assert torch.all((kl - exact.kl).abs() <= 1e-3 * exact.kl + 3 * resolution * exact.kl / exact.beta)
@@ -210,7 +210,7 @@ def test_folders_that_are_not_the_pair_are_named(tmp_path: Path) -> None:
 
 
 def test_real_rows_and_decoding_of_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On models of the same layout that cost nothing."""
+    """Runs on models of the same layout that cost nothing."""
     from python_tests.models.tiny_models import CHARACTERS, tiny_llama, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
@@ -237,6 +237,6 @@ def test_real_rows_and_decoding_of_a_pair(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(importlib.import_module("trbext.rollout.policies"), "sample", slow_sample)
     decoding = time_decoding(tmp_path, epsilon=0.02, batch=2, new_tokens=5, repetitions=2)
     assert 0 < decoding.steps <= 2 * 4  # rows may end early
-    assert 0.02 <= decoding.operator < decoding.step  # the operator is a part of the step
+    assert 0.02 <= decoding.operator < decoding.step  # the operator is part of the step
     with pytest.raises(ValueError, match="must hold at least 3 prompts, got 2"):
         time_decoding(tmp_path, epsilon=0.02, batch=3)

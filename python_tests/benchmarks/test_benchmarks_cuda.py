@@ -148,7 +148,7 @@ def test_the_course_on_the_cpu_checks_and_times_every_method(tmp_path: Path) -> 
     options = blend_cuda.parse([*arguments.split(), "--graph-rows", "1"])
     console, clock = Console(width=190, file=StringIO()), cuda_timing.CpuClock()
     records = blend_cuda.run(options, clock, MACHINE.copy_gb_per_s, console, device="cpu")
-    methods = set(cuda_results.METHODS) - {"Newton compiled"}  # bars: at another V alone
+    methods = set(cuda_results.METHODS) - {"Newton compiled"}  # bars: at one other V only
     lines = {(r.vocab, r.rows, r.dtype, r.cache, r.launch) for r in records}
     assert len(lines) == 2 * 2 * (2 + 4)
     for line in lines:

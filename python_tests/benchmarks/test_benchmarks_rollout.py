@@ -1,4 +1,4 @@
-"""The benchmarks of rollouts: that they run, judge by the ratios they name, and model what they say."""
+"""The benchmarks of rollouts run, are judged by the ratios they name, and model what they say."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trbext.vocab import Alignment
 
 @pytest.fixture
 def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models of a moment in the place of the random pair."""
+    """Replaces the random pair by models that are built in a moment."""
 
     def pair(batch: int) -> Prompts:
         models = [tiny(seed=seed, dtype=torch.float32) for seed in (1, 2)]
@@ -104,12 +104,12 @@ def test_what_reuse_saves_is_measured(tiny_pair: None, capsys: pytest.CaptureFix
 def test_the_model_of_a_gpu_has_the_limits_it_must_have() -> None:
     student, teacher = rollout_model.PAIRS["1.7B <- 8B"]
     case = {"rows": 1, "epsilon": 0.01, "overhead": 0.0}
-    # No draft is lockstep; without a student's cost and with all drafts standing, k of them are k + 1 times as fast.
+    # No draft is lockstep; without a student's cost and with all drafts accepted, k of them are k + 1 times as fast.
     assert rollout_model.gain(student, teacher, 0, **case) == pytest.approx(1.0)
     free = replace(student, parameters=0.0, layers=0)
     assert rollout_model.gain(free, teacher, 7, **{**case, "epsilon": 1e-12}) == pytest.approx(8.0, rel=1e-3)
     gains = [rollout_model.best(student, teacher, **{**case, "epsilon": eps})[1] for eps in (0.005, 0.05, 0.5)]
     assert gains == sorted(gains, reverse=True)
-    # Bound by arithmetic, the pass over k tokens costs k times one: nothing is gained.
+    # If arithmetic is the bound, the pass over k tokens costs k times one, and nothing is gained.
     crowded = {**case, "rows": 100_000, "epsilon": 0.5}
     assert rollout_model.best(student, replace(teacher, layers=0), **crowded)[1] < 1.01

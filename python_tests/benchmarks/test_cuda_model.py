@@ -1,4 +1,5 @@
-"""benchmarks/models/cuda_model.py obeys what any such model must: the roofline, every pipe, Little's law, monotony."""
+"""benchmarks/models/cuda_model.py obeys what any such model must: the roofline, every pipe, Little's law,
+monotonicity."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def test_time_is_monotone_in_everything() -> None:
 
 
 def test_without_work_and_waiting_the_roofline_is_reached() -> None:
-    many = replace(HUGE, shared_sm=60_000 * KB)  # so many rows in flight that latency cannot matter
+    many = replace(HUGE, shared_sm=60_000 * KB)  # enough rows in flight that latency cannot matter
     p = predict(many, Kernel(NOTHING, cluster=8, ctas_per_sm=32), V, 100_000)
     assert p.roofline_percent > 97
     assert p.bound == "memory"
@@ -206,7 +207,7 @@ def test_a_chip_file_replaces_what_is_assumed(chip_file: Path) -> None:
     assert (gpu.name, gpu.sms, gpu.clock_ghz, gpu.memory_gb_per_s) == ("NVIDIA Test", 100, 2.0, 2500.0)
     assert (gpu.clusters(6, 2), gpu.clusters(8, 2), gpu.clusters(6, 1)) == (30, 24, 100)
     assert (chip.load_cycles, chip.load_rate, chip.prefetched_cycles, chip.prefetched_rate) == (900, 40, 400, 60)
-    assert chip.launch_us == 2.5  # of first light, which hides the host, as where it times the kernels
+    assert chip.launch_us == 2.5  # of first light, which hides the host as it does when it times the kernels
     one, two = chip.issue_efficiency
     issue = MEASURED.first.issue + MEASURED.direct.issue
     assert one == pytest.approx(issue / 32 / (4 * 0.5))
@@ -217,7 +218,8 @@ def test_a_chip_file_replaces_what_is_assumed(chip_file: Path) -> None:
 
 
 def test_the_refitted_model_gives_back_the_row_it_was_fitted_to(chip_file: Path) -> None:
-    """The row of 256 logits a block that first light times, but for its load and loops, some 1,000 cycles."""
+    """The model agrees on the row of 256 logits per block that first light times, up to about 1,000 cycles for its load
+    and loops."""
     gpu, chip, counts = read_chip(chip_file)
     row = predict(gpu, Kernel(counts, sweeps=2.0, cluster=6, prefetched=True, chip=chip), 6 * 256, 1)
     assert row.time_us == pytest.approx(14.15, abs=0.5)

@@ -1,4 +1,4 @@
-"""benchmarks/first_light.sh without a GPU: its stages, what it reports, and that its checks can fail."""
+"""Tests benchmarks/first_light.sh without a GPU: its stages, what it reports, and that its checks can fail."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def outcomes(output: Path) -> dict[str, str]:
 
 
 def test_a_stage_that_fails_stops_no_other_and_all_is_reported(tmp_path: Path) -> None:
-    """A Python that fails at everything but the report."""
+    """Uses a Python that fails at everything except the report."""
     broken = tmp_path / "python"
     broken.write_text(f'#!/bin/sh\ncase "$*" in *first_light.report*) exec {sys.executable} "$@";; esac\nexit 3\n')
     broken.chmod(0o755)
@@ -58,7 +58,7 @@ def test_a_stage_that_is_too_slow_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_chip_probe_that_fails_leaves_no_chip_file(tmp_path: Path) -> None:
-    """A stand-in for nvcc makes a probe that stops halfway, as one does on a machine without a driver."""
+    """A stand-in for nvcc makes a probe that stops halfway, as a probe does on a machine without a driver."""
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "nvcc").write_text(
@@ -178,7 +178,7 @@ def test_quick_is_what_the_bars_need_and_an_option_overrides_it() -> None:
     quick = blend_cuda.parse(["--quick"])
     assert (quick.vocab, quick.dtype, quick.cache, quick.compile) == ([151_936], ["bfloat16"], ["cold"], "none")
     assert quick.rows == [1, 64, 256, 4096]
-    assert quick.seconds_per_cell * len(quick.rows) * 2 < 30  # calls and graphs, beside making the rows
+    assert quick.seconds_per_cell * len(quick.rows) * 2 < 30  # calls and graphs, besides making the rows
     assert blend_cuda.parse(["--quick", "--rows", "8"]).rows == [8]
     assert blend_cuda.parse([]).vocab == blend_cuda.VOCABS
 
@@ -186,7 +186,7 @@ def test_quick_is_what_the_bars_need_and_an_option_overrides_it() -> None:
 @pytest.mark.ptx
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_the_chip_probe_compiles_and_times_what_it_names(architecture: str) -> None:
-    """No chain has been optimized away: between two reads of the clock lies the instruction that is timed."""
+    """No chain has been optimized away: the timed instruction lies between two reads of the clock."""
     if reason := sass.missing_tool():
         pytest.skip(reason)
     cubin = sass.compile_cubin(ROOT / "benchmarks" / "chip_probe" / "main.cu", architecture, "-O3")

@@ -19,7 +19,7 @@ static int failures = 0;
     }                                                             \
   } while (false)
 
-// Known at compile time.
+// The table is known at compile time.
 static_assert(launch_for(151936, 2, 90).ranks == 6 && launch_for(151936, 2, 90).resident());
 static_assert(launch_for(151936, 4, 90).ranks == 6 && launch_for(151936, 4, 90).resident());
 static_assert(launch_for(151936, 2, 90, true, 7).ranks == 7 && launch_for(151936, 2, 90, true, 9).ranks == 1);

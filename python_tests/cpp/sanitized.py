@@ -1,10 +1,10 @@
-"""The operators' tests on a CPU library built with AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Runs the operators' tests on a CPU library built with AddressSanitizer and UndefinedBehaviorSanitizer.
 
     python -m python_tests.cpp.sanitized            # builds it, runs the tests below and some random rows
     python -m python_tests.cpp.sanitized python_tests/operators/test_edges.py -k uniform    # pytest's arguments
 
-Needs g++ (with libasan), cmake and pybind11, as the build does. The installed trbext is used for all but libtrb_ops.so,
-which is replaced where it is loaded. Any report of a sanitizer ends the run with its message and a status other than 0.
+Needs g++ (with libasan), cmake and pybind11, as the build does. The installed trbext is used except for libtrb_ops.so,
+which is replaced when it is loaded. Any report of a sanitizer ends the run with its message and a nonzero exit status.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TESTS = [
     *(f"python_tests/operators/test_{name}.py" for name in ("edges", "usage_faults", "verify_edges", "verify_usage")),
     "python_tests/operators/test_solve.py::test_rows_that_rounding_once_took_beyond_the_budget_or_short_of_it",
 ]
-# Its storage takes minutes to be watched.
+# Its storage needs minutes to be watched.
 LEFT_OUT = "not 2_to_the_31"
 OPTIONS = "-w -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
@@ -52,7 +52,7 @@ def build(folder: Path) -> Path:
 
 def environment() -> dict[str, str]:
     compiler = shutil.which("g++") or sys.exit("python_tests.cpp.sanitized: g++ must be on PATH")
-    # The second, or ASan does not find what throws the exceptions of torch.
+    # Without the second library ASan does not find the function that throws the exceptions of torch.
     libraries = [
         subprocess.run(
             [compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True
@@ -62,9 +62,9 @@ def environment() -> dict[str, str]:
     return {
         **os.environ,
         "LD_PRELOAD": ":".join(str(Path(library).resolve()) for library in libraries),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own are reported otherwise
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own leaks are reported otherwise
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-        "OMP_NUM_THREADS": "2",  # rows are dealt to threads, blocks of a row too
+        "OMP_NUM_THREADS": "2",  # rows are dealt to threads, and so are the blocks of a row
     }
 
 

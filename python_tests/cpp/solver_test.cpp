@@ -218,7 +218,7 @@ static void nonsense_sums_end_at_the_student() {
 
 int main() {
   finds_the_largest_feasible_float<double>();
-  finds_the_largest_feasible_float<float>();  // where the interpolation is in single precision
+  finds_the_largest_feasible_float<float>();  // the interpolation is in single precision
   inexact_nodes_only_steer();
   an_infeasible_beta_is_never_settled();
   merging_parts_gives_the_whole();

@@ -1,5 +1,5 @@
-"""Headers that know neither torch nor CUDA compile on their own, with warnings and undefined behavior as errors, and
-pass their C++ checks."""
+"""The headers that know neither torch nor CUDA compile on their own, with warnings and undefined behavior as errors,
+and pass their C++ checks."""
 
 from __future__ import annotations
 

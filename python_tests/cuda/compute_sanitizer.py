@@ -1,11 +1,12 @@
 """Runs compute-sanitizer over small calls of each kernel: `... compute_sanitizer.py [--quick] [TOOL ...]`.
 
-Tools: memcheck, racecheck, initcheck, synccheck, all of them by default. Exit code 0: no tool found anything; 1: one
+Tools: memcheck, racecheck, initcheck, synccheck; all of them by default. Exit code 0: no tool found anything; 1: one
 did (its report is printed); 2: there is no compute-sanitizer, no CUDA device, or no kernel in this build.
 
-With the argument `calls` it makes those calls itself, which is what the sanitizer runs: every operator, overload and
-dtype, one vocabulary for each way a row is kept on chip, misaligned, strided and transposed rows, masks and faults.
---quick: bfloat16 alone and no streamed row, for a tool in under a minute.
+With the argument `calls` the script makes those calls itself, which is what the sanitizer runs: every operator,
+overload and dtype, one vocabulary for each way a row is kept on chip, misaligned, strided and transposed rows, masks
+and faults.
+--quick: bfloat16 only and no streamed row, for a tool in under a minute.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from python_tests.sass import find_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-FOUND_SOMETHING = 99  # what compute-sanitizer exits with; the calls themselves exit with 0 or 1
+FOUND_SOMETHING = 99  # the exit code of compute-sanitizer; the calls themselves exit with 0 or 1
 VOCABULARIES = (1, 17, 1025, 4099, 70_001, 160_003, 400_003)
 QUICK_VOCABULARIES = (17, 1025, 4099, 70_001)  # one block, and a cluster
 
@@ -30,9 +31,11 @@ def find_sanitizer() -> Path | None:
 
 
 def sanitize(tool: str, *, quick: bool = False, capture: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs the calls under one tool. The cache of PyTorch's allocator would hide reads past the end of a tensor.
+    """Runs the calls under one tool, without PyTorch's caching allocator, which would hide reads past the end of a
+    tensor.
 
-    capture: its output is in the result; else it appears as it comes, also of a tool that is ended early.
+    If `capture` is true, the output of the tool is in the result; otherwise it appears as it comes, also from a tool
+    that is ended early.
     """
     sanitizer = find_sanitizer()
     if sanitizer is None:
@@ -55,7 +58,7 @@ def sanitize(tool: str, *, quick: bool = False, capture: bool = True) -> subproc
 
 
 def calls(device: str = "cuda", *, quick: bool = False) -> None:
-    """Inputs are made on the CPU and copied, so that few kernels but trbext's run."""
+    """Makes the calls. Inputs are made on the CPU and copied, so that few kernels other than trbext's run."""
     import torch
 
     from python_tests.operators.devices import Operators
@@ -89,7 +92,7 @@ def calls(device: str = "cuda", *, quick: bool = False) -> None:
                     for values in (drawn, blended):
                         if not torch.equal(values.beta.nan_to_num(-1), solved.beta.nan_to_num(-1)):
                             raise SystemExit(f"V {vocab}, {dtypes}: beta {values.beta}, but of solve {solved.beta}")
-                for kind in (0, 1, 2):  # a draft that stands, one that hardly does, a direct row; one more request
+                for kind in (0, 1, 2):  # an accepted draft, one that is hardly accepted, a direct row; one more request
                     policy = student.float().softmax(-1).to(student.dtype) if kind == 1 else student
                     drafts, uniform = torch.tensor([0, vocab - 1, -1]), torch.tensor([0.0, 0.99, 0.5]).double()
                     trb.verify(

@@ -1,8 +1,8 @@
-"""Finds the barriers of the CUDA sources, names them so that a shifted line changes nothing, and takes one out.
+"""Finds the barriers of the CUDA sources, names them so that a shifted line changes nothing, and removes one.
 
 A barrier is a statement that synchronizes threads or orders their memory: __syncthreads and its relatives, __syncwarp,
 a fence, a sync of a group, or an asm statement with an instruction that does either. Shuffles, votes and reductions of
-a warp are none: what they compute is needed for itself.
+a warp are not barriers: what they compute is needed for itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INSTRUCTIONS = re.compile(
     r"\b(?:bar(?:rier)?(?:\.cta|\.warp|\.cluster)?\.(?:sync|arrive|wait|red)|fence|membar|mbarrier|griddepcontrol"
     r"|cp\.(?:async|reduce)(?:\.\w+)*?\.(?:wait|commit|mbarrier)\w*|(?:wgmma|tcgen05)\.(?:fence|commit|wait))\b"
 )
-# `f(...);` or `object.f(...);` alone, or an asm statement: what can be replaced by an empty statement.
+# Matches only `f(...);` or `object.f(...);` or an asm statement: what can be replaced by an empty statement.
 STATEMENT = re.compile(r"(?:[\w:]+(?:\([^()]*\))?(?:\.|->))*[\w:]+\s*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)\s*;")
 NO_FUNCTION = re.compile(r"\b(?:__\w+__|alignas|static_assert|requires|decltype)$")
 
@@ -29,7 +29,7 @@ NO_FUNCTION = re.compile(r"\b(?:__\w+__|alignas|static_assert|requires|decltype)
 class Barrier(NamedTuple):
     file: str  # in csrc/
     function: str  # or method, with its class
-    number: int  # among the barriers of the function's, from 1
+    number: int  # among the barriers of the function, from 1
     line: int
     begin: int
     end: int
@@ -37,7 +37,7 @@ class Barrier(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What names it: neither its line nor the barriers of other functions."""
+        """The barrier's name, which depends neither on its line nor on the barriers of other functions."""
         return self.file, self.function, self.number
 
     def __str__(self) -> str:
@@ -45,7 +45,8 @@ class Barrier(NamedTuple):
 
 
 def barriers(sources: Path) -> list[Barrier]:
-    """Of csrc/ `sources`, in their order. ValueError for one that is not a statement of its own."""
+    """Returns the barriers of csrc/ `sources` in their order; raises ValueError for one that is not a statement of its
+    own."""
     found = []
     for file in sorted(f for f in sources.rglob("*") if f.suffix in (".cu", ".cuh", ".h")):
         found += barriers_of(file.relative_to(sources).as_posix(), file.read_text(encoding="utf-8"))
@@ -53,7 +54,7 @@ def barriers(sources: Path) -> list[Barrier]:
 
 
 def barriers_of(file: str, text: str) -> list[Barrier]:
-    """The same of one file's text."""
+    """Returns the barriers of one file's text, as `barriers` does."""
     code, literals = _code(text)
     places = {m.start() for m in CALLS.finditer(code)} | {m.start() for m in INSTRUCTIONS.finditer(literals)}
     found: list[Barrier] = []
@@ -83,13 +84,14 @@ def barriers_of(file: str, text: str) -> list[Barrier]:
 
 
 def without(barrier: Barrier, text: str) -> str:
-    """The file's text with an empty statement in its place."""
+    """Returns the file's text with an empty statement in place of the barrier."""
     assert text[barrier.begin : barrier.end] == barrier.text
     return text[: barrier.begin] + ";" + text[barrier.end :]
 
 
 def _code(text: str) -> tuple[str, str]:
-    """Of the same length: without comments, directives and what is in quotes; and what is in quotes alone."""
+    """Returns two texts of the same length: the code without comments, directives and what is in quotes; and only what
+    is in quotes."""
     code, literals = list(text), [" "] * len(text)
     token = re.compile(
         r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|^[ \t]*#(?:\\\n|[^\n])*', re.M | re.S
@@ -106,7 +108,7 @@ def _code(text: str) -> tuple[str, str]:
 
 
 def _after_conditions(code: str, begin: int) -> int:
-    """Where the statement begins that `if (...)`, `else`, `for (...)` or `while (...)` before it governs."""
+    """Returns the place of the statement that `if (...)`, `else`, `for (...)` or `while (...)` before it governs."""
     governs = re.compile(r"(?:else\b|(?:if(?:\s+constexpr)?|for|while)\s*(?=\())\s*")
     while match := governs.match(code, begin):
         begin = match.end()
@@ -126,7 +128,7 @@ def _closing(code: str, opening: int) -> int:
 
 
 def _function_at(code: str, place: int) -> str:
-    """The function whose body holds `place`, with the classes around it."""
+    """Returns the function whose body holds `place`, with the classes around it."""
     headers: list[str] = []
     begins = 0
     for i in range(place):
@@ -149,7 +151,8 @@ def _function_at(code: str, place: int) -> str:
 
 
 def _name_before_parameters(header: str) -> str | None:
-    """Of a header `template <...> T name(...)`, which may hold attributes in parentheses before the name."""
+    """Returns the name in a header `template <...> T name(...)`, which may hold attributes in parentheses before the
+    name."""
     at = 0
     while (opening := header.find("(", at)) >= 0:
         if re.search(r"\boperator\s*$", header[:opening]) and re.match(r"\(\s*\)\s*\(", header[opening:]):

@@ -1,4 +1,4 @@
-"""Bugs planted in the CUDA sources, for tests that must find them."""
+"""Plants bugs in the CUDA sources, for tests that must find them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from python_tests.cuda.ptx_rows import SOURCES, row_kernel_of
 
 
 class Planted(NamedTuple):
-    """A bug, as the text of a kernel source that is taken for another."""
+    """A bug: a text of a kernel source and the text that replaces it."""
 
     name: str
     file: str  # in csrc/
@@ -21,7 +21,7 @@ class Planted(NamedTuple):
     wrong: str
 
     def copy_to(self, folder: Path) -> Path:
-        """csrc/ with the bug."""
+        """Copies csrc/ with the bug."""
         sources = shutil.copytree(SOURCES.parent, folder / "csrc")
         source = sources / self.file
         text = source.read_text()
@@ -31,7 +31,7 @@ class Planted(NamedTuple):
         return Path(sources)
 
     def resident_kernel(self, folder: Path) -> Kernel:
-        """Of bfloat16 rows, for sm_90."""
+        """Compiles the resident kernel for bfloat16 rows and sm_90."""
         return row_kernel_of(self.copy_to(folder), folder, 90, torch.bfloat16, "resident")
 
     def assembly_kernel(self, folder: Path) -> Kernel:

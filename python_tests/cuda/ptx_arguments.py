@@ -1,4 +1,4 @@
-"""What the CUDA kernels over rows are launched with: csrc/cuda/kernel_args.h, filled from tensors."""
+"""Fills csrc/cuda/kernel_args.h, the arguments of the CUDA kernels over rows, from tensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Temperature(ctypes.Structure):
 
 
 class Indices(ctypes.Structure):
-    """csrc/operators/verify_requests.h, as the three below"""
+    """A structure of csrc/operators/verify_requests.h, as are the three below."""
 
     _fields_ = (("data", ctypes.c_uint64), ("stride", ctypes.c_int64), ("is_int64", ctypes.c_bool))
 
@@ -68,7 +68,7 @@ VERDICT_WORDS = 4  # of eight bytes: RowVerdict
 
 
 class KernelArgs(ctypes.Structure):
-    """csrc/cuda/kernel_args.h"""
+    """The structure of csrc/cuda/kernel_args.h."""
 
     _fields_ = (
         ("student", Logits),
@@ -102,7 +102,7 @@ class KernelArgs(ctypes.Structure):
 
 
 def address_of(device: Device, tensor: Tensor, name: str) -> int:
-    """Of the first element, with the tensor's whole storage in the device's memory."""
+    """Returns the address of the first element; the tensor's whole storage is in the device's memory."""
     size = tensor.element_size()
     storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
     kind = {8: np.int64, 4: np.float32, 2: np.uint16}[size]
@@ -110,7 +110,7 @@ def address_of(device: Device, tensor: Tensor, name: str) -> int:
 
 
 def logits_of(device: Device, tensor: Tensor, name: str) -> Logits:
-    """With strides and an offset that are the tensor's own."""
+    """Returns the logits with the tensor's own strides and offset."""
     return Logits(address_of(device, tensor, name), tensor.stride(0), tensor.stride(1), CODES[tensor.dtype])
 
 

@@ -1,4 +1,4 @@
-"""Driving the column kernels of ptx/kernels/arithmetic.cu, and operands that make rounding hard."""
+"""Drives the column kernels of ptx/kernels/arithmetic.cu, and makes operands that are hard to round."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def columns(
     arch: int = 90,
     approx_error: float = 0.0,
 ) -> np.ndarray:
-    """Run a column kernel of arithmetic.cu: [operation, element]."""
+    """Runs a column kernel of arithmetic.cu: [operation, element]."""
     device, n = Device(), len(inputs[0])
     out = device.empty((count, n), dtype, "out")
     pointers = [device.upload(x) for x in inputs]
@@ -31,7 +31,7 @@ def columns(
 
 
 def random_floats(rng: np.random.Generator, n: int, dtype: type, low: int, high: int) -> np.ndarray:
-    """Random significands and exponents; some of few bits, so that sums and products hit ties."""
+    """Returns floats with random significands and exponents; some have few bits, so that sums and products hit ties."""
     x = (rng.random(n) + 1) * rng.choice([-1.0, 1.0], n)
     few = rng.random(n) < 0.4
     x[few] = np.round(x[few] * 64) / 64
@@ -40,13 +40,13 @@ def random_floats(rng: np.random.Generator, n: int, dtype: type, low: int, high:
 
 def decode(patterns: np.ndarray, name: str) -> np.ndarray:
     if name == "bf16":
-        with np.errstate(invalid="ignore"):  # signalling NaN
+        with np.errstate(invalid="ignore"):  # signaling NaN
             return (patterns.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return patterns.view(np.float16).astype(np.float64)
 
 
 def half_patterns(name: str, seed: int) -> np.ndarray:
-    """Patterns of every exponent with finite values, many close enough to add without one vanishing."""
+    """Returns patterns of every exponent with finite values, many close enough to add without one vanishing."""
     rng = np.random.default_rng(seed)
     top = 0x7F7F if name == "bf16" else 0x7BFF
     wild = rng.integers(0, top + 1, N)

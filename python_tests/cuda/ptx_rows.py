@@ -1,8 +1,8 @@
-"""The shipped CUDA kernels, run as PTX on the interpreter, behind the functions of `trbext`.
+"""Runs the shipped CUDA kernels as PTX on the interpreter, behind the functions of `trbext`.
 
 `PtxOperators(arch=90, ranks=4).solve(student, teacher, epsilon)` compiles solve_rows.cuh with nvcc for sm_90, runs
-the resident kernel with a cluster of four blocks per row, and fails if the interpreter finds anything wrong. What the
-host does in csrc/cuda/launch/ is done here again: filling the arguments and choosing the grid.
+the resident kernel with a cluster of four blocks per row, and fails if the interpreter finds anything wrong. The work
+of the host in csrc/cuda/launch/ is repeated here: filling the arguments and choosing the grid.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ ASSEMBLY_THREADS = 128
 
 
 def row_kernel_of(sources: Path, folder: Path, arch: int, dtype: torch.dtype, name: str) -> Kernel:
-    """`resident` or `streamed`, of the PTX that nvcc makes of the template in csrc/ `sources`, by way of a `folder`.
+    """Returns `resident` or `streamed` from the PTX that nvcc makes of the template in csrc/ `sources`, written to
+    `folder`.
 
-    Alone, as nearly every test runs one: rows_*.cu has both, which takes twice the time.
+    Only one kernel is compiled, because nearly every test runs only one: rows_*.cu has both and compiles in twice the
+    time.
     """
     source = folder / f"{name}_{NAMES[dtype]}.cu"
     source.write_text(
@@ -73,7 +75,7 @@ def assembly_kernel(arch: int) -> Kernel:
 
 @dataclass
 class PtxOperators:
-    """The functions of `trbext` by the PTX of one architecture, one way of holding a row."""
+    """The functions of `trbext` by the PTX of one architecture and one way of holding a row."""
 
     arch: int
     ranks: int = 1  # blocks of a cluster
@@ -248,7 +250,7 @@ class PtxOperators:
 
 
 def on_every_architecture() -> dict[str, PtxOperators]:
-    """What the tests of the operators' semantics run on."""
+    """Returns the operators that the tests of the operators' semantics run on."""
     return {
         "ptx-sm80-streamed": PtxOperators(80, streamed=True),
         "ptx-sm90-cluster": PtxOperators(90, ranks=4),
@@ -256,7 +258,7 @@ def on_every_architecture() -> dict[str, PtxOperators]:
 
 
 def missing() -> str | None:
-    """Why the kernels' PTX cannot be had here, for a test to skip with."""
+    """Returns the reason that the kernels' PTX cannot be had here, for a test to skip with; None if it can."""
     from ptxsim import find_nvcc
 
     return None if find_nvcc() is not None else "no nvcc on PATH, in CUDA_HOME, or from the package nvidia-cuda-nvcc"

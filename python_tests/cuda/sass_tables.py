@@ -26,7 +26,7 @@ UNROLLED = 4  # chunks in one pass of the loop `load`
 
 @dataclass(frozen=True)
 class RowLoop:
-    """One loop over a row. `per` is of one pair of logits."""
+    """One loop over a row. `per` is per pair of logits."""
 
     arch: str
     dtype: str
@@ -51,14 +51,14 @@ def kernels(arch: str, dtype: str) -> sass.Cubin:
 
 
 def row_loop(arch: str, dtype: str, name: str) -> RowLoop:
-    """Of the loop for whole chunks of an unmasked row: its probe holds no other loop of that size."""
+    """Returns the loop for whole chunks of an unmasked row: its probe holds no other loop of that size."""
     innermost = [loop for loop in sass.loops(probes(arch).function(f"{name}_{dtype}")) if loop.innermost]
     loop = max(innermost, key=lambda loop: len(loop.instructions))
     return RowLoop(arch, dtype, name, loop.per(PAIRS[dtype] * (UNROLLED if name == "load" else 1)), loop)
 
 
 def traffic(trb: PtxOperators, vocab: int, dtype: torch.dtype, epsilon: float = 0.02) -> Iterator[tuple[str, str]]:
-    """(what, how much) of sampling from two rows [2, vocab]; 1.00 is every byte of both models once."""
+    """Returns (what, how much) for sampling from two rows [2, vocab]; 1.00 is every byte of both models once."""
     generator = torch.Generator().manual_seed(0)
     student = (2 * torch.randn(2, vocab, generator=generator)).to(dtype)
     teacher = (student.float() + torch.randn(2, vocab, generator=generator)).to(dtype)
@@ -74,7 +74,8 @@ def traffic(trb: PtxOperators, vocab: int, dtype: torch.dtype, epsilon: float = 
 
 
 def verify_traffic(trb: PtxOperators, vocab: int, dtype: torch.dtype, kind: int) -> str:
-    """Of one request [2, vocab] whose first draft is accepted and whose second is refused, as `traffic`."""
+    """Returns the same as `traffic` for one request [2, vocab] whose first draft is accepted and whose second is
+    rejected."""
     generator = torch.Generator().manual_seed(0)
     student = 2 * torch.randn(2, vocab, generator=generator)
     teacher = student + torch.randn(2, vocab, generator=generator)
@@ -93,7 +94,7 @@ def verify_traffic(trb: PtxOperators, vocab: int, dtype: torch.dtype, kind: int)
 
 
 def decision_cost(epsilon: float) -> str:
-    """What a block executes for a row of one chunk [1, 256], whose loops are a few hundred instructions."""
+    """Counts what a block executes for a row of one chunk [1, 256], whose loops are a few hundred instructions."""
     generator = torch.Generator().manual_seed(0)
     student = (2 * torch.randn(1, 256, generator=generator)).bfloat16()
     teacher = (student.float() + torch.randn(1, 256, generator=generator)).bfloat16()

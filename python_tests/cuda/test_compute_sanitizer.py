@@ -1,4 +1,4 @@
-"""compute_sanitizer.py without a GPU: what it says where it cannot run, and that its calls are right."""
+"""Tests compute_sanitizer.py without a GPU: its messages if it cannot run, and that its calls are correct."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_nothing_is_called_clean_where_nothing_ran(
 def test_what_a_tool_finds_is_printed_and_fails(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A stand-in for the sanitizer finds something with racecheck alone."""
+    """A stand-in for the sanitizer finds something with racecheck only."""
     sanitizer = tmp_path / "compute-sanitizer"
     sanitizer.write_text(
         '#!/bin/sh\n[ "$1 $3" = "--tool --error-exitcode" ] && [ "$9" = calls ] || exit 1\n'

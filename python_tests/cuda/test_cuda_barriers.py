@@ -1,6 +1,6 @@
-"""Short launches of the CUDA kernels on the PTX interpreter that between them need every barrier but a few.
+"""Makes short launches of the CUDA kernels on the PTX interpreter that between them need all barriers but a few.
 
-Each launch takes a second or two. python_tests/cuda/barriers.tsv says which barrier each one fails without.
+Each launch runs for a second or two. python_tests/cuda/barriers.tsv says which barriers each launch needs.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def test_blocks_draw_from_one_row_after_another(ranks: int) -> None:
 
 
 def test_blocks_judge_one_draft_after_another() -> None:
-    """The first is at fault before its logits are read; the last, which mu has less of than the student, is rejected,
-    and a token of the residual drawn."""
+    """The first draft is at fault before its logits are read; the last, which mu gives less probability than the
+    student does, is rejected, and a token of the residual is drawn."""
     student, teacher = bfloat16(3, 600)
     call = ragged(student, teacher, [1, 2], direct=0.0).but(
         draft_tokens=torch.tensor([-2, 0, (teacher - student)[2].argmin()]),
@@ -49,7 +49,7 @@ def test_blocks_judge_one_draft_after_another() -> None:
 
 
 def test_a_row_in_double_precision_is_drawn_from_in_parts_of_parts() -> None:
-    """33 chunks of 128 tokens: the first of the 32 parts that the draw begins with is two chunks."""
+    """The row has 33 chunks of 128 tokens: the first of the 32 parts that the draw begins with is two chunks."""
     student, teacher = ordinary(1, 32 * 128 + 1)
     student[0, 7] = -1e4
     uniform = torch.tensor([0.0], dtype=torch.float64)
@@ -58,7 +58,8 @@ def test_a_row_in_double_precision_is_drawn_from_in_parts_of_parts() -> None:
 
 
 def test_the_lanes_of_a_warp_read_the_row_together_on_any_schedule() -> None:
-    """Also those that thread 0 has kept waiting while it read the row's arguments: no sector is asked for twice."""
+    """The same holds for lanes that thread 0 has kept waiting while it read the row's arguments: no sector is requested
+    twice."""
     student, teacher = bfloat16(2, 2048)
     for seed in range(4):
         trb = PtxOperators(90, clusters=2, seed=seed)

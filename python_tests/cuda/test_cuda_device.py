@@ -1,7 +1,8 @@
-"""What holds on a GPU beyond the semantics of every device: streams, graphs, memory, sizes, and agreement with the CPU.
+"""Tests what holds on a GPU beyond the semantics of every device: streams, graphs, memory, sizes, agreement with the
+CPU.
 
 The table of edges, the law of samples, the budget and the independence of the batch are in test_edges.py,
-test_sample.py, test_solve.py, test_blend.py and test_bitwise.py, which run on the GPU too where there is one.
+test_sample.py, test_solve.py, test_blend.py and test_bitwise.py, which run on the GPU too if there is one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def call(request: pytest.FixtureRequest) -> Callable[[Tensor, Tensor, Tensor, Te
 
 
 def batch(rows: int, vocab: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
-    """(student, teacher, epsilon, uniform) on the GPU, whose budgets bind: KL(teacher || student) is about 0.5."""
+    """Returns (student, teacher, epsilon, uniform) on the GPU, whose budgets bind: KL(teacher || student) is about
+    0.5."""
     generator = torch.Generator().manual_seed(seed)
     student = 2 * torch.randn(rows, vocab, generator=generator)
     teacher = student + torch.randn(rows, vocab, generator=generator)
@@ -55,7 +57,7 @@ def equal(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
 
 
 def check_row(case: str, student: Tensor, teacher: Tensor, epsilon: float, uniform: Tensor) -> None:
-    """One pair of rows [V] by `sample` on both devices: the budget, the token, and the CPU's answer."""
+    """Checks one pair of rows [V] with `sample` on both devices: the budget, the token, and the CPU's answer."""
     gpu, cpu = (trb.sample(student, teacher, epsilon, uniform=uniform) for trb in (CUDA, CPU))
     log_mu = reference.behavior_log_probs(student, teacher, gpu.beta)
     kl = reference.behavior_kl(student, teacher, gpu.beta)
@@ -96,7 +98,7 @@ def test_the_cpu_and_the_gpu_agree_on_every_family(dtypes: tuple[torch.dtype, to
 @pytest.mark.parametrize("vocab", [32_768, 50_257, 128_256, 151_936, 262_144, 500_009])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_cpu_and_the_gpu_agree_at_every_size(vocab: int, dtype: torch.dtype) -> None:
-    """500,009: larger than what any cluster keeps on chip, so that rows are read again."""
+    """500,009 tokens are more than any cluster keeps on chip, so rows of that size are read again."""
     generator = torch.Generator().manual_seed(0)
     rows = families(vocab)
     for name in ("language model, close", "flat", "peaked, disagreeing", "teacher's top tokens only"):
@@ -129,7 +131,7 @@ def test_large_rows_misaligned_padded_strided_or_transposed_are_bitwise_the_same
 
 @pytest.mark.parametrize("vocab", [1000, 50_257, 151_936])
 def test_large_batches_are_bitwise_their_rows_alone(call: Callable[..., tuple[Tensor, ...]], vocab: int) -> None:
-    """More rows than the GPU holds at once, so that CTAs and clusters work through several."""
+    """The GPU cannot hold that many rows at once, so that CTAs and clusters work through several."""
     rows, distinct = 700, 20
     few = batch(distinct, vocab)
     chosen = torch.randint(distinct, (rows,), generator=torch.Generator().manual_seed(1)).cuda()
@@ -137,7 +139,7 @@ def test_large_batches_are_bitwise_their_rows_alone(call: Callable[..., tuple[Te
     alone = [call(*(values[row : row + 1] for values in few)) for row in range(distinct)]
     for i, values in enumerate(together):
         expected = torch.cat([outputs[i] for outputs in alone])
-        for part in range(0, rows, 100):  # blend's output at once would take memory twice
+        for part in range(0, rows, 100):  # the whole output of blend would need twice the memory
             assert torch.equal(values[part : part + 100], expected[chosen[part : part + 100]])
 
 
@@ -168,7 +170,8 @@ def test_more_than_2_to_the_31_logits_that_are_all_there(call: Callable[..., tup
 
 
 def test_work_is_enqueued_on_the_current_stream(call: Callable[..., tuple[Tensor, ...]]) -> None:
-    """The inputs are written just before on the same side stream, behind a delay: another stream reads the old ones."""
+    """The inputs are written just before on the same side stream, behind a delay: another stream would read the old
+    ones."""
     old, new = batch(4, 50_257, seed=1), batch(4, 50_257, seed=2)
     before, expected = call(*old), call(*new)
     assert not equal(before, expected)
@@ -241,7 +244,7 @@ def test_a_cuda_graph_replays_on_what_its_inputs_hold(
         new = batch(rows, vocab, seed)
         for values, written in zip(inputs, new, strict=True):
             values.copy_(written)
-        for _ in range(2):  # a replay must leave nothing behind for the next
+        for _ in range(2):  # a replay must leave nothing for the next one
             graph.replay()
             torch.cuda.synchronize()
             assert equal(captured, call(*new))
@@ -315,7 +318,7 @@ def test_uniforms_are_drawn_on_the_device_when_none_are_given() -> None:
 
 
 def in_a_new_process(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The environment is read once, at the first launch of a process."""
+    """Runs the code in a new process: the environment is read once, at the first launch of a process."""
     return subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True
     )

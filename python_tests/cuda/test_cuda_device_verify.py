@@ -1,4 +1,4 @@
-"""What holds of verify on a GPU beyond the semantics of every device: sizes, streams, graphs, memory.
+"""Tests what holds for verify on a GPU beyond the semantics of every device: sizes, streams, graphs, memory.
 
 Its law, edges, layouts and independence of the batch are in test_verify*.py, which run on the GPU too.
 """
@@ -27,7 +27,7 @@ LARGEST_SLEEP = 1_000_000_000  # cycles: about half a second, far above what the
 
 
 def batch(counts: list[int], vocab: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16, kind: int = 0) -> Call:
-    """On the CPU. Drafts of the student, a tenth of the rows direct ones, two rows of padding."""
+    """Returns a batch on the CPU: drafts of the student, a tenth of the rows direct ones, two rows of padding."""
     generator = torch.Generator().manual_seed(seed)
     rows, requests = sum(counts) + 2, len(counts)
     student = 2 * torch.randn(rows, vocab, generator=generator)
@@ -57,7 +57,7 @@ def tensors_of(call: Call) -> dict[str, Tensor]:
 
 
 def agree(call: Call) -> None:
-    """Both devices follow the law; where a uniform lies between their two betas, they may part."""
+    """Checks that both devices follow the law; they may differ if a uniform lies between their two betas."""
     gpu, cpu = call.by(CUDA.verify), call.by(CPU.verify)
     assert_follows_the_law(call, gpu)
     parted = (gpu.tokens != cpu.tokens).any(1).float().mean()
@@ -70,7 +70,7 @@ def agree(call: Call) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocab", [1, 17, 4099, 50_257, 151_936, 262_144, 500_009])
 def test_the_cpu_and_the_gpu_agree_at_every_size(vocab: int, dtype: torch.dtype, kind: int) -> None:
-    """500,009: larger than what any cluster keeps on chip, so that rows are read again."""
+    """500,009 tokens are more than any cluster keeps on chip, so rows of that size are read again."""
     agree(batch([3, 0, 1, 4, 2], vocab, dtype=dtype, kind=kind))
 
 
@@ -84,7 +84,8 @@ def test_models_of_different_dtype_width_and_layout() -> None:
 
 @pytest.mark.parametrize("vocab", [1000, 50_257, 151_936])
 def test_large_batches_are_bitwise_their_requests_alone(vocab: int) -> None:
-    """More rows than the GPU holds at once, so that CTAs and clusters work through several; rows by indirection."""
+    """The GPU cannot hold that many rows at once, so that CTAs and clusters work through several; rows by
+    indirection."""
     few = batch([4] * 5, vocab)
     chosen = torch.randint(5, (180,), generator=torch.Generator().manual_seed(1))
     rows = (4 * chosen[:, None] + torch.arange(4)).reshape(-1)
@@ -115,7 +116,8 @@ def test_more_requests_than_a_grid_has_blocks_in_one_direction() -> None:
 
 
 def test_work_is_enqueued_on_the_current_stream() -> None:
-    """The inputs are written just before on the same side stream, behind a delay: another stream reads the old ones."""
+    """The inputs are written just before on the same side stream, behind a delay: another stream would read the old
+    ones."""
     old, new = (on_gpu(batch([3, 2, 4], 50_257, seed)) for seed in (1, 2))
     before, expected = old.by(trbext.verify), new.by(trbext.verify)
     assert not same(before, expected)
@@ -185,7 +187,7 @@ def verify_out(call: Call, outputs: dict[str, Tensor]) -> None:
 def test_a_cuda_graph_of_verify_out_replays_on_what_its_inputs_hold(
     counts: list[int], vocab: int, dtype: torch.dtype
 ) -> None:
-    """Offsets too: an engine's batch changes under the same graph."""
+    """The offsets change too: an engine's batch changes under the same graph."""
     call = on_gpu(batch(counts, vocab))
     outputs = outputs_of(call, dtype)
     stream = torch.cuda.Stream()
@@ -201,7 +203,7 @@ def test_a_cuda_graph_of_verify_out_replays_on_what_its_inputs_hold(
         new = new.but(offsets=torch.tensor([0, *torch.tensor(counts_now).cumsum(0).tolist()], device="cuda"))
         for name, value in tensors_of(call).items():
             value.copy_(tensors_of(new)[name])
-        for _ in range(2):  # a replay must leave nothing behind for the next
+        for _ in range(2):  # a replay must leave nothing for the next one
             graph.replay()
             torch.cuda.synchronize()
             got = Verification(outputs["tokens"].long(), *list(outputs.values())[1:])

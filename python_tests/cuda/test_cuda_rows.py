@@ -1,4 +1,4 @@
-"""The CUDA kernels, executed as PTX: accuracy, traffic, schedules, batches, layouts. No GPU is needed, but nvcc is."""
+"""Executes the CUDA kernels as PTX: accuracy, traffic, schedules, batches, layouts. Needs nvcc but no GPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ordinary(rows: int, vocab: int, dtype: torch.dtype = BFLOAT16) -> tuple[Tens
 def check_solution(
     names: list[str], student: Tensor, teacher: Tensor, epsilon: float, beta: Tensor, kl: Tensor
 ) -> None:
-    """Feasible on every row, and no larger beta is."""
+    """Checks that beta is feasible on every row and that no larger beta is."""
     exact = reference.behavior_kl(student, teacher, beta)
     above = reference.behavior_kl(student, teacher, torch.nextafter(beta, torch.tensor(2.0)).clamp(max=1.0))
     for i, name in enumerate(names):
@@ -166,7 +166,7 @@ def test_schedules_of_warps_change_nothing(kernels: PtxOperators) -> None:
 def test_a_cluster_that_solves_many_rows_solves_each_as_if_alone(ranks: int) -> None:
     _, student, teacher = family_rows(1000, BFLOAT16)
     student, teacher = student[::2].clone(), teacher[::2].clone()
-    student[3, 5], teacher[6, 7], student[9, :] = torch.nan, torch.inf, -torch.inf  # faults between others
+    student[3, 5], teacher[6, 7], student[9, :] = torch.nan, torch.inf, -torch.inf  # faulty rows between others
     teacher[11, 3] = 3e4  # a row in double precision between others
     uniform = torch.linspace(0.05, 0.95, len(student), dtype=torch.float64)
     epsilon = torch.linspace(1e-4, 0.3, len(student))
@@ -183,7 +183,7 @@ def test_a_cluster_that_solves_many_rows_solves_each_as_if_alone(ranks: int) -> 
 
 
 def test_without_the_prefetch_of_the_next_row_nothing_else_changes() -> None:
-    """What TRB_CUDA_PREFETCH=0 launches, to time what the prefetch is worth."""
+    """Tests what TRB_CUDA_PREFETCH=0 launches, which exists to time what the prefetch gains."""
     _, student, teacher = family_rows(1000, BFLOAT16)
     answers, asked = [], []
     for prefetch in (True, False):
@@ -196,7 +196,7 @@ def test_without_the_prefetch_of_the_next_row_nothing_else_changes() -> None:
 
 
 def test_rows_too_large_for_the_chip_are_streamed_in_the_same_order() -> None:
-    """The streamed kernel deals a row to the sixteen warps of one block: its sums round differently, no more."""
+    """The streamed kernel deals a row to the sixteen warps of one block: only the rounding of its sums differs."""
     student, teacher = ordinary(1, 262144, FLOAT32)
     uniform = torch.tensor([0.77], dtype=torch.float64)
     got = PtxOperators(90, streamed=True).sample(student, teacher, 0.02, uniform=uniform)
@@ -221,7 +221,7 @@ def test_a_grid_of_uniforms_reproduces_mu_to_two_counts(vocab: int, ranks: int, 
 @pytest.mark.parametrize("trb_of", [lambda: PtxOperators(90, ranks=2), lambda: PtxOperators(80, streamed=True)])
 @pytest.mark.parametrize("epsilon", [0.0, 0.008, 0.5, float("inf")])
 def test_the_ends_of_the_uniform_stay_inside_the_support(trb_of: Callable[[], PtxOperators], epsilon: float) -> None:
-    """Also where a whole slice lies so far below the maxima that its weights vanish in the frame of the row."""
+    """The same holds if a whole slice lies so far below the maxima that its weights vanish in the frame of the row."""
     trb, vocab = trb_of(), 4096
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(6, vocab, generator=generator) * scale for scale in (3.0, 1.0))
@@ -252,7 +252,7 @@ def test_a_slice_of_nothing_but_the_lowest_finite_logit_is_no_reason_for_double_
     student[:, 2048:] = teacher[:, 2048:] = torch.finfo(BFLOAT16).min
     solved = trb.solve(student, teacher, 0.05)
     assert (solved.sweeps == 2).all()
-    assert trb.results[-1].instructions["fma.rn.f64"] < 20_000  # the double-precision path takes ten times that
+    assert trb.results[-1].instructions["fma.rn.f64"] < 20_000  # the double-precision path executes ten times as many
     check_solution(["a", "b"], student, teacher, 0.05, solved.beta, solved.kl)
 
 

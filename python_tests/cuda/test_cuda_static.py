@@ -1,4 +1,4 @@
-"""Static facts of the shipped kernels' machine code: no spills, no stack, no double precision in the loops over a row,
+"""Checks the machine code of the shipped kernels: no spills, no stack, no double precision in the loops over a row,
 16-byte loads, and how many instructions a pair of logits costs."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""verify on CUDA, executed as PTX: law, faults, offsets, traffic, schedules, planted bugs. Needs nvcc, but no GPU."""
+"""Executes verify on CUDA as PTX: law, faults, offsets, traffic, schedules, planted bugs. Needs nvcc but no GPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def decisions(got: Verification) -> list[list[int]]:
 
 
 def family_call(vocab: int, dtype: torch.dtype, kind: int) -> Call:
-    """A draft and a direct row over each family, at budgets and temperatures in turn."""
+    """Returns a call with a draft and a direct row over each family, at budgets and temperatures in turn."""
     pairs = [pair for name, pair in families(vocab).items() if "bfloat16" not in name]
     student, teacher = (torch.stack([pair[i] for pair in pairs]).repeat_interleave(2, 0).to(dtype) for i in (0, 1))
     count = len(pairs)
@@ -83,7 +83,7 @@ def test_every_decision_follows_the_law_over_row_families(kernels: PtxOperators,
 @pytest.mark.parametrize("vocab", [300, 2500])
 @pytest.mark.parametrize("epsilon", [1e-4, 0.05, 0.5])
 def test_a_grid_of_uniforms_reproduces_the_residual_to_two_counts(vocab: int, epsilon: float) -> None:
-    """All rows are one, by indirection; the draft is one that mu lowers, so that it is refused."""
+    """All rows are one row, by indirection; mu lowers the probability of the draft, so that the draft is rejected."""
     grid = 256 if vocab < 1000 else 96
     student, teacher = families(vocab)["language model, close"]
     beta = reference.solve(student, teacher, epsilon).beta.float()
@@ -127,7 +127,7 @@ def test_rows_in_double_precision_follow_the_law(kernels: PtxOperators, kind: in
 def test_a_refused_draft_without_a_residual_is_drawn_from_mu(
     nothing: Planted, vocab: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rounding may leave nothing of mu above the student; here it is made so."""
+    """Rounding may leave no token to which mu gives more than the student does; this test makes such a row."""
     student, teacher = (logits.bfloat16() for logits in ordinary(6, vocab))
     if nothing.name == "in double":
         student[:, 7] = -1e4
@@ -150,7 +150,8 @@ FAULTY_LOGITS = {0: (NAN, INF), 1: (NAN, INF, -INF, -1e-30), 2: (NAN, INF)}
 
 
 def faults(kind: int) -> Call:
-    """A request of three rows for each fault, which lies in the second of them, and one without."""
+    """Returns a request of three rows for each fault, which lies in the second of them, and one request without a
+    fault."""
     vocab, kinds = 300, len(FAULTY_LOGITS[kind]) + 1
     logits = kinds + 3  # of the student, of the teacher
     count = logits + 17
@@ -229,7 +230,7 @@ def disordered(requests: int, rows: int, spoilt: int, generator: torch.Generator
 
 @both_ways
 def test_any_offsets_give_the_rows_that_the_cpu_gives(kernels: PtxOperators) -> None:
-    """Up to three times the 32 requests that a warp looks at together; in order, and with wrong ones among them."""
+    """Up to three times the 32 requests that a warp looks at together; in order, and with wrong offsets among them."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = ordinary(40, 5)
     for requests, spoilt in ((1, 0), (40, 0), (80, 1), (80, 3), (33, 12)):
@@ -251,7 +252,7 @@ def test_each_logit_is_read_once_and_a_draft_s_once_more(kind: int, dtype: torch
     kernels = PtxOperators(90, ranks=ranks)
     got = call.by(kernels.verify)
     assert_follows_the_law(call, got)
-    assert (got.emitted, got.accepted) == (3, 2)  # the last is refused
+    assert (got.emitted, got.accepted) == (3, 2)  # the last is rejected
     for name in ("student", "teacher"):
         traffic = kernels.results[0].traffic[name]
         size = dtype.itemsize
@@ -262,13 +263,14 @@ def test_each_logit_is_read_once_and_a_draft_s_once_more(kind: int, dtype: torch
 
 
 def busy() -> Call:
-    """Accepted, refused and direct rows, a fault, an empty request and padding, over several rows for each cluster."""
+    """Returns accepted, rejected and direct rows, a fault, an empty request and padding, over several rows per
+    cluster."""
     student, teacher = ordinary(15, 1100, spread=1.5)
     call = ragged(student.bfloat16(), teacher.bfloat16(), [3, 4, 0, 3, 2], direct=0.0, padding=3,
                   epsilon=torch.tensor([0.3, 0.05, 0.1, INF, 0.01]), temperature=torch.tensor([1.0, 0.7, 1.0, 1.3, 0.5])
                   )  # fmt: skip
     refused, drafts = torch.tensor([1, 4, 9, 11]), call.draft_tokens.clone()
-    drafts[refused] = (teacher - student)[refused].argmin(-1)  # which mu has less of than the student
+    drafts[refused] = (teacher - student)[refused].argmin(-1)  # which mu gives less probability than the student does
     drafts[6], drafts[8] = -1, -2
     accept = torch.zeros(15, dtype=torch.float64)
     accept[refused] = LARGEST
@@ -287,7 +289,7 @@ def test_schedules_and_grids_change_nothing(kernels: PtxOperators) -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [(0, BFLOAT16), (1, FLOAT32), (2, FLOAT32)])
 def test_layouts_and_indirection_do_not_change_a_bit(kind: int, dtype: torch.dtype) -> None:
-    """Rows at odd addresses, which are shifted into place, against rows that are read logit by logit."""
+    """Rows at odd addresses, which are shifted into place, are compared with rows that are read logit by logit."""
     vocab = 1103
     student, teacher = ordinary(6, vocab, spread=1.5)
     call = ragged(student, teacher.to(dtype), [4, 2], epsilon=0.1, temperature=torch.tensor([0.7, 1.3]), kind=kind)

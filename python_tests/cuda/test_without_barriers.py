@@ -1,4 +1,4 @@
-"""The tool that leaves out the barriers of the CUDA sources: what it finds, what it counts, and its map."""
+"""Tests the tool that leaves out the barriers of the CUDA sources: what it finds, what it counts, and its map."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_a_test_must_say_what_the_map_says(monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.ptx
 @pytest.mark.skipif(find_nvcc() is None, reason="no nvcc")
 def test_a_barrier_that_nothing_needs_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second of two in a row."""
+    """The unneeded barrier is the second of two in sequence."""
     needed = next(barrier for barrier in barriers(SOURCES) if barrier.text == "__syncwarp();")
     sources = Path(shutil.copytree(SOURCES, tmp_path / "csrc"))
     file = sources / needed.file

@@ -1,13 +1,13 @@
-"""Leaves out a barrier of the CUDA sources and holds the kernels' tests on the PTX interpreter to noticing.
+"""Leaves out a barrier of the CUDA sources and checks that the kernels' tests on the PTX interpreter notice.
 
     python -m python_tests.cuda.without_barriers             # each in turn, by the test that barriers.tsv names
     python -m python_tests.cuda.without_barriers --random    # one of them, as in CI; --seed N draws it again
     python -m python_tests.cuda.without_barriers --search    # finds tests for those that barriers.tsv lacks
     python -m python_tests.cuda.without_barriers token_draw  # those whose FILE:LINE FUNCTION NUMBER holds a word
 
-Exit status 1 if a barrier goes unnoticed: then it guards nothing that the tests reach, and a test is missing or the
-barrier is not needed. A test must say what barriers.tsv says it does, so that none counts that fails for another
-reason. Exit status 2 without nvcc.
+The exit status is 1 if a barrier goes unnoticed: then it guards nothing that the tests reach, and either a test is
+missing or the barrier is not needed. A test must fail with the message that barriers.tsv names, so that a failure for
+another reason does not count. The exit status is 2 without nvcc.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = next(folder for folder in TESTS.parents if (folder / "pyproject.toml").ex
 SOURCES = ROOT / "csrc"
 MAP = TESTS / "barriers.tsv"
 COLUMNS = ("file", "function", "number", "test", "says")
-# What --search tries, the quickest first.
+# The files that --search tries, the quickest first.
 SEARCHED = (
     "test_cuda_barriers.py",
     "test_cuda_verify.py::test_a_refused_draft_without_a_residual_is_drawn_from_mu",
@@ -64,7 +64,7 @@ def write_map(witnesses: Mapping[Key, Witness], path: Path = MAP) -> None:
 
 
 def disagreements(found: Sequence[Barrier], witnesses: Mapping[Key, Witness]) -> list[str]:
-    """Between the sources and barriers.tsv."""
+    """Lists the disagreements between the sources and barriers.tsv."""
     keys = {barrier.key for barrier in found}
     new = [f"{barrier}: no test is known to need it" for barrier in found if barrier.key not in witnesses]
     gone = [f"{' '.join(map(str, key))}: the sources have no such barrier" for key in witnesses if key not in keys]
@@ -72,9 +72,9 @@ def disagreements(found: Sequence[Barrier], witnesses: Mapping[Key, Witness]) ->
 
 
 def what_failed(status: int, output: str) -> tuple[str, str] | None:
-    """The first test that failed, as pytest names it, and what it says; None if all passed.
+    """Returns the first test that failed, as pytest names it, and what it says; None if all passed.
 
-    RuntimeError if one was skipped, or ended with an error that is not an assertion.
+    Raises RuntimeError if a test was skipped, or ended with an error that is not an assertion.
     """
     ran = re.search(r"^\d+ passed\b[^\n]*", output, re.M)
     if status == 0 and ran is not None and "skipped" not in ran.group():
@@ -88,7 +88,7 @@ def what_failed(status: int, output: str) -> tuple[str, str] | None:
 
 
 def fails(barrier: Barrier, tests: Sequence[str], sources: Path = SOURCES) -> tuple[str, str] | None:
-    """`what_failed` of these tests (files or more, in any folder of the tests) without the barrier."""
+    """Returns `what_failed` of these tests (files or more, in any folder of the tests) without the barrier."""
     chosen = []
     for test in tests:
         file, _, rest = test.partition("::")
@@ -109,7 +109,7 @@ def fails(barrier: Barrier, tests: Sequence[str], sources: Path = SOURCES) -> tu
 
 
 def by_map(barrier: Barrier, witness: Witness, sources: Path = SOURCES) -> str | None:
-    """What is wrong, if the test of barriers.tsv does not notice."""
+    """Returns the fault to report if the test of barriers.tsv does not notice that the barrier is missing."""
     try:
         failed = fails(barrier, [witness.test], sources)
     except RuntimeError as error:
@@ -122,7 +122,8 @@ def by_map(barrier: Barrier, witness: Witness, sources: Path = SOURCES) -> str |
 
 
 def search(barrier: Barrier, sources: Path = SOURCES) -> Witness | None:
-    """The first test that notices, with the kind of a finding, a race if there is one, or else the whole assertion."""
+    """Returns the first test that notices, with the kind of a finding, a race if there is one, or else the whole
+    assertion."""
     failed = fails(barrier, SEARCHED, sources)
     if failed is None:
         return None
@@ -150,7 +151,7 @@ def run_by_map(chosen: Sequence[Barrier], witnesses: Mapping[Key, Witness], sour
 
 
 def run_search(chosen: Sequence[Barrier], found: Sequence[Barrier], path: Path = MAP) -> int:
-    """Adds what it finds, barrier by barrier, and drops the lines whose barrier is gone."""
+    """Adds the tests it finds, barrier by barrier, and drops the lines whose barrier is gone."""
     known = read_map(path)
     known = {barrier.key: known[barrier.key] for barrier in found if barrier.key in known}
     write_map(known, path)

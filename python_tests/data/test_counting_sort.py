@@ -1,4 +1,5 @@
-"""The demonstration: its task is what it says, and the shipped tokenizers and models are the ones the build made."""
+"""Tests the demonstration: its task is as described, and the shipped tokenizers and models are those that the build
+made."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def test_no_evaluation_prompt_is_a_training_prompt_for_any_seed() -> None:
     training = {prompt for seed in range(3) for prompt in prompts(20_000, seed)}
     evaluation = {prompt for seed in range(3) for prompt in prompts(20_000, seed, "eval")}
     assert not training & evaluation
-    assert all(int(prompt[:-1]) % 97 for prompt in training)  # what makes it hold for every other seed too
+    assert all(int(prompt[:-1]) % 97 for prompt in training)  # the reason that it holds for every other seed too
     assert not any(int(prompt[:-1]) % 97 for prompt in evaluation)
 
 
@@ -91,7 +92,7 @@ def test_the_dataset_is_a_plain_text_prompt_column() -> None:
 # ----------------------------------------------------------------------------------------------------- the tokenizer
 def test_a_prompt_is_bos_and_one_token_per_character(tokenizer: Any) -> None:
     assert tokenizer("50311758=")["input_ids"] == [1, 8, 3, 6, 4, 4, 10, 8, 11, 13]
-    assert set(tokenizer("50311758=")) == {"input_ids", "attention_mask"}  # no token_type_ids: models refuse them
+    assert set(tokenizer("50311758=")) == {"input_ids", "attention_mask"}  # no token_type_ids: models reject them
 
 
 def test_decoding_returns_the_text_without_spaces(tokenizer: Any) -> None:

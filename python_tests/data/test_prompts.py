@@ -1,4 +1,4 @@
-"""load_prompts: which rows of a source become prompts, in which form and order."""
+"""Tests load_prompts: which rows of a source become prompts, in which form and order."""
 
 from __future__ import annotations
 

@@ -15,21 +15,21 @@ PAGES = [
 
 
 def python_blocks(text: str) -> list[str]:
-    """The Python code blocks of a page, in order."""
+    """Returns the Python code blocks of a page, in order."""
     return re.findall(r"^```(?:python|py)\n(.*?)^```", text, re.S | re.M)
 
 
 def without_blocks(text: str) -> str:
-    """The page without its code blocks and `code`."""
+    """Returns the page without its code blocks and `code`."""
     return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
 
 
 def links(text: str) -> list[str]:
-    """Targets of the page's links and images, without those to other hosts."""
+    """Returns the targets of the page's links and images, without those to other hosts."""
     return re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_blocks(text))
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub and the documentation site give to the page's headings."""
+    """Returns the anchors that GitHub and the documentation site give to the page's headings."""
     headings = re.findall(r"^#+ (.+)$", without_blocks(text), re.M)
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}

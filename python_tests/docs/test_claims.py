@@ -1,4 +1,4 @@
-"""docs/claims.md names tests that are there, and has a row for each command line of the pages."""
+"""docs/claims.md names tests that exist, and has a row for each command line of the pages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from python_tests.docs.test_commands import PROGRAMS, command_lines
 
 CLAIMS = ROOT / "docs" / "claims.md"
 TESTS = ROOT / "python_tests"
-# How a page says that something has not been run.
+# The words by which a page says that something has not been run.
 ADMISSIONS = ("No GPU", "no GPU", "No device was at hand", "No machine with eight", "has not been tested", "on GPUs")
 
 
 def tables() -> dict[str, list[list[str]]]:
-    """The rows of each section's table, without its head."""
+    """Returns the rows of each section's table, without its head."""
     found = {}
     for section in re.split(r"^## ", CLAIMS.read_text(encoding="utf-8"), flags=re.M)[1:]:
         lines = [line for line in section.splitlines() if line.startswith("|")][2:]
@@ -29,7 +29,7 @@ def tables() -> dict[str, list[list[str]]]:
 
 @cache
 def names_in(file: str) -> frozenset[str]:
-    """Names of the tests in a file of this name, in whichever folder."""
+    """Returns the names of the tests in a file of this name, in any folder."""
     return frozenset(
         node.name
         for path in TESTS.rglob(file)
@@ -39,7 +39,7 @@ def names_in(file: str) -> frozenset[str]:
 
 
 def fault_of(by: str) -> str | None:
-    """What is wrong with a cell "run by"."""
+    """Returns what is wrong with a cell "run by"."""
     for file, test in re.findall(r"\b(test_\w+\.py)(?:::(test_\w+))?", by):
         if not any(TESTS.rglob(file)) or (test and test not in names_in(file)):
             return f"{file}::{test} is gone"

@@ -1,4 +1,4 @@
-"""Every command line of the documentation is one: all meet the real parsers, and those of Train and Compare run."""
+"""Gives every command line of the documentation to its real parser, and runs those of Train and Compare."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trbext.runs.settings import parse_run
 from trbext.studies.compare.declaration import read_study
 
 PROGRAMS = ("trb", "torchrun", "accelerate", "python", "pytest", "pip")
-# Stands for "python FILE" and "trb FILE" that a page leaves to the reader.
+# Replaces "python FILE" and "trb FILE", which a page leaves to the reader.
 YOURS = {
     "config.yaml": "recipes/demo.yaml",
     "CONFIG.yaml": "recipes/demo.yaml",
@@ -32,7 +32,7 @@ YOURS = {
 
 
 def command_lines(page: Path, programs: tuple[str, ...] = PROGRAMS) -> Iterator[str]:
-    """Commands in blocks of a shell, in indented lines, and in `code` with arguments."""
+    """Yields the commands in blocks of a shell, in indented lines, and in `code` with arguments."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.S | re.M)
     indented = re.findall(r"^    (\S.*)$", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M), re.M)
@@ -58,7 +58,7 @@ LINES = sorted(
 
 
 class Parsed(Exception):
-    """A command's parser took its words; the command need not go on."""
+    """Raised when a command's parser has accepted its words: the command need not continue."""
 
 
 @pytest.fixture
@@ -159,13 +159,13 @@ def test_the_pages_have_the_commands_they_should() -> None:
     assert len(LINES) > 25
 
 
-# A block's lines share files, so they run in order; each is made short by these.
+# The lines of a block share files, so they run in order; each is made short by these.
 SHORT = ["--max_steps", "2", "--eval_prompts_limit", "4", "--per_device_train_batch_size", "4", "--save_steps", "1"]
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As fast for models this small, and faster beside other processes."""
+    """Uses one thread, which is as fast for models this small, and faster beside other processes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -182,7 +182,7 @@ def test_the_commands_of_the_page_run(name: str, tmp_path: Path, monkeypatch: py
     ran = 0
     for line in block.splitlines():
         words = shlex.split(line.partition(" #")[0])
-        if words[0] != "trb" or "qwen3" in line or words[1] == "compare":  # several processes, a GPU, hours
+        if words[0] != "trb" or "qwen3" in line or words[1] == "compare":  # needs several processes, a GPU, or hours
             continue
         if words[1] == "train":
             words += SHORT

@@ -17,7 +17,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def pinned(text: str) -> dict[str, str]:
-    """The packages that `text` names with one version."""
+    """Returns the packages that `text` pins to one version."""
     return dict(re.findall(r'"([\w-]+)==([\w.]+)"', text))
 
 
@@ -59,7 +59,7 @@ def test_the_workflow_runs_ci_and_the_wheels_build_as_pyproject_says() -> None:
 
 
 def parts(path: str) -> tuple[str, list[str], str]:
-    """The shell's test_{a,b}.py as "test_", ["a", "b"], ".py"."""
+    """Splits the shell's test_{a,b}.py into "test_", ["a", "b"], ".py"."""
     before, brace, rest = path.partition("{")
     names, _, after = rest.partition("}")
     return (before, names.split(","), after) if brace else (path, [""], "")

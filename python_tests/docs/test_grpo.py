@@ -21,7 +21,7 @@ def example() -> dict[str, Any]:
 
 
 def step(trainer_class: Any, rollout_func: Any, folder: Path) -> tuple[dict[str, Any], torch.Tensor]:
-    """What the loss of the first step was given, and its gradient in the lm_head."""
+    """Returns what the loss of the first step was given, and its gradient in the lm_head."""
     config = GRPOConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -81,7 +81,7 @@ def test_the_documented_lines_weigh_each_token_by_pi_s_over_mu(tmp_path: Path, m
     objective = (ratio * inputs["advantages"][:, None] * mask).sum(1) / mask.sum(1)
     (expected,) = torch.autograd.grad(-objective.mean(), student.lm_head.weight)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
-    # TRL alone takes mu's tokens for the student's.
+    # TRL by itself takes mu's tokens for the student's.
     alone, biased = step(GRPOTrainer, rollout_func, tmp_path)
     assert "old_per_token_logps" not in alone
     assert (biased - expected).abs().max() > 10 * (gradient - expected).abs().max()

@@ -1,4 +1,4 @@
-"""Links, file names and Python code of the documentation: all lead to something that exists and runs."""
+"""The links, file names and Python code of the documentation all lead to something that exists and runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from python_tests.docs.pages import PAGES, ROOT, anchors, links, python_blocks
 
 FOLDERS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("build", "dist", "runs"))
-# `trbext/ops.py`: names of files in the repository. What a run or a build makes is not among them.
+# `trbext/ops.py`: names of files in the repository, without those that a run or a build makes.
 FILE_NAME = re.compile(rf"(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*\w/?")
 
 
@@ -53,7 +53,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_of_a_page_runs(block: str) -> None:
-    """Definitions and short examples; the README's training is run by test_readme.py, made short."""
+    """Runs definitions and short examples; test_readme.py runs the README's training, made short."""
     code = compile(block.replace("trainer.train()", "pass"), "page", "exec")
     scope: dict[str, Any] = {}
     exec(code, scope)

@@ -1,4 +1,4 @@
-"""The paper's recipes, run as they are but for models of a few weights, local files and sizes: configuration, prompts,
+"""Runs the paper's recipes unchanged except for models of a few weights, local files and sizes: configuration, prompts,
 training with the EOS ids of Qwen3's base and chat models, checkpoints and the suite."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ END_OF_TEXT, IM_START, IM_END = (
     151643,
     151644,
     151645,
-)  # Qwen3's ids; base models stop with the first, chat models the last
+)  # Qwen3's ids; base models stop with the first, chat models with the last
 WIDTH = 151936
 
 # As Qwen3's: every message between <|im_start|>role and <|im_end|>, then the assistant's turn.
@@ -45,7 +45,7 @@ TEMPLATE = (
 
 
 def tokenizer(eos: str) -> PreTrainedTokenizerFast:
-    """One token per character, and Qwen3's special tokens at their own ids."""
+    """Returns a tokenizer with one token per character, and Qwen3's special tokens at their own ids."""
     special = {"<|endoftext|>": END_OF_TEXT, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
     vocabulary = {
         token: index for index, token in enumerate(["<unk>", *CHARACTERS, "\n", "\\", "{", "}", "'", "I", "J"])
@@ -71,7 +71,7 @@ def tokenizer(eos: str) -> PreTrainedTokenizerFast:
 
 
 def saved(folder: Path, eos: int | list[int], eos_token: str, likes: dict[int, float]) -> str:
-    """A tiny Qwen3 with its tokenizer, whose logits of the tokens it `likes` stand out among 151,936."""
+    """Saves a tiny Qwen3 with its tokenizer, whose logits of the tokens it `likes` stand out among 151,936."""
     config = Qwen3Config(
         vocab_size=WIDTH,
         hidden_size=16,
@@ -99,7 +99,7 @@ def saved(folder: Path, eos: int | list[int], eos_token: str, likes: dict[int, f
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A base model and a chat model, as Qwen3-1.7B-Base and Qwen3-8B stop."""
+    """Returns a base model and a chat model, which stop as Qwen3-1.7B-Base and Qwen3-8B do."""
     folder = tmp_path_factory.mktemp("models")
     likes = {5: 12.5, 6: 12.0, 7: 12.0, END_OF_TEXT: 11.5, IM_END: 11.5}
     student = saved(folder / "base", END_OF_TEXT, "<|endoftext|>", likes)
@@ -108,7 +108,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def open_thoughts(folder: Path) -> str:
-    """Rows as in OpenThoughts3-1.2M: each question several times, of three domains, one of them too long."""
+    """Writes rows as in OpenThoughts3-1.2M: each question several times, of three domains, one of them too long."""
     rows = [
         {
             "difficulty": 5,
@@ -126,7 +126,7 @@ def open_thoughts(folder: Path) -> str:
 
 
 def dry_run(recipe: str, folder: Path, pair: tuple[str, str], **changed: Any) -> list[str]:
-    """The recipe with what only its machine and its downloads allow made small."""
+    """Returns the recipe in which only the parts that need its machine and its downloads are made small."""
     small = {
         "model_name_or_path": pair[0],
         "teacher_model_name_or_path": pair[1],
@@ -169,7 +169,7 @@ def test_a_dry_run_trains_saves_and_evaluates(
     )
     assert trb(dry_run(recipe, tmp_path, pair)) == 0
 
-    # Eight rollouts a step, of two prompts four times each, three at a time; blended in the first step alone.
+    # Eight rollouts per step, of two prompts four times each, three at a time; blended only in the first step.
     assert [rollout.tokens.shape[0] for _, rollout in rollouts] == [3, 3, 2] * 2
     assert [epsilon for epsilon, _ in rollouts] == [0.02] * 3 + [0.0] * 3
     for batch in prompts:
@@ -212,14 +212,14 @@ def test_a_dry_run_trains_saves_and_evaluates(
     assert "best by the suite mean: " in printed
     assert printed.count("2 prompts x 3 samples") == 12
     assert "raised" not in printed
-    # An interrupted evaluation goes on: nothing is decoded again, and the table is the same.
+    # An interrupted evaluation continues: nothing is decoded again, and the table is the same.
     before = {path: path.read_text() for path in sorted(output.rglob("*.json*"))}
     assert trb(["eval", *checkpoints, "--suite", str(suite), "--output", str(output), "--samples", "3"]) == 0
     assert {path: path.read_text() for path in sorted(output.rglob("*.json*"))} == before
 
 
 def small_suite(folder: Path) -> Path:
-    """The paper's suite with two problems of each benchmark, in the columns of the real data sets."""
+    """Writes the paper's suite with two problems of each benchmark, in the columns of the real data sets."""
     suite = yaml.safe_load((ROOT / "recipes" / "suites" / "paper.yaml").read_text())
     for name, benchmark in suite["benchmarks"].items():
         answers: list[Any] = ["1", "2"]

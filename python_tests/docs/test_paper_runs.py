@@ -1,4 +1,4 @@
-"""The arithmetic behind docs/paper-runs.md."""
+"""Checks the arithmetic behind docs/paper-runs.md."""
 
 from __future__ import annotations
 

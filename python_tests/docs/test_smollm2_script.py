@@ -1,4 +1,5 @@
-"""recipes/smollm2_pruned.py: its bookkeeping on a tiny stand-in, and the real weights where their packages are."""
+"""Tests recipes/smollm2_pruned.py: its bookkeeping on a tiny stand-in, and the real weights if their packages are
+found."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def load_script() -> ModuleType:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The script with a tiny 30-layer Llama for SmolLM2 and sums for word problems; the rest is the real thing."""
+    """Returns the script with a tiny 30-layer Llama for SmolLM2 and sums for word problems; the rest is the real
+    script."""
     module = load_script()
     weights = tmp_path / "tiny.gguf"
     weights.write_bytes(b"weights")
@@ -217,7 +219,8 @@ def test_repeated_word_problems_are_drawn_once_and_too_few_is_an_error(monkeypat
 
 @pytest.fixture(scope="module")
 def out() -> Iterator[Path]:
-    """The recipe's models and prompts, in a folder that goes at once: pytest's own would keep three gigabytes."""
+    """Makes the recipe's models and prompts in a folder that is removed at once: pytest's own would keep three
+    gigabytes."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "smollm2"
         assert load_script_and_run(["--output", str(out), "--train-prompts", "32", "--eval-prompts", "8"]) == 0
@@ -258,7 +261,7 @@ def test_a_few_steps_of_the_recipe_lower_the_held_out_reverse_kl(out: Path) -> N
 
 @pytest.fixture(scope="module")
 def real_rows(out: Path) -> tuple[Tensor, Tensor]:
-    """(student, teacher) logits at every third position of three prompts, each [N, 49152] float32."""
+    """Returns (student, teacher) logits at every third position of three prompts, each [N, 49152] float32."""
     tokenizer = AutoTokenizer.from_pretrained(out / "teacher")
     lines = [json.loads(line) for line in (out / "prompts" / "train.jsonl").read_text().splitlines()[:3]]
     rows = []

@@ -1,4 +1,4 @@
-"""The verifier "math": answers of the paper's benchmarks as their data sets write them."""
+"""Tests the verifier "math" with answers of the paper's benchmarks as their data sets write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pass@k and the verifiers."""
+"""Tests pass@k and the verifiers."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_every_eos_id_of_the_student_ends_a_completion() -> None:
     torch.nn.init.zeros_(student.lm_head.weight)
     rows = list(prompts(64))
     found = evaluate_pass_at_1(student, tiny_tokenizer(), rows, shouts, max_new_tokens=40, generator=generator())
-    # A uniform student stops with probability 2/64 a token: 40 tokens are outlived with (62/64)^40 = 0.28.
+    # A uniform student stops with probability 2/64 per token: the chance to pass 40 tokens is (62/64)^40 = 0.28.
     assert 0.1 < found.clipped / 64 < 0.5
 
 

@@ -1,4 +1,4 @@
-"""Suites of benchmarks: what their files may hold, and how checkpoints are compared."""
+"""Tests suites of benchmarks: what their files may hold, and how checkpoints are compared."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Random rows through the operators, each answer checked against float64: `python -m python_tests.fuzz`."""
+"""Checks the operators on random rows, each answer against float64: `python -m python_tests.fuzz`."""

@@ -1,12 +1,12 @@
-"""Random rows through solve, sample, blend and verify, every answer checked against float64.
+"""Runs random rows through solve, sample, blend and verify, and checks every answer against float64.
 
     python -m python_tests.fuzz --rows 20000               # with a fresh seed, which is printed
     python -m python_tests.fuzz --seed 7 --batch 31        # one batch of a run again
-    python -m python_tests.fuzz --rows 1000000 --state fuzz.json    # goes on where the file ends
+    python -m python_tests.fuzz --rows 1000000 --state fuzz.json    # continues where the file ends
 
 Rows have 1 to 300,000 tokens of any pair of dtypes, logits on scales of 1e-3 to 1e4, masks, ties, heavy tails,
-subnormal numbers, nearly identical models; epsilon is 1e-9 to 50 or 0, inf, NaN, -1; the temperature 0.1 to 5. What is
-checked and how closely: docs/operators.md. Exit status 1 if any row fails.
+subnormal numbers, nearly identical models; epsilon is 1e-9 to 50 or 0, inf, NaN, -1; the temperature 0.1 to 5.
+docs/operators.md says what is checked and how closely. The exit status is 1 if any row fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import solved_rows, verified_rows
 from .random_rows import WIDEST, batch_of
 from .tally import Tally
 
-ELEMENTS = 400_000  # logits of either model in a batch: fits the caches, and one row of the widest is checked alike
+ELEMENTS = 400_000  # logits of either model in a batch: they fit the caches, and one row of the widest is checked alike
 
 
 def _parser() -> argparse.ArgumentParser:

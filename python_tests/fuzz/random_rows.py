@@ -1,4 +1,4 @@
-"""Batches of random logit rows, from ordinary ones to those that no model would make."""
+"""Makes batches of random logit rows, from ordinary ones to those that no model would make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 Array = NDArray[np.float64]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 300_000
-# Around the sizes at which something changes: vectors, blocks of 1024, segments of 4096; and widths of real models.
+# The sizes at which something changes: vectors, blocks of 1024, segments of 4096; and the widths of real models.
 EDGES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 255, 511, 1000, 1023, 1024, 1025,
          2047, 4095, 4096, 4097, 5000, 8193, 16384, 32769, 50257, 151_936, 262_144)  # fmt: skip
 
@@ -40,7 +40,8 @@ class Batch:
 
 
 def batch_of(seed: int, number: int, widest: int, elements: int) -> Batch:
-    """The batch of that number: a pure function of its arguments. About `elements` logits of either model."""
+    """Returns the batch of that number, a pure function of the arguments, with about `elements` logits of either
+    model."""
     rng = np.random.default_rng([seed, number])
     edges = [size for size in EDGES if size <= widest]
     vocab = int(rng.choice(edges)) if rng.random() < 0.3 else round(math.exp(rng.uniform(0, math.log(widest))))
@@ -63,7 +64,7 @@ def batch_of(seed: int, number: int, widest: int, elements: int) -> Batch:
 
 
 def _as(logits: Array, dtype: torch.dtype) -> Tensor:
-    """Finite logits stay finite in float16."""
+    """Casts to the dtype; finite logits stay finite in float16."""
     largest = torch.finfo(dtype).max
     tensor = torch.from_numpy(logits)
     return torch.where(tensor.isfinite(), tensor.clamp(-largest, largest), tensor).to(dtype)
@@ -74,7 +75,7 @@ def _spread(rng: np.random.Generator, rows: int, low: float, high: float) -> Arr
 
 
 def _scale(rng: np.random.Generator, rows: int) -> Array:
-    """Half of the rows as models have them, half from 1e-3 to 1e4."""
+    """Returns scales: half of the rows as models have them, half from 1e-3 to 1e4."""
     ordinary = rng.random((rows, 1)) < 0.5
     return np.where(ordinary, _spread(rng, rows, -1.5, 1), _spread(rng, rows, -3, 4))
 
@@ -85,7 +86,7 @@ def _one_token(rng: np.random.Generator, logits: Array, height: Array) -> Array:
 
 
 def _mask(rng: np.random.Generator, logits: Array, value: float) -> Array:
-    """A part of the row that is all from nothing to everything."""
+    """Returns a mask over a part of the row, which ranges from nothing to everything."""
     part = rng.random((len(logits), 1)) ** 2
     return np.where(rng.random(logits.shape) < part, value, logits)
 
@@ -173,7 +174,7 @@ def _logits(rng: np.random.Generator, rows: int, vocab: int) -> tuple[Array, Arr
 
 
 def _put_faults(rng: np.random.Generator, logits: Array) -> None:
-    """Two rows of a hundred: a NaN, a +inf, or nothing but -inf."""
+    """Puts faults into two rows of a hundred: a NaN, a +inf, or nothing but -inf."""
     kind = rng.random(len(logits))
     single = np.flatnonzero(kind < 0.01)
     logits[single, rng.integers(0, logits.shape[1], len(single))] = rng.choice([np.nan, np.inf], len(single))

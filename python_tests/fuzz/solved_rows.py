@@ -1,4 +1,4 @@
-"""What solve, sample and blend promise (docs/operators.md), row by row: kind of fault -> [N] bool, where it occurs."""
+"""Checks each row against what solve, sample and blend promise (docs/operators.md): kind of fault -> [N] bool."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def off(got: Tensor, expected: Tensor, relative: float | Tensor, absolute: float
 
 
 def range_of(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Of D = (teacher - student) / T over the common support, nats; 0 where it is empty."""
+    """Returns the range of D = (teacher - student) / T over the common support, in nats; 0 if that support is empty."""
     common = (student > -torch.inf) & (teacher > -torch.inf)
     d = (teacher.double() - student.double()) / temperature
     high = torch.where(common, d, -torch.inf).amax(-1)
@@ -53,13 +53,14 @@ def infeasible(kl: Tensor, epsilon: Tensor) -> Tensor:
 def not_maximal(
     student: Tensor, teacher: Tensor, temperature: float, epsilon: Tensor, beta: Tensor, kl: Tensor
 ) -> Tensor:
-    """Whether some larger float32 beta has a KL within the budget, for rows [N] without a fault."""
+    """Marks the rows of [N] without a fault for which some larger float32 beta has a KL within the budget."""
     short = (beta < 1) & (epsilon > 0) & (kl < epsilon.double() * (1 - SHORTFALL) - SHORTFALL_NATS)
     common = ((student > -torch.inf) & (teacher > -torch.inf)).any(-1)
     rows = (short & common).nonzero()[:, 0]
     if len(rows) == 0:
         return short & common
-    # KL is flat below 1e-12, the student's own value apart, and the next float32 number would tell nothing of it.
+    # KL is flat below 1e-12, except for the student's own value, and the next float32 number would say nothing about
+    # it.
     above = torch.nextafter(beta[rows], torch.ones(())).clamp(min=1e-12).double()
     larger = reference.behavior_kl(student[rows], teacher[rows], above, temperature)
     found = torch.zeros_like(short)
@@ -119,7 +120,7 @@ def _of_the_draw(
 
 
 def _alone(batch: Batch, drawn: Sample, solved: Solution, blended: Blend) -> Faults:
-    """A few rows by themselves, the student's with gaps between its logits: the same bits."""
+    """Computes a few rows by themselves, with gaps between the student's logits, and expects the same bits."""
     found = torch.zeros(len(batch), dtype=torch.bool)
     for row in range(0, len(batch), max(1, len(batch) // 4)):
         one = slice(row, row + 1)

@@ -1,4 +1,4 @@
-"""What a run has found so far, kept in a file from which it goes on."""
+"""Keeps what a run has found so far in a file from which the run continues."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Tally:
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
-        # NaN is written as such; a file half written must not lose hours.
+        # NaN is written as such. The file is renamed into place: a file half written must not lose hours.
         partial = path.with_suffix(path.suffix + ".partial")
         partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         partial.replace(path)
@@ -62,7 +62,7 @@ class Tally:
 
 
 def _example(batch: Batch, row: int) -> dict[str, Any]:
-    """Where the row is found again, and the row itself where it is short."""
+    """Returns where to find the row again, and the row itself if it is short."""
     example: dict[str, Any] = {
         "batch": batch.number,
         "row": row,

@@ -1,4 +1,4 @@
-"""The fuzzer itself: it passes on the operators, finds what is planted, and goes on where a run ended."""
+"""Tests the fuzzer itself: it passes on the operators, finds what is planted, and continues where a run ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What verify promises: a row's verdict by the law of speculative sampling, and a request's by those of its rows."""
+"""Checks what verify promises: a row's verdict by the law of speculative sampling, and a request's by those of its
+rows."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ MOST_ROWS = 400  # of a batch
 
 
 def check(batch: Batch, seed: int) -> Faults:
-    """Every row as a request of its own, then requests of several rows, on the first rows of the batch."""
+    """Checks every row as a request of its own, then requests of several rows, on the first rows of the batch."""
     rng = np.random.default_rng([seed, batch.number, 1])
     rows = min(len(batch), MOST_ROWS)
     kind = int(rng.integers(0, 3)) if rng.random() < 0.5 else 0
@@ -27,7 +28,7 @@ def check(batch: Batch, seed: int) -> Faults:
     teacher, epsilon = batch.teacher[:rows], batch.epsilon[:rows]
     drafts, accept, draw = _drafts(rng, logits, batch), torch.from_numpy(rng.random(rows)), batch.uniform[:rows]
     heat = torch.full((rows,), batch.temperature)
-    # Rows lie elsewhere in the logits, in another order.
+    # Rows lie at other places in the logits, in another order.
     order = torch.from_numpy(rng.permutation(rows))
     place = order.argsort()
 
@@ -53,7 +54,7 @@ def _padded(where: Tensor, size: int) -> Tensor:
 
 
 def _of_kind(raw: Tensor, kind: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """The student's rows as a caller of that kind has them, and the logits that verify makes of them."""
+    """Returns the student's rows as a caller of that kind has them, and the logits that verify makes of them."""
     if kind == 0:
         return raw, raw
     scaled = raw.float() / temperature
@@ -64,7 +65,7 @@ def _of_kind(raw: Tensor, kind: int, temperature: float) -> tuple[Tensor, Tensor
 
 
 def _drafts(rng: np.random.Generator, logits: Tensor, batch: Batch) -> Tensor:
-    """Most drawn from the student, some any token, some none."""
+    """Returns drafts: most drawn from the student, some any token, some none."""
     rows, vocab = logits.shape
     pi = (logits.double() / batch.temperature).softmax(-1).nan_to_num(0.0)
     likely = (pi.cumsum(-1) <= torch.from_numpy(rng.random(rows))[:, None]).sum(-1).clamp(max=vocab - 1)
@@ -76,7 +77,7 @@ def _drafts(rng: np.random.Generator, logits: Tensor, batch: Batch) -> Tensor:
 def _by_the_law(batch: Batch, logits: Tensor, got: Verification, drafts: Tensor, accept: Tensor, kind: int) -> Faults:
     rows, heat = len(drafts), batch.temperature
     teacher, epsilon, draw = batch.teacher[:rows], batch.epsilon[:rows], batch.uniform[:rows]
-    # A softmax of NaN or +inf is NaN everywhere, and one of nothing but -inf too: kind 1 has the same rows at fault.
+    # A softmax of NaN or +inf is NaN everywhere, and so is one of nothing but -inf: kind 1 has the same rows at fault.
     fault = reference.rows_at_fault(logits, teacher) | ~(epsilon >= 0)
     accepted, drafted = got.accepted == 1, drafts >= 0
     drawable = (draw >= 0) & (draw < 1)
@@ -128,7 +129,7 @@ def _by_the_law(batch: Batch, logits: Tensor, got: Verification, drafts: Tensor,
 
 
 def _composed(cuts: np.ndarray, apart: Verification, together: Verification) -> Tensor:
-    """Where a request of several rows says anything else than its rows do one after another, at its first row."""
+    """Marks, at its first row, each request of several rows whose outcome is not that of its rows one after another."""
     found = torch.zeros(len(apart.emitted), dtype=torch.bool)
     emitted, accepted, tokens = apart.emitted.tolist(), apart.accepted.tolist(), apart.tokens[:, 0].tolist()
     for request, (begin, end) in enumerate(itertools.pairwise(cuts.tolist())):

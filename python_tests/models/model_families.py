@@ -1,10 +1,10 @@
-"""Every family of causal LMs that transformers can build tiny from a config, and what trbext does with it.
+"""Tries every family of causal LMs that transformers can build tiny from a config, and judges what trbext does with it.
 
     python -m python_tests.models.model_families [FAMILY ...]     the rows of these, or of all
     python -m python_tests.models.model_families --write          docs/models.md anew
 
-A family is "right" where each recorded number equals that of an uncached forward of its row alone, or its refusal is
-shown. Weights are random, layers two; a class is judged by what its code does, not by its size.
+A family is "right" if each recorded number equals that of an uncached forward of its row by itself, or if its refusal
+is shown. Weights are random, layers two; a class is judged by what its code does, not by its size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VOCABULARY = 11
 TOLERANCE = 1e-4  # nats
 PROMPTS = left_padded([3, 4, 5, 6], [7], [8, 9])
 
-# By whichever of these names a config goes.
+# A config may call its sizes by any of these names.
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim"), 16),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "d_ff", "moe_intermediate_size"), 16),
@@ -117,7 +117,7 @@ def families() -> list[str]:
 
 
 def build(family: str, seed: int = 0) -> Any:
-    """A tiny random model in float64; any error where the config's defaults hold it back."""
+    """Builds a tiny random model in float64; raises any error if the config's defaults prevent it."""
     plain = CONFIG_MAPPING[family]()
     text = plain.get_text_config(decoder=True)
     known = {*text.to_dict(), *text.attribute_map}
@@ -150,7 +150,8 @@ def build(family: str, seed: int = 0) -> Any:
 
 
 def judged(family: str) -> tuple[str, str, str, str] | None:
-    """Class, and of rollouts, drafts and the loss: "right" or why not; None for a family that cannot be built tiny."""
+    """Returns the class, and the verdicts on rollouts, drafts and the loss: "right" or the reason that it is not; None
+    for a family that cannot be built tiny."""
     try:
         student, teacher = build(family, 1), build(family, 2)
     except Exception:

@@ -1,5 +1,7 @@
-"""The start-up check of the models: what it serves, what it refuses by name, what it costs; each fault planted here
-gave wrong numbers without a word, or a hang, before there was a check."""
+"""Tests the start-up check of the models: what it serves, what it rejects by name, and what it costs.
+
+Each fault planted here gave wrong numbers without an error message, or a hang, before there was a check.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def roll(student: Any, teacher: Any, decode: Any = lockstep, **kwargs: Any) -> A
 
 
 def sharpened(model: Any) -> Any:
-    """Fresh weights hardly tell one prefix from another."""
+    """Sharpens the weights, because fresh weights hardly tell one prefix from another."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data *= 8
@@ -145,7 +147,7 @@ def test_the_probe_knows_half_precision_inside_a_forward() -> None:
     check_model(model, "student")
 
 
-# What is refused.
+# What is rejected.
 
 
 class CountsColumns(GPT2LMHeadModel):
@@ -178,7 +180,7 @@ class ScalesItsHead(LlamaForCausalLM):
 def test_a_model_that_would_give_wrong_numbers_is_refused_by_class_and_reason(model_class: Any, reason: str) -> None:
     model = tiny("gpt2" if model_class is CountsColumns else "llama", seed=1)
     model.__class__ = model_class
-    for _ in range(2):  # a verdict is kept, so is the refusal
+    for _ in range(2):  # a verdict is kept, and so is a refusal
         with pytest.raises(UnsupportedModel, match=f"the teacher {model_class.__name__} {reason}") as error:
             check_model(model, "teacher", loss=True)
     assert "\n" not in str(error.value)

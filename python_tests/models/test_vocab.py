@@ -1,4 +1,4 @@
-"""Aligning two vocabularies: widths, EOS sets, token ids. `trbext.vocab`."""
+"""Tests `trbext.vocab`, which aligns two vocabularies: widths, EOS sets, token ids."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_slices_are_views_of_the_logits_where_nothing_is_merged() -> None:
 
 
 def canonical_probabilities(logits: Tensor, width: int, stop: int, eos: set[int], temperature: float) -> Tensor:
-    """method: p~(v) = sum over u with phi(u) = v of p(u), term by term in float64."""
+    """Computes p~(v) = sum over u with phi(u) = v of p(u) term by term in float64."""
     probabilities = (logits[..., :width].double() / temperature).softmax(-1)
     result = torch.zeros_like(probabilities)
     for token in range(width):
@@ -133,7 +133,7 @@ def test_alignment_takes_the_smaller_width_and_every_eos_id_that_generate_stops_
     assert alignment == Alignment(151, (2,), (3, 7))
     assert align(model(160, [3, 7]), model(151, 2)) == Alignment(151, (3, 7), (2,))
     assert align(model(9, None, config_eos=4), model(9, None)) == Alignment(9, (4,), ())
-    # A config keeps its class's default EOS id; where generation_config speaks, that id is an ordinary token.
+    # A config keeps its class's default EOS id; if generation_config names others, that id is an ordinary token.
     assert align(model(9, 5, config_eos=2), model(9, 6, config_eos=2)) == Alignment(9, (5,), (6,))
 
 

@@ -1,4 +1,4 @@
-"""Models and a tokenizer small enough to be built from nothing in milliseconds, for tests that need a real trainer."""
+"""Builds models and a tokenizer from nothing in milliseconds, for tests that need a real trainer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-PAD, EOS, END_OF_TURN = 0, 1, 2  # END_OF_TURN is another model's way to stop
+PAD, EOS, END_OF_TURN = 0, 1, 2  # END_OF_TURN is the EOS token of another model
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz=+-*#.,:;?!()<> ABCDEFGH"
 VOCABULARY = ["<pad>", "<eos>", "<end>", "<unk>", *CHARACTERS]  # 64 tokens
 
 
 def tiny_tokenizer(vocabulary: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """One token per character; 64 tokens. No chat template."""
+    """Returns a tokenizer with one token per character, 64 tokens and no chat template."""
     vocabulary = vocabulary or VOCABULARY
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -39,7 +39,8 @@ def tiny_llama(
     layers: int = 1,
     sharpness: float = 0.3,
 ) -> LlamaForCausalLM:
-    """A random Llama; `sharpness` is the standard deviation of its weights, so of how far its logits spread."""
+    """Returns a random Llama; `sharpness` is the standard deviation of its weights, and so of how far its logits
+    spread."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,
@@ -59,12 +60,12 @@ def tiny_llama(
 
 
 def prompts(count: int) -> Dataset:
-    """`count` different prompts of unequal length, each with the number it asks for in "answer"."""
+    """Returns `count` different prompts of unequal length, each with the number it asks for in "answer"."""
     return Dataset.from_list([{"prompt": f"{n}+{n % 7}=", "answer": str(n + n % 7)} for n in range(3, 3 + count)])
 
 
 def saved(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> str:
-    """A folder from which both can be loaded again."""
+    """Saves both, and returns the folder from which they can be loaded again."""
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)

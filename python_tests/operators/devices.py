@@ -1,4 +1,4 @@
-"""The operators on every device there is, for tests that hold on each: CPU tensors in, CPU tensors out."""
+"""Runs the operators on every device there is, for tests that hold on each: CPU tensors in, CPU tensors out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trbext.results import Blend, Sample, Solution, Verification
 
 
 def cuda_missing() -> str | None:
-    """Why nothing can run on a GPU here, for a test to skip with; None where it can."""
+    """Returns the reason that nothing can run on a GPU here, for a test to skip with; None if it can."""
     if not torch.cuda.is_available():
         return "no CUDA device (torch.cuda.is_available() is false)"
     if not trbext._C.cuda_compiled:
@@ -22,7 +22,8 @@ def cuda_missing() -> str | None:
 
 
 def on(device: str, tensor: Tensor) -> Tensor:
-    """`tensor` there with the same strides and the same offset into its storage; `tensor` itself where it is.
+    """Returns `tensor` on the device with the same strides and the same offset into its storage; `tensor` itself if it
+    is there.
 
     `Tensor.to` would make rows contiguous that are a slice of wider ones.
     """
@@ -34,7 +35,7 @@ def on(device: str, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Operators:
-    """The functions of `trbext` on one device, which the arguments move to and the outputs return from."""
+    """The functions of `trbext` on one device, to which the arguments move and from which the outputs return."""
 
     device: str
     interpreted: bool = False  # so slow that a test of size alone is left out

@@ -1,4 +1,4 @@
-"""Rounding rational numbers to binary floating point formats, by definition: the oracle for arithmetic tests."""
+"""Rounds rational numbers to binary floating point formats, by definition: the oracle for arithmetic tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ FORMATS = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "f32": (24, -126, 127),
 
 
 def round_exactly(value: Fraction, name: str, mode: str = "rn") -> float:
-    """The number of a format next to `value`: to nearest even, toward zero, down (rm), up (rp). 0 becomes +0."""
+    """Returns the number of a format next to `value`: to nearest even, toward zero, down (rm), up (rp). 0 becomes
+    +0."""
     bits, lowest, highest = FORMATS[name]
     if value == 0:
         return 0.0
@@ -37,6 +38,6 @@ def round_exactly(value: Fraction, name: str, mode: str = "rn") -> float:
 
 
 def apply_exactly(function: Callable[..., Fraction], name: str, mode: str, *arguments: np.ndarray) -> np.ndarray:
-    """A rational function of finite arrays, element by element, rounded once."""
+    """Computes a rational function of finite arrays, element by element, rounded once."""
     columns = ([Fraction(float(x)) for x in a] for a in arguments)
     return np.array([round_exactly(function(*row), name, mode) for row in zip(*columns, strict=True)])

@@ -1,4 +1,7 @@
-"""Pairs of logit rows that stress the solver in different ways, one name each; float32 unless the name says not."""
+"""Makes pairs of logit rows that stress the solver in different ways, one name each.
+
+They are float32 unless the name says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ EPSILONS = (1e-6, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, float("inf"))
 
 
 def families(vocab: int, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """name -> (student_logits [V], teacher_logits [V])."""
+    """Returns name -> (student_logits [V], teacher_logits [V])."""
     rng = np.random.default_rng([vocab, seed])
 
     def language_model() -> np.ndarray:  # a bulk, and a head of likely tokens far above it

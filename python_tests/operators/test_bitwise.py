@@ -1,4 +1,5 @@
-"""A row's result is bitwise the same alone, in any batch, in any order, strided or not, for any number of threads."""
+"""A row's result is bitwise the same by itself, in any batch, in any order, strided or not, for any number of
+threads."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def test_rows_do_not_know_their_batch(trb: Operators, vocab: int, threads: None)
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         assert equal(outcome(student, teacher, epsilon, uniform), expected), count
-        # One row: with two threads its blocks are spread over them, with one they are not.
+        # One row: with two threads its blocks are divided between them, with one thread they are not.
         for row in range(rows):
             one = slice(row, row + 1)
             alone = outcome(student[one], teacher[one], epsilon[one], uniform[one])
@@ -64,7 +65,7 @@ def test_rows_do_not_know_their_batch(trb: Operators, vocab: int, threads: None)
 
 @pytest.fixture
 def flushed_here_alone(threads: None) -> Iterator[None]:
-    """Subnormal numbers are 0 on this thread, and not on those of the pool, which are there already."""
+    """Flushes subnormal numbers to 0 on this thread, but not on the threads of the pool, which exist already."""
     torch.set_num_threads(2)
     rows = torch.zeros(8, 4)
     trbext.solve(rows, rows, 0.1)

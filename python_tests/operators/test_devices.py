@@ -1,4 +1,5 @@
-"""devices.on moves a tensor to a device as it lies in memory, or the layout tests would test nothing there."""
+"""devices.on moves a tensor to a device as it lies in memory, without which the layout tests would test nothing
+there."""
 
 from __future__ import annotations
 

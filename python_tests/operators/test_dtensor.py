@@ -1,4 +1,4 @@
-"""DTensor: two processes that each hold half of the rows solve their own and meet the whole."""
+"""Two processes that each hold half of the rows of a DTensor solve their own rows and assemble the whole."""
 
 from __future__ import annotations
 

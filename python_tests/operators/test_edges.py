@@ -1,4 +1,4 @@
-"""The table of semantics at the edges (docs of trbext.ops), every row of it on every operator and both overloads."""
+"""Tests every row of the table of semantics at the edges (docs of trbext.ops) on every operator and both overloads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Operator(NamedTuple):
 
 
 class Outcome:
-    """What any of the three operators says of a row: beta, kl, and where it can, mu and a token."""
+    """What any of the three operators says of a row: beta, kl, and, if it can, mu and a token."""
 
     def __init__(self, op: Operator, student: Tensor, teacher: Tensor, epsilon: Epsilon, uniform: float = 0.37) -> None:
         self.log_probs: Tensor | None = None
@@ -54,7 +54,8 @@ class Outcome:
         return all(math.isnan(v) for v in values)
 
     def follows(self, row: int, log_mu: Tensor) -> bool:
-        """Agrees with the expected float64 log mu of the row as far as this operator shows mu."""
+        """Tells whether the outcome agrees with the expected float64 log mu of the row, as far as this operator shows
+        mu."""
         if self.log_probs is not None:
             return torch.allclose(self.log_probs[row].double(), log_mu, atol=1e-5, rtol=1e-6)
         if self.token is not None:
@@ -196,7 +197,7 @@ def test_a_negative_or_nan_epsilon_of_one_row_faults_that_row_alone(op: Operator
 
 @pytest.mark.parametrize("epsilon", [-1.0, NAN, -INF])
 def test_a_negative_or_nan_epsilon_of_a_single_row_faults_it(op: Operator, epsilon: float) -> None:
-    """A tensor of one element is the epsilon of a row too, not a float, whose fault would be the call's."""
+    """A tensor of one element is the epsilon of a row too. It is not a float, whose fault would be the call's."""
     student, teacher = ordinary(1)
     assert Outcome(op, student, teacher, torch.tensor([epsilon])).is_fault(0)
 
@@ -292,7 +293,8 @@ def test_odd_vocabularies_misaligned_storage_and_transposed_inputs(
 
 
 def test_more_than_2_to_the_31_logits(op: Operator, overload: Overload) -> None:
-    """Rows 2^31 elements into the storage; expanded from one padded row, so no memory is spent on them."""
+    """The rows lie 2^31 elements into the storage; they are expanded from one padded row, so that no memory is spent on
+    them."""
     if op.trb.interpreted:
         pytest.skip("the storage of 2^31 logits is too large for the interpreter")
     if op.trb.device == "cuda" and torch.cuda.mem_get_info()[0] < 6e9:

@@ -1,4 +1,5 @@
-"""The law of `trbext.sample` is mu exactly: an inverse CDF with a 53-bit uniform, checked by injecting uniforms."""
+"""The law of `trbext.sample` is mu exactly: it inverts the CDF at a 53-bit uniform, and the tests inject the
+uniforms."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from trbext import reference
 
 
 def counts_of(trb: Operators, student: Tensor, teacher: Tensor, epsilon: float, uniforms: Tensor) -> Tensor:
-    """How often each token is drawn over the uniforms [M], in chunks that share one expanded row."""
+    """Counts how often each token is drawn over the uniforms [M], in chunks that share one expanded row."""
     vocab = student.shape[-1]
     counts = torch.zeros(vocab, dtype=torch.int64)
     for chunk in uniforms.split(4096):

@@ -1,4 +1,4 @@
-"""`trbext.solve` against the float64 reference: feasible everywhere, and tight wherever the budget binds."""
+"""Compares `trbext.solve` with the float64 reference: feasible everywhere, and tight wherever the budget binds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from python_tests.operators.devices import Operators
 from python_tests.operators.row_families import EPSILONS, families
 from trbext import reference
 
-# docs of trbext.ops promise the first two; the last says what "the largest beta" means.
+# The docs of trbext.ops promise the first two; the last says what "the largest beta" means.
 EXCESS, EXCESS_NATS, SHORTFALL = 1e-4, 1e-7, 3e-4
 KL_ERROR = 2e-5  # of the reported KL, whose sums are of float32 weights
 
@@ -90,11 +90,11 @@ BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
     [
         # f is a step that six float32 sweeps do not find the edge of
         ([-108.937, -0.023], [0.526, -108.224], (FLOAT32, FLOAT32), 1.697, 0.564),
-        # Exponents of 190 nats, whose rounding the sums of weights would show
+        # Exponents of 190 nats, whose rounding the sums of weights would show.
         ([-0.6953125, -191], [-0.369140625, 1.7265625], (BFLOAT16, BFLOAT16), 0.033720020204782486, 1.0),
-        # A token of 7e-4 that loses 300 nats: e^v - 1 must not come from the sum of e^v - 1 - v and v
+        # A token of 7e-4 that loses 300 nats: e^v - 1 must not come from the sum of e^v - 1 - v and v.
         ([1.0078125, -42.25, 8.3125], [-286.7338, 57.73465, 62.5224], (BFLOAT16, FLOAT32), 0.0025882632, 1.0),
-        # Double precision, where a mean of 1e5 nats would leave few digits of a small KL
+        # Double precision: a mean of 1e5 nats would leave few digits of a small KL.
         ([43264.0, 43520.0, 43776.0, 44032.0] * 237, [15296.0] * 948, (BFLOAT16, BFLOAT16), 1.712947863e-07, 0.3187),
     ],
     ids=["a step", "190 nats", "a token that vanishes", "logits of 1e5 nats"],
@@ -119,10 +119,10 @@ def test_rows_that_rounding_once_took_beyond_the_budget_or_short_of_it(
 def test_an_offset_between_the_models_costs_no_digits_whatever_the_first_token_is(
     trb: Operators, offset: float, masked: str
 ) -> None:
-    """D is centred by the first token that both have; where there was none, by nothing."""
+    """D is centered by the first token that both models have; if there is none, D is not centered."""
     generator = torch.Generator().manual_seed(0)
     student, noise = torch.randn(1025, generator=generator), torch.randn(1025, generator=generator)
-    teacher = student + noise + offset  # rounded: what the reference is given, too
+    teacher = student + noise + offset  # rounded: the reference is given the same
     if masked != "neither":
         (student if masked == "student" else teacher)[0] = -torch.inf
     for epsilon in (0.05, 5.0):

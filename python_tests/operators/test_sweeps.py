@@ -20,7 +20,7 @@ ISAS = ("generic", "avx2", "avx512")
 
 
 def binding(vocab: int, seeds: tuple[int, ...]) -> dict[str, Tensor]:
-    """Sweeps of every row of the families whose budget binds and which float32 sweeps take."""
+    """Returns the sweeps of every row of the families whose budget binds and for which float32 sweeps suffice."""
     sweeps: dict[str, Tensor] = {}
     for seed in seeds:
         for name, (student, teacher) in families(vocab, seed).items():
@@ -56,7 +56,7 @@ def test_rows_beyond_float32_exponents_are_solved_in_double_precision() -> None:
         assert torch.allclose(kl.double(), reference.behavior_kl(student, teacher, beta), rtol=1e-4, atol=1e-9)
         for row in range(4):
             assert kl[row] <= epsilon * (1 + 1e-4) + 1e-7
-            # At these ranges neighbouring float32 numbers may straddle the whole trust region.
+            # At these ranges neighboring float32 numbers may straddle the whole trust region.
             above = torch.nextafter(beta[row], torch.tensor(2.0))
             tight = kl[row] >= epsilon * (1 - 3e-4)
             assert beta[row] == 1 or tight or reference.behavior_kl(student[row], teacher[row], above) > epsilon

@@ -1,4 +1,4 @@
-"""torch.ops.trb as a well-behaved PyTorch operator: opcheck, torch.compile, torch.export, no autograd graph, CUDA."""
+"""torch.ops.trb behaves as a PyTorch operator should: opcheck, torch.compile, torch.export, no autograd graph, CUDA."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_no_autograd_graph(op: str, overload: str) -> None:
 
 
 def sampling_step(student: Tensor, teacher: Tensor, epsilon: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a trainer would compile: the blend between its own tensor code."""
+    """Computes what a trainer would compile: the blend between tensor code of its own."""
     drawn = trbext.sample(student * 1.0, teacher * 1.0, epsilon, uniform=uniform)
     log_probs = trbext.blend(student, teacher, 0.02).log_probs
     beta = trbext.solve(student, teacher, 0.02, temperature=0.5).beta
@@ -103,7 +103,7 @@ def test_opcheck_verify(requires_grad: bool) -> None:
             torch.library.opcheck(
                 torch.ops.trb.verify.default, verify_arguments(requires_grad, dtype), {"width": 3, **options}
             )
-    # All but torch.compile, which takes no operator of a library that returns what it wrote to.
+    # All but torch.compile, which accepts no operator of a library that returns what it wrote to.
     torch.library.opcheck(
         torch.ops.trb.verify.out,
         verify_arguments(),
@@ -187,7 +187,7 @@ def test_a_cpu_build_called_with_cuda_tensors_to_verify_says_so() -> None:
 
 @pytest.mark.parametrize("op", ["blend", "solve", "sample"])
 def test_the_epsilon_of_a_single_row_is_not_read_by_python(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One element also fits the overload of a float, which reads it: on a GPU a wait, in a graph an error."""
+    """One element also fits the overload of a float, which reads it: on a GPU that is a wait, in a graph an error."""
     student, teacher, _, *uniform = arguments(op, "per_row")
     student, teacher, uniform = student[:1], teacher[:1], [u[:1] for u in uniform]
     epsilon = torch.tensor([0.05])

@@ -1,4 +1,4 @@
-"""One table of calls that cannot be meant: kernels refuse each in the same words whether they compute or only trace."""
+"""Lists calls that cannot be meant: a kernel rejects each in the same words when it only traces."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def call(operator: str, arguments: Arguments) -> Any:
 
 
 def on_the_meta_device(value: Any) -> Any:
-    """With the same strides, which `to` would not keep."""
+    """Moves the tensor to the meta device with the same strides, which `to` would not keep."""
     if not isinstance(value, Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

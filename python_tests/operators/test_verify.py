@@ -20,7 +20,7 @@ BUDGETS = (0.0, 1e-4, 0.01, 0.3, INF)
 
 
 def family_call(vocab: int, kind: int, temperature: Tensor, epsilon: Tensor, dtype: torch.dtype, seed: int) -> Call:
-    """One request for each family: two drafts and a direct row, all over the same pair of rows."""
+    """Returns one request for each family: two drafts and a direct row, all over the same pair of rows."""
     pairs = [pair for name, pair in families(vocab).items() if "bfloat16" not in name]
     student, teacher = (torch.stack([pair[i] for pair in pairs]).repeat_interleave(3, 0).to(dtype) for i in (0, 1))
     count = len(pairs)
@@ -67,7 +67,7 @@ def test_every_decision_follows_the_law_in_every_dtype(trb: Operators, dtypes: t
 
 @pytest.mark.parametrize("kind", [0, 2])
 def test_rows_too_wide_for_float32_follow_the_law_as_well(trb: Operators, kind: int) -> None:
-    """Masked by -1e4 or by the lowest finite number in one model alone."""
+    """The rows are masked by -1e4 or by the lowest finite number in one model only."""
     student, teacher = ordinary(20, 2100, spread=1.5)
     masked = torch.rand(20, 2100, generator=torch.Generator().manual_seed(0)) < 0.3
     student[:8] = student[:8].masked_fill(masked[:8], -1e4)
@@ -78,14 +78,15 @@ def test_rows_too_wide_for_float32_follow_the_law_as_well(trb: Operators, kind: 
     )
     for seed in range(4):
         uniforms = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        call = call.but(accept_uniform=uniforms**0.25, draw_uniform=uniforms.flip(0))  # most are refused
+        call = call.but(accept_uniform=uniforms**0.25, draw_uniform=uniforms.flip(0))  # most are rejected
         assert_follows_the_law(call, call.by(trb.verify))
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
 @pytest.mark.parametrize("counts", [[3, 0, 1, 4, 2], [1], [0, 0], [5, 5, 5]])
 def test_agrees_with_the_float64_reference(trb: Operators, counts: list[int], kind: int) -> None:
-    """Tokens and counts exactly: no uniform of these seeds falls between the two betas (2e-4 of the budget apart)."""
+    """Tokens and counts agree exactly: no uniform of these seeds falls between the two betas (2e-4 of the budget
+    apart)."""
     for vocab in (3, 60, 1500):
         student, teacher = ordinary(sum(counts) + 2, vocab, seed=vocab)
         budgets, heats = torch.tensor(BUDGETS), torch.tensor([1.0, 0.5, 1.3])
@@ -121,7 +122,8 @@ def test_scaled_logits_at_temperature_1_are_logits(trb: Operators) -> None:
 
 
 def test_probabilities_of_any_size_keep_their_logarithm(trb: Operators) -> None:
-    """From 1 down to subnormal numbers, against float64: eps 0 accepts every draft, and the log-probs tell log p."""
+    """Log-probabilities of 1 down to subnormal numbers, against float64: with epsilon 0 every draft is accepted, and
+    the outputs report log p."""
     exponents = torch.linspace(0, -148, 600, dtype=torch.float64)
     p = torch.stack([torch.exp2(exponents).float(), torch.ones(600)], 1)
     call = Call(
@@ -138,9 +140,11 @@ def test_probabilities_of_any_size_keep_their_logarithm(trb: Operators) -> None:
 
 
 def law(verify: Verify, call: Call, grid: int) -> Tensor:
-    """P(out = token) of the one row of `call` over drafts from pi_S and both uniforms, integrated: a draft is accepted
-    for an interval of uniforms from 0, and the replacement is constant on intervals, so that a grid of midpoints is
-    right to one step for each. [V] float64."""
+    """Returns P(out = token) of the one row of `call` over drafts from pi_S and both uniforms, [V] float64.
+
+    The uniforms are integrated: a draft is accepted for an interval of uniforms from 0, and the replacement is constant
+    on intervals, so that a grid of midpoints is correct to one step for each.
+    """
     x, _ = call.log_student_and_teacher(0, 0)
     vocab = len(x)
     uniforms = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
@@ -213,8 +217,10 @@ def chain_tables() -> tuple[Tensor, Tensor]:
 
 
 def blocks_of_a_chain(verify: Verify, draft_length: int, direct: bool, count: int, seed: int) -> Tensor:
-    """[count, 3] tokens of a Markov model of 4 tokens, whose logits are a table by the token before: drafted by the
-    student, verified in ragged batches until each sequence has three."""
+    """Returns [count, 3] tokens of a Markov model of 4 tokens, whose logits are a table by the token before.
+
+    The student drafts them, and they are verified in ragged batches until each sequence has three.
+    """
     student, teacher = chain_tables()
     generator = torch.Generator().manual_seed(seed)
     pi = (student.double() / 0.9).softmax(-1)
@@ -264,7 +270,7 @@ def test_blocks_of_drafts_follow_mu_over_sequences(trb: Operators, draft_length:
 
 def test_one_token_too_many_breaks_the_law_over_sequences() -> None:
     def generous(*arguments: Tensor, **options: Tensor) -> reference.Verification:
-        """Where a draft was replaced, the draft after it is taken as well."""
+        """If a draft was replaced, also accepts the draft after it."""
         got = trbext.verify(*arguments, **options)
         drafts = arguments[2].view(len(got.tokens), -1)
         more = (got.emitted > got.accepted) & (got.emitted < drafts.shape[1])
@@ -309,7 +315,8 @@ def test_epsilon_zero_keeps_every_draft_whatever_the_uniform(trb: Operators) -> 
 
 @pytest.mark.parametrize("vocab", [2, 60, 1500])
 def test_a_draft_refused_where_rounding_leaves_no_residual_is_drawn_from_mu(trb: Operators, vocab: int) -> None:
-    """Models alike to rounding: mu / pi_S may come out as 1 - 1e-9 for every token, below the largest uniform."""
+    """The models agree up to rounding: mu / pi_S may come out as 1 - 1e-9 for every token, below the largest
+    uniform."""
     student, _ = ordinary(200, vocab, seed=vocab)
     noise = torch.randn(200, 1, generator=torch.Generator().manual_seed(1))
     for teacher in (student, student + 64, student * (1 + 1e-7 * noise)):

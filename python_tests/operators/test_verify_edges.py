@@ -1,4 +1,4 @@
-"""trbext.verify at the edges: a fault stays in its request, and what is not needed is no fault."""
+"""trbext.verify at the edges: a fault stays in its request, and a value that is not needed is no fault."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 def put_in_row(name: str, row: int, value: float, alone: bool = True) -> Callable[[Call], Call]:
-    """In one token of the row, between masked ones (which must not hide it), or in all."""
+    """Puts a value in one token of the row, between masked ones (which must not hide it), or in all."""
 
     def change(call: Call) -> Call:
         values = getattr(call, name).clone()
@@ -124,7 +124,7 @@ def test_a_draw_uniform_that_nothing_is_drawn_by_is_not_needed(trb: Operators) -
         ([-1, 3, 7, 9], [-1, 4, 2]),
         ([0, 3, 7, 11], [3, 4, -1]),  # ten rows
         ([0, 12, 12, 12], [-1, -1, -1]),
-        ([0, 3, 2, 4], [3, -1, -1]),  # decreasing, and then row 2 is of request 0 already
+        ([0, 3, 2, 4], [3, -1, -1]),  # decreasing, and then row 2 belongs to request 0 already
         ([0, 4, 1, 9], [4, -1, -1]),
         ([0, 12, 3, 5], [-1, -1, 2]),
         ([0, -5, 3, 5], [-1, -1, 2]),

@@ -1,4 +1,7 @@
-"""trbext.verify does not care how its inputs lie, for whom else they are, or who runs it; and it only reads them."""
+"""The result of trbext.verify does not depend on how its inputs lie, on other requests, or on who runs it.
+
+verify only reads its inputs.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ def test_a_request_does_not_know_its_batch_nor_the_threads(trb: Operators, kind:
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         assert same(call.by(trb.verify), expected)
-        for request in range(5):  # alone, by row indirection into the same logits
+        for request in range(5):  # by itself, by row indirection into the same logits
             rows = torch.tensor(list(call.rows_of(request)), dtype=torch.int64)
             alone = call.but(
                 draft_tokens=call.draft_tokens[rows],
@@ -163,6 +166,6 @@ print((peak() - before) / 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 def test_memory_does_not_grow_with_rows_times_vocabulary(tmp_path: Path) -> None:
-    """A copy of the rows would take 29 MB; they are expanded from one."""
+    """A copy of the rows would need 29 MB; they are expanded from one."""
     run = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert float(run.stdout) < 4, run.stdout

@@ -1,4 +1,4 @@
-"""trbext.verify raises where a use cannot be meant, and writes to outputs that the caller owns."""
+"""trbext.verify raises if a use cannot be meant, and writes to outputs that the caller owns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of `trbext.verify` as data, and the law that any outcome of one must follow."""
+"""Describes calls of `trbext.verify` as data, and checks the law that any outcome of one must follow."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Call:
         return float(values[request])
 
     def log_student_and_teacher(self, request: int, row: int) -> tuple[Tensor, Tensor]:
-        """What the row's logits amount to at the temperature, [V] float64, up to a constant."""
+        """Returns log pi_S and log pi_T of the row at the temperature, each [V] float64, up to a constant."""
         heat = self.temperature_of(request)
         columns = self.vocab or min(self.student_logits.shape[1], self.teacher_logits.shape[1])
         student = self.student_logits[row if self.student_rows is None else int(self.student_rows[row]), :columns]
@@ -72,7 +72,7 @@ class Call:
 
 
 def of_kind(logits: Tensor, temperature: Tensor, kind: int) -> Tensor:
-    """Rows of raw logits [N, V] as the student's rows of that kind, `temperature` [N]."""
+    """Converts rows of raw logits [N, V] to the student's rows of that kind, with `temperature` [N]."""
     scaled = logits.float() / temperature[:, None]
     return {0: logits, 1: scaled.softmax(-1), 2: scaled}[kind]
 
@@ -89,8 +89,10 @@ def ragged(
     direct: float = 0.1,
     padding: int = 0,
 ) -> Call:
-    """Requests of `counts` rows over raw logits [N, V], drafts from the student, a `direct` part of the rows without,
-    and `padding` rows of no request at the end."""
+    """Returns requests of `counts` rows over raw logits [N, V], with drafts from the student.
+
+    A `direct` part of the rows has no draft, and `padding` rows at the end belong to no request.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows, requests = len(student), len(counts)
     assert rows == sum(counts) + padding
@@ -120,7 +122,7 @@ def ordinary(rows: int, vocab: int, seed: int = 0, spread: float = 1.0) -> tuple
 
 
 def same(got: Verification, expected: Verification) -> bool:
-    """Bitwise."""
+    """Tells whether two outcomes are bitwise the same."""
     return all(
         a.dtype == b.dtype and torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0))
         for a, b in zip(got, expected, strict=True)
@@ -128,8 +130,8 @@ def same(got: Verification, expected: Verification) -> bool:
 
 
 def assert_follows_the_law(call: Call, got: Verification, tolerance: float = 2e-6) -> None:
-    """Each decision is the one that mu at the returned beta asks for, if not for uniforms within `tolerance` of the
-    edge, and log-probabilities are those of the policies. The call holds no fault."""
+    """Checks that each decision is the one that mu at the returned beta asks for, except for uniforms within
+    `tolerance` of the edge, and that log-probabilities are those of the policies. The call holds no fault."""
     for request in range(call.requests):
         rows = call.rows_of(request)
         emitted, accepted = int(got.emitted[request]), int(got.accepted[request])
@@ -169,7 +171,7 @@ VOCAB, COUNTS = 1100, [3, 4, 2]  # rows 3 .. 6 are of request 1, which the fault
 
 
 def three_requests(kind: int = 0) -> Call:
-    """Every draft of request 1 is accepted but the last row's, a direct one; so a fault anywhere in it is met."""
+    """Every draft of request 1 is accepted except the last row's, a direct one; so a fault anywhere in it is met."""
     student, teacher = ordinary(10, VOCAB, seed=5)
     epsilon = torch.tensor([0.05, 0.1, 0.3])
     temperature = torch.tensor([1.0, 0.7, 1.3])

@@ -1,6 +1,6 @@
-"""Test files that need a package which trbext itself does not need are skipped where it is missing.
+"""Skips test files that need a package which trbext itself does not need, if the package is missing.
 
-So `pytest` collects anywhere: a GPU machine with torch, numpy, pytest and trbext alone runs the tests of the operators.
+So `pytest` collects anywhere: a GPU machine with only torch, numpy, pytest and trbext runs the tests of the operators.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pytest
 
-# What the extras of pyproject.toml bring (numpy is at hand wherever the operators are tested), and what comes with it.
+# What the extras of pyproject.toml bring (numpy is present wherever the operators are tested), and what comes with it.
 PACKAGES = frozenset({
     "accelerate", "datasets", "filelock", "huggingface_hub", "jinja2", "math_verify", "matplotlib", "peft", "rich",
     "safetensors", "scipy", "tokenizers", "transformers", "trl", "yaml",
@@ -17,7 +17,7 @@ PACKAGES = frozenset({
 
 
 class LeavesOutWhatIsMissing(pytest.Module):
-    """A test file that is skipped, with the package's name, if importing it needs an optional package in vain."""
+    """A test file that is skipped, with the package's name, if its import fails for lack of an optional package."""
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         try:

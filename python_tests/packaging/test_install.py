@@ -1,4 +1,4 @@
-"""Building and importing: which torch is found, TRB_CUDA, and what an uninstalled source tree says."""
+"""Tests building and importing: which torch is found, TRB_CUDA, and what an uninstalled source tree says."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_installed_torch_is_found_even_from_an_isolated_build(
     find_torch = build_support("find_torch", monkeypatch)
     installed = Path(torch.__file__).parent
     assert find_torch.find() == installed
-    # pip's isolation: an overlay first on the path. One that holds a broken torch must not win.
+    # pip's isolation puts an overlay first on the path. An overlay that holds a broken torch must not be chosen.
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -68,7 +68,7 @@ def configure(tmp_path: Path, **options: str) -> subprocess.CompletedProcess[str
 
     command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), f"-DPython_EXECUTABLE={sys.executable}"]
     command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *(f"-D{k}={v}" for k, v in options.items())]
-    # A compiler that does not exist is how CMake is kept from finding nvcc anywhere.
+    # A compiler that does not exist keeps CMake from finding nvcc anywhere.
     environment = {**os.environ, "CUDACXX": str(tmp_path / "nvcc")}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -101,7 +101,7 @@ WITHOUT_HOOK = (
 
 
 def checkout(folder: Path) -> Path:
-    """A copy of the sources as a clone holds them: no compiled module."""
+    """Makes a copy of the sources as a clone holds them: no compiled module."""
     for name in ("trbext", "csrc", "cmake"):
         ignored = shutil.ignore_patterns("*.so", "__pycache__", "countsort_models")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
@@ -110,8 +110,8 @@ def checkout(folder: Path) -> Path:
 
 
 def run_in(folder: Path, code: str, *places: Path) -> subprocess.CompletedProcess[str]:
-    """Python in `folder`, which comes first on sys.path as under `python -m`; then `places`, and of the rest of
-    sys.path what holds no trbext."""
+    """Runs Python in `folder`, which comes first on sys.path as under `python -m`; then come `places`, and the part of
+    the rest of sys.path that holds no trbext."""
     paths = [folder, *places]
     search = f"sys.path[:] = {list(map(str, paths))} + [p for p in sys.path if not Path(p, 'trbext').exists()]; "
     code = WITHOUT_HOOK + "from pathlib import Path; " + search + code
@@ -119,7 +119,7 @@ def run_in(folder: Path, code: str, *places: Path) -> subprocess.CompletedProces
 
 
 def installed_copy(folder: Path) -> Path:
-    """A site-packages with the files of this build, as a plain `pip install .` leaves them."""
+    """Makes a site-packages with the files of this build, as a plain `pip install .` leaves them."""
     package = folder / "trbext"
     package.mkdir(parents=True)
     for path in (Path(trbext._C.__file__), trbext._library.LIBRARY_PATH):
@@ -161,7 +161,7 @@ def test_an_install_of_this_source_comes_after_one_of_another(tmp_path: Path) ->
 
 
 def test_an_editable_install_of_older_sources_is_refused_in_one_line(tmp_path: Path) -> None:
-    """Its import hook gives the binaries to the sources of the checkout, whatever they are by now."""
+    """Its import hook gives the binaries to the sources of the checkout, however they have changed."""
     source = checkout(tmp_path)
     shutil.copy(trbext._C.__file__, source / "trbext")
     shutil.copy(trbext._library.LIBRARY_PATH, source / "trbext")

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "trbext"
-# A part imports from parts before it only. A part without a folder is a module beside __init__.py.
+# A part imports only from parts before it. A part without a folder is a module beside __init__.py.
 FLOORS = (
     ("_C", "errors", "limits", "results", "user_objects", "_dtensor", "_source_digest", "_build_file"),
     ("_installed_build", "_fake_kernels", "reference"),
@@ -34,12 +34,13 @@ FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 
 
 def part_of(module: str) -> str:
-    """The part of "trbext.data.prompts" is "data"; that of "trbext" itself is "__init__"."""
+    """Returns the part of a module: that of "trbext.data.prompts" is "data"; that of "trbext" itself is "__init__"."""
     return [*module.split("."), "__init__"][1]
 
 
 def imports(file: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) of what `file` imports of trbext when it is imported itself: not for types, not in functions."""
+    """Returns the (module, name) that `file` imports of trbext when it is imported itself: not for types, not in
+    functions."""
     parts = list(file.relative_to(ROOT).with_suffix("").parts)
     package = parts[:-1]
     for statement in ast.parse(file.read_text(encoding="utf-8")).body:

@@ -19,7 +19,8 @@ BUILD_FILE = LIBRARY_PATH.with_name(FILE_NAME)
 
 
 def of_another_python(folder: Path) -> Path:
-    """A site-packages as a wheel leaves it for a Python that it was not built by: `_C` has a suffix of no use there."""
+    """Makes a site-packages as a wheel leaves it for a Python that it was not built by: `_C` has a suffix of no use
+    there."""
     package = folder / "trbext"
     package.mkdir(parents=True)
     shutil.copy(LIBRARY_PATH, package)

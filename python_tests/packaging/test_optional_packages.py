@@ -1,4 +1,4 @@
-"""The tests collect with torch, numpy, pytest and trbext alone, as on a GPU machine that has no more."""
+"""The tests collect with only torch, numpy, pytest and trbext, as on a GPU machine that has no more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names that `trbext` offers: each is found, is what its module defines, and is loaded when it is first used."""
+"""The names that `trbext` offers are each found, are what their module defines, and are loaded at their first use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATORS = {"blend", "solve", "sample", "verify", "Blend", "Solution", "Sample", "Verification"}
 WITHOUT_TRANSFORMERS = sorted({*trbext.__all__} - {"TRBConfig", "TRBTrainer"})
 
-# Imports of these fail, as where they are not installed.
+# Imports of these fail, as if they were not installed.
 WITHOUT = """
 import sys
 class Absent:

@@ -1,6 +1,7 @@
 """trbext compiles against the headers of every torch it supports, and a library built against one loads under all.
 
-Only what includes torch's headers is compiled, without optimization and without torch itself: ten seconds a version.
+Only the files that include torch's headers are compiled, without optimization and without torch itself: ten seconds per
+version.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ WEAK = "aoti_torch_get_current_cuda_stream"  # null under a torch without CUDA
 
 
 def sources() -> list[Path]:
-    """The C++ files of the operator library, for CUDA too where the toolkit's headers are. The .cu files include
-    nothing of torch, which has a test of its own."""
+    """Returns the C++ files of the operator library, also those for CUDA if the toolkit's headers are found.
+
+    The .cu files include nothing of torch, which has a test of its own.
+    """
     found = sorted(CSRC.glob("*.cpp")) + sorted(CSRC.glob("cpu/**/*.cpp"))
     if find_nvcc() is not None:
         found += sorted(CSRC.glob("cuda/**/*.cpp"))
@@ -44,7 +47,7 @@ def compile_against(version: str, source: Path, output: Path) -> subprocess.Comp
 
 @pytest.fixture(scope="module", params=torch_headers.VERSIONS)
 def needed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, set[str]]:
-    """A version and the functions of torch that trbext needs when it is compiled against it."""
+    """Returns a version and the functions of torch that trbext needs when it is compiled against that version."""
     version: str = request.param
     if reason := torch_headers.missing(version):
         pytest.skip(reason)
@@ -73,7 +76,7 @@ def test_every_symbol_it_needs_is_in_every_later_and_earlier_release(needed: tup
 
 
 def test_a_fault_in_the_source_is_noticed(tmp_path: Path) -> None:
-    """What the check is for: torch 2.11 lacks this macro of 2.10 and of 2.12."""
+    """The check exists for this case: torch 2.11 lacks this macro of 2.10 and of 2.12."""
     version = "2.11.0"
     if reason := torch_headers.missing(version):
         pytest.skip(reason)
@@ -87,7 +90,7 @@ def test_a_fault_in_the_source_is_noticed(tmp_path: Path) -> None:
 
 
 def test_no_cuda_source_includes_torch() -> None:
-    """So that one version's headers stand for all of them where nvcc compiles."""
+    """One version's headers then stand for all of them when nvcc compiles."""
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("needs nvcc")

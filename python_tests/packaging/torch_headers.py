@@ -1,9 +1,9 @@
 """Fetches the headers of several releases of torch, without the releases: `torch_headers.py [VERSION ...]`.
 
 Downloads the Linux wheel of each version with pip (0.5 to 0.9 GB each, 3.5 GB in all), keeps the headers that trbext
-includes and the names of the C functions that the libraries export (3 MB a version), and removes the wheel. What is
-there already is not downloaded again. Kept in $TRB_TORCH_HEADERS, by default ~/.cache/trbext/torch-headers;
-test_torch_headers.py compiles trbext against each version found there.
+includes and the names of the C functions that the libraries export (3 MB per version), and removes the wheel. A version
+that is there already is not downloaded again. The headers are kept in $TRB_TORCH_HEADERS, by default
+~/.cache/trbext/torch-headers; test_torch_headers.py compiles trbext against each version found there.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def include_folder(version: str) -> Path:
 
 
 def exported_symbols(version: str) -> set[str]:
-    """The C functions that the libraries of this release export."""
+    """Returns the C functions that the libraries of this release export."""
     return set((cache_folder() / version / "symbols.txt").read_text(encoding="utf-8").split())
 
 
 def missing(version: str) -> str | None:
-    """Why nothing can be compiled against this version, for a test to skip with; None if it can."""
+    """Returns the reason that nothing can be compiled against this version, for a test to skip with; None if it can."""
     if (cache_folder() / version / "symbols.txt").exists():
         return None
     return f"no headers of torch {version} in {cache_folder()}: run `python {SCRIPT} {version}`"
@@ -61,7 +61,7 @@ def fetch(version: str) -> None:
 
 
 def defined_symbols(library: Path) -> set[str]:
-    """Names a shared library exports, without C++'s."""
+    """Returns the names that a shared library exports, without C++'s."""
     return {line.split()[-1].split("@")[0] for line in _nm("-D", "--defined-only", str(library)) if " _Z" not in line}
 
 
@@ -74,7 +74,8 @@ def _nm(*arguments: str) -> list[str]:
 
 
 def _download(version: str, folder: Path) -> Path:
-    """A constraints file of the machine may hold torch back; then once more without pip's configuration files."""
+    """Downloads the wheel. A constraints file of the machine may hold torch back; then pip tries once more without its
+    configuration files."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += [*WHEEL, "--dest", str(folder), f"torch=={version}"]
     for environment in ({}, {"PIP_CONFIG_FILE": os.devnull}):

@@ -1,4 +1,4 @@
-"""Counts what brings a tensor's value to Python, which on a GPU waits for it and in a CUDA graph is an error."""
+"""Counts the calls that bring a tensor's value to Python, which on a GPU wait for it and in a CUDA graph are errors."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def logits(vocabulary: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def grid(planes: int, points: int) -> Tensor:
-    """[planes, points ** planes]: every combination of the centres of `points` equal cells of [0, 1)."""
+    """Returns [planes, points ** planes]: every combination of the centers of `points` equal cells of [0, 1)."""
     centres = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     return torch.stack(torch.meshgrid([centres] * planes, indexing="ij")).flatten(1)
 

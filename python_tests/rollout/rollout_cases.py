@@ -58,7 +58,7 @@ PROMPTS = left_padded([3, 4, 5, 6], [7], [8, 9], [4, 4, 4], [10, 3, 9, 8, 7, 6],
 
 
 def completion_logits(model: PreTrainedModel, prompts: tuple[Tensor, Tensor], rollout: Rollout, row: int) -> Tensor:
-    """[length, V]: one teacher-forced forward over the row alone, without padding or cache."""
+    """Computes [length, V] by one teacher-forced forward over the row by itself, without padding or cache."""
     prompt = prompts[0][row][prompts[1][row].bool()]
     sequence = torch.cat([prompt, rollout.tokens[row, : rollout.lengths[row]]])
     with torch.no_grad():
@@ -82,7 +82,7 @@ def sequence_law(
     alignment: Alignment,
     length: int,
 ) -> dict[tuple[int, ...], float]:
-    """P(completion) under mu of every completion of at most `length` tokens, by the reference, float64."""
+    """Computes P(completion) under mu of every completion of at most `length` tokens, by the reference, in float64."""
     alive, ended = {(): 1.0}, {}
     for _ in range(length):
         prefixes = torch.tensor([[*prompt, *completion] for completion in alive])
@@ -100,7 +100,8 @@ def sequence_law(
 
 
 def assert_rows_end_at_their_first_stop_token(rollout: Rollout) -> None:
-    """Of `PROMPTS` with 14 new tokens, stop token 2 and pad token 9: some rows end by themselves, others do not."""
+    """Checks a rollout of `PROMPTS` with 14 new tokens, stop token 2 and pad token 9: some rows end by themselves,
+    others do not."""
     assert rollout.tokens.shape == (6, 14)
     assert rollout.finished.any()
     assert not rollout.finished.all()
@@ -118,7 +119,7 @@ def assert_rows_end_at_their_first_stop_token(rollout: Rollout) -> None:
 
 
 def completion_counts(rollout: Rollout, rows: slice = slice(None)) -> Counter[tuple[int, ...]]:
-    """How often each completion was written."""
+    """Counts how often each completion was written."""
     padded = rollout.tokens[rows].masked_fill(~rollout.mask[rows], -1)
     unique, counts = padded.unique(dim=0, return_counts=True)
     completions = (tuple(token for token in tokens if token >= 0) for tokens in unique.tolist())
@@ -126,14 +127,15 @@ def completion_counts(rollout: Rollout, rows: slice = slice(None)) -> Counter[tu
 
 
 def p_value(law: dict[tuple[int, ...], float], rollout: Rollout, rows: slice, *, bins_above: int = 30) -> float:
-    """Chi-square of the completions against their law."""
+    """Returns the p-value of the chi-square test of the completions against their law."""
     return p_value_of_counts(law, completion_counts(rollout, rows), bins_above=bins_above)
 
 
 def p_value_of_counts(
     law: dict[tuple[int, ...], float], counts: Counter[tuple[int, ...]], *, bins_above: int = 30
 ) -> float:
-    """Chi-square of counts against a law, rare completions merged until at least 10 are expected in a bin."""
+    """Returns the p-value of the chi-square test of counts against a law, with rare completions merged until at least
+    10 are expected in a bin."""
     if not counts.keys() <= law.keys():
         return 0.0
     total = sum(counts.values())
@@ -158,7 +160,7 @@ def raising(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def without(model: PreTrainedModel, token: int) -> PreTrainedModel:
-    """A model that never draws `token`."""
+    """Returns a model that never draws `token`."""
 
     def hook(_: Any, __: Any, output: Any) -> None:
         output.logits[..., token] = -torch.inf
@@ -169,7 +171,8 @@ def without(model: PreTrainedModel, token: int) -> PreTrainedModel:
 
 @contextmanager
 def training(model: PreTrainedModel) -> Iterator[list[bool]]:
-    """A model mid-training: gradient checkpointing, dropout at work, one frozen submodule in eval mode."""
+    """Puts a model in the middle of training: gradient checkpointing, dropout at work, one frozen submodule in eval
+    mode."""
     model.gradient_checkpointing_enable()
     model.config.use_cache = False
     model.train()
@@ -180,7 +183,7 @@ def training(model: PreTrainedModel) -> Iterator[list[bool]]:
 
 
 def poison(model: PreTrainedModel, rows: Callable[[dict[str, Tensor]], Tensor], value: float = math.nan) -> None:
-    """`value` among the logits of the rows that `rows(inputs of the forward)` picks."""
+    """Puts `value` among the logits of the rows that `rows(inputs of the forward)` picks."""
 
     def hook(_: Any, __: Any, inputs: dict[str, Tensor], output: Any) -> None:
         output.logits[rows(inputs), -1, 3] = value

@@ -1,4 +1,4 @@
-"""The choice of the draft length: best where the costs are known, close to it while they are measured."""
+"""Tests the choice of the draft length: best if the costs are known, close to it while they are measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trbext.rollout import DraftLength
 
 
 class Machine:
-    """Seconds of a student step and of a teacher pass, and the share of drafts that stand."""
+    """A model of time: seconds of a student step and of a teacher pass, and the share of drafts that are accepted."""
 
     def __init__(self, student: float, first: float, each: float, acceptance: float) -> None:
         self.student, self.first, self.each, self.acceptance = student, first, each, acceptance
@@ -27,7 +27,7 @@ class Machine:
         return self.emitted(k) / self.seconds(k)
 
     def decode(self, lengths: DraftLength, tokens: int, rows: int = 4, epsilon: float = 0.05) -> tuple[float, int]:
-        """(seconds, last k) of a rollout of so many tokens."""
+        """Returns (seconds, last k) of a rollout of so many tokens."""
         lengths.begin(epsilon)
         done, spent, k = 0.0, 0.0, 0
         while done < tokens:
@@ -63,8 +63,10 @@ def test_measuring_costs_little_even_in_a_first_short_rollout() -> None:
 
 
 def test_nothing_is_tried_where_drafting_cannot_pay_whatever_a_pass_costs() -> None:
-    """A student of 0.8 of the teacher's cost, half of whose drafts stand: were a pass over two tokens as cheap as over
-    one, it would gain 1.5 * 1.8 / 2.6 - 1 = 4 %."""
+    """Models a student of 0.8 of the teacher's cost, half of whose drafts are accepted.
+
+    If a pass over two tokens were as cheap as over one, drafting would gain 1.5 * 1.8 / 2.6 - 1 = 4 %.
+    """
     lengths = DraftLength()
     lengths.begin(1.0)
 
@@ -76,7 +78,7 @@ def test_nothing_is_tried_where_drafting_cannot_pay_whatever_a_pass_costs() -> N
 
     assert [next_choice(1, 2) for _ in range(50)] == [0] * 50
     assert not lengths.measuring(1)
-    assert max(next_choice(95, 100) for _ in range(10)) >= 3  # until more of them stand
+    assert max(next_choice(95, 100) for _ in range(10)) >= 3  # until more of them are accepted
 
 
 def test_long_drafts_are_reached_step_by_step() -> None:
@@ -119,7 +121,7 @@ def test_a_batch_of_a_quarter_measures_nothing_anew_and_one_much_smaller_does() 
     assert not lengths.measuring(4)
     assert lengths.choose(2, 100) == 0
     assert lengths.measuring(2)
-    # In proportion: a smaller batch whose one-token pass takes half as long is thought to gain as much.
+    # In proportion: a smaller batch whose one-token pass is twice as fast is assumed to gain as much.
     lengths.saw_costs(8, 0, 0.05, 0.5)
     assert lengths.choose(8, 100) > 3
 

@@ -1,6 +1,6 @@
-"""Lockstep rollouts: what is recorded, the law of the tokens, which rows are fed, faults and bad input.
+"""Tests lockstep rollouts: what is recorded, the law of the tokens, which rows are fed, faults and bad input.
 
-The models are tiny random ones, mostly in float64, where the bookkeeping can be checked far below any rounding.
+The models are tiny random ones, mostly in float64, so that the bookkeeping can be checked far below any rounding.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from trbext.models.cached_model import cache_argument
 from trbext.rollout import Rollout, lockstep
 from trbext.vocab import Alignment, align
 
-loop = importlib.import_module("trbext.rollout.lockstep")  # the module: its name in the package is the function's
+loop = importlib.import_module("trbext.rollout.lockstep")  # the module: the package uses this name for the function
 
 
 def roll(
@@ -129,7 +129,7 @@ def test_completions_follow_the_law_of_the_behavior_policy(epsilon: float) -> No
 
     assert all(math.isclose(sum(law.values()), 1, rel_tol=1e-9) for law in laws)
     assert min(p_values(epsilon=epsilon)) > 1e-4
-    # The same check must see a wrong temperature and a wrong budget.
+    # The same check must detect a wrong temperature and a wrong budget.
     assert max(p_values(epsilon=epsilon, temperature=1.3)) < 1e-6
     assert min(p_values(epsilon=epsilon * 3)) < 1e-6
 
@@ -231,7 +231,8 @@ def test_widths_and_eos_ids_may_differ() -> None:
     prompts = tuple(part.repeat(200, 1) for part in PROMPTS)
     rollout = roll(student, teacher, prompts, epsilon=math.inf, alignment=alignment, max_new_tokens=4)
     assert rollout.tokens.max() < 151
-    assert not torch.isin(rollout.tokens, torch.tensor([3, 7])).any()  # the student's too end the row, as id 2
+    # Tokens 3 and 7 of the student end the row too, and are written as id 2.
+    assert not torch.isin(rollout.tokens, torch.tensor([3, 7])).any()
     checked = 0
     for row in rollout.finished.nonzero()[:, 0].tolist():
         last = int(rollout.lengths[row]) - 1
@@ -292,7 +293,7 @@ def test_logits_at_fault_name_row_step_and_model(culprit: str, value: float) -> 
             calls = iter(range(100))
             poison(
                 model,
-                # At that step of the rollout, and when the prefix is looked at again.
+                # At that step of the rollout, and when the prefix is inspected again.
                 lambda inputs, calls=calls: (
                     (inputs["position_ids"][:, -1] == prompt + step - 1) & (next(calls) == step)
                     if "position_ids" in inputs

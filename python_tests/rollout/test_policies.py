@@ -1,4 +1,4 @@
-"""Behavior policies: their exact laws, what they report, their schedules, and one that a user wrote."""
+"""Tests behavior policies: their exact laws, what they report, their schedules, and one that a user wrote."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_enumerating_the_uniforms_gives_the_law_and_its_log_probs(name: str, tem
         expected = law(a.double(), b.double(), temperature)[0]
         found = draw(policy, a, b, grid(policy.uniforms_per_token, points), temperature)
         share = torch.bincount(found.token, minlength=6) / len(found.token)
-        # Each token's cells are intervals, whose ends a grid of centres misses by half a cell.
+        # Each token's cells are intervals, whose ends a grid of centers misses by half a cell.
         assert (share - expected).abs().max() <= (2 if points == 4000 else 8) / points, seed
         torch.testing.assert_close(found.log_prob.double(), expected.log()[found.token], atol=2e-4, rtol=0)
 
@@ -207,7 +207,7 @@ def test_refuses_out_of_range(make: Callable[[], Policy], words: str) -> None:
 
 
 class TopTokenOfTheTeacher(Policy):
-    """The student, but with probability `share` the teacher's most probable token."""
+    """Draws the teacher's most probable token with probability `share`, and otherwise from the student."""
 
     def __init__(self, share: float) -> None:
         self.share = share

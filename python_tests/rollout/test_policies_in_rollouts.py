@@ -1,4 +1,4 @@
-"""Behavior policies in rollouts: the law of completions, when the teacher is called, faults by name."""
+"""Tests behavior policies in rollouts: the law of completions, when the teacher is called, faults by name."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def roll(policy: Policy, prompts: Any = PROMPTS, *, models: Any = None, seed: in
 
 
 def sequence_law(models: tuple[PreTrainedModel, PreTrainedModel], prompt: list[int], law: Law) -> dict[Any, float]:
-    """P(completion) of every completion of at most 3 tokens, float64."""
+    """Computes P(completion) of every completion of at most 3 tokens, in float64."""
     alive, ended = {(): 1.0}, {}
     for _ in range(3):
         prefixes = torch.tensor([[*prompt, *completion] for completion in alive])
@@ -86,7 +86,7 @@ def test_completions_follow_the_law_of_their_policy(name: str) -> None:
     assert all(math.isclose(sum(law.values()), 1, rel_tol=1e-9) for law in laws)
     halves = (slice(count), slice(count, None))
     assert min(p_value(law, rollout, rows) for law, rows in zip(laws, halves, strict=True)) > 1e-4
-    # What is recorded is the log-probability of that very law, stop tokens included.
+    # The recorded log-probability is that of exactly this law, stop tokens included.
     for row in (0, 1, 2, count, count + 1):
         completion = tuple(rollout.tokens[row, : rollout.lengths[row]].tolist())
         expected = math.log(laws[row // count][completion])

@@ -1,4 +1,5 @@
-"""Speculative rollouts: what is recorded, independence of the draft length, which rows are fed, faults and bad input.
+"""Tests speculative rollouts: what is recorded, independence of the draft length, which rows are fed, faults, bad
+input.
 
 The law of the tokens is tested in test_speculative_law.py.
 """
@@ -62,7 +63,7 @@ def roll(
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ROLLS_BACK)
 def test_what_is_recorded_equals_a_teacher_forced_forward(family: str, attention: str, draft_length: int | str) -> None:
-    # Eager attention takes its softmax in float32, where a mask of float64's lowest number is -inf, and padding NaN.
+    # Eager attention computes its softmax in float32: there float64's lowest number is -inf, and padding gives NaN.
     dtype = torch.float32 if attention == "eager" else torch.float64
     student, teacher = tiny(family, seed=1, dtype=dtype), tiny(family, seed=2, dtype=dtype)
     for model in (student, teacher):
@@ -169,7 +170,7 @@ def test_finished_rows_leave_the_batch_and_the_teacher_sees_one_token_more_than_
         )
     rollout = roll(student, teacher, max_new_tokens=40, draft_length=4)
     width = PROMPTS[0].shape[1]
-    assert fed["student"][0] == (6, width)  # the prompts, by a pass of which both models draw at once
+    assert fed["student"][0] == (6, width)  # the prompts, by a pass from which both models draw at once
     assert fed["teacher"][0] == (6, width + 4)
     passes = fed["teacher"][1:]
     assert fed["student"][1:] == [(6, 1)] * 4 + [(rows, 1) for rows, tokens in passes for _ in range(tokens)]
@@ -192,7 +193,7 @@ def test_decoding_reads_from_the_device_rarely(monkeypatch: pytest.MonkeyPatch) 
             rollout = roll(student, teacher, max_new_tokens=length, alignment=endless, draft_length=4, epsilon=1e-4)
         assert rollout.lengths.min() == length
         counts.append(reads.count)
-    # Nearly all drafts stand: 13 more rounds, at most one read each, of a fixed number of operators.
+    # Nearly all drafts are accepted: 13 more rounds, at most one read each, of a fixed number of operators.
     assert counts[1] - counts[0] <= 13 * 6
 
 
@@ -217,7 +218,7 @@ def test_teacher_states_are_those_of_a_full_forward(decode: Callable[..., Rollou
     assert not teacher.base_model._forward_hooks
 
 
-# Ways to be asked.
+# Ways to call it.
 
 
 def test_zero_drafts_a_zero_budget_and_other_policies_are_lockstep() -> None:
@@ -308,7 +309,8 @@ def test_logits_at_fault_name_row_step_and_model(culprit: str) -> None:
     clean = roll(*models.values(), draft_length=3)
     row = int(clean.lengths.argmax())
     step = 6
-    # Whoever is fed this token at its position has no logits there: the row's own prefix, in any batch and any block.
+    # A row that is fed this token at its position has no logits there: the row's own prefix, in any batch and any
+    # block.
     position, last = int(PROMPTS[1][row].sum()) + step - 1, clean.tokens[row, step - 1]
     assert clean.lengths[row] > step
 

@@ -1,6 +1,7 @@
-"""The law of speculative rollouts is mu's, exactly: all completions of tiny models against 200,000 rollouts.
+"""Compares the law of speculative rollouts with mu: all completions of tiny models against 200,000 rollouts.
 
-Chi-square with fixed seeds, corrected by Holm over all tests of a case; each planted fault of the scheme must be seen.
+The test is chi-square with fixed seeds, corrected by Holm over all tests of a case; each planted fault of the scheme
+must be detected.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ FIRST, SECOND = [3, 4], [1, 3, 3, 4]
 
 
 def holm(p_values: list[float]) -> float:
-    """The smallest p-value, corrected for their number: below alpha exactly where Holm's procedure rejects any."""
+    """Returns the smallest p-value, corrected for their number: it is below alpha exactly if Holm's procedure rejects
+    any."""
     return min(1.0, min(p_values) * len(p_values))
 
 
@@ -47,7 +49,8 @@ def p_values_of_batches(
     seed: int = 0,
     family: str = "llama",
 ) -> Iterator[float]:
-    """Of the completions of both prompts, half of each batch; student and teacher stop in different ways."""
+    """Returns the p-values of the completions of both prompts, half of each batch; student and teacher stop in
+    different ways."""
     student = tiny(family, vocab=vocab, seed=1, dtype=torch.float32)
     teacher = tiny(family, vocab=vocab + 1, seed=3, dtype=torch.float32)
     alignment = Alignment(vocab, (2,), (4, 2))

@@ -1,6 +1,6 @@
 """Runs `trb train` and a study's worker in children of one warm process, and kills them, for test_kill.py.
 
-Reads tasks from standard input, a JSON object a line, and answers each by the child's wait status:
+Reads tasks from standard input, one JSON object per line, and answers each by the child's wait status:
     words: of `trb`, or worker: [settings file, keep_model]     log: file that what it prints is appended to
     seconds: kill it after so long, or event: at its so-many-th access to a file of its folder (null = let it end)
 """
@@ -49,7 +49,7 @@ def child(task: dict[str, Any]) -> int:
     log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(log, number)
-    random.seed()  # a process of its own would not start where this one is
+    random.seed()  # a process of its own would not start from this one's random state
     np.random.seed()
     torch.manual_seed(random.getrandbits(32))
     if task.get("event") is not None:
@@ -65,7 +65,7 @@ def child(task: dict[str, Any]) -> int:
 
 
 def run(task: dict[str, Any]) -> int:
-    """The wait status of the task's process."""
+    """Runs a task, and returns the wait status of its process."""
     process = os.fork()
     if process == 0:
         code = child(task)

@@ -1,4 +1,4 @@
-"""Runs of `trb train` on tiny models, called in this process, and what they leave behind."""
+"""Runs `trb train` on tiny models in this process, and reads what the runs leave behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trbext.runs.folder import RunFolder
 
 
 def tiny_run(folder: Path, **fields: Any) -> dict[str, Any]:
-    """The settings of a run of a second in `folder`/run, whose models and prompts are written to `folder`."""
+    """Returns the settings of a run of a second in `folder`/run, whose models and prompts are written to `folder`."""
     tokenizer, prompts = tiny_tokenizer(), folder / "prompts.jsonl"
     lines = [json.dumps({"prompt": f"{n}+{n % 7}=", "answer": str(n)}) + "\n" for n in range(10, 50)]
     prompts.write_text("".join(lines))
@@ -32,7 +32,7 @@ def tiny_run(folder: Path, **fields: Any) -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "trb_epsilon": 0.5,
         "trb_warmup_steps": 3,
-        "draft_length": 2,  # "auto" goes by the clock: a second run from the start may round differently
+        "draft_length": 2,  # "auto" depends on the clock: a second run from the start may round differently
         "save_steps": 2,
         "use_cpu": True,
         "bf16": False,
@@ -62,7 +62,8 @@ def same_weights(one: RunFolder, two: RunFolder) -> bool:
 
 
 def repeatable(run: RunFolder) -> list[dict[str, Any]]:
-    """The metrics that a repeated run must repeat: all but times, speeds and the summary of the last session."""
+    """Returns the metrics that a repeated run must repeat: all but times, speeds and the summary of the last
+    session."""
     clock = ("step_time", "tokens_per_second", "runtime", "per_second", "seconds")
     lines = [line for line in run.read_metrics() if "train_runtime" not in line]
     return [{k: v for k, v in line.items() if not any(word in k for word in clock)} for line in lines]

@@ -1,4 +1,4 @@
-"""The `trb` command: one clear line and exit code 2 on bad input, runs that resume exactly, plots, evaluation, info."""
+"""Tests the `trb` command: one clear line and exit code 2 on bad input, exact resumption, plots, evaluation, info."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trbext.runs.folder import RunFolder
 
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
-    """A run of a few seconds on two tiny models."""
+    """Writes the configuration of a run of a few seconds on two tiny models."""
     return tiny_run(tmp_path, max_completion_length=8, learning_rate="1e-2", lr_scheduler_type="linear", draft_length=3)
 
 
@@ -48,7 +48,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def without_clock(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics that a repeated run must repeat: all but times and speeds."""
+    """Returns the metrics that a repeated run must repeat: all but times and speeds."""
     clock = ("step_time", "tokens_per_second", "runtime", "per_second", "seconds")
     return [{k: v for k, v in line.items() if not any(word in k for word in clock)} for line in lines]
 
@@ -85,7 +85,7 @@ def test_train_writes_a_run_folder_and_resumes_exactly(
         0,
     ]
 
-    # Killed after step 2's checkpoint, in the middle of writing step 3's: what is left must resume to the same end.
+    # Killed after step 2's checkpoint, in the middle of writing step 3's: the files left must resume to the same end.
     killed = tmp_path / "killed"
     assert trb("train", path, "--output_dir", str(killed)) == 0
     whole = RunFolder(killed).read_metrics()

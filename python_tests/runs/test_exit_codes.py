@@ -1,4 +1,4 @@
-"""Errors of commands end with one line and the exit code that is documented for them."""
+"""Errors of commands end with one line and the documented exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is killed, again and again and anywhere, ends as the run that was not."""
+"""A run that is killed, again and again and anywhere, ends as the run that was not killed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from trbext.runs.folder import RunFolder
 from trbext.studies.compare.worker import FINISHED, finished
 
 KILLS = 40
-EVENTS = 100  # operations on files of the folder in a whole run: some more
+EVENTS = 100  # operations on files of the folder in a whole run: somewhat more
 
 
 class Processes:
-    """Children of one process that has imported everything."""
+    """Starts children of one process that has imported everything."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log.txt"
@@ -50,7 +50,7 @@ class Processes:
         return int(self.server.stdout.readline())
 
     def killed(self, **task: Any) -> bool:
-        """Whether the task was killed; otherwise it ended well."""
+        """Tells whether the task was killed; otherwise it ended well."""
         status = self.status(**task)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             return True
@@ -72,7 +72,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run with checkpoints, some of them deleted, evaluations, a plot and a model."""
+    """Returns the settings of a run with checkpoints, some of them deleted, evaluations, a plot and a model."""
     folder = tmp_path_factory.mktemp("run")
     fields: dict[str, Any] = {
         "lr_scheduler_type": "linear",
@@ -92,7 +92,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(processes: Processes, settings: dict[str, Any]) -> tuple[RunFolder, float]:
-    """The run that nobody killed, and how long it took."""
+    """Returns the run that nobody killed, and its duration in seconds."""
     folder = Path(settings["output_dir"])
     path = written(folder.parent / "whole.yaml", settings)
     began = time.monotonic()
@@ -115,7 +115,7 @@ def test_forty_kills_anywhere_change_nothing(
         path = written(tmp_path / f"{rounds}.yaml", {**settings, "output_dir": str(run.path)})
         task: dict[str, Any] = {"words": ["train", path, "--resume", "auto"], "folder": str(run.path)}
         while True:
-            # Half of them between two operations on files, where the order matters, the others anywhere.
+            # Half of the kills come between two operations on files, whose order matters, the others anywhere.
             event, late = chosen.randint(1, EVENTS), chosen.uniform(0, seconds)
             if not processes.killed(**task, **({"event": event} if chosen.random() < 0.5 else {"seconds": late})):
                 break
@@ -141,7 +141,7 @@ def test_a_run_that_was_killed_before_it_had_begun_begins(
 
 
 def copied(run: RunFolder, whole: RunFolder, settings: dict[str, Any], *left_out: str) -> str:
-    """Make `run` a copy of the whole run without the named files, and return its settings file."""
+    """Makes `run` a copy of the whole run without the named files, and returns its settings file."""
     shutil.rmtree(run.path, ignore_errors=True)
     shutil.copytree(whole.path, run.path, ignore=shutil.ignore_patterns(*left_out))
     fields = {**settings, "output_dir": str(run.path)}
@@ -150,7 +150,8 @@ def copied(run: RunFolder, whole: RunFolder, settings: dict[str, Any], *left_out
 
 
 def ends(processes: Processes, make: Callable[[], dict[str, Any]], every: int) -> Iterator[int]:
-    """Kill the task of `make` at each `every`-th operation on files, let it end after each kill, and yield the event.
+    """Kills the task of `make` at each `every`-th operation on files, lets it end after each kill, and yields the
+    event.
 
     The last event is the first that the task survives.
     """
@@ -166,7 +167,8 @@ def ends(processes: Processes, make: Callable[[], dict[str, Any]], every: int) -
 def test_every_window_between_the_last_checkpoint_and_the_end_is_closed(
     tmp_path: Path, processes: Processes, settings: dict[str, Any], whole: tuple[RunFolder, float]
 ) -> None:
-    """Kills the end of a run at each of its operations on files in turn, a copy of the last checkpoint each."""
+    """Kills the end of a run at each of its operations on files in turn, each time from a copy of the last
+    checkpoint."""
     uninterrupted, run = whole[0], RunFolder(tmp_path / "run")
 
     def task() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands where the locale is not UTF-8: files are read and written as UTF-8 all the same."""
+"""Runs the commands in a locale that is not UTF-8: files are read and written as UTF-8 all the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from python_tests.studies.study_files import BASE, declaration, pretend_finished
 from python_tests.studies.study_files import write as write_study
 
 ROOT = Path(__file__).resolve().parents[2]
-# ASCII, which is stricter than the ISO-8859-1 of a report: that one reads UTF-8 as other text, without an error.
+# ASCII is stricter than the ISO-8859-1 of a bug report, which reads UTF-8 as other text, without an error.
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONWARNDEFAULTENCODING": "1"}
 COMMANDS = f"""
 import sys, warnings

@@ -1,4 +1,4 @@
-"""The README.md beside a trained model."""
+"""Tests the README.md beside a trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TRBTrainer goes on from a checkpoint exactly, or refuses and names what is missing."""
+"""TRBTrainer continues from a checkpoint exactly, or refuses and names what is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "draft_leng
 
 
 def asked(trainer: TRBTrainer) -> list[list[str]]:
-    """Grows by the prompts of each optimizer step."""
+    """Returns a list that grows by the prompts of each optimizer step."""
     batches: list[list[str]] = []
     generate = trainer._generate
     trainer._generate = lambda texts: (trainer.model.training and batches.append(texts), generate(texts))[1]
@@ -44,7 +44,7 @@ def test_a_checkpoint_of_the_last_step_trains_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the checkpoints 1 and 2."""
+    """Returns a folder of the checkpoints 1 and 2."""
     folder = tmp_path_factory.mktemp("checkpoints")
     make_trainer(folder, **SAVING).train()
     return folder
@@ -165,7 +165,7 @@ def test_a_stream_holds_several_rollouts_of_each_prompt(tmp_path: Path) -> None:
     trainer.train()
     assert [len(batch) for batch in batches] == [8] * 4
     assert all(batch.count(text) == 4 for batch in batches for text in batch)
-    assert sorted({text for batch in batches for text in batch}) == sorted(prompts(8)["prompt"])  # 2 a step: one pass
+    assert sorted({text for batch in batches for text in batch}) == sorted(prompts(8)["prompt"])  # 2 per step: one pass
     with pytest.raises(ValueError, match="an optimizer step takes 4 rollouts, no multiple of rollouts_per_prompt 3"):
         make_trainer(tmp_path, rows=prompts(8).to_iterable_dataset(), rollouts_per_prompt=3).train()
 
@@ -181,7 +181,7 @@ def test_a_stream_resumed_in_a_later_pass_gives_the_prompts_of_the_uninterrupted
 ) -> None:
     fields: dict[str, Any] = {**SAVING, "max_steps": 6, "gradient_accumulation_steps": accumulation}
     fields["per_device_train_batch_size"] = 4 // accumulation
-    # Ten rows make two steps of a pass, and leave two rows out.
+    # Ten rows make two steps per pass, and leave two rows out.
     straight, resumed = (
         make_trainer(tmp_path / name, rows=prompts(10).to_iterable_dataset(), **fields) for name in ("one", "two")
     )

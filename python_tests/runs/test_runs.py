@@ -1,4 +1,5 @@
-"""`trb train` in a folder: begun, resumed, extended or refused, alone in it, and never ended by what it prints."""
+"""Tests `trb train` in a folder: begun, resumed, extended or refused, the only run in it, never ended by what it
+prints."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
-    """A finished run of four steps, and its settings."""
+    """Returns a finished run of four steps, and its settings."""
     folder = tmp_path_factory.mktemp("whole")
     settings = tiny_run(folder)
     assert trb("train", written(folder / "run.yaml", settings)) == 0
@@ -44,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str
 
 @pytest.fixture
 def copied(tmp_path: Path, whole: tuple[RunFolder, dict[str, Any]]) -> tuple[RunFolder, dict[str, Any]]:
-    """As `whole`, in a folder of the test's own."""
+    """Returns a copy of `whole` in a folder of the test's own."""
     run, settings = whole
     shutil.copytree(run.path, tmp_path / "run")
     return RunFolder(tmp_path / "run"), {**settings, "output_dir": str(tmp_path / "run")}

@@ -1,4 +1,4 @@
-"""YAML files: numbers of YAML 1.2, merge keys, one meaning per file whatever the locale, and what is refused."""
+"""Tests YAML files: numbers of YAML 1.2, merge keys, one meaning per file in every locale, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Static facts about compiled kernels: registers and spills, and what the loops of their machine code consist of.
+"""Reads static facts about compiled kernels: registers, spills, and the instructions in the loops of their machine
+code.
 
     cubin = sass.compile_cubin(Path("probe.cu"), "sm_90", "-Icsrc")
     assert cubin.resources["probe"].spill_bytes == 0

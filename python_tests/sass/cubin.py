@@ -1,4 +1,4 @@
-"""Compiles a .cu file to a cubin, with what ptxas says of each kernel's resources."""
+"""Compiles a .cu file to a cubin, and keeps what ptxas says of each kernel's resources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _SHARED = re.compile(r"(\d+)(?:\+\d+)? bytes smem")
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas says of one kernel, or of a device function that was not inlined (registers None)."""
+    """The resources that ptxas reports for one kernel, or for a device function that was not inlined (registers
+    None)."""
 
     registers: int | None = None  # 32-bit ones of a thread
     stack_bytes: int = 0  # of a thread
@@ -47,11 +48,11 @@ class Cubin:
         return parse_functions(self.disassembly)
 
     def function(self, name: str) -> Function:
-        """By its name, or by a part of its mangled name that no other kernel has."""
+        """Returns a function by its name, or by a part of its mangled name that no other kernel has."""
         return self.functions[self.name(name)]
 
     def name(self, part: str) -> str:
-        """The full name of the one kernel whose (mangled) name is, or contains, `part`."""
+        """Returns the full name of the one kernel whose (mangled) name is, or contains, `part`."""
         found = [name for name in self.functions if name == part] or [n for n in self.functions if part in n]
         if len(found) != 1:
             raise KeyError(
@@ -62,9 +63,9 @@ class Cubin:
 
 @cache
 def compile_cubin(source: Path, architecture: str, *options: str) -> Cubin:
-    """nvcc -std=c++17 -O3 -cubin and `options` on `source`, for an architecture such as "sm_90".
+    """Runs nvcc -std=c++17 -O3 -cubin and `options` on `source`, for an architecture such as "sm_90".
 
-    RuntimeError: a tool is missing, or does not accept its input; the message holds what it said.
+    Raises RuntimeError if a tool is missing or does not accept its input; the message holds what the tool said.
     """
     nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
     if nvcc is None or nvdisasm is None:
@@ -78,7 +79,7 @@ def compile_cubin(source: Path, architecture: str, *options: str) -> Cubin:
 
 
 def parse_resources(text: str) -> dict[str, Resources]:
-    """Name -> resources, of what `-Xptxas -v` prints."""
+    """Returns name -> resources, parsed from what `-Xptxas -v` prints."""
     found: dict[str, Resources] = {}
     kernel = function = ""
     for line in text.splitlines():

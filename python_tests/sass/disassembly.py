@@ -1,4 +1,4 @@
-"""The machine code of a cubin as instructions, parsed from what `nvdisasm -c` prints."""
+"""Parses the machine code of a cubin into instructions, from what `nvdisasm -c` prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Instruction:
     """One instruction of 16 bytes."""
 
     address: int  # bytes from the start of the function
-    predicate: str  # "P0", "!UP1"; "" where it always executes
+    predicate: str  # "P0", "!UP1"; "" if it always executes
     opcode: str  # with modifiers: "LDG.E.128"
     operands: str
 
@@ -36,12 +36,12 @@ class Instruction:
 
     @property
     def width(self) -> int:
-        """Bits a lane moves, of a load or store."""
+        """The bits that a load or store moves per lane."""
         found = _WIDTH.search(self.opcode.removeprefix(self.base))
         return int(found[1] or found[2]) if found else 32
 
     def labels(self) -> list[str]:
-        """Names of the places the operands refer to."""
+        """The names of the places the operands refer to."""
         table = _TARGETS.search(self.operands)
         return table[1].split(",") if table else _REFERENCE.findall(self.operands)
 
@@ -60,7 +60,7 @@ class Function:
 
 
 def parse_functions(text: str) -> dict[str, Function]:
-    """Name -> function, of the output of `nvdisasm -c`."""
+    """Returns name -> function, parsed from the output of `nvdisasm -c`."""
     functions: dict[str, Function] = {}
     current: Function | None = None
     waiting: list[str] = []  # labels whose instruction has not come yet

@@ -1,4 +1,4 @@
-"""What an instruction of the machine code does, by its opcode: the classes that sweeps are counted in."""
+"""Classifies an instruction of the machine code by its opcode: the classes that sweeps are counted in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """Each instruction takes an issue slot whatever its kind. The kinds follow the execution pipes."""
+    """The kinds follow the execution pipes. Each instruction needs one issue slot, whatever its kind."""
 
     FP32 = "fp32"  # add, multiply, fused multiply-add; the packed pairs of sm_100 count as one
     MUFU = "mufu"  # exponentials, logarithms, reciprocals: 16 lanes a cycle and SM
@@ -73,6 +73,6 @@ _COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in _PATTERNS)
 
 
 def kind_of(opcode: str, operands: str = "") -> Kind:
-    """opcode: with its modifiers, as `LDG.E.128.CONSTANT`; operands as disassembled."""
+    """Returns the kind of an opcode with its modifiers, as `LDG.E.128.CONSTANT`, and operands as disassembled."""
     text = f"{opcode} {operands}"
     return next((kind for kind, pattern in _COMPILED if pattern.match(text)), Kind.OTHER)

@@ -1,8 +1,8 @@
-"""The loops of a function: strongly connected parts of its control flow graph, nested ones inside.
+"""Finds the loops of a function: strongly connected parts of its control flow graph, nested ones inside.
 
-Not "a branch that points backwards": compilers move rare paths behind the end of the function, and these return by a
-backward branch that closes no loop. Two edges are left out of the graph, because a converged warp never takes them: to
-the lane-by-lane twin of a shuffle or barrier (BRA.DIV), and past the jump around it (BRA.CONV).
+A loop is not "a branch that points backwards": compilers move rare paths behind the end of the function, and these
+return by a backward branch that closes no loop. Two edges are left out of the graph, because a converged warp never
+follows them: to the lane-by-lane twin of a shuffle or barrier (BRA.DIV), and past the jump around it (BRA.CONV).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ALWAYS = ("", "PT", "UPT")
 
 @dataclass(frozen=True)
 class PerPair:
-    """Instructions per pair of logits, a warp's instruction counted as one for each of its 32 lanes."""
+    """Instructions per pair of logits; a warp's instruction counts as one for each of its 32 lanes."""
 
     total: float
     by_kind: dict[Kind, float]
@@ -37,7 +37,7 @@ class PerPair:
 
 @dataclass
 class Loop:
-    """One loop. Both branches of what is conditional inside count, so a rare path in the body counts as well."""
+    """One loop. Both branches of a conditional inside it count, so a rare path in the body counts as well."""
 
     instructions: list[Instruction]  # by address, those of the inner loops too
     depth: int  # 0: in no other loop
@@ -45,7 +45,7 @@ class Loop:
 
     @property
     def start(self) -> int:
-        """Address of the first instruction."""
+        """The address of the first instruction."""
         return self.instructions[0].address
 
     @property
@@ -54,7 +54,7 @@ class Loop:
 
     @property
     def own(self) -> list[Instruction]:
-        """Instructions of no inner loop."""
+        """The instructions that are in no inner loop."""
         nested = {instruction.address for loop in self.inner for instruction in loop.instructions}
         return [instruction for instruction in self.instructions if instruction.address not in nested]
 
@@ -63,23 +63,25 @@ class Loop:
         return Counter(instruction.kind for instruction in self.instructions)
 
     def widths(self, kind: Kind) -> Counter[int]:
-        """Bits -> how many of the loads or stores of that kind move so many a lane."""
+        """Returns bits -> how many of the loads or stores of that kind move that many per lane."""
         return Counter(instruction.width for instruction in self.instructions if instruction.kind is kind)
 
     def per(self, pairs: float) -> PerPair:
-        """pairs: logit pairs that one lane consumes in one pass of the loop."""
+        """Returns the instructions per pair of logits, of which one lane consumes `pairs` in one pass of the loop."""
         if not pairs > 0:
             raise ValueError(f"pairs must be the positive number of logit pairs a lane consumes a pass, got {pairs}")
         return PerPair(len(self.instructions) / pairs, {kind: count / pairs for kind, count in self.counts.items()})
 
 
 def loops(function: Function) -> list[Loop]:
-    """All loops, outer ones before those inside them, otherwise by address. Device functions' loops are included."""
+    """Returns all loops, outer ones before those inside them, otherwise by address, those of device functions
+    included."""
     return _nested(function, set(range(len(function.instructions))), _successors(function), depth=0)
 
 
 def _nested(function: Function, nodes: set[int], successors: Sequence[Sequence[int]], depth: int) -> list[Loop]:
-    """Loops among `nodes`: each strongly connected part, and inside it, once the edges to its entries are cut, more."""
+    """Finds the loops among `nodes`: each strongly connected part, and inside it more, once the edges to its entries
+    are cut."""
     found: list[Loop] = []
     for part in _strongly_connected(nodes, successors):
         ordered = sorted(part)
@@ -96,7 +98,7 @@ def _nested(function: Function, nodes: set[int], successors: Sequence[Sequence[i
 
 
 def _successors(function: Function) -> list[tuple[int, ...]]:
-    """Of each instruction, the indices of those that can follow it. What cannot be reached has no successors."""
+    """Returns, for each instruction, the indices of those that can follow it. Unreachable ones have no successors."""
     index = {instruction.address: i for i, instruction in enumerate(function.instructions)}
     successors: list[tuple[int, ...]] = []
     roots = [0]
@@ -121,7 +123,8 @@ def _successors(function: Function) -> list[tuple[int, ...]]:
 
 
 def _conditional(jump: Instruction) -> bool:
-    """By its predicate, or by one among its operands: `@P0 BRA P1, ...` needs both, `BRA.U UP0, ...`."""
+    """Tells whether a branch is conditional, by its predicate or by one among its operands: `@P0 BRA P1, ...` needs
+    both, `BRA.U UP0, ...`."""
     first = jump.operands.partition(",")[0].lstrip("!")
     operand = first if "," in jump.operands and first.lstrip("U").startswith("P") else ""
     return jump.predicate not in _ALWAYS or operand not in _ALWAYS
@@ -139,7 +142,7 @@ def _reachable(roots: Iterable[int], successors: Sequence[Sequence[int]]) -> set
 
 
 def _strongly_connected(nodes: set[int], successors: Sequence[Sequence[int]]) -> list[set[int]]:
-    """Tarjan's algorithm, with a stack of its own: functions are thousands of instructions long."""
+    """Runs Tarjan's algorithm with a stack of its own, because functions are thousands of instructions long."""
     number: dict[int, int] = {}
     low: dict[int, int] = {}
     stack: list[int] = []

@@ -1,4 +1,4 @@
-"""python_tests/sass finds the loops, classes, widths, registers and spills of kernels where they are known."""
+"""python_tests/sass finds the loops, classes, widths, registers and spills of kernels in which they are known."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_every_architecture_is_checked_with_a_compiler_that_knows_all() -> None:
 
 
 def listing(*lines: str) -> sass.Function:
-    """A function of one instruction per line; "name:" labels the next one."""
+    """Returns a function of one instruction per line; "name:" labels the next one."""
     text, address = [".text.f:"], 0
     for line in lines:
         if line.endswith(":"):

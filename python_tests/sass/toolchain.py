@@ -1,4 +1,4 @@
-"""Where nvcc and nvdisasm are: on PATH, in a CUDA installation, or in the wheels of PyPI."""
+"""Finds nvcc and nvdisasm: on PATH, in a CUDA installation, or in the wheels of PyPI."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 
 def find_nvcc() -> Path | None:
-    """The compiler driver: of a CUDA installation, or of the PyPI package nvidia-cuda-nvcc."""
+    """Returns the compiler driver: of a CUDA installation, or of the PyPI package nvidia-cuda-nvcc."""
     return find_tool("nvcc")
 
 
 def find_nvdisasm() -> Path | None:
-    """The disassembler: of a CUDA installation, or of the PyPI package nvidia-cuda-nvdisasm."""
+    """Returns the disassembler: of a CUDA installation, or of the PyPI package nvidia-cuda-nvdisasm."""
     return find_tool("nvdisasm")
 
 
 @cache
 def supported() -> tuple[str, ...]:
-    """Those of ARCHITECTURES that this nvcc knows (12.4 knows the first two, 12.8 and later all); none without one."""
+    """Returns those of ARCHITECTURES that this nvcc knows (12.4 knows the first two, 12.8 and later all); none without
+    nvcc."""
     nvcc = find_nvcc()
     if nvcc is None:
         return ()
@@ -34,7 +35,8 @@ def supported() -> tuple[str, ...]:
 
 
 def missing_tool() -> str | None:
-    """Why code can be neither compiled nor disassembled here, for a test to skip with; None where it can."""
+    """Returns the reason that code can be neither compiled nor disassembled here, for a test to skip with; None if it
+    can."""
     for name, found in (("nvcc", find_nvcc()), ("nvdisasm", find_nvdisasm())):
         if found is None:
             return (
@@ -45,7 +47,7 @@ def missing_tool() -> str | None:
 
 
 def find_tool(name: str) -> Path | None:
-    """A program of the CUDA toolkit."""
+    """Returns a program of the CUDA toolkit."""
     on_path = shutil.which(name)
     if on_path:
         return Path(on_path)

@@ -1,4 +1,4 @@
-"""A page in a headless Chromium, asked through the DevTools protocol over a pipe: no port, no driver, no network."""
+"""Opens a page in a headless Chromium, through the DevTools protocol over a pipe: no port, no driver, no network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def missing() -> str | None:
-    """Why there is no browser to ask; None where there is."""
+    """Returns the reason that there is no browser to use; None if there is one."""
     if any(map(shutil.which, NAMES)):
         return None
     return f"needs one of {', '.join(NAMES)} on PATH (Debian: apt-get install chromium)"
@@ -62,7 +62,7 @@ class Page:
         os.close(self._read)
 
     def load(self, width: int, height: int, *, phone: bool) -> None:
-        """Show the page in a window of that size in CSS pixels."""
+        """Shows the page in a window of that size in CSS pixels."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
         self._call("Emulation.setDeviceMetricsOverride", screen)
         self.events.clear()
@@ -71,20 +71,20 @@ class Page:
             self._receive()
 
     def ask(self, script: str) -> Any:
-        """The value of a JavaScript expression, as JSON gives it."""
+        """Returns the value of a JavaScript expression, as JSON gives it."""
         return self._call("Runtime.evaluate", {"expression": script, "returnByValue": True})["result"].get("value")
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """The window as a PNG, or the whole page."""
+        """Returns the window as a PNG, or the whole page."""
         found = self._call("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole})
         path.write_bytes(base64.b64decode(found["data"]))
 
     def requests(self) -> list[str]:
-        """URLs asked for since the page was loaded."""
+        """Returns the URLs requested since the page was loaded."""
         return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[str]:
-        """What the browser's console says against the page."""
+        """Returns what the browser's console says against the page."""
         return [e["params"]["entry"]["text"] for e in self.events if e["method"] == "Log.entryAdded"]
 
     def _call(self, method: str, params: dict[str, Any] | None = None, session: Any = ...) -> dict[str, Any]:

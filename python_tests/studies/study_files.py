@@ -1,4 +1,4 @@
-"""Study files of `trb compare`, and finished runs made up from numbers instead of trained."""
+"""Writes study files of `trb compare`, and finished runs made up from numbers instead of trained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
 
 
 def declaration(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A study of four runs and six seeds in `folder`/study."""
+    """Writes a study of four runs and six seeds in `folder`/study."""
     declared: dict[str, Any] = {
         "title": "Made up",
         "output_dir": str(folder / "study"),
@@ -53,7 +53,8 @@ def write(folder: Path, declared: dict[str, Any]) -> Path:
 def pretend_finished(
     path: Path, pass_at_1: Callable[[str, int, int], float], teacher_tokens: Callable[[str], int] = lambda run: 100
 ) -> None:
-    """Finish every run of the study file: pass@1 of (run, seed, step), and the teacher tokens that a step costs."""
+    """Finishes every run of the study file, with pass@1 of (run, seed, step) and the teacher tokens that a step
+    costs."""
     from trbext.studies.compare.declaration import read_study
     from trbext.studies.compare.folder import open_folder
 

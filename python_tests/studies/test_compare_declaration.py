@@ -1,4 +1,4 @@
-"""A study file: what it makes of runs, sweeps and seeds, and one clear line for each thing that is wrong with it."""
+"""Tests study files: what they make of runs, sweeps and seeds, and one clear line for each fault in one."""
 
 from __future__ import annotations
 

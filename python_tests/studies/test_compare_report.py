@@ -1,4 +1,4 @@
-"""What `trb compare` reports of runs whose numbers were made up, so that it is known what the report must say."""
+"""Tests what `trb compare` reports of runs whose numbers were made up, so that the expected report is known."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def noise(run: str, seed: int, step: int) -> float:
 
 
 def pass_at_1(run: str, seed: int, step: int) -> float:
-    """From 0 to 0.4 at the end, plus the run's gain once it has begun, about a level that is the seed's."""
+    """Returns 0.1 at the start and 0.4 at step 40, plus a level per seed, and after the start a gain and noise."""
     return 0.1 + 0.01 * seed + (0.3 * step / 40 + GAIN[run] + noise(run, seed, step)) * (step > 0)
 
 
@@ -43,7 +43,7 @@ def study(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Reported:
-    """A study that was reported once, for tests that only look."""
+    """A study that was reported once, for tests that only read it."""
 
     study: Path
     folder: Path
@@ -60,7 +60,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
 
 
 def page(tmp_path: Path) -> str:
-    """The page's text, without figures and tags."""
+    """Returns the page's text, without figures and tags."""
     text = (tmp_path / "study" / "index.html").read_text()
     text = re.sub(r"<(svg|style).*?</\1>", "", text, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", text).split())

@@ -1,4 +1,4 @@
-"""The statistics of `trb compare` against answers known from theory, tables or brute force."""
+"""Compares the statistics of `trb compare` with answers known from theory, tables or brute force."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_difference_is_resolved_only_if_corrected_p_and_interval_agree() -> No
     rng = np.random.default_rng(2)
     values = {}
     for seed in range(10):
-        common = rng.normal(0, 5)  # seeds differ far more than runs: only pairing can see the effect
+        common = rng.normal(0, 5)  # seeds differ far more than runs: only pairing can detect the effect
         values["reference", seed] = common
         values["better", seed] = common + 1 + 0.1 * rng.normal()
         values["same", seed] = common + rng.normal()

@@ -1,4 +1,4 @@
-"""A study in real processes: killed, stopped, gone on with, and then the same as if nothing had happened."""
+"""Runs a study in real processes: killed, stopped and continued, it ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def at_work(folder: Path) -> list[int]:
-    """Processes that train in the folder."""
+    """Returns the processes that train in the folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -108,7 +108,7 @@ def test_a_killed_study_leaves_no_process_behind_and_goes_on_to_the_same_end(
     assert (folder / "index.html").exists()
     assert "2 seeds and 1 comparison the" in " ".join(out.split())
 
-    # The run whose study was killed is the run that `trb train` makes of the same settings in one go.
+    # The run whose study was killed equals the run that `trb train` makes of the same settings without a stop.
     straight = tmp_path / "straight"
     settings = yaml.safe_load((run.path.parent / "seed-1.yaml").read_text(encoding="utf-8"))
     (tmp_path / "alone.yaml").write_text(yaml.safe_dump(settings | {"output_dir": str(straight)}), encoding="utf-8")
@@ -186,7 +186,7 @@ def test_runs_are_spread_over_the_gpus_that_the_study_sees(
     seen: list[str] = []
 
     class Popen:
-        """A run that is over at once."""
+        """A process that is over at once."""
 
         def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
             seen.append(env["CUDA_VISIBLE_DEVICES"])

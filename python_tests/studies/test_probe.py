@@ -1,4 +1,5 @@
-"""`trb probe`: prefixes are kept and continued by whom it says, and its numbers are those of theory or brute force."""
+"""Tests `trb probe`: each prefix is kept and continued by the model it names; numbers agree with theory or brute
+force."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ LONGEST = 12
 
 @pytest.fixture
 def judged() -> list[str]:
-    """The completions that the probe's verifier was shown."""
+    """Returns the completions that the probe's verifier was shown."""
     return []
 
 
@@ -107,7 +108,7 @@ def test_a_continuation_keeps_its_prefix_and_what_had_ended(probe: Probe, judged
 def test_the_continuation_is_by_the_model_that_is_named(probe: Probe) -> None:
     completions = probe.roll_out(0.1)
     with torch.no_grad():
-        for model, constant in ((probe.teacher, 20), (probe.student, 21)):  # each writes one token for ever
+        for model, constant in ((probe.teacher, 20), (probe.student, 21)):  # each writes one token forever
             model.lm_head.weight.zero_()
             model.model.norm.weight.zero_()
             head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=True)

@@ -1,4 +1,4 @@
-"""The committed results of the shipped studies: complete, and what docs/study.md says of them."""
+"""The committed results of the shipped studies are complete, and say what docs/study.md says of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(name: str) -> tuple[Study, Values]:
 
 
 def table(study: Study, values: Values, metric: Metric, reference: str) -> Iterator[str]:
-    """The rows of docs/study.md for one metric and reference: means, and differences, bold where resolved."""
+    """Returns the rows of docs/study.md for one metric and reference: means, and differences, bold if resolved."""
     found = {}
     for view in SHOWN:
         # Corrected for all comparisons of the view, also those with the other references.

@@ -1,4 +1,4 @@
-"""Records the rollouts of a trainer. The trainer is imported by the fixtures only: a collection needs no TRL."""
+"""Records the rollouts of a trainer. Only the fixtures import the trainer: a collection needs no TRL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trbext.rollout import Rollout, speculative
 
 @pytest.fixture
 def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Rollout]]:
-    """The budget and the rollout of every call of the decoder."""
+    """Returns a list of the budget and the rollout of every call of the decoder."""
     seen: list[tuple[float, Rollout]] = []
 
     def recording(*args: Any, **kwargs: Any) -> Rollout:
@@ -25,7 +25,7 @@ def rollouts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Rollout]]:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
-    """The rollout of every call of the decoder."""
+    """Returns a list of the rollout of every call of the decoder."""
     seen: list[Rollout] = []
 
     def recording(*args: Any, **kwargs: Any) -> Rollout:

@@ -1,4 +1,5 @@
-"""One process of test_trainer_distributed.py: trains with TRBTrainer and writes what it saw to FOLDER/rank<N>.pt."""
+"""Runs one process of test_trainer_distributed.py: trains with TRBTrainer and writes what it saw to
+FOLDER/rank<N>.pt."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def trainer(folder: Path, **fields: Any) -> TRBTrainer:
         tiny_llama(0),
         tiny_llama(1, vocab_size=72, hidden=32),
         config(folder, **fields),
-        train_dataset=prompts(24),  # with 8 prompts a step, the fourth step begins the second epoch
+        train_dataset=prompts(24),  # with 8 prompts per step, the fourth step begins the second epoch
         eval_dataset=prompts(HELD_OUT),
         processing_class=tiny_tokenizer(),
         verifier=starts_with_a_digit,
@@ -103,7 +104,7 @@ def run(folder: Path) -> None:
 
 
 def sharded() -> dict[str, Any]:
-    """A rollout of models under FSDP2, longer on one process than on the other, and a training step after it."""
+    """Makes a rollout of models under FSDP2, longer on one process than on the other, and a training step after it."""
     mesh, rank = init_device_mesh("cpu", (2,)), torch.distributed.get_rank()
     student, teacher = tiny_llama(0, layers=2), tiny_llama(1, layers=2)
     for model in (student, teacher):

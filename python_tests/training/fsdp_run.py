@@ -1,6 +1,6 @@
-"""`trb` under accelerate's FSDP on the CPU, one process of torchrun; prints which classes hold the weights.
+"""Runs `trb` under accelerate's FSDP on the CPU, as one process of torchrun, and prints which classes hold the weights.
 
-accelerate shards on GPUs alone: told that its gloo processes are some, it builds the very FSDP2 set-up of the launch
+accelerate shards only on GPUs: told that its gloo processes are some, it builds the FSDP2 set-up of the launch
 configuration on the CPU.
 """
 

@@ -1,4 +1,4 @@
-"""Logits of a few prefixes, and the dense float64 reference of the losses."""
+"""Makes logits of a few prefixes, and computes the losses by a dense float64 reference."""
 
 from __future__ import annotations
 

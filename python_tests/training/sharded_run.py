@@ -1,4 +1,4 @@
-"""One process of test_trainer_sharded.py: the same few steps under DDP, FSDP2 or DeepSpeed, by several losses.
+"""Runs one process of test_trainer_sharded.py: the same few steps under DDP, FSDP2 or DeepSpeed, by several losses.
 
     sharded_run.py BACKEND FOLDER [CASE ...]     BACKEND is one, ddp, fsdp, zero1, zero2 or zero3
 
@@ -146,7 +146,7 @@ class Recorder:
 
 
 class Player:
-    """Says for the decoder what two processes have decoded."""
+    """Replaces the decoder, and returns what two processes have decoded."""
 
     def __init__(self, rows: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
         self.rows = rows
@@ -178,7 +178,7 @@ def step_logs(trainer: TRBTrainer) -> list[dict[str, float]]:
 
 
 def trained(backend: str, name: str, folder: Path) -> dict[str, Any]:
-    """What was logged of one case, and how long each process's rollouts were."""
+    """Returns what was logged of one case, and how long each process's rollouts were."""
     case, file = CASES[name], folder / f"{name}.rollouts"
     trainer = trainer_of(backend, case, folder / backend / name)
     if backend == "one":
@@ -201,7 +201,7 @@ def trained(backend: str, name: str, folder: Path) -> dict[str, Any]:
 
 
 def whole_weights(trainer: TRBTrainer) -> dict[str, torch.Tensor]:
-    """Copied by this file's own means, for they judge those of the product."""
+    """Copies the weights by means of this file's own, because they judge those of the product."""
     whole = {}
     for name, weight in trainer.accelerator.unwrap_model(trainer.model_wrapped).named_parameters():
         if hasattr(weight, "ds_id"):
@@ -333,7 +333,7 @@ if __name__ == "__main__":
         (folder / f"{backend}.json").write_text(json.dumps(found), encoding="utf-8")
     if dist.is_initialized():
         dist.destroy_process_group()
-    # Many trainers lived in this process: threads of theirs may still run when the interpreter tears itself down, which
-    # ends the process by a signal now and then, after all work is done.
+    # Many trainers lived in this process. Threads of theirs may still run when the interpreter ends, which sometimes
+    # ends the process by a signal after all work is done.
     sys.stdout.flush()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A run goes on with every weight of its checkpoint, or says which one is not there."""
+"""A run continues with every weight of its checkpoint, or says which one is missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tensors = dict[str, Any]
 
 
 def tiny_mixtral(seed: int) -> MixtralForCausalLM:
-    """Its experts are one tensor in the model, and one each in the checkpoint."""
+    """Returns a model whose experts are one tensor in the model, and one each in the checkpoint."""
     torch.manual_seed(seed)
     config = MixtralConfig(
         vocab_size=64,
@@ -109,7 +109,7 @@ DAMAGES = [
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint of a whole model and one of an adapter."""
+    """Makes a checkpoint of a whole model and one of an adapter."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, peft_config in (("whole", None), ("adapter", LoraConfig(r=2, target_modules=["q_proj"]))):
         make_trainer(folder / name, max_steps=1, peft_config=peft_config, **SAVING).train()
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_other_weights_is_refused(
 
 
 def test_what_a_checkpoint_may_hold_besides() -> None:
-    """Buffers that are computed today, and of quantized weights their scales, in whichever place."""
+    """A checkpoint may hold buffers that are computed today, and the scales of quantized weights, at either place."""
     model = tiny_llama(0)
 
     def fault(*unexpected: str) -> str | None:

@@ -1,4 +1,4 @@
-"""TRBConfig: what it accepts, from Python, the command line and YAML, and what it refuses with which words."""
+"""Tests TRBConfig: what it accepts, from Python, the command line and YAML, and what it refuses with which words."""
 
 from __future__ import annotations
 

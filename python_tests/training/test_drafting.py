@@ -1,4 +1,5 @@
-"""Speculation in the trainer: teacher states reused by the loss, the draft length over checkpoints, the metrics."""
+"""Tests speculation in the trainer: teacher states reused by the loss, the draft length over checkpoints, the
+metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from trbext.training.trainer import TRBTrainer
 
 
 def backbone_widths(trainer: TRBTrainer) -> list[int]:
-    """Grows by the tokens of each forward of the teacher's backbone."""
+    """Returns a list that grows by the tokens of each forward of the teacher's backbone."""
     widths: list[int] = []
     trainer.teacher_model.base_model.register_forward_pre_hook(
         lambda _, __, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -50,7 +51,7 @@ def test_the_loss_of_reused_states_is_that_of_a_teacher_forward(
         assert two["trb/teacher_states_gib"] == 0
     for name, weight in weights(asking).items():
         assert (weights(reusing)[name] - weight).abs().max() < 1e-5, name
-    # The loss reads whole sequences, one micro-batch at a time; decoding only prompts and drafts.
+    # The loss reads whole sequences, one micro-batch at a time; decoding reads only prompts and drafts.
     assert len(passes[asking]) == len(passes[reusing]) + 2 * accumulation
 
 

@@ -1,4 +1,4 @@
-"""The losses against a dense float64 reference, and at -inf, which could give NaN gradients."""
+"""Compares the losses with a dense float64 reference, and at -inf, which could give NaN gradients."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_entropy_of_a_row_with_excluded_tokens() -> None:
 
 
 def every_token(student: Tensor, teacher: Tensor, mu: Tensor, **kwargs: float) -> Tensor:
-    """[ROWS, V]: the estimate for each token that mu could have drawn."""
+    """Returns [ROWS, V]: the estimate for each token that mu could have drawn."""
     log_weight = (student.detach() / kwargs.get("temperature", 1.0)).log_softmax(-1) - mu.log()
     rows = [
         sampled_reverse_kl(student, teacher, torch.full((ROWS,), token), log_weight[:, token], **kwargs)
@@ -144,7 +144,7 @@ def test_the_expectation_over_tokens_of_the_sampled_estimate_is_the_reverse_kl_a
     behavior: str, excluded: bool, temperature: float
 ) -> None:
     student, teacher = logits(8)
-    if excluded:  # a token the teacher rules out has a finite stand-in
+    if excluded:  # a token the teacher excludes has a finite stand-in
         teacher = teacher.masked_fill(torch.arange(VOCABULARY) == 3, -torch.inf)
     p, q = (student.detach() / temperature).softmax(-1), (teacher / temperature).softmax(-1)
     mu = {"student": p, "teacher": 0.999 * q + 0.001 * p, "blend": (p + q) / 2}[behavior]

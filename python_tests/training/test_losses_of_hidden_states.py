@@ -1,4 +1,5 @@
-"""The losses of hidden states: in chunks, with merged EOS ids, against TRL's fused loss, through every lm_head."""
+"""Tests the losses of hidden states: in chunks, with merged EOS ids, against TRL's fused loss, through every
+lm_head."""
 
 from __future__ import annotations
 
@@ -80,7 +81,7 @@ def test_merged_eos_ids_are_one_outcome_for_the_loss() -> None:
     p, q = merged(student(student_hidden)), merged(teacher(teacher_hidden))
     expected = (p * (p / q).log()).sum(-1)
     torch.testing.assert_close(terms.reverse_kl, expected, rtol=1e-10, atol=1e-12)
-    other_eos = torch.full_like(tokens, 4)  # where another engine ended a rollout with it, it counts as e*
+    other_eos = torch.full_like(tokens, 4)  # if another engine ended a rollout with it, it counts as e*
     stops = chunked_reverse_kl(
         student_hidden, teacher_hidden, student, teacher, other_eos, alignment, temperature=temperature
     )

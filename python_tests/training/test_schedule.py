@@ -1,4 +1,4 @@
-"""KL budgets as functions of the optimizer step: `trbext.training.schedule`."""
+"""Tests `trbext.training.schedule`: KL budgets as functions of the optimizer step."""
 
 from __future__ import annotations
 

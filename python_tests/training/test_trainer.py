@@ -1,4 +1,4 @@
-"""TRBTrainer on one process, with models of a few thousand weights: training, resuming, loading and refusing."""
+"""Tests TRBTrainer on one process, with models of a few thousand weights: training, resuming, loading and refusing."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ def test_rollouts_of_one_prompt_share_an_optimizer_step(tmp_path: Path) -> None:
     trainer.train()
     assert [len(batch) for batch in batches] == [8] * 4
     assert all(batch.count(text) == 4 for batch in batches for text in batch)
-    assert sorted({text for batch in batches for text in batch}) == sorted(prompts(8)["prompt"])  # 2 a step: one epoch
+    # 2 per step: one epoch
+    assert sorted({text for batch in batches for text in batch}) == sorted(prompts(8)["prompt"])
     with pytest.raises(ValueError, match="an optimizer step takes 4 rollouts, no multiple of rollouts_per_prompt 3"):
         make_trainer(tmp_path, rollouts_per_prompt=3).train()
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[Rank]:
-    """What each of two processes saw."""
+    """Returns what each of two processes saw."""
     run_two_processes(Path(distributed_run.__file__), str(folder), timeout=240)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
@@ -37,7 +37,7 @@ def training_logs(run: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def repeatable(logs: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The logs of steps and evaluations; the summary of the run counts only the steps since the last start."""
+    """Returns the logs of steps and evaluations; the summary of the run counts only the steps since the last start."""
     timings = ("per_second", "runtime", "step_time", "compute/seconds")
     kept = [log for log in logs if "train_runtime" not in log]
     return [{name: value for name, value in log.items() if not name.endswith(timings)} for log in kept]

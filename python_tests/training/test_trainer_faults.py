@@ -1,4 +1,5 @@
-"""Faults that would train on wrong numbers: non-finite losses, teachers that exclude tokens, TRL's own decoder."""
+"""Tests faults that would train on wrong numbers: non-finite losses, teachers that exclude tokens, TRL's own
+decoder."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
 
 
 def biased(model: Any, ids: list[int], value: float) -> Any:
-    """`model` with `value` added to its logits of `ids`."""
+    """Returns `model` with `value` added to its logits of `ids`."""
     bias = torch.zeros(model.lm_head.out_features)
     bias[ids] = value
     model.lm_head.bias = nn.Parameter(bias)

@@ -1,4 +1,4 @@
-"""The metrics that TRBTrainer logs of its rollouts, and its evaluation."""
+"""Tests the metrics that TRBTrainer logs of its rollouts, and its evaluation."""
 
 from __future__ import annotations
 

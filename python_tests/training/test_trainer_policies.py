@@ -1,4 +1,4 @@
-"""The policies that write the prefixes of TRBTrainer: the KL budget, other policies, and the losses of each."""
+"""Tests the policies that write the prefixes of TRBTrainer: the KL budget, other policies, and the losses of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from python_tests.training.trainer_cases import MINE, decoding_calls, make_train
 from trbext.rollout import Rollout
 from trbext.rollout.policies import FixedBeta
 
-# ---- Who writes the prefixes ----
+# ---- The policies that write the prefixes ----
 
 
 def test_the_budget_anneals_and_then_the_teacher_decodes_no_more(

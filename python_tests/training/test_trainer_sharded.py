@@ -1,7 +1,7 @@
 """Sharded models (FSDP2, DeepSpeed ZeRO) train, resume, stop and are saved as whole ones are, by every loss.
 
 Two gloo processes train each case under each backend, all cases of a backend in one launch. `pytest -m sharded` runs
-the matrix; DDP and FSDP2 by every loss are run by a plain `pytest` too.
+the matrix; a plain `pytest` also runs DDP and FSDP2 by every loss.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ has_deepspeed = pytest.mark.skipif(
 
 
 def in_the_matrix(test: Any) -> Any:
-    """Not in a plain `pytest`, which has no deepspeed: minutes."""
+    """Marks a test of the matrix, which runs for minutes and which a `pytest` without deepspeed skips."""
     return pytest.mark.sharded(has_deepspeed(test))
 
 
@@ -41,12 +41,13 @@ SHARDED = ["fsdp", *ZERO]
 
 
 def stopped(backend: str) -> list[str]:
-    """ZeRO-2 in bfloat16 too: it looks for overflow by another rule there."""
+    """Returns the cases of a NaN gradient. ZeRO-2 has bfloat16 too, because it looks for overflow by another rule
+    there."""
     return ["stopped:float32", *(["stopped:bf16"] if backend == "zero2" else [])]
 
 
 class Launches:
-    """What each launch of sharded_run.py found, by backend and cases; each is made once."""
+    """Keeps what each launch of sharded_run.py found, by backend and cases; each launch is made once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Tiny trainers, and what their tests read of them."""
+"""Makes tiny trainers, and reads what their tests need from them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def make_trainer(
         "lr_scheduler_type": "constant",
         "trb_epsilon": 0.1,
         "trb_warmup_steps": 3,
-        "draft_length": 3,  # "auto" goes by the clock: two runs from the start may round differently
+        "draft_length": 3,  # "auto" depends on the clock: two runs from the start may round differently
         "save_strategy": "no",
         "disable_tqdm": True,
     }
@@ -74,7 +74,7 @@ def make_trainer(
 
 
 def steps(trainer: TRBTrainer) -> list[dict[str, float]]:
-    """What was logged at each optimizer step."""
+    """Returns what was logged at each optimizer step."""
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -87,7 +87,8 @@ def weights(trainer: TRBTrainer) -> dict[str, torch.Tensor]:
 
 
 def decoding_calls(model: LlamaForCausalLM) -> list[int]:
-    """Grows by one for each forward pass that decodes; the loss reads the lm_head's weight without calling it."""
+    """Returns a list that grows by one for each forward pass that decodes; the loss reads the lm_head's weight without
+    calling it."""
     calls: list[int] = []
     model.lm_head.register_forward_hook(lambda *_: calls.append(1))
     return calls

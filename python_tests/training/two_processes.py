@@ -1,4 +1,4 @@
-"""Runs a script as two processes of one gloo group, on the loopback device alone."""
+"""Runs a script as two processes of one gloo group, on the loopback device only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_two_processes(script: Path, *arguments: str, timeout: float, **environment: str) -> None:
-    """torchrun of this Python, which must end with exit code 0 within `timeout` seconds."""
+    """Runs torchrun of this Python, which must end with exit code 0 within `timeout` seconds."""
     search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     ours = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": search}
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
@@ -26,6 +26,6 @@ def run_two_processes(script: Path, *arguments: str, timeout: float, **environme
     try:
         output, _ = torchrun.communicate(timeout=timeout)
     finally:
-        torchrun.terminate()  # takes its two processes with it, where they wait for each other for ever
+        torchrun.terminate()  # ends the two processes too, if they wait for each other forever
         torchrun.wait(30)
     assert torchrun.returncode == 0, output[-6000:]

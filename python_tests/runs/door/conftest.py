@@ -1,4 +1,4 @@
-"""Two tiny models and a run of them, in a working folder of its own."""
+"""Makes two tiny models and a run of them, in a working folder of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def config(tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A run of a few seconds on two tiny models, in `tmp_path`, which is the working folder."""
+    """Writes the configuration of a run of a few seconds on two tiny models, in `tmp_path`, which is the working
+    folder."""
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"{n}+{n % 7}=", "answer": str(n)} for n in range(10, 50)]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

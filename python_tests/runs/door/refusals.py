@@ -1,4 +1,4 @@
-"""How `trb` refuses: one line, exit code 2, and no folder."""
+"""Checks how `trb` refuses: one line, exit code 2, and no folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trbext.cli import main
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line that `trb` says of a fault of the user."""
+    """Returns the one line with which `trb` reports a fault of the user."""
     before = set(Path().iterdir())
     capsys.readouterr()
     try:
@@ -28,6 +28,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def write(config: dict[str, Any], **changes: Any) -> str:
-    """The file of a configuration; `config.yaml` is written anew."""
+    """Writes the file of a configuration; `config.yaml` is written anew."""
     Path("config.yaml").write_text(yaml.safe_dump(config | changes), encoding="utf-8")
     return "config.yaml"

@@ -1,4 +1,4 @@
-"""Verifiers and policies of the user's that cannot judge or write are refused in one line."""
+"""A user's verifiers and policies that cannot judge or write are refused in one line."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ POLICIES: list[tuple[str, dict[str, Any] | None, str]] = [
 
 @pytest.fixture
 def mine(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module of the user's in the working folder."""
+    """Writes a module of the user's in the working folder."""
     Path("mine.py").write_text(MODULE, encoding="utf-8")
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # __pycache__ would be a folder that was made
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # __pycache__ would count as a folder that was made
     monkeypatch.syspath_prepend(Path.cwd())
 
 
@@ -94,7 +94,7 @@ def test_verifiers_that_cannot_judge_are_refused(
 def test_a_verifier_that_raised_on_every_completion_is_an_error(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not seen beforehand: it raises on empty completions, and the model writes nothing else."""
+    """The fault is not seen beforehand: the verifier raises on empty completions, and the model writes nothing else."""
     monkeypatch.setattr(PreTrainedTokenizerFast, "decode", lambda self, *_, **__: "")
     words = ["eval", config["model_name_or_path"], "--prompts", "prompts.jsonl", "--verifier", "mine:needs_text"]
     assert main([*words, "--limit", "4", "--max-completion-length", "4"]) == 2

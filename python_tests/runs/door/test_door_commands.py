@@ -1,4 +1,4 @@
-"""Commands other than `trb train` refuse in one line; output that cannot be written is no traceback."""
+"""Commands other than `trb train` refuse in one line; output that cannot be written gives no traceback."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_other_commands_refuse_in_one_line(
 def test_output_that_nobody_reads_or_that_cannot_be_written_is_no_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `trb train --fields | head -1` and `trb info > /dev/full`: the interpreter flushes once more at its end."""
+    """As with `trb train --fields | head -1` and `trb info > /dev/full`: the interpreter flushes once more at its
+    end."""
     for words in (["train", "--fields"], ["info"]):
         reader, writer = os.pipe()
         os.close(reader)
@@ -85,7 +86,7 @@ def test_output_that_nobody_reads_or_that_cannot_be_written_is_no_traceback(
 
 
 def test_without_the_extra_the_commands_name_it_and_info_works() -> None:
-    """As after a plain `pip install trbext`, which brings torch alone."""
+    """As after a plain `pip install trbext`, which brings only torch."""
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({sorted(OF_THE_EXTRA - {'numpy'})}, None))\n"  # torch looks for numpy
@@ -109,7 +110,7 @@ def test_the_extra_is_what_pyproject_says() -> None:
 
 
 def test_every_text_file_is_opened_with_an_encoding() -> None:
-    """Ruff's PLW1514 sees only what it knows to be a path."""
+    """Ruff's PLW1514 checks only what it knows to be a path."""
     bare = []
     for folder in ("trbext", "benchmarks", "build_support", "recipes"):
         for path in (ROOT / folder).rglob("*.py"):

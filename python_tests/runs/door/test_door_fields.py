@@ -1,4 +1,4 @@
-"""Every field of a configuration that cannot be is refused in one line. A new fault is a new row of a table."""
+"""Every invalid field of a configuration is refused in one line. A new fault is a new row of a table."""
 
 from __future__ import annotations
 

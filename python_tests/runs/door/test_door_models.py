@@ -34,7 +34,7 @@ def without_a_matrix(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_more_layers(tensors: dict[str, Any]) -> dict[str, Any]:
-    """As a config.json whose num_hidden_layers was lowered."""
+    """Adds the tensors of further layers, as if num_hidden_layers had been lowered in config.json."""
     further = {name.replace(".0.", f".{n}."): weight.clone() for name, weight in tensors.items() for n in range(11)}
     return tensors | {name: weight for name, weight in further.items() if name not in tensors}
 
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_other_weights_is_refused_wherever_it_is_loaded(
     config: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By each command, and by the trainer in Python."""
+    """Each command refuses the checkpoint, and so does the trainer in Python."""
     field = {"student": "model_name_or_path", "teacher": "teacher_model_name_or_path"}[role]
     shutil.copytree(config[field], "damaged")
     damage(Path("damaged"))
@@ -210,7 +210,7 @@ def test_an_adapter_is_merged_where_nothing_is_trained(
 
 @pytest.fixture
 def adapter(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a LoRA adapter of the student, with a tokenizer beside it."""
+    """Saves a LoRA adapter of the student with a tokenizer beside it, and returns the folder."""
     folder = str(tmp_path_factory.mktemp("adapter"))
     student = LlamaForCausalLM.from_pretrained(config["model_name_or_path"])
     lora = get_peft_model(student, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))

@@ -110,7 +110,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 def test_the_trainer_names_a_prompt_that_cannot_be_used(
     rows: list[Any], fault: str, models: dict[str, str], tmp_path: Path
 ) -> None:
-    """In Python: of what is trained on, and of what is held out."""
+    """In Python, the trainer names the prompt in the training data and in the held-out data."""
     bad, good = Dataset.from_list(rows), prompts(8)
     for train, held_out, name in ((bad, None, "train_dataset"), (good, {"a": good, "b": bad}, "eval_dataset b")):
         args = TRBConfig(str(tmp_path / "run"), use_cpu=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-# Workers of pytest-xdist share the cores, and so do the processes that their tests start. Before torch is imported.
+# Workers of pytest-xdist share the cores, and so do the processes that their tests start.
+# The number of threads must be set before torch is imported.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 

@@ -1,4 +1,4 @@
-"""Tests benchmarks/: the competitors are correct, the checks reject wrong ones, and the command writes its table."""
+"""Tests benchmarks/: the competitors are correct, the checks refuse wrong ones, and the command writes its table."""
 
 from __future__ import annotations
 

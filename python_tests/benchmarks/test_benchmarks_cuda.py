@@ -228,6 +228,6 @@ def test_both_ways_to_sum_give_the_same_moments(products: bool) -> None:
     beta = torch.tensor([0.0, 0.4, 1.0])
     x, d = student.double().log_softmax(-1), teacher.double().log_softmax(-1) - student.double().log_softmax(-1)
     weights = (x + beta[:, None] * d).exp()
-    for _ in range(2):  # the first call must not have spoilt what the second needs
+    for _ in range(2):  # the first call must not have spoiled what the second needs
         for order, got in enumerate(moments.at(beta)):
             torch.testing.assert_close(got.double(), (weights * d**order).sum(-1), rtol=1e-4, atol=1e-5)

@@ -92,7 +92,7 @@ def test_the_dataset_is_a_plain_text_prompt_column() -> None:
 # ----------------------------------------------------------------------------------------------------- the tokenizer
 def test_a_prompt_is_bos_and_one_token_per_character(tokenizer: Any) -> None:
     assert tokenizer("50311758=")["input_ids"] == [1, 8, 3, 6, 4, 4, 10, 8, 11, 13]
-    assert set(tokenizer("50311758=")) == {"input_ids", "attention_mask"}  # no token_type_ids: models reject them
+    assert set(tokenizer("50311758=")) == {"input_ids", "attention_mask"}  # no token_type_ids: models refuse them
 
 
 def test_decoding_returns_the_text_without_spaces(tokenizer: Any) -> None:

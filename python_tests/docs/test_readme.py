@@ -62,7 +62,7 @@ RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith("study-")])
 def test_recipes_parse(recipe: str) -> None:
-    # use_cpu: transformers rejects bf16 if there is neither a GPU nor this field.
+    # use_cpu: transformers refuses bf16 if there is neither a GPU nor this field.
     arguments, config, settings = parse_run(ROOT / "recipes" / recipe, ["--use_cpu", "true"])
     assert arguments.model_name_or_path
     assert config.output_dir.startswith("runs/")

@@ -12,7 +12,7 @@ from trbext.results import Blend, Sample, Solution
 from .random_rows import Batch
 
 EXCESS, EXCESS_NATS = 1e-4, 1e-7  # of KL above the budget
-SHORTFALL, SHORTFALL_NATS = 3e-4, 1e-9  # of KL below the budget where a larger beta would fit
+SHORTFALL, SHORTFALL_NATS = 3e-4, 1e-9  # of KL below the budget although a larger beta would fit
 # Of the reported KL; the last is of both, per nat that D spans.
 KL_ERROR, KL_ERROR_NATS, KL_ERROR_OF_RANGE = 2e-5, 6e-6, 2e-7
 CELL = 1e-6  # by which a uniform may miss its token's cell

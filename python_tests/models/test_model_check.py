@@ -1,4 +1,4 @@
-"""Tests the start-up check of the models: what it serves, what it rejects by name, and what it costs.
+"""Tests the start-up check of the models: what it serves, what it refuses by name, and what it costs.
 
 Each fault planted here gave wrong numbers without an error message, or a hang, before there was a check.
 """
@@ -147,7 +147,7 @@ def test_the_probe_knows_half_precision_inside_a_forward() -> None:
     check_model(model, "student")
 
 
-# What is rejected.
+# What is refused.
 
 
 class CountsColumns(GPT2LMHeadModel):

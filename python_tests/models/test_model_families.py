@@ -1,4 +1,4 @@
-"""Every family of causal LMs that transformers can build tiny agrees with uncached forwards, or is rejected by name.
+"""Every family of causal LMs that transformers can build tiny agrees with uncached forwards, or is refused by name.
 
 `model_families.py` judges; docs/models.md holds the verdicts.
 """

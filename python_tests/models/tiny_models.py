@@ -65,7 +65,7 @@ def prompts(count: int) -> Dataset:
 
 
 def saved(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Saves both, and returns the folder from which they can be loaded again."""
+    """Saves the model and the tokenizer, and returns the folder from which they can be loaded again."""
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)

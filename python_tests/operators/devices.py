@@ -38,7 +38,7 @@ class Operators:
     """The functions of `trbext` on one device, to which the arguments move and from which the outputs return."""
 
     device: str
-    interpreted: bool = False  # so slow that a test of size alone is left out
+    interpreted: bool = False  # so slow that a test of only size is left out
 
     def solve(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, **options: Any) -> Solution:
         return Solution(*self._call(trbext.solve, student, teacher, epsilon, **options))

@@ -1,4 +1,4 @@
-"""Lists calls that cannot be meant: a kernel rejects each in the same words when it only traces."""
+"""Lists calls that cannot be meant: a kernel refuses each in the same words, whether it computes or only traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""trbext.verify at the edges: a fault stays in its request, and a value that is not needed is no fault."""
+"""Tests trbext.verify at the edges: a fault stays in its request, and a value that is not needed is no fault."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_an_install_of_this_source_comes_after_one_of_another(tmp_path: Path) ->
 
 
 def test_an_editable_install_of_older_sources_is_refused_in_one_line(tmp_path: Path) -> None:
-    """Its import hook gives the binaries to the sources of the checkout, however they have changed."""
+    """The install's import hook gives the binaries to the sources of the checkout, however they have changed."""
     source = checkout(tmp_path)
     shutil.copy(trbext._C.__file__, source / "trbext")
     shutil.copy(trbext._library.LIBRARY_PATH, source / "trbext")

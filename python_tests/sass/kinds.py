@@ -10,7 +10,7 @@ class Kind(Enum):
     """The kinds follow the execution pipes. Each instruction needs one issue slot, whatever its kind."""
 
     FP32 = "fp32"  # add, multiply, fused multiply-add; the packed pairs of sm_100 count as one
-    MUFU = "mufu"  # exponentials, logarithms, reciprocals: 16 lanes a cycle and SM
+    MUFU = "mufu"  # exponentials, logarithms, reciprocals: 16 lanes per cycle and SM
     FP64 = "fp64"  # anything that touches a double
     HALF = "half"  # packed float16 and bfloat16
     MMA = "mma"  # tensor cores

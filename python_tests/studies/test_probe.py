@@ -1,5 +1,4 @@
-"""Tests `trb probe`: each prefix is kept and continued by the model it names; numbers agree with theory or brute
-force."""
+"""Tests `trb probe`: the stated model keeps and continues each prefix; numbers agree with theory or brute force."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_other_commands_refuse_in_one_line(
 def test_output_that_nobody_reads_or_that_cannot_be_written_is_no_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with `trb train --fields | head -1` and `trb info > /dev/full`: the interpreter flushes once more at its
+    """Runs as `trb train --fields | head -1` and `trb info > /dev/full`: the interpreter flushes once more at its
     end."""
     for words in (["train", "--fields"], ["info"]):
         reader, writer = os.pipe()
@@ -86,7 +86,7 @@ def test_output_that_nobody_reads_or_that_cannot_be_written_is_no_traceback(
 
 
 def test_without_the_extra_the_commands_name_it_and_info_works() -> None:
-    """As after a plain `pip install trbext`, which brings only torch."""
+    """The state is that after a plain `pip install trbext`, which brings only torch."""
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({sorted(OF_THE_EXTRA - {'numpy'})}, None))\n"  # torch looks for numpy

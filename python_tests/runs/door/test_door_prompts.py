@@ -24,7 +24,7 @@ ROW = {"prompt": "1+1=", "answer": "2"}
 MESSAGES = [{"role": "user", "content": "1+1="}]
 
 
-# The prompts' file (rows, or its bytes), changes of the configuration, and what is said; where a "|" divides it, one or
+# The prompts' file (rows, or its bytes), changes of the configuration, and what is said; if a "|" divides it, one or
 # the other, by the version of datasets.
 PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
     (b"", {}, "prompts 'rows.jsonl': the file holds no rows"),

@@ -1,1 +1,1 @@
-"""Benchmarks of trbext, for a checkout with trbext installed; README.md says which command answers which question."""
+"""Benchmarks of trbext. They need a checkout and an installed trbext; README.md lists a command for each question."""

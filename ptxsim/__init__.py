@@ -1,8 +1,9 @@
 """A PTX interpreter on numpy: runs the PTX that nvcc emits, one numpy lane per CUDA thread, and reports bugs.
 
-It checks what a GPU would silently get wrong: bounds, alignment, uninitialised reads, races on shared and distributed
-shared memory, divergent barriers, partial-warp collectives, lives of the blocks of a cluster, launch limits. It counts
-memory requests per allocation. It says nothing about speed, caches, or the memory model between blocks.
+It checks for faults that a GPU does not report: out-of-bounds and misaligned accesses, reads of uninitialized bytes,
+races on shared and distributed shared memory, divergent barriers, partial-warp collectives, accesses to blocks of a
+cluster that have ended, launch limits. It counts memory requests per allocation. It does not model speed, caches, or
+the memory model between blocks.
 """
 
 from .coverage import unsupported_statements

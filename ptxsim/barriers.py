@@ -1,4 +1,4 @@
-"""Barriers of a block and of a cluster: who has arrived, who waits where."""
+"""Barriers of a block and of a cluster: the lanes that have arrived, and those that wait at each barrier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BARRIERS = 16
 
 
 class BlockBarriers:
-    """`bar.sync` and its relatives."""
+    """Barriers of blocks: `bar.sync`, `bar.arrive` and `bar.red`."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._geometry = machine, machine.geometry
@@ -36,13 +36,13 @@ class BlockBarriers:
         return np.flatnonzero(self._wait_id >= 0)
 
     def on_release(self, pc: int, reduce: Callable[[Lanes, np.ndarray, np.ndarray], None]) -> None:
-        """`reduce(lanes, true contributions, participants)` runs when lanes leave the `bar.red` at `pc`."""
+        """Register `reduce(lanes, true contributions, participants)` for lanes that leave the `bar.red` at `pc`."""
         self._reductions[pc] = reduce
 
     def arrive(
         self, pc: int, lanes: Lanes, barrier: int, count: int, contribution: np.ndarray | None, wait: bool
     ) -> bool:
-        """Lanes reach barrier number `barrier` of `count` threads (0: all). True if they may go straight on."""
+        """Let lanes reach barrier number `barrier` of `count` threads (0: all). True if they may continue at once."""
         threads = self._geometry.threads
         if wait and lanes.whole_ctas and count in (0, threads):
             self._machine.shared.ordering.block_barrier(lanes.warps)
@@ -103,14 +103,14 @@ class BlockBarriers:
         self._reductions[pc](lanes, true[lanes.cta_of], np.full(lanes.count, self._geometry.threads))
 
     def after_exit(self, lanes: Lanes) -> None:
-        """Threads exited: who is left may be complete now."""
+        """Release barriers that the exit of these threads has completed."""
         ctas = lanes.ctas
         for barrier in np.flatnonzero(self._arrived[ctas].any(0)):
             self._release_complete(ctas, int(barrier))
 
 
 class ClusterBarriers:
-    """`barrier.cluster.arrive` and `.wait`. Exited threads count as arrived, as the ISA has it."""
+    """`barrier.cluster.arrive` and `.wait`. Exited threads count as arrived, as the ISA says."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._geometry = machine, machine.geometry
@@ -128,7 +128,7 @@ class ClusterBarriers:
         return np.flatnonzero(self.wait_pc >= 0)
 
     def arrive(self, lanes: Lanes) -> None:
-        """Lanes arrive, and will wait later."""
+        """Let lanes arrive that will wait later."""
         self._machine.shared.ordering.cluster_arrive(lanes.warps)
         clusters, counts = np.unique(lanes.cta_of // self._geometry.cluster, return_counts=True)
         self._phase[lanes.index] = self._completed[lanes.cta_of // self._geometry.cluster] + 1
@@ -136,7 +136,7 @@ class ClusterBarriers:
         self._complete(clusters)
 
     def wait(self, pc: int, lanes: Lanes) -> Lanes | None:
-        """The lanes that may go on; the others wait."""
+        """Return the lanes that may continue; the others wait."""
         done = self._completed[lanes.cta_of // self._geometry.cluster] >= self._phase[lanes.index]
         if not done.all():
             blocked = lanes.where(~done)
@@ -168,7 +168,7 @@ class ClusterBarriers:
             self._machine.push(int(pc) + 1, lanes)
 
     def after_exit(self, lanes: Lanes) -> None:
-        """Threads exited, those that had arrived and those that had not: the others may be complete now."""
+        """Complete clusters whose other threads have all arrived, now that these have exited."""
         cluster = lanes.cta_of // self._geometry.cluster
         had_arrived = self._phase[lanes.index] > self._completed[cluster]
         np.subtract.at(self._arrived, cluster[had_arrived], 1)

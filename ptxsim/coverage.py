@@ -1,4 +1,4 @@
-"""Which statements of a kernel the interpreter cannot execute, found without executing any."""
+"""Lists the statements of a kernel that the interpreter cannot execute, without executing any."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ assert opcodes.__all__  # importing them registers the opcodes
 
 
 def unsupported_statements(kernel: Kernel) -> list[str]:
-    """Statements of the kernel and of what it calls that would raise NotImplementedError when reached."""
+    """Return the statements of the kernel and of its callees that would raise NotImplementedError when reached."""
     machine = Machine(kernel, Geometry((32, 1, 1), 1, 1), kernel.shared_bytes)
     machine.device, machine.findings = Device(), Findings()
     machine.global_memory = GlobalMemory(machine.device, machine.findings)

@@ -1,4 +1,4 @@
-"""What an execution found wrong, one entry per kind and statement."""
+"""Faults that an execution found, one entry per kind and statement."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 KINDS = (
     "out_of_bounds",  # global or shared access outside every allocation
     "misaligned",  # address not a multiple of the access's width
-    "uninitialised",  # read of global or shared bytes nobody wrote
+    "uninitialised",  # read of global or shared bytes that no thread wrote
     "race",  # shared accesses of two threads with no barrier between them
-    "divergent_barrier",  # a barrier met by part of a block, or at different statements
-    "deadlock",  # threads that wait for ever
+    "divergent_barrier",  # a barrier that only part of a block reaches, or reaches at different statements
+    "deadlock",  # threads that wait forever
     "partial_warp",  # a warp-wide instruction without all the lanes of its mask
     "inactive_lane",  # a shuffle that reads a lane which does not take part
     "dead_cta",  # distributed shared memory of a CTA that has, or may have, exited

@@ -1,4 +1,4 @@
-"""Which threads of the grid execute: the geometry of a wave of blocks, and sets of its lanes."""
+"""Geometry of a wave of blocks, and sets of its lanes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ WARP = 32
 
 
 class Geometry:
-    """Lanes of consecutive blocks, warp by warp. A block's last warp is padded with lanes that never run, so that
-    `lane // 32` is a warp and `lane % 32` a lane of it, whatever the block's size."""
+    """Lanes of consecutive blocks, warp by warp.
+
+    A block's last warp is padded with lanes that never run, so that `lane // 32` is a warp and `lane % 32` a lane of it
+    for every block size.
+    """
 
     def __init__(self, block: tuple[int, int, int], ctas: int, cluster: int) -> None:
         self.block = block
@@ -37,7 +40,7 @@ class Geometry:
 
 
 def _as_slice(index: np.ndarray) -> slice | None:
-    """The slice an ascending index array amounts to, if it does: slices address registers without copying."""
+    """Return the slice equal to an ascending index array, if there is one: slices address registers without copying."""
     count, first = len(index), int(index[0])
     if count == 1:
         return slice(first, first + 1)
@@ -62,7 +65,7 @@ class Lanes:
         self.sel = index if as_slice is None else as_slice
 
     def where(self, chosen: np.ndarray) -> Lanes:
-        """Those lanes for which `chosen` (one entry per lane of this set) holds; at least one must."""
+        """Return the lanes for which `chosen` (one entry per lane of this set) holds; it must hold for at least one."""
         return Lanes(self.geometry, self.index[chosen])
 
     @cached_property
@@ -95,12 +98,12 @@ class Lanes:
 
     @cached_property
     def whole_warps(self) -> bool:
-        """Every warp present is present with all its threads."""
+        """Whether each warp with a lane in the set has all its threads in it."""
         return bool(self.geometry.warp_population[self.warps].sum() == self.count)
 
     @cached_property
     def whole_ctas(self) -> bool:
-        """Every block present is present with all its threads."""
+        """Whether each block with a lane in the set has all its threads in it."""
         return len(self.ctas) * self.geometry.threads == self.count
 
     @cached_property
@@ -115,12 +118,12 @@ class Lanes:
         return np.repeat(np.arange(len(self.warps)), np.diff(np.append(self.warp_starts, self.count)))
 
     def reduce_warps(self, ufunc: np.ufunc, values: np.ndarray) -> np.ndarray:
-        """`ufunc` over the active lanes of each warp, given to each of those lanes."""
+        """Reduce by `ufunc` over the active lanes of each warp, and give each of those lanes the result."""
         return ufunc.reduceat(values, self.warp_starts)[self.position_of_warp]
 
 
 def union(parts: list[Lanes]) -> Lanes:
-    """Lanes that were apart and have met again."""
+    """Return the union of lanes that were apart and have met again."""
     if len(parts) == 1:
         return parts[0]
     return Lanes(parts[0].geometry, np.sort(np.concatenate([part.index for part in parts])))

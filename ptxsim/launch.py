@@ -1,4 +1,4 @@
-"""Running a kernel over a grid."""
+"""Runs a kernel over a grid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_STEPS = 5_000_000  # basic blocks per wave
 
 @dataclass
 class Result:
-    """What a launch did besides changing memory."""
+    """The findings, instruction counts and traffic of a launch."""
 
     findings: list[Finding]
     instructions: Counter[str]
@@ -51,19 +51,32 @@ def launch(
 ) -> Result:
     """Execute a kernel to its end.
 
-    args: one per parameter, in order: an int or numpy scalar, or bytes for a struct passed by value.
-    shared: dynamic shared memory in bytes.
-    cluster: blocks per cluster along x; 1 leaves it to the kernel's `__cluster_dims__`.
-    arch: the device whose limits hold. seed: None runs the lowest pc first; a number draws a schedule, reproducibly.
-    approx_error: relative error of `.approx` instructions, at most this much, a function of the argument.
-    Findings are returned, never raised; a statement nobody has implemented raises NotImplementedError.
+    Args:
+        device: The memory that the kernel reads and writes.
+        kernel: The kernel.
+        grid: Blocks, as one number or per axis.
+        block: Threads per block, as one number or per axis.
+        args: One per parameter, in order: an int or numpy scalar, or bytes for a struct passed by value.
+        shared: Dynamic shared memory, bytes.
+        cluster: Blocks per cluster along x; 1 leaves it to the kernel's `__cluster_dims__`.
+        arch: The device whose limits hold: 90 is sm_90.
+        seed: None runs the lowest pc first; a number draws a schedule, reproducibly.
+        approx_error: Largest relative error of `.approx` instructions; the error is a function of the argument.
+        max_steps: Basic blocks per wave, after which the launch ends with the finding "timeout".
+
+    Returns:
+        The result. Faults of the kernel are its findings and are never raised.
+
+    Raises:
+        NotImplementedError: The kernel reaches a statement that the interpreter does not implement.
+        ValueError: The limits of `arch` are unknown, or `args` do not fit the parameters.
     """
     grid3, block3 = _three(grid), _three(block)
     findings, counts = Findings(), Counter[str]()
     if cluster == 1 and kernel.required_cluster is not None:
         cluster = prod(kernel.required_cluster)
     if kernel.required_cluster is not None and max(kernel.required_cluster[1:]) > 1:
-        raise NotImplementedError(f"cluster {kernel.required_cluster} is not along x alone")
+        raise NotImplementedError(f"cluster {kernel.required_cluster} is not along x only")
     if not check_launch(kernel, grid3, block3, shared, cluster, arch, findings):
         return Result(findings.list, counts, {})
     blocks = prod(grid3)
@@ -97,7 +110,7 @@ _machines: OrderedDict[tuple[object, ...], Machine] = OrderedDict()
 
 
 def _machine(kernel: Kernel, block: tuple[int, int, int], ctas: int, cluster: int, dynamic_shared: int) -> Machine:
-    """Bound code and registers are kept for later launches of the same shape; the least recently used are dropped."""
+    """Return a machine, kept for later launches of the same shape; the least recently used one is dropped."""
     key = kernel, block, ctas, cluster, dynamic_shared
     machine = _machines.pop(key, None) or Machine(
         kernel, Geometry(block, ctas, cluster), kernel.shared_bytes + dynamic_shared
@@ -125,7 +138,7 @@ def _parameter_block(kernel: Kernel, args: Sequence[object]) -> np.ndarray:
 
 
 def _scalar(value: object, type_name: str) -> np.ndarray:
-    """A number as the parameter's type. Integers wrap; a float for a 32- or 64-bit parameter keeps its bits."""
+    """Return a number as the parameter's type. Integers wrap; a float for a 32- or 64-bit parameter keeps its bits."""
     dtype = DTYPES[type_name]
     if isinstance(value, np.generic):
         return np.array(value) if value.dtype.itemsize == dtype.itemsize else np.array(value).astype(dtype)

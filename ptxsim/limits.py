@@ -1,4 +1,4 @@
-"""What a device accepts at launch."""
+"""Limits of a launch on each architecture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .findings import Findings
 from .text.syntax import Kernel
 
 MAX_THREADS = 1024
-MAX_CLUSTER = 8  # portable; sixteen needs an attribute and luck
+MAX_CLUSTER = 8  # portable; sixteen needs an attribute and may not fit on the device
 _KIB = 1024
 SHARED_PER_BLOCK = {
     75: 64 * _KIB,
@@ -36,7 +36,7 @@ def check_launch(
     arch: int,
     findings: Findings,
 ) -> bool:
-    """Report what `sm_<arch>` would refuse. False if the launch cannot even be simulated."""
+    """Report each limit of `sm_<arch>` that a launch exceeds. Return False if it cannot be simulated either."""
     if arch not in SHARED_PER_BLOCK:
         raise ValueError(f"limits of sm_{arch} are not known; known are {sorted(SHARED_PER_BLOCK)}")
     threads, before = prod(block), len(findings.list)

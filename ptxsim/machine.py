@@ -1,4 +1,4 @@
-"""A kernel linked with the functions it calls and bound to the state of a wave: runs its threads to the end."""
+"""Runs the threads of a wave to the end: a kernel linked with its callees and bound to the state of the wave."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .text.syntax import Function, Instruction, Kernel
 
 @dataclass
 class _Segment:
-    """Straight code from one pc, and what follows it."""
+    """Straight code from one pc, and the control statement after it."""
 
     start: int
     end: int  # first pc that is not counted with this segment
@@ -64,7 +64,7 @@ class Machine:
         self.approx_error = 0.0
 
     def module_symbol(self, name: str, offset: int) -> np.ndarray | None:
-        """Address of a module's global or constant variable, in an array refilled for every launch's device."""
+        """Return the address of a module's variable, in an array that is refilled for each launch's device."""
         variable = self.kernel.module.variables.get(name)
         if variable is None or variable.space not in ("global", "const"):
             return None
@@ -76,12 +76,12 @@ class Machine:
         return self._symbols[name, offset]
 
     def place_symbols(self, device: Device) -> None:
-        """Before a launch: module variables that bound code refers to get their addresses on this device."""
+        """Before a launch, write the addresses on this device of the module variables that bound code refers to."""
         for (name, offset), cell in self._symbols.items():
             cell[0] = device.symbol(self.kernel.module, self.kernel.module.variables[name]) + offset
 
     def return_sites(self, function: Function) -> np.ndarray:
-        """For each lane, which of `call_sites` it called this function from: one, as there is no recursion."""
+        """Return, per lane, the entry of `call_sites` that called this function: one, as there is no recursion."""
         if function.name not in self._return_sites:
             self._return_sites[function.name] = np.zeros(self.geometry.lanes, np.int64)
         return self._return_sites[function.name]
@@ -130,11 +130,11 @@ class Machine:
                 counts[self.code[pc][1].name] += int(times)
 
     def push(self, pc: int, lanes: Lanes) -> None:
-        """These lanes will go on at `pc`."""
+        """Queue these lanes to continue at `pc`."""
         self._ready.push(pc, lanes)
 
     def _force_progress(self) -> bool:
-        """Nothing can run. Release lanes that wait for the rest of their warp, or give up on what waits; say so."""
+        """Report that no lane can run. Release lanes that wait for the rest of their warp, or else end all waits."""
         if self._parked:
             pc = min(self._parked)
             lanes = self._parked.pop(pc)
@@ -153,14 +153,14 @@ class Machine:
         pcs = np.concatenate([self.block_barriers.wait_pc, self.cluster_barriers.wait_pc])
         statements = [str(self.code[pc][1]) for pc in np.unique(pcs[pcs >= 0])]
         first = self.name_lane(int(waiting[0]))
-        message = f"{first} and {len(waiting) - 1} more threads wait for ever, at {'; '.join(statements)}"
+        message = f"{first} and {len(waiting) - 1} more threads wait forever, at {'; '.join(statements)}"
         self.findings.add("deadlock", statements[0], message, len(waiting))
         self.block_barriers.start()
         self.cluster_barriers.start()
         return False
 
     def exit(self, lanes: Lanes) -> None:
-        """These threads have ended."""
+        """End these threads."""
         self.shared.exit(lanes)
         self.block_barriers.after_exit(lanes)
         self.cluster_barriers.after_exit(lanes)
@@ -189,7 +189,7 @@ class Machine:
         return segment
 
     def _meaning(self, operands: Operands) -> tuple[Run | None, Callable[[Lanes], Next] | None]:
-        """What an instruction does, if it is straight, or else where it sends its lanes."""
+        """Return the code of a straight instruction, or else the code that sends its lanes to the next pc."""
         try:
             instruction = operands.instruction
             group = find_collective(instruction.opcode, instruction.modifiers)

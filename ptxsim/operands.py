@@ -21,7 +21,7 @@ _ADDRESS = re.compile(r"\[\s*([^\s+\]]+)\s*(?:\+\s*(-?\w+))?\s*\]")
 
 
 class Operands:
-    """One instruction of a program, seen by the code that gives it a meaning."""
+    """One instruction of a program, as the code that implements it reads it."""
 
     def __init__(self, machine: Machine, function: Function, instruction: Instruction, pc: int) -> None:
         self.machine = machine
@@ -45,7 +45,7 @@ class Operands:
         return any(m in self.modifiers for m in modifiers)
 
     def one_of(self, *modifiers: str, default: str | None = None) -> str:
-        """The one modifier of these that is given."""
+        """Return the one of these modifiers that is given."""
         self._considered.update(modifiers)
         for modifier in self.modifiers:
             if modifier in modifiers:
@@ -55,7 +55,7 @@ class Operands:
         return default
 
     def accept(self, *modifiers: str) -> None:
-        """These modifiers change nothing here."""
+        """Accept modifiers that change nothing here."""
         self._considered.update(modifiers)
 
     def refuse_unconsidered(self) -> None:
@@ -106,7 +106,7 @@ class Operands:
         return register.view(dtype)[::ratio]
 
     def dest(self, operand: int | str, type_name: str | None = None) -> np.ndarray:
-        """Where to store values of `type_name`: assignment extends them to the register's width by their sign."""
+        """Return the array for values of `type_name`: assignment extends them to the register's width by their sign."""
         text = self[operand] if isinstance(operand, int) else operand
         dtype = DTYPES[type_name or self.type]
         if text == "_":

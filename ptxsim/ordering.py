@@ -1,9 +1,9 @@
 """Happens-before between warps: vector clocks, advanced by barriers.
 
-Every access to shared memory is stamped with its warp's clock. Warp v's access stamped t is ordered before what warp w
-does now exactly if `seen[w, v] >= t`. A barrier publishes the present time of each warp that arrives and gives the
-union of what they had seen to each warp that leaves; so a CTA barrier orders nothing between two CTAs, while what is
-handed on through several barriers is ordered.
+Every access to shared memory is stamped with its warp's clock. Warp v's access stamped t is ordered before the present
+access of warp w exactly if `seen[w, v] >= t`. A barrier publishes the present time of each warp that arrives and gives
+the union of all that these had seen to each warp that leaves. So a CTA barrier orders nothing between two CTAs, but an
+order that passes through several barriers holds.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ class Ordering:
         return time
 
     def _told(self, warps: np.ndarray) -> np.ndarray:
-        """What these warps did and saw until now. They see no more of their own lanes yet: some may arrive later, and
-        until all have waited no lane is ordered after another."""
+        """Return what these warps did and saw until now.
+
+        They do not see their own new accesses yet: some lanes may arrive later, and no lane is ordered after another
+        until all have waited.
+        """
         told = self.seen[warps]
         told[np.arange(len(warps)), self.slot[warps]] = self._publish(warps)
         return told
 
     def _refresh(self, warps: np.ndarray) -> None:
-        """The oldest time a warp has seen of its CTA and of its cluster: lets most checks end at one comparison."""
+        """Keep the oldest time that a warp has seen of its CTA and of its cluster; it lets most checks end early."""
         seen = self.seen[warps]
         self.cta_floor[warps] = np.take_along_axis(seen, self._own[warps], 1).min(1)
         self.cluster_floor[warps] = seen.min(1)

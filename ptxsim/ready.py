@@ -1,4 +1,4 @@
-"""Which lanes run next."""
+"""Chooses the lanes that run next."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .lanes import Lanes, union
 
 
 class ReadyLanes:
-    """Lanes that can run, by the pc they stand at.
+    """Lanes that can run, by their pc.
 
-    Without a seed the lowest pc goes first, so that divergent paths meet again. With one, some warps at some pc do,
-    drawn reproducibly; lanes of a warp that came apart may then stay apart until an instruction joins them.
+    Without a seed the lowest pc goes first, so that divergent paths meet again. With a seed, some warps at some pc
+    go first, drawn reproducibly; diverged lanes of a warp may then stay apart until an instruction joins them.
     """
 
     def __init__(self, seed: int | None) -> None:
@@ -25,7 +25,7 @@ class ReadyLanes:
         return bool(self._heap)
 
     def push(self, pc: int, lanes: Lanes) -> None:
-        """These lanes will go on at `pc`."""
+        """Queue these lanes to continue at `pc`."""
         if pc in self._lanes:
             self._lanes[pc].append(lanes)
         else:

@@ -1,4 +1,4 @@
-"""Correct rounding where numpy offers only float32 and float64 to nearest.
+"""Rounds correctly in the formats and directions that numpy lacks: it has only float32 and float64 to nearest.
 
 Sums and products are split into a float64 and its exact error (Knuth's two-sum, Dekker's product). A float64 rounded to
 odd with that error can then be rounded once more, to any narrower format, without double rounding (Boldo, Melquiond).
@@ -62,8 +62,8 @@ def fma_float32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     product = np.multiply(a, b, dtype=np.float64)
     total = product + c64
     result = total.astype(np.float32)
-    # The float64 sum was rounded already. That can matter only where it lies half-way between two float32 numbers, or
-    # where the result is subnormal and the half-way point sits elsewhere.
+    # The float64 sum was rounded already. That can matter only if it lies halfway between two float32 numbers, or
+    # if the result is subnormal, whose halfway points are others.
     doubtful = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
     doubtful |= np.abs(total) < 2.4e-38
     if doubtful.any():

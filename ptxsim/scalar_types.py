@@ -1,6 +1,6 @@
 """PTX's fundamental types as numpy dtypes.
 
-bfloat16 has no numpy dtype and packed pairs have none: they travel as the unsigned integer that holds their bits.
+bfloat16 has no numpy dtype and packed pairs have none: they are kept as the unsigned integer that holds their bits.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class LaneState:
         return self._stack
 
     def start(self, first_cta: int, grid: tuple[int, int, int], dynamic_shared: int) -> None:
-        """A wave begins at this block."""
+        """Begin a wave at this block."""
         self.first_cta, self.grid, self.dynamic_shared = first_cta, grid, dynamic_shared
         for register in self._registers.values():
             register.fill(0)
@@ -65,7 +65,7 @@ class LaneState:
         return self._registers[key]
 
     def local_offset(self, function: Function, name: str) -> int | None:
-        """Where a `.local` variable lies in each thread's stack."""
+        """Return the offset of a `.local` variable in each thread's stack."""
         return self._frame_offsets.get((function.name, name))
 
     def param_variable(self, function: Function, name: str) -> np.ndarray | None:

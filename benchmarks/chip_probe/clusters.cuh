@@ -1,4 +1,4 @@
-// How densely clusters are scheduled, and what the blocks of one pay to meet.
+// Measures how densely clusters are scheduled, and the cost of a meeting of the blocks of one cluster.
 #pragma once
 
 #include "probe.cuh"
@@ -10,14 +10,14 @@ constexpr int kClusterThreads = 256;
 
 extern __shared__ char of_block[];
 
-// Threads as the resident kernels, but fewer registers: what counts here is shared memory, and the kernels' registers
+// Has the threads of the resident kernels, but fewer registers. Only shared memory matters here: the kernels' registers
 // allow two blocks on a multiprocessor, as many as these sizes do (kSharedKilobytes).
 __global__ void __launch_bounds__(kClusterThreads, 2) occupant(int* out) {
   of_block[threadIdx.x] = 1;
   if (out != nullptr) out[0] = of_block[0];
 }
 
-// Clusters that are on the GPU at the same time; -1 where the size is not to be had.
+// Clusters that are on the GPU at the same time; -1 if the GPU has no clusters of this size.
 inline int clusters_at_once(int ranks, int kilobytes) {
   const size_t bytes = static_cast<size_t>(kilobytes) << 10;
   int count = -1;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 
 // kRepetitions meetings, each of which hands eight bytes of every block to every block (but kBarrier, which hands over
-// none). kStoreAndBarrier is what csrc/cuda/kernel/cluster.cuh does; kAsyncStore would do without the barrier's fences:
+// none). kStoreAndBarrier is what csrc/cuda/kernel/cluster.cuh does; kAsyncStore needs no fences of the barrier:
 // warp 0 sends and waits, and the block follows it.
 __global__ void __launch_bounds__(kClusterThreads, 2) meetings(float* out, int ranks, Meeting meeting) {
 #if __CUDA_ARCH__ >= 900

@@ -1,6 +1,6 @@
-// Latencies, in cycles, of what a decision of the kernels is made of: chains in which each instruction waits for the
-// one before it, timed by one warp on an otherwise idle multiprocessor. Some links hold a cheap instruction more, an
-// addition or an address, which their comments name.
+// Measures the latencies, in cycles, of the instructions of a decision of the kernels: chains in which each instruction
+// waits for the one before it, timed by one warp on an otherwise idle multiprocessor. Some links contain one more cheap
+// instruction, an addition or an address, which their comments name.
 #pragma once
 
 #include "probe.cuh"
@@ -19,8 +19,8 @@ __device__ __forceinline__ float cycles_of(Step step) {
   return static_cast<float>(clock64() - start) / kRepetitions;
 }
 
-// The arguments are unknown to the compiler, so that nothing is computed ahead, and lanes differ, so that no shuffle is
-// one of equal values; the sum at the end keeps every chain.
+// The compiler does not know the arguments, so it computes nothing ahead. Lanes differ, so no shuffle is one of equal
+// values. The sum at the end keeps every chain.
 __global__ void latencies(float* out, double x, float y, int z) {
   __shared__ int next[32];
   next[threadIdx.x] = (threadIdx.x + 1) % 32;
@@ -42,12 +42,12 @@ __global__ void latencies(float* out, double x, float y, int z) {
   cycles[6] = 0.0f;
 #endif
   cycles[7] = cycles_of([&] { f = fmaf(f, y, y); });
-  cycles[8] = cycles_of([&] {  // to float and back: two conversions, which the compiler would fold
+  cycles[8] = cycles_of([&] {  // to float and back: two conversions that the compiler would fold
     float single;
     asm volatile("cvt.rn.f32.f64 %0, %1;" : "=f"(single) : "d"(d));
     asm volatile("cvt.f64.f32 %0, %1;" : "=d"(d) : "f"(single));
   });
-  cycles[9] = cycles_of([&] { __syncthreads(); });  // of one warp: nobody else is waited for
+  cycles[9] = cycles_of([&] { __syncthreads(); });  // of one warp, which waits for no other
   if (threadIdx.x == 0) {
     for (int k = 0; k < kLatencyCount; ++k) out[k] = cycles[k];
   }

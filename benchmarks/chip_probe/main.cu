@@ -1,4 +1,4 @@
-// chip_probe: what the model of the kernels (benchmarks/models/cuda_model.py) assumes of a GPU, read off one, as JSON.
+// chip_probe: measures on a GPU what the model of the kernels (benchmarks/models/cuda_model.py) assumes, as JSON.
 //
 //   nvcc -std=c++17 -O3 -arch=native benchmarks/chip_probe/main.cu -o chip_probe && ./chip_probe > chip.json
 //   python -m benchmarks.models.cuda_model --chip chip.json

@@ -1,4 +1,4 @@
-// Device memory and the second-level cache: latency of one load, what one multiprocessor takes alone, and a copy.
+// Measures device memory and the second-level cache: latency of one load, the rate of a single multiprocessor, a copy.
 #pragma once
 
 #include "probe.cuh"
@@ -21,7 +21,7 @@ __global__ void chase(const int64_t* links, float* out) {
   if (at == -1) out[0] = 0.0f;
 }
 
-// Each line of 128 bytes names the line `stride` lines on, around the pool.
+// Each line of 128 bytes names the line that is `stride` lines further, around the pool.
 __global__ void link_lines(int64_t* links, int64_t lines, int64_t stride) {
   constexpr int64_t kLine = 16;  // words
   for (int64_t line = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; line < lines;
@@ -63,7 +63,7 @@ __global__ void copy(const uint4* from, uint4* to, int64_t vectors) {
 
 __global__ void nothing() {}
 
-// Cycles of one multiprocessor a nanosecond of the device's clock, over a millisecond.
+// Cycles of one multiprocessor per nanosecond of the device's clock, over a millisecond.
 __global__ void both_clocks(float* out) {
   unsigned long long began, now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(began));
@@ -76,7 +76,7 @@ __global__ void both_clocks(float* out) {
 
 struct Memory {
   float device_latency, cache_latency;  // cycles of one load; of device memory, with a new page of 2 MB each time
-  float device_start, device_rate;      // one multiprocessor alone: cycles until bytes flow, bytes a cycle then
+  float device_start, device_rate;      // one multiprocessor only: cycles until bytes flow, then bytes per cycle
   float cache_start, cache_rate;
   float copy_gb_per_s, launch_us, clock_ghz;
 };
@@ -94,7 +94,7 @@ inline Stream probe_stream(const char* pool, bool cached, float* out) {
     const int bytes = which == 0 ? kShortStream : kLongStream;
     smallest_of_runs(
         [&] {
-          if (!cached) offset += kLongStream;  // what no launch has touched
+          if (!cached) offset += kLongStream;  // bytes that no launch has touched
           stream<<<1, kStreamThreads, bytes>>>(reinterpret_cast<const uint4*>(pool + offset), bytes, out);
         },
         out, cycles + which, 1);
@@ -103,7 +103,7 @@ inline Stream probe_stream(const char* pool, bool cached, float* out) {
   return {cycles[0] - kShortStream / rate, rate};
 }
 
-// The clock of a busy device: an idle one takes a while to raise it.
+// The clock of a busy device: an idle one needs a while to raise it.
 inline float probe_clock(int multiprocessors, float* out) {
   constexpr long long kHalfASecond = 1'000'000'000;  // cycles at 2 GHz
   spin<<<multiprocessors, 256>>>(kHalfASecond);

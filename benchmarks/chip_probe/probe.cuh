@@ -1,4 +1,4 @@
-// What every probe needs: cycles of a chain, the best of several runs, errors that end the probe with their place.
+// Helpers of every probe: cycles of a chain, the best of several runs, errors that end the probe with their place.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -40,7 +40,7 @@ void smallest_of_runs(Launch launch, const float* out, float* host, int count) {
   }
 }
 
-// Keeps the multiprocessor busy for so many cycles.
+// Keeps the multiprocessor busy for the given number of cycles.
 __global__ void spin(long long cycles) {
   const long long start = clock64();
   while (clock64() - start < cycles) {

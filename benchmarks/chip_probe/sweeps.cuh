@@ -1,5 +1,5 @@
-// Rates of the kernels' own loops over a row (csrc/cuda/kernel/sweep.cuh), with every multiprocessor busy: what part of
-// the issue slots they fill, with one block a multiprocessor and with two.
+// Measures the rates of the kernels' own loops over a row (csrc/cuda/kernel/sweep.cuh) while every multiprocessor is
+// busy: the part of the issue slots that they fill, with one and with two blocks per multiprocessor.
 #pragma once
 
 #include <cuda_bf16.h>

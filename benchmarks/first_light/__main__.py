@@ -1,6 +1,7 @@
 """Runs a stage of `benchmarks/first_light.sh`: `python -m benchmarks.first_light STAGE`.
 
-smoke: right against float64? time: how fast? launches: five, for a profiler. decisions: one line of JSON, for `time`.
+smoke checks the operators against float64, time times them, launches runs five kernels for a profiler, and decisions
+prints one line of JSON for `time`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from . import launches, smoke, timings
 
 
 def where(device: str) -> str:
-    """What ran, for the head of each stage."""
+    """Return the head of each stage: the build, the device and torch."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else "the CPU"
     built = trbext._C.cuda_archs if trbext._C.cuda_compiled else "no CUDA kernels"
     return f"trbext {trbext.__version__} ({built}) on {gpu}, torch {torch.__version__}"
@@ -31,7 +32,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("stage", choices=("smoke", "time", "decisions", "launches"))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("runs/first_light"), metavar="DIR",
-                        help="of chip.json, which `time` adds to; default: %(default)s")  # fmt: skip
+                        help="folder of chip.json, which `time` adds to; default: %(default)s")  # fmt: skip
     return parser.parse_args(arguments)
 
 

@@ -18,7 +18,7 @@ LAUNCHES = (
 
 
 def run(device: str) -> None:
-    """Each once to load its kernel, then each once more for the profiler (`ncu --profile-from-start off`)."""
+    """Launch each kernel once to load it, and once more for the profiler (`ncu --profile-from-start off`)."""
     for profiled in (False, True):
         if profiled and device != "cpu":
             torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Writes one Markdown file of what the stages left in DIR: `python -m benchmarks.first_light.report DIR`.
+"""Writes one Markdown file from the results of the stages in DIR: `python -m benchmarks.first_light.report DIR`.
 
 Needs nothing but Python, so that a failed build is reported too.
 """
@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-LINES = {"ncu_text": 2000, "device_tests": 120, "operator_tests": 120}  # of a log that are kept, from its end; else 80
+LINES = {"ncu_text": 2000, "device_tests": 120, "operator_tests": 120}  # lines kept of a log's end; else 80
 MARKDOWN = ("smoke", "time")  # stages that print Markdown
 WIDEST = 240
 
@@ -26,7 +26,7 @@ class Stage:
 
 
 def write(output: Path) -> Path:
-    """Writes `<device>.md` into `output` from stages.tsv and logs/, and returns its path."""
+    """Write `<device>.md` into `output` from stages.tsv and logs/, and return its path."""
     stages = [_stage(line) for line in (output / "stages.tsv").read_text(encoding="utf-8").splitlines()]
     gpu = (output / "gpu.txt").read_text(encoding="utf-8").strip()
     path = output / f"{slug(gpu)}.md"
@@ -51,7 +51,7 @@ def table(stages: list[Stage]) -> str:
 
 
 def slug(gpu: str) -> str:
-    """A file's name for a device: "NVIDIA H100 80GB HBM3" -> nvidia-h100-80gb-hbm3."""
+    """Return the file name of a device: "NVIDIA H100 80GB HBM3" -> nvidia-h100-80gb-hbm3."""
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") or "device"
 
 

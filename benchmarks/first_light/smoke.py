@@ -16,12 +16,12 @@ DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 VOCABS = (1, 17, 1000, 32_768, 50_257, 151_936, 262_144, 500_009)  # one block, clusters, a streamed row
 EPSILON = torch.tensor([1e-4, 0.02, 0.5])
 UNIFORM = torch.tensor([0.0, 0.37, 1 - 2**-53], dtype=torch.float64)
-CELL = 1e-5  # by which a uniform may lie outside of its token's cell of the cumulative distribution
+CELL = 1e-5  # a uniform may lie outside of its token's cell of the cumulative distribution by this much
 LOST = ("CUDA error", "device-side assert")  # the context is gone, and every further call fails
 
 
 def check(device: str) -> bool:
-    """Prints a line of a Markdown table for each case, and returns whether all were right."""
+    """Print a line of a Markdown table per case, and return whether all were right."""
     print("| dtype | V | sweeps | solve, sample, blend, verify |\n|---|---|---|---|", flush=True)
     right = True
     for dtype in DTYPES:
@@ -42,7 +42,7 @@ def check(device: str) -> bool:
 
 
 class Outcome:
-    """What the four operators say of three rows on a device, brought back to the CPU."""
+    """The answers of the four operators for three rows on a device, copied to the CPU."""
 
     def __init__(self, student: Tensor, teacher: Tensor, device: str) -> None:
         self.student, self.teacher = student, teacher
@@ -83,7 +83,7 @@ class Outcome:
         yield from self._verify_faults()
 
     def _verify_faults(self) -> Iterator[str]:
-        """Each decision is the one that mu at the returned beta asks for."""
+        """Yield each decision that disagrees with mu at the returned beta."""
         got, log_student = self.verified, self.student.double().log_softmax(-1)
         for request, rows in enumerate((range(1), range(1, 3))):
             emitted, accepted = int(got.emitted[request]), int(got.accepted[request])
@@ -105,7 +105,7 @@ class Outcome:
 
 
 def in_cell(probabilities: Tensor, token: int, uniform: float, tolerance: float = CELL) -> bool:
-    """Whether the inverse of the cumulative distribution at `uniform` is that token."""
+    """Return whether the inverse of the cumulative distribution at `uniform` is `token`."""
     if not 0 <= token < len(probabilities):
         return False
     upper = probabilities[: token + 1].sum()

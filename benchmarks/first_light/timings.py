@@ -1,4 +1,4 @@
-"""Times a copy and an empty launch, then solve and sample by N and V beside two log_softmax."""
+"""Times a copy and an empty launch, then solve and sample for each N and V beside two log_softmax."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ COLUMNS = (
     "2 log_softmax us", "sweeps",
 )  # fmt: skip
 DISTINCT = 32  # rows; larger batches repeat them
-CHUNK = 256  # bfloat16 logits that a warp reads at a time: one for each block of a cluster leaves nothing but decisions
-RANKS = 6  # of a row of 151,936
+CHUNK = 256  # bfloat16 logits that a warp reads at a time; with one chunk per block only decisions cost time
+RANKS = 6  # blocks that hold a row of 151,936
 
 
 def clock_of(device: str) -> Clock:
@@ -52,14 +52,14 @@ def rows_on(device: str, count: int, vocab: int, dtype: torch.dtype) -> tuple[Te
 
 
 def microseconds(clock: Clock, call: Callable[[], object], *, cold: bool = True, repetitions: int = 30) -> float:
-    """The median. Cold: the inputs are not in the second-level cache."""
+    """Return the median time of a call. If `cold`, the inputs are not in the second-level cache."""
     call()
     before = clock.cool if cold else lambda: None
     return 1e6 * statistics.median(clock.seconds(before, call) for _ in range(repetitions))
 
 
 def report(device: str, output: Path) -> None:
-    """Prints Markdown tables, and adds to the chip file what the model of the kernels takes from them."""
+    """Print Markdown tables, and add to the chip file the numbers that the model of the kernels reads."""
     clock = clock_of(device)
     repetitions = 3 if device == "cpu" else 30
     copied = copy_rate(clock, megabytes=16 if device == "cpu" else 1024, device=device)
@@ -67,7 +67,8 @@ def report(device: str, output: Path) -> None:
     empty = microseconds(clock, lambda: one.zero_(), cold=False, repetitions=repetitions)
     print(f"A copy on the device: {copied:.0f} GB/s read and written. An empty launch: {empty:.1f} us.\n")
     decision = time_decisions(device, empty, output)
-    add_to_chip_file(output / "chip.json", torch_copy_gb_per_s=copied, decision=decision)  # before anything is cut off
+    # Written first, because a time limit may end this stage.
+    add_to_chip_file(output / "chip.json", torch_copy_gb_per_s=copied, decision=decision)
 
     print("\n| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for count, vocab, dtype in CPU_CASES if device == "cpu" else CASES:
@@ -92,7 +93,7 @@ def report(device: str, output: Path) -> None:
 
 
 def add_to_chip_file(path: Path, **found: object) -> None:
-    """To what the chip probe wrote, if it ran: the model of the kernels reads both."""
+    """Add `found` to the file of the chip probe, or begin it. The model of the kernels reads both."""
     path.parent.mkdir(parents=True, exist_ok=True)
     probed = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(probed | found, indent=2) + "\n", encoding="utf-8")
@@ -119,8 +120,10 @@ def time_verify(device: str, clock: Clock, repetitions: int) -> None:
 
 
 def time_decisions(device: str, empty_us: float, output: Path) -> dict[str, Any]:
-    """What a row takes that has one chunk a block, in the cluster of a large one: in a process of its own, since the
-    cluster is set by the environment, which is read once."""
+    """Time a row of one chunk per block, in a cluster as large as a row of 151,936 logits needs.
+
+    It runs in another process, because the environment sets the cluster and each process reads it once.
+    """
     environment = {**os.environ, "TRB_CUDA_RANKS": str(RANKS)} if device != "cpu" else dict(os.environ)
     command = [sys.executable, "-m", "benchmarks.first_light", "decisions", "--device", device, "--output", str(output)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

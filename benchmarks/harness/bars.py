@@ -1,4 +1,4 @@
-"""Holds what a benchmark measured against the bars that its subject is held to."""
+"""Compares the measurements of a benchmark with the bars that its subject must meet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 @dataclass(frozen=True)
 class Bar:
-    """`ratio` must be at least or at most `limit`; None where it was not measured."""
+    """`ratio` must be at least or at most `limit`; None if it was not measured."""
 
     text: str
     ratio: float | None

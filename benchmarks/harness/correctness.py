@@ -17,7 +17,7 @@ LOG_PROB_ERROR = torch.tensor(1e-4)  # nats
 
 
 class WrongAnswer(RuntimeError):
-    """A method disagrees with `trbext.reference`; the message says which, where and by how much."""
+    """A method disagrees with `trbext.reference`; the message says which method and number, and by how much."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Truth:
         return cls(student, teacher, solved.beta, solved.kl)
 
     def check(self, name: str, beta: Tensor, kl: Tensor, resolution: float = 0.0) -> None:
-        """WrongAnswer unless beta [n] and kl [n] of the first n rows are right, beta up to `resolution` at best."""
+        """Raise WrongAnswer unless beta [n] and kl [n] of the first n rows are right, beta within `resolution`."""
         expected_beta, expected_kl = self.beta[: len(beta)], self.kl[: len(kl)]
         _require_close(f"{name}: beta", beta, expected_beta, torch.tensor(resolution))
-        # KL ~ beta^2 moves by 2 KL / beta times what beta moves; half as much again where it grows faster.
+        # KL ~ beta^2, so an error e of beta moves it by 2 KL e / beta. The factor 3 covers rows whose KL grows faster.
         _require_close(f"{name}: KL", kl, expected_kl, 3 * resolution * expected_kl / expected_beta.clamp(min=1e-6))
 
     def check_log_probs(self, name: str, log_probs: Tensor) -> None:
-        """WrongAnswer unless log_probs [n, V] is log mu, on the first rows."""
+        """Raise WrongAnswer unless log_probs [n, V] is log mu on the first rows."""
         first = log_probs[:REFERENCE_ROWS]
         _require_close(f"{name}: log mu", first, self._log_probs(len(first)), LOG_PROB_ERROR)
 
     def check_tokens(self, name: str, token: Tensor, log_prob: Tensor) -> None:
-        """WrongAnswer unless log_prob [n] is log mu of token [n], on the first rows."""
+        """Raise WrongAnswer unless log_prob [n] is log mu of token [n] on the first rows."""
         first = log_prob[:REFERENCE_ROWS]
         expected = self._log_probs(len(first)).gather(-1, token[:REFERENCE_ROWS, None])[:, 0]
         _require_close(f"{name}: log mu of the token", first, expected, LOG_PROB_ERROR)
@@ -63,7 +63,7 @@ class Truth:
 def _require_close(what: str, got: Tensor, expected: Tensor, absolute: Tensor) -> None:
     absolute = absolute.expand(expected.shape)
     error = (got.double() - expected.double()).abs() - TOLERANCE * expected.double().abs() - absolute
-    if not bool((error <= 0).all()):  # refuses NaN
+    if not bool((error <= 0).all()):  # NaN fails too
         worst = int(error.nan_to_num(float("inf")).argmax())
         raise WrongAnswer(
             f"{what} must be {expected.reshape(-1)[worst]:.9g} within {TOLERANCE} of itself and "

@@ -18,9 +18,9 @@ class Machine:
     """The machine that the numbers are from."""
 
     cpu: str
-    cores: int  # this process may use
+    cores: int  # that this process may use
     threads: int
-    isa: str  # the operator's
+    isa: str  # instruction set of the operators
     torch: str
     trbext: str
     load: float  # processes that wanted a core in the minute before; above 0.5 the numbers are noisy

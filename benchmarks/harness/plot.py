@@ -44,8 +44,8 @@ def plot_panels(
         path: The image to write; its suffix names the format.
         panels: Rows of panels, all of one length.
         title: The line above all panels.
-        x_label: What the x axes show.
-        y_label: What the y axes show, which all panels share.
+        x_label: Label of the x axes.
+        y_label: Label of the y axes, which all panels share.
         x_ticks: Places of the ticks on the x axes; matplotlib's if not given.
         log_y: Whether the y axes are logarithmic.
         level: A y at which every panel has a thin line.

@@ -11,10 +11,18 @@ NOISE_HEAD, NOISE_BULK = 1.0, 0.5  # of the teacher's logits around the student'
 
 
 def language_model_rows(rows: int, vocab: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(student, teacher), each [rows, vocab] float32: a Gaussian bulk and a head of about 200 likely tokens, whose
-    logits fall as rank^0.6; the teacher is the student with noise, twice as much on the head as in the bulk.
+    """Make a pair of rows: a Gaussian bulk and a head of about 200 likely tokens, whose logits fall as rank^0.6.
 
-    The student's entropy is about 2.4 nats, KL(teacher || student) 0.08 to 1.2 nats, so a budget of 0.02 always binds.
+    The teacher is the student with noise, twice as much on the head as in the bulk. The student's entropy is about
+    2.4 nats, KL(teacher || student) 0.08 to 1.2 nats, so a budget of 0.02 always binds.
+
+    Args:
+        rows: Number of rows.
+        vocab: Tokens of a row.
+        seed: Seed of the generator.
+
+    Returns:
+        student and teacher logits, each [rows, vocab] float32.
     """
     generator = torch.Generator().manual_seed(seed)
     head = min(HEAD, max(1, vocab // 5))

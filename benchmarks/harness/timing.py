@@ -20,7 +20,7 @@ class Method:
     name: str
     call: Callable[[], Any]
     check: Callable[[Any], None] | None = None  # of the call's result, before anything is timed; raises
-    budget: str = "any"  # "binding" or "not binding"; "any" where the time does not depend on it
+    budget: str = "any"  # "binding" or "not binding"; "any" if the time does not depend on it
     scale: float = 1.0  # the call does 1 / scale of the work
     note: str = ""  # why it is left out
     seconds: list[float] = field(default_factory=list)
@@ -37,11 +37,17 @@ class Method:
 def time_interleaved(
     methods: Sequence[Method], before: Callable[[], object], *, repetitions: int, seconds: float
 ) -> None:
-    """Fills `seconds` of each method without a note, whose first call is checked and not counted.
+    """Fill `seconds` of each method without a note. The first call of a method is checked and not counted.
 
-    Each round calls every method once, in random order, so that drift of the machine meets all alike; `before` runs
-    ahead of each call (a read of the inputs: no method finds them warmer than another, and all threads are awake). A
-    method whose share of `seconds` does not allow `repetitions` sits out rounds, evenly spread, down to 3 that remain.
+    Each round calls every method once, in random order, so that a drift of the machine affects all methods alike. A
+    method whose share of `seconds` does not allow `repetitions` calls skips rounds, evenly spread, but keeps 3 or more.
+
+    Args:
+        methods: The methods to time.
+        before: Runs ahead of each call. A read of the inputs puts the caches into one state for all methods and wakes
+            all threads.
+        repetitions: Calls of each method.
+        seconds: Time for all methods together.
     """
     share = seconds / len(methods)
     counts: dict[int, int] = {}
@@ -55,7 +61,7 @@ def time_interleaved(
         if lasted > LONGEST_CALL:
             method.note = f"left out: one call takes {lasted:.0f} s"
             continue
-        if lasted < share:  # else the first call's own costs cannot matter
+        if lasted < share:  # a slower method needs no second call: the costs of a first call do not matter to it
             lasted, _ = _timed(method.call)
         counts[id(method)] = min(repetitions, max(FEWEST, int(share / lasted)))
     for method in turns(methods, counts, repetitions):
@@ -64,7 +70,7 @@ def time_interleaved(
 
 
 def turns(methods: Sequence[Method], counts: Mapping[int, int], repetitions: int) -> Iterator[Method]:
-    """Each method without a note as often as `counts` has it (by id), in rounds of random order, evenly spread."""
+    """Yield each method without a note `counts[id(method)]` times, in rounds of random order, evenly spread."""
     timed = [method for method in methods if not method.note]
     shuffle = random.Random(0).shuffle
     for turn in range(repetitions):

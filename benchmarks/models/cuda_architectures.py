@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 WARP = 32
-ISSUE_SLOTS = 4  # warp instructions a cycle and SM
+ISSUE_SLOTS = 4  # warp instructions per cycle and SM
 SHARED_RESERVED = 1024  # bytes of each CTA that the system keeps, from sm_90 on and on sm_80
 
 
@@ -18,14 +18,14 @@ class Architecture:
     capability: str
     gpcs: tuple[int, ...]  # SMs of each graphics processing cluster, which a thread-block cluster lies in. Assumed
     clock_ghz: float  # boost
-    fp32_lanes: int  # a cycle and SM
+    fp32_lanes: int  # per cycle and SM
     memory_gb_per_s: float  # of a copy, about 90 % of the published peak. Assumed
     shared_sm: int  # bytes an SM has for its CTAs
     shared_cta: int  # bytes a CTA may have
-    largest_cluster: int  # CTAs, portable; 1 where the kernels use no clusters
+    largest_cluster: int  # CTAs, portable; 1 if the kernels use no clusters
     issue_slots: int = ISSUE_SLOTS
-    mufu_lanes: int = 16  # a cycle and SM
-    # As the device says: KB of shared memory of a CTA -> clusters of 1, 2, ... CTAs at once. Empty: from `gpcs`.
+    mufu_lanes: int = 16  # per cycle and SM
+    # As the device reports it: KB of shared memory of a CTA -> clusters of 1, 2, ... CTAs at once. Empty: from `gpcs`.
     clusters_at_once: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -33,14 +33,14 @@ class Architecture:
         return sum(self.gpcs)
 
     def clusters(self, cluster: int, ctas_per_sm: int) -> int:
-        """How many clusters of that many CTAs are on the GPU at once; none spans two GPCs."""
+        """Return how many clusters of `cluster` CTAs are on the GPU at once; none spans two GPCs."""
         fitting = [kb for kb in self.clusters_at_once if ctas_per_sm * (kb + 1) * KB <= self.shared_sm]
         if fitting:
             return max(0, self.clusters_at_once[max(fitting)][cluster - 1])
         return sum(ctas_per_sm * sms // cluster for sms in self.gpcs)
 
     def row_bytes_per_cta(self, ctas_per_sm: int) -> int:
-        """What of a row fits in the shared memory of a CTA; 2 KB are for reductions and the exchange."""
+        """Return the bytes of a row that fit in a CTA's shared memory; 2 KB are for reductions and the exchange."""
         return min(self.shared_cta, self.shared_sm // ctas_per_sm - SHARED_RESERVED) - 2048
 
 

@@ -1,9 +1,9 @@
-"""Holds the counts behind the model of the kernels' speed: what their loops consist of, and what a GPU takes for it.
+"""Holds the counts behind the model of the kernels' speed: the instructions of their loops, and their costs on a GPU.
 
 Instructions are SASS instructions per pair of logits (one token of both models), as `python -m
-python_tests.cuda.sass_tables` counts them on sm_90 for bfloat16; `python_tests/cuda/test_cuda_static.py` holds the two
-together. Of the GPU they are assumptions, until `benchmarks/chip_probe` and `benchmarks/first_light.sh` have
-written a file of it (`read_chip`).
+python_tests.cuda.sass_tables` counts them on sm_90 for bfloat16; `python_tests/cuda/test_cuda_static.py` keeps the two
+equal. The counts of the GPU are assumptions until `benchmarks/chip_probe` and `benchmarks/first_light.sh` have written
+a file about it (`read_chip`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from .cuda_architectures import ISSUE_SLOTS, WARP, Architecture
 
 @dataclass(frozen=True)
 class Loop:
-    """One loop over a row, a pair of logits."""
+    """Instructions of one loop over a row, per pair of logits."""
 
     issue: float  # instructions of any kind: each takes an issue slot
-    mufu: float = 0.0  # of which exponentials
-    fp32: float = 0.0  # of which float32 arithmetic
+    mufu: float = 0.0  # exponentials among them
+    fp32: float = 0.0  # float32 arithmetic among them
 
 
 @dataclass(frozen=True)
 class Counts:
-    """A row's work: load and scan once, the first sweep once, an exact sweep for each further one, and between sweeps
-    a decision that all CTAs of the row wait for."""
+    """The work per row: one load with its scan, the first sweep, and an exact sweep for each further one.
+
+    Between two sweeps lies a decision, for which all CTAs of the row wait.
+    """
 
     load: Loop = Loop(3.03)  # device memory to shared memory, with both maxima
     first: Loop = Loop(18.0, mufu=2, fp32=13)  # power sums at two betas
@@ -37,8 +39,9 @@ class Counts:
     decision_cycles: float = (
         1800.0  # from the last pair of a sweep to the first of the next: reduction, exchange, solver
     )
-    # A CTA executes for a row outside the loops. A guess of what ptxas makes of the 7,000 instructions of PTX, moves
-    # among them, that a row of one chunk takes on the interpreter (python_tests/cuda/sass_tables.py).
+    # Warp instructions of a CTA per row outside the loops. A guess of what ptxas makes of the 7,000 PTX
+    # instructions, moves among them, that a row of one chunk executes on the interpreter
+    # (python_tests/cuda/sass_tables.py).
     fixed_warp_instructions: float = 4500.0
 
 
@@ -47,15 +50,15 @@ MEASURED = Counts()
 
 @dataclass(frozen=True)
 class Chip:
-    """What a GPU takes. The defaults are assumptions."""
+    """Costs of a GPU. The defaults are assumptions."""
 
     issue_efficiency: tuple[float, ...] = (
         0.75,
         0.75,
-    )  # part of its issue slots that a sweep fills, with 1, 2 CTAs an SM
+    )  # part of its issue slots that a sweep fills, with 1, 2 CTAs per SM
     mufu_efficiency: float = 0.9
-    # From the request of a row to its first byte, and then bytes a cycle that one SM alone takes: from device memory,
-    # and from L2 where the row was prefetched to.
+    # Cycles from the request of a row to its first byte, and then bytes per cycle of a single SM: from device memory,
+    # and from L2 if the row was prefetched to it.
     load_cycles: float = 1200.0
     load_rate: float = 32.0
     prefetched_cycles: float = 600.0
@@ -70,9 +73,16 @@ ASSUMED = Chip()
 
 
 def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
-    """The GPU that a file of the chip probe describes, and how long its decisions last if first light has timed them.
+    """Read the GPU that a file of the chip probe describes, and how long its decisions last if first light timed them.
 
-    ValueError: the file is not one of the probe's; the message names what is missing.
+    Args:
+        path: The file of the chip probe.
+
+    Returns:
+        The GPU, its costs and the counts of the kernels.
+
+    Raises:
+        ValueError: The probe did not write the file; the message names what is missing.
     """
     try:
         read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +117,7 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
     if not decision:
         return architecture, chip, MEASURED
     cycles = (decision["solve_us"] - decision["empty_launch_us"]) * 1e3 * architecture.clock_ghz
-    # Of the timed row, what the model counts elsewhere: its own loads, and instructions outside of loops.
+    # The parts of the timed row that the model counts elsewhere: its loads, and instructions outside of loops.
     waited = read["load_latency_cycles"]["cache"]
     fixed = MEASURED.fixed_warp_instructions / (ISSUE_SLOTS * chip.issue_efficiency_of(1))
     counts = replace(MEASURED, decision_cycles=(cycles - waited - fixed) / decision["sweeps"])
@@ -115,6 +125,6 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
 
 
 def _issue_efficiency(cycles: dict[str, float], ctas: int) -> float:
-    """Of the first and the direct sweep together, whose loops are those of MEASURED."""
+    """Return the efficiency of the first and the direct sweep together, whose loops are those of MEASURED."""
     issued = ctas * (MEASURED.first.issue + MEASURED.direct.issue) / WARP
     return issued / (ISSUE_SLOTS * (cycles["first"] + cycles["direct"]))

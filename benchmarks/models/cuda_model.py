@@ -1,10 +1,11 @@
-"""Models, on paper, how fast the resident kernels solve on a GPU: `python -m benchmarks.models.cuda_model`.
+"""Models on paper how fast the resident kernels solve on a GPU: `python -m benchmarks.models.cuda_model`.
 
 Nothing here is measured.
 
-It tells what bounds a row (device memory, issue slots, exponentials, latency) before there is a GPU to measure on, and
-what a change of the counts would be worth. A row pair lies in the shared memory of a cluster of C CTAs; k CTAs share an
-SM, S clusters are on the GPU at once. With R the time that a row stays, all S places busy, S / R rows leave a second:
+The model tells which resource bounds a row (device memory, issue slots, exponentials, latency) without a GPU, and what
+a change of the counts would gain. A row pair lies in the shared memory of a cluster of C CTAs; k CTAs share an
+SM, S clusters are on the GPU at once. If all S places are busy and a row stays for a time R, S / R rows leave per
+unit of time:
 
     R     = load + math + decisions
     load  = load0 / (1 - rho)                  load0: latency, and the share of a CTA at the rate of one SM
@@ -13,10 +14,10 @@ SM, S clusters are on the GPU at once. With R the time that a row stays, all S p
                                                rows of an SM compete while they do arithmetic
     decisions = (sweeps of the row) x decision cycles
 
-Both grow without bound where a resource would be overdrawn, so that S / R obeys every limit: Little's law is the
-equation itself. It has one root, found by bisection. N rows take floor(N / S) full turns and one of the rest.
-Expect errors of 25 %: efficiencies and latencies are assumptions (benchmarks/models/cuda_counts.py), unless --chip
-names a file with those of a GPU.
+load and math grow without bound as a resource approaches its limit, so S / R obeys every limit: the equation is
+Little's law. It has one root, found by bisection. N rows take floor(N / S) full turns and one of the rest.
+Expect errors of 25 %: efficiencies and latencies are assumptions (benchmarks/models/cuda_counts.py) unless --chip
+names a file of measurements on a GPU.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from .cuda_counts import ASSUMED, MEASURED, Chip, Counts, Loop, read_chip
 from .cuda_prediction import TITLE, Prediction
 from .cuda_tables import print_chip, print_tables
 
-BOUND_ABOVE = 0.85  # a resource this busy is what bounds; with none, latency does
+BOUND_ABOVE = 0.85  # a resource this busy is the bound; if none is, latency is
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """How a row is solved, and what it takes."""
+    """The settings and costs with which a row is solved."""
 
     counts: Counts = MEASURED
     sweeps: float = 2.05  # of a row, the first one included
@@ -47,11 +48,11 @@ class Kernel:
     cluster: int = 8  # CTAs that hold a row
     ctas_per_sm: int = 2
     element_bytes: int = 2  # of a logit
-    prefetched: bool = False  # the next row is in L2 when its turn comes
+    prefetched: bool = False  # whether the next row is in L2 when its turn comes
     chip: Chip = ASSUMED
 
     def loops(self) -> dict[str, tuple[Loop, float]]:
-        """Phase -> its loop, and how often a row passes it."""
+        """Return, per phase, its loop and how often a row runs it."""
         exact = self.counts.stable if self.stable else self.counts.direct
         return {
             "load": (self.counts.load, 1.0),
@@ -61,7 +62,7 @@ class Kernel:
 
 
 def alone_cycles(gpu: Architecture, chip: Chip, loop: Loop, pairs: float) -> float:
-    """Of one CTA with an SM to itself: what the busiest pipe takes for so many pairs."""
+    """Return the cycles that the busiest pipe needs for `pairs` pairs of one CTA, if no other CTA is on its SM."""
     return pairs * max(
         loop.issue / (gpu.issue_slots * WARP * chip.issue_efficiency_of(1)),
         loop.mufu / (gpu.mufu_lanes * chip.mufu_efficiency),
@@ -70,14 +71,21 @@ def alone_cycles(gpu: Architecture, chip: Chip, loop: Loop, pairs: float) -> flo
 
 
 def residence_cycles(load0: float, alone: float, serial: float, memory: float, others: float) -> float:
-    """The root R of the equation above. memory: cycles that the device memory needs for all rows in flight; others:
-    rows that share the SM with this one."""
+    """Return the root R of the equation above.
+
+    Args:
+        load0: Cycles of a load if memory is idle.
+        alone: Cycles of the arithmetic if no other row is on the SM.
+        serial: Cycles of the decisions.
+        memory: Cycles that the device memory needs for all rows in flight.
+        others: Rows that share the SM with this one.
+    """
 
     def excess(residence: float) -> float:
         load = load0 / (1 - memory / residence)
         return load + alone / (1 - others * alone / residence) + serial - residence
 
-    low = max(memory, others * alone)  # where one of the two has its pole
+    low = max(memory, others * alone)  # here one of the two has its pole
     high = load0 + memory + (others + 1) * alone + serial  # load <= load0 + memory, math <= (others + 1) alone there
     for _ in range(100):
         middle = (low + high) / 2
@@ -86,7 +94,11 @@ def residence_cycles(load0: float, alone: float, serial: float, memory: float, o
 
 
 def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Prediction:
-    """ValueError: the row does not fit in the cluster's shared memory, or the cluster not on the GPU."""
+    """Predict the time of `rows` rows of `vocab` tokens on `gpu`.
+
+    Raises:
+        ValueError: The row does not fit in the cluster's shared memory, or the cluster does not fit on the GPU.
+    """
     slots = gpu.clusters(kernel.cluster, kernel.ctas_per_sm)
     row_bytes = 2 * vocab * kernel.element_bytes
     room = kernel.cluster * gpu.row_bytes_per_cta(kernel.ctas_per_sm)
@@ -170,20 +182,20 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
 
 
 def smallest_cluster(gpu: Architecture, vocab: int, element_bytes: int, ctas_per_sm: int) -> int | None:
-    """That holds a row pair, None where the largest does not."""
+    """Return the CTAs of the smallest cluster that holds a row pair, None if the largest does not."""
     cluster = math.ceil(2 * vocab * element_bytes / gpu.row_bytes_per_cta(ctas_per_sm))
     return cluster if cluster <= gpu.largest_cluster else None
 
 
 def cases(options: argparse.Namespace) -> list[Prediction]:
-    """For each GPU, V and form of the exact sweeps: the cluster asked for, or the smallest that holds a row."""
+    """Predict each GPU, V and form of the exact sweeps, for the given cluster or the smallest that holds a row."""
     found = []
     gpus = [read_chip(options.chip)] if options.chip else [(ARCHITECTURES[g], ASSUMED, MEASURED) for g in options.gpu]
     for gpu, chip, counts in gpus:
         for vocab in options.vocab:
             cluster = options.cluster or smallest_cluster(gpu, vocab, options.element_bytes, options.ctas_per_sm)
             if cluster is None:
-                continue  # such rows are read again through L2: another kernel, not modelled
+                continue  # another kernel reads such rows again through L2; it is not modeled
             kernel = Kernel(
                 counts=counts,
                 chip=chip,
@@ -205,16 +217,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--gpu", nargs="+", choices=ARCHITECTURES, default=["H100", "B200"], help="where clusters hold large rows")
-    add("--chip", type=Path, metavar="FILE", help="what the chip probe wrote of a GPU, which is modelled then")
+    add(
+        "--gpu",
+        nargs="+",
+        choices=ARCHITECTURES,
+        default=["H100", "B200"],
+        help="GPUs; the default ones have clusters",
+    )
+    add("--chip", type=Path, metavar="FILE", help="file of the chip probe; models the GPU that it describes")
     add("--vocab", type=int, nargs="+", default=[151_936], metavar="V", help="tokens a row")
     add("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096], metavar="N", help="rows a call")
     add("--element-bytes", type=int, choices=(2, 4), default=2, help="of a logit")
-    add("--sweeps", type=float, default=2.05, help="of a row, the first one included")
+    add("--sweeps", type=float, default=2.05, help="sweeps per row, the first one included")
     add("--cluster", type=int, metavar="CTAS", help="CTAs that hold a row; None: the fewest that do")
-    add("--ctas-per-sm", type=int, choices=(1, 2, 3), default=2, help="that share an SM")
-    add("--prefetch", action="store_true", help="a cluster's next row is in L2 when its turn comes")
-    add("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="for the CSV file")
+    add("--ctas-per-sm", type=int, choices=(1, 2, 3), default=2, help="CTAs that share an SM")
+    add("--prefetch", action="store_true", help="assume that a cluster's next row is in L2 when its turn comes")
+    add("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="folder of the CSV file")
     return parser.parse_args(arguments)
 
 

@@ -9,7 +9,7 @@ TITLE = "MODEL, not a measurement"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of N rows. Cycles are of one row with every place of the GPU busy."""
+    """A prediction for N rows. Cycles are those of one row while every place of the GPU is busy."""
 
     gpu: str
     vocab: int
@@ -28,7 +28,7 @@ class Prediction:
     decision_cycles: float
     residence_us: float
     overlap: float  # mean number of the SM's rows that do arithmetic at the same time
-    memory_busy: float  # 0 to 1, each
+    memory_busy: float  # 0 to 1, as the next three
     issue_busy: float
     mufu_busy: float
     fp32_busy: float

@@ -1,4 +1,4 @@
-"""Prints the constants of the model of the resident kernels, and what it predicts from them."""
+"""Prints the constants of the model of the resident kernels, and its predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .cuda_prediction import TITLE, Prediction
 
 
 def print_chip(path: Path, console: Console) -> None:
-    """Print what was read of a GPU beside what is assumed without one.
+    """Print the measured costs of a GPU beside those assumed without one.
 
     Args:
         path: A file that the chip probe wrote.

@@ -1,4 +1,4 @@
-"""Models what the paper's runs need: memory of one GPU and hours of eight. Nothing here was measured on a GPU.
+"""Models the memory of one GPU and the hours of eight that the paper's runs need. Nothing here was measured on a GPU.
 
 python -m benchmarks.models.paper_runs prints the tables of docs/paper-runs.md, which has the formulas.
 """
@@ -18,10 +18,10 @@ SUITE = {"GSM8K": (1319, 32), "MATH500": (500, 64), "Olympiad": (674, 64), "AIME
 }
 
 # Assumptions about a GPU, to be replaced by measurements.
-LAYER_SECONDS = 0.7e-3  # of one layer of one decoding step in eager transformers, which launches bound, not bytes
+LAYER_SECONDS = 0.7e-3  # one layer of one decoding step in eager transformers: bound by launches, not by bytes
 MEAN_LENGTH = 4000  # tokens of a completion
 FLOPS = 989e12 * 0.35  # bfloat16, and the share of it that training reaches
-ENGINE_TOKENS = 10_000  # per second and GPU, of an engine with continuous batching decoding the student
+ENGINE_TOKENS = 10_000  # per second and GPU, if an engine with continuous batching decodes the student
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Qwen3:
 
     @property
     def kv_bytes(self) -> int:
-        """Of one token, bfloat16."""
+        """Bytes of keys and values per token, in bfloat16."""
         return 2 * self.layers * self.kv_heads * self.head_dim * 2
 
     @property
     def layer_activation_bytes(self) -> int:
-        """Of one token in the one layer that is recomputed at a time, bfloat16."""
+        """Bytes per token of the one layer that is recomputed at a time, in bfloat16."""
         return 2 * (8 * self.hidden + 4 * self.head_dim * (self.heads + self.kv_heads) + 4 * self.intermediate)
 
 
@@ -62,7 +62,7 @@ PAIRS = (
 
 
 def memory(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
-    """Bytes on each of eight GPUs by part, with the peaks of rollouts and of training."""
+    """Return the bytes on each of eight GPUs by part, with the peaks of rollouts and of training."""
     length = PROMPT + COMPLETION
     parts = {
         "student, gradients, AdamW (sharded)": 16 * student.parameters / GPUS,
@@ -84,7 +84,7 @@ def memory(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
 
 
 def hours(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
-    """Of a run on eight GPUs, if one rollout of each part reaches the length limit in each step."""
+    """Return the hours of a run on eight GPUs, if one rollout of each part reaches the length limit in each step."""
     decoding_steps = COMPLETION * -(-ROLLOUTS // GPUS // ROWS)
     of_student = decoding_steps * student.layers * LAYER_SECONDS
     with_teacher = decoding_steps * (student.layers + teacher.layers) * LAYER_SECONDS

@@ -1,18 +1,19 @@
 """Models what speculation should gain on a GPU: `python -m benchmarks.models.rollout_model`. Nothing here was timed.
 
 A forward of a model with P parameters in bfloat16 over n tokens of B rows reads its weights and the rows' keys and
-values once and computes 2 P n B floating-point operations, whichever takes longer, and is launched:
+values once and computes 2 P n B floating-point operations. The longer of the two counts, and the launch adds an
+overhead:
 
     t(P, n) = overhead + max( (2 P + B L kv) / bandwidth , 2 P n B / peak )
 
 with L tokens of context and kv bytes of keys and values per token. At epsilon, a = 1 - sqrt(epsilon / pi) of the drafts
-are accepted (numerically D is close to Gaussian where the budget binds), a round of draft length k emits
+are accepted (numerically D is close to Gaussian if the budget binds), a round of draft length k emits
 E(k) = (1 - a^(k+1)) / (1 - a) tokens, and
 
     gain(k) = ( t(S, 1) + t(T, 1) ) / ( ( (k+1) t(S, 1) + t(T, k+1) ) / E(k) ).
 
-While B (k + 1) stays below peak / bandwidth = 295 tokens (H100) the teacher's pass costs what one token costs; from
-there on it is bound by arithmetic, and rejected drafts cost time.
+While B (k + 1) stays below peak / bandwidth = 295 tokens (H100) the teacher's pass costs as much as one token; above,
+it is bound by arithmetic, and rejected drafts cost time.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from ..harness.table import print_table
 
 BANDWIDTH, PEAK = 3.35e12, 989e12  # H100 SXM: bytes and dense bfloat16 operations a second
 CONTEXT = 2048  # tokens
-EAGER = 20e-3  # seconds: what transformers' Python takes to launch one step of some 30 layers; CUDA graphs take it away
+EAGER = 20e-3  # seconds in which transformers' Python launches one step of some 30 layers; CUDA graphs avoid it
 
 
 @dataclass(frozen=True)
 class Model:
-    """What one forward of a Qwen3 model reads and computes."""
+    """The bytes that one forward of a Qwen3 model reads, and its arithmetic."""
 
     parameters: float
     layers: int
@@ -68,14 +69,14 @@ def emitted(k: int, a: float) -> float:
 
 
 def gain(student: Model, teacher: Model, k: int, *, rows: int, epsilon: float, overhead: float) -> float:
-    """Tokens a second over lockstep's."""
+    """Return tokens per second over those of lockstep."""
     step, first = student.seconds(1, rows, overhead), teacher.seconds(1, rows, overhead)
     rounds = (k + 1) * step + teacher.seconds(k + 1, rows, overhead)
     return (step + first) * emitted(k, acceptance(epsilon)) / rounds
 
 
 def best(student: Model, teacher: Model, *, rows: int, epsilon: float, overhead: float) -> tuple[int, float]:
-    """The best k and its gain."""
+    """Return the best k and its gain."""
     gains = {k: gain(student, teacher, k, rows=rows, epsilon=epsilon, overhead=overhead) for k in range(LONGEST + 1)}
     k = max(gains, key=gains.__getitem__)
     return k, gains[k]

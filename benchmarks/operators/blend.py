@@ -1,8 +1,8 @@
-"""Times trbext.solve, sample and blend beside what a user would write instead: `python -m benchmarks.operators.blend`.
+"""Times trbext.solve, sample and blend beside code that a user could write: `python -m benchmarks.operators.blend`.
 
-Prints one table and the bars the kernels are held to; writes blend.csv and blend.png. Every method is checked against
-`trbext.reference` before it is timed. The default grid is meant for a quarter of an hour on two idle
-cores, and needs 4 GB.
+Prints one table and the bars that the kernels must meet; writes blend.csv and blend.png. Every method is checked
+against `trbext.reference` before it is timed. The default grid is meant for a quarter of an hour on two idle cores, and
+needs 4 GB.
 """
 
 from __future__ import annotations
@@ -39,7 +39,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def methods(student: Tensor, teacher: Tensor, truths: dict[str, tuple[float, Truth]], compiled: bool) -> list[Method]:
-    """Everything to time on one pair of inputs. truths: budget -> epsilon and the answers."""
+    """Make everything to time on one pair of inputs.
+
+    Args:
+        student: [N, V] logits.
+        teacher: [N, V] logits.
+        truths: Per budget, epsilon and the right answers.
+        compiled: Whether torch.compile is timed too.
+    """
     rows, vocab = student.shape
     out = torch.empty(rows, vocab)
     uniform = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -55,7 +62,7 @@ def methods(student: Tensor, teacher: Tensor, truths: dict[str, tuple[float, Tru
     newton, stopping = (peers.eager_newton(moments, stop=stop) for stop in (False, True))
     for budget, (epsilon, truth) in truths.items():
         found.append(solver("Newton stop", stopping, student, teacher, epsilon, truth, budget))
-    # The others take the same time whatever the budget; brentq has nothing to search for where it does not bind.
+    # The time of the others does not depend on the budget; brentq has nothing to search for if it does not bind.
     epsilon, truth = truths["binding"]
     found.append(solver("Newton 10", newton, student, teacher, epsilon, truth))
     for steps in (16, 50):
@@ -70,7 +77,7 @@ def methods(student: Tensor, teacher: Tensor, truths: dict[str, tuple[float, Tru
         found.append(solver("Newton compiled", peers.compiled_newton(), student, teacher, epsilon, truth))
         try:
             found[-1].call()
-        except Exception as error:  # no compiler, no headers, an unknown one: all of them name what is missing
+        except Exception as error:  # no compiler, no headers, an unknown one: each error names what is missing
             found[-1].note = f"left out, torch.compile failed: {str(error).strip().splitlines()[0]}"
     return found
 
@@ -117,7 +124,7 @@ def solver(
 
 
 def pairs(options: argparse.Namespace) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Inputs of the most rows there are, as (inputs, dtype, student, teacher). A case takes the first N of them."""
+    """Yield (inputs, dtype, student, teacher) with the most rows of any case. A case uses the first N of them."""
     for vocab in options.vocab:
         student, teacher = language_model_rows(max(options.rows), vocab)
         for dtype in options.dtype:
@@ -152,7 +159,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[list[Record], De
                 for budget, epsilon in budgets.items()
             }
             records += [record(case, method, student.element_size(), budgets, sweeps) for method in timed]
-            torch._dynamo.reset()  # a compiled function holds on to its inputs' shapes and a cache of its own
+            torch._dynamo.reset()  # a compiled function keeps its inputs' shapes and a cache
             gc.collect()
     decoding = time_decoding(options.real_models, epsilon=options.epsilon) if options.real_models else None
     return records, decoding
@@ -192,18 +199,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--seconds-per-cell",
         type=float,
         metavar="S",
-        help=f"shared by the methods; slow ones get fewer repetitions, at least 3 (default {GRID['seconds']})",
+        help=f"time that the methods share; slow ones get fewer repetitions, at least 3 (default {GRID['seconds']})",
     )
     parser.add_argument(
         "--compile",
         choices=("bars", "all", "none"),
         default=None,
-        help="where torch.compile is timed: by default at V = 151936, N = 64, as compiling takes long",
+        help="the cases in which torch.compile is timed: by default V = 151936, N = 64, as compiling takes long",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
-    parser.add_argument(
-        "--real-models", type=Path, metavar="DIR", help="the SmolLM2 pair, as recipes/smollm2_pruned.py writes it"
-    )
+    parser.add_argument("--real-models", type=Path, metavar="DIR", help="folder that recipes/smollm2_pruned.py writes")
     options = parser.parse_args(arguments)
     grid = QUICK if options.quick else GRID
     options.vocab, options.rows = options.vocab or grid["vocab"], options.rows or grid["rows"]
@@ -223,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     machine = this_machine()
     if machine.load > 0.5:
         console.print(
-            f"The machine is busy (load {machine.load:.1f}): expect noise, most where several threads wait for one."
+            f"The machine is busy (load {machine.load:.1f}): expect noise, most if several threads wait for one."
         )
     options.output.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,6 +1,6 @@
-"""Times solve, sample and blend on a GPU beside what a user would write: `python -m benchmarks.operators.blend_cuda`.
+"""Times solve, sample and blend on a GPU beside code of a user: `python -m benchmarks.operators.blend_cuda`.
 
-Prints one table, the rate of a device copy beside each rate, and the bars the kernels are held to; writes
+Prints one table, the rate of a device copy beside each rate, and the bars that the kernels must meet; writes
 blend_cuda.csv and blend_cuda.png. Every method is checked against `trbext.reference` before it is timed. Exit code 2
 if there is no CUDA device or no kernel in this build.
 """
@@ -31,14 +31,14 @@ from .cuda_results import BAR_DTYPE, BAR_ROWS, BAR_VOCAB, OPERATORS, CudaMachine
 from .cuda_timing import Clock, CudaClock, copy_rate, time_rounds
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# --quick: what the bars are of, under a minute.
+# --quick: the cases of the bars, in under a minute.
 QUICK = {"vocab": [BAR_VOCAB], "rows": [1, 64, 256, 4096], "dtype": [BAR_DTYPE], "cache": ["cold"],
          "seconds_per_cell": 0.5, "compile": "none"}  # fmt: skip
 VOCABS, ROWS = [32_768, 49_152, 151_936, 262_144], [1, 4, 16, 64, 256, 1024, 4096]
 
 
 def batches(vocab: int, dtype: str, options: argparse.Namespace, device: str) -> Iterator[tuple[int, Batch | None]]:
-    """(N, batch) for each N; no batch where it does not fit."""
+    """Yield (N, batch) per N; None instead of a batch that does not fit."""
     distinct = min(DISTINCT, max(options.rows))
     student, teacher = (logits.to(DTYPES[dtype]) for logits in language_model_rows(distinct, vocab))
     truth = Truth.find(student, teacher, options.epsilon)
@@ -58,7 +58,7 @@ def batches(vocab: int, dtype: str, options: argparse.Namespace, device: str) ->
 def run(
     options: argparse.Namespace, clock: Clock, copy_gb_per_s: float, console: Console, device: str = "cuda"
 ) -> list[CudaRecord]:
-    """Every case of the grid, with a progress bar of them."""
+    """Time every case of the grid, and show a progress bar."""
     records: list[CudaRecord] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
@@ -120,17 +120,17 @@ def time_case(
                         note=method.note,
                     )
                 )
-    torch._dynamo.reset()  # a compiled function holds on to its inputs' shapes and a cache of its own
+    torch._dynamo.reset()  # a compiled function keeps its inputs' shapes and a cache
     gc.collect()
     return records
 
 
 def missing() -> str | None:
-    """Why nothing can be timed here, None where it can."""
+    """Return why nothing can be timed here, None if it can."""
     if not torch.cuda.is_available():
         return "there is no CUDA device (torch.cuda.is_available() is false)"
     if not trbext._C.cuda_compiled:
-        return "this build of trbext has no CUDA kernels; build it where nvcc >= 12.4 is (TRB_CUDA=ON pip install .)"
+        return "this build of trbext has no CUDA kernels; build it with nvcc >= 12.4 (TRB_CUDA=ON pip install .)"
     return None
 
 
@@ -163,27 +163,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--epsilon", type=float, default=0.02, metavar="NATS", help="KL budget; must bind on every row")
     add("--cache", nargs="+", choices=("cold", "warm"), default=["cold", "warm"], help="state of the L2 cache")
     add("--graph-rows", type=int, default=64, metavar="N", help="up to this N, CUDA graph replay is timed as well")
-    add("--repetitions", type=int, default=50, metavar="K", help="calls timed of each method, where it is fast enough")
+    add("--repetitions", type=int, default=50, metavar="K", help="timed calls of each method that is fast enough")
     add(
         "--seconds-per-cell",
         type=float,
         default=1.0,
         metavar="S",
-        help="of one table line, shared by its methods; slow ones get fewer repetitions, at least 3",
+        help="time of one table line, which its methods share; slow ones get fewer repetitions, at least 3",
     )
     add(
         "--compile",
         choices=("bars", "all", "none"),
         default="bars",
-        help="where torch.compile is timed, as compiling takes long; "
+        help="the cases in which torch.compile is timed, as compiling takes long; "
         f"bars: V = {BAR_VOCAB}, N >= {BAR_ROWS}, {BAR_DTYPE}",
     )
-    add("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="for the CSV file and the plot")
+    add("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="folder of CSV file and plot")
     quick = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in QUICK.items())
     add("--quick", action="store_true", help=f"under a minute: {quick}".translate({ord(c): None for c in "[],'"}))
     first, _ = parser.parse_known_args(arguments)
     if first.quick:
-        parser.set_defaults(**QUICK)  # which an option of one's own still overrides
+        parser.set_defaults(**QUICK)  # a given option overrides these
     options = parser.parse_args(arguments)
     if min(options.vocab) < 2 or min(options.rows) < 1 or options.repetitions < 3:
         parser.error("--vocab must be at least 2, --rows at least 1 and --repetitions at least 3")
@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write(records: Sequence[CudaRecord], machine: CudaMachine, output: Path, console: Console) -> None:
-    """The table, the files and the bars."""
+    """Write the CSV file and the plot, and print the table and the bars."""
     output.mkdir(parents=True, exist_ok=True)
     cuda_report.print_table(records, machine, console)
     write_csv(records, output / "blend_cuda.csv", machine=machine)

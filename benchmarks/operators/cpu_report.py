@@ -1,4 +1,4 @@
-"""Shows what the benchmark of the operators on a CPU recorded: its table and its plot."""
+"""Shows the records of the benchmark of the operators on a CPU as a table and a plot."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _rows(records: Sequence[Record], methods: Sequence[str]) -> Iterator[list[st
     for case in cases:
         budgets = list(dict.fromkeys(r.budget for r in records if r.case == case and r.budget != "any"))
         for budget in budgets:
-            # What does not depend on the budget stands in the first row of a case only.
+            # Numbers that do not depend on the budget are in the first row of a case only.
             first = budget == budgets[0]
             found = {r.method: r for r in records if r.case == case and r.budget in (budget, "any")}
             solve, rate = found["solve"], found["read"].gb_per_s
@@ -91,7 +91,7 @@ def _line(records: Sequence[Record], index: int, name: str, rows: int, dtype: st
 
 
 def _number(value: float | None) -> str:
-    """Three significant digits, no exponent."""
+    """Format three significant digits without an exponent."""
     return (
         "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
     )

@@ -1,4 +1,4 @@
-"""Defines what the benchmark of the operators on a CPU records, and the bars that the kernels are held to there.
+"""Defines the records of the benchmark of the operators on a CPU, and the bars that the kernels must meet there.
 
 The bars are ratios of medians, at V = 151,936 and two threads unless a line says otherwise.
 """
@@ -50,12 +50,12 @@ class Record:
     budget: str  # "binding", "not binding", or "any" for a method whose time does not depend on it
     epsilon: float | None  # nats
     method: str
-    median_s: float | None  # seconds a call; None where the method was left out
+    median_s: float | None  # seconds per call; None if the method was left out
     fastest_s: float | None
     repetitions: int
     us_per_row: float | None
-    gb_per_s: float | None  # of FLOORS only
-    sweeps_mean: float | None  # of the rows, where the method is an operator
+    gb_per_s: float | None  # only for the methods in FLOORS
+    sweeps_mean: float | None  # over the rows, if the method is an operator
     sweeps_max: int | None
     note: str
 
@@ -76,7 +76,7 @@ def bars(records: Sequence[Record], decoding: Decoding | None) -> list[Bar]:
     """Return every bar, measured or not.
 
     Args:
-        records: What was measured.
+        records: The measurements.
         decoding: The share of the operator in a decoding step, if it was measured.
 
     Returns:
@@ -119,7 +119,7 @@ def bars(records: Sequence[Record], decoding: Decoding | None) -> list[Bar]:
             times = [median(records, case, name) for name in ("blend", "solve", fill)]
             blend, solve, filled = times
             extra = None if blend is None or solve is None or filled is None else (blend - solve) / filled
-            # The bar is the fill in place; what a fresh tensor costs in page faults is not blend's doing.
+            # The bar uses the fill in place, because blend is not to blame for the page faults of a fresh tensor.
             prefix = "for comparison: " if fill == "new fill" else ""
             found.append(Bar(f"{prefix}(blend - solve) / {fill}, N = {BAR_ROWS} {dtype}", extra, False, 3))
     text = "sample's share of a decoding step of the SmolLM2 pair"

@@ -1,4 +1,4 @@
-"""Makes what the benchmark on a GPU times: the operators, and what a user would write instead."""
+"""Makes the methods that the benchmark on a GPU times: the operators, and code that a user could write instead."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BISECTION_ERROR = 2.0**-15  # of 16 evaluations, the first one at beta = 1
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that solves the case, before it is known how it is launched and from which caches."""
+    """A method that solves the case, by any launch and from any state of the caches."""
 
     name: str
     call: Callable[[], Any]
@@ -40,7 +40,7 @@ class Batch:
     truth: Truth
 
     def right(self, name: str, beta: Tensor, kl: Tensor, resolution: float = 0.0) -> None:
-        """WrongAnswer unless beta [N] and kl [N] are right in every row."""
+        """Raise WrongAnswer unless beta [N] and kl [N] are right in every row."""
         for got_beta, got_kl in zip(beta.cpu().split(DISTINCT), kl.cpu().split(DISTINCT), strict=True):
             self.truth.check(name, got_beta, got_kl, resolution)
 
@@ -80,7 +80,7 @@ def competitors(batch: Batch, clock: Clock, compiled: bool) -> list[Candidate]:
 
     found = [Candidate("2 log_softmax", lambda: peers.two_log_softmax(student, teacher))]
     try:
-        room = torch.empty(2 * student.numel(), device=student.device)  # that the others' outputs will need
+        room = torch.empty(2 * student.numel(), device=student.device)  # the outputs of the others will need it
         moments = peers.Moments(*student.shape, device=str(student.device))
         del room
         choose_sums(moments, batch, clock)
@@ -93,7 +93,7 @@ def competitors(batch: Batch, clock: Clock, compiled: bool) -> list[Candidate]:
         candidate = solver("Newton compiled", peers.compiled_newton())
         try:
             candidate.call()
-        except Exception as error:  # no compiler, no headers, no memory: all of them name what is missing
+        except Exception as error:  # no compiler, no headers, no memory: each error names what is missing
             note = f"left out, torch.compile failed: {str(error).strip().splitlines()[0]}"
             candidate = Candidate("Newton compiled", candidate.call, note=note)
         found.append(candidate)
@@ -101,7 +101,7 @@ def competitors(batch: Batch, clock: Clock, compiled: bool) -> list[Candidate]:
 
 
 def choose_sums(moments: peers.Moments, batch: Batch, clock: Clock) -> None:
-    """One batched product, or sums one by one: whichever is faster for this shape on this GPU."""
+    """Choose one batched product or separate sums, whichever is faster for this shape on this GPU."""
     moments.load(batch.student, batch.teacher, 3)
     beta = torch.ones(len(batch.student), device=batch.student.device)
     lasted = {}

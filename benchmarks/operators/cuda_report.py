@@ -1,4 +1,4 @@
-"""Shows what the benchmark of the operators on a GPU recorded: its table and its plot."""
+"""Shows the records of the benchmark of the operators on a GPU as a table and a plot."""
 
 from __future__ import annotations
 

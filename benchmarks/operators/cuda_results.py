@@ -1,4 +1,4 @@
-"""Defines what the benchmark of the operators on a GPU records, the bytes it is rated by, and the bars."""
+"""Defines the records of the benchmark of the operators on a GPU, the bytes of each method, and the bars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..harness.bars import Bar, quotient
 OPERATORS = ("solve", "sample", "blend")
 PEERS = ("2 log_softmax", "Newton 10", "Newton compiled", "bisection 16")
 METHODS = (*OPERATORS, *PEERS)
-BAR_VOCAB, BAR_DTYPE, BAR_ROWS = 151_936, "bfloat16", 256  # and more rows
+BAR_VOCAB, BAR_DTYPE, BAR_ROWS = 151_936, "bfloat16", 256  # the bars also hold for more rows
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -25,13 +25,13 @@ class CudaRecord:
     launch: str  # "call", or "graph": a replayed CUDA graph
     method: str
     epsilon: float  # nats
-    median_s: float | None  # seconds a call; None where the method was left out
+    median_s: float | None  # seconds per call; None if the method was left out
     fastest_s: float | None
     repetitions: int
     model_bytes: int
-    gb_per_s: float | None  # of the model bytes
-    copy_percent: float | None  # of the measured rate of a device copy
-    sweeps_mean: float | None  # of the rows, where the method is an operator
+    gb_per_s: float | None  # of `model_bytes`
+    copy_percent: float | None  # percent of the measured rate of a device copy
+    sweeps_mean: float | None  # over the rows, if the method is an operator
     sweeps_max: int | None
     note: str = ""
 
@@ -49,7 +49,7 @@ class CudaMachine:
     torch: str
     cuda: str
     trbext: str
-    architectures: str  # that the kernels were built for
+    architectures: str  # for which the kernels were built
 
     def __str__(self) -> str:
         return (

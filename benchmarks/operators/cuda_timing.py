@@ -16,20 +16,20 @@ HEAD_START = 200_000  # GPU cycles, about 0.1 ms, that the host gets to enqueue 
 
 
 class Clock(Protocol):
-    """How a call is timed: by `CudaClock`, and in a dry run by `CpuClock`."""
+    """Times a call: `CudaClock` on a GPU, `CpuClock` in a dry run."""
 
     def cool(self) -> None:
-        """Leaves nothing of any call's inputs in the cache."""
+        """Remove the inputs of all calls from the cache."""
 
     def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
-        """Time of `call` right after `before`, which is not timed."""
+        """Return the seconds of `call` right after `before`, which is not timed."""
 
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
-        """A replay of what `call` launches."""
+        """Return a function that replays the launches of `call`."""
 
 
 class CpuClock:
-    """For a dry run without a GPU: wall clock, nothing to cool, nothing to capture."""
+    """Times by the wall clock in a dry run without a GPU; it has no cache to cool and no launch to capture."""
 
     def __init__(self) -> None:
         self.cooled = 0
@@ -49,7 +49,7 @@ class CpuClock:
 
 @dataclass
 class CudaClock:
-    """By events on the current stream. Host time is hidden as long as it is below the head start."""
+    """Times by events on the current stream. Host time below the head start is hidden."""
 
     l2_bytes: int
 
@@ -88,7 +88,7 @@ class CudaClock:
 
 
 def copy_rate(clock: Clock, megabytes: int, device: str) -> float:
-    """GB/s of a copy on the device, bytes read and written: the ceiling of what only moves data. Fastest of 20."""
+    """Return the GB/s of the fastest of 20 copies on the device, bytes read and written: the limit of moving data."""
     source = torch.zeros(megabytes * 2**18, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
     fastest = min(clock.seconds(clock.cool, lambda: target.copy_(source)) for _ in range(20))
@@ -96,10 +96,10 @@ def copy_rate(clock: Clock, megabytes: int, device: str) -> float:
 
 
 def time_rounds(methods: Sequence[Method], clock: Clock, cache: str, *, repetitions: int, seconds: float) -> None:
-    """Fills `seconds` of each method without a note, whose first call is checked and not counted.
+    """Fill `seconds` of each method without a note. The first call of a method is checked and not counted.
 
-    Rounds in random order, as in `timing.time_interleaved`; slow methods get fewer repetitions, at least 3. What does
-    not fit in the GPU's memory is left out, and says so.
+    Rounds in random order, as in `timing.time_interleaved`; slow methods get fewer repetitions, at least 3. A
+    method that does not fit in the GPU's memory is left out, and its note says so.
     """
     share = seconds / max(1, len(methods))
     counts: dict[int, int] = {}

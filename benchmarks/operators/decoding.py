@@ -34,7 +34,7 @@ class Pair:
         return int(self.tokenizer.pad_token_id)
 
     def prompts(self, count: int) -> tuple[Tensor, Tensor]:
-        """(input_ids, attention_mask), [count, P] left padded: the first training prompts, in the chat template."""
+        """Return (input_ids, attention_mask), [count, P] left padded: the first training prompts as chats."""
         path = self.directory / "prompts" / "train.jsonl"
         with path.open(encoding="utf-8") as lines:
             conversations = [json.loads(line)["prompt"] for line in itertools.islice(lines, count)]
@@ -48,7 +48,7 @@ class Pair:
     def rollout(
         self, input_ids: Tensor, mask: Tensor, *, epsilon: float, new_tokens: int, generator: torch.Generator
     ) -> Rollout:
-        """Completions of the prompts, written by the pair in lockstep at the budget `epsilon`."""
+        """Return completions of the prompts that the pair wrote in lockstep at the budget `epsilon`."""
         return lockstep(
             self.student,
             self.teacher,
@@ -63,7 +63,7 @@ class Pair:
 
 
 def load_pair(directory: Path) -> Pair:
-    """The models of `directory`/student and `directory`/teacher in their files' dtype, on the CPU."""
+    """Load the models of `directory`/student and `directory`/teacher in their files' dtype, on the CPU."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for part in ("student/config.json", "teacher/config.json", "prompts/train.jsonl"):
@@ -81,13 +81,21 @@ def load_pair(directory: Path) -> Pair:
 def real_rows(
     directory: Path, *, texts: int = 8, new_tokens: int = 64, epsilon: float = 0.02, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """(student, teacher), each [P, 49152] float32: the logits of the SmolLM2 pair at every position of `texts` texts.
+    """Compute the logits of the SmolLM2 pair at every position of `texts` texts.
 
     A text is a word problem of `directory`/prompts/train.jsonl and a completion of at most `new_tokens` tokens that the
-    pair wrote in lockstep at the budget `epsilon`, so the rows are what a rollout blends. About 100 to 200 rows a text
+    pair wrote in lockstep at the budget `epsilon`, so a rollout blends such rows. There are about 100 to 200 per text
     (400 kB each for both models), in random order, so that the first ones are a fair sample of all.
 
-    directory: as recipes/smollm2_pruned.py writes it.
+    Args:
+        directory: The folder that recipes/smollm2_pruned.py writes.
+        texts: Number of texts.
+        new_tokens: Largest length of a completion, tokens.
+        epsilon: KL budget, nats.
+        seed: Seed of the completions and of the order of the rows.
+
+    Returns:
+        student and teacher logits, each [P, 49152] float32.
     """
     pair = load_pair(directory)
     input_ids, mask = pair.prompts(texts)
@@ -111,7 +119,7 @@ class Decoding:
     batch: int
     vocab: int
     dtype: str  # of the logits
-    steps: int  # measured, the prefill is not one
+    steps: int  # that were measured, without the prefill
     step: float  # seconds, median
     operator: float  # seconds inside trbext.sample, median
 
@@ -123,7 +131,7 @@ class Decoding:
 def time_decoding(
     directory: Path, *, epsilon: float, batch: int = 32, new_tokens: int = 32, repetitions: int = 3
 ) -> Decoding:
-    """Times `trbext.rollout.lockstep` over `batch` prompts. A step lasts from one draw's end to the next one's."""
+    """Time `trbext.rollout.lockstep` over `batch` prompts. A step lasts from one draw's end to the next one's."""
     pair = load_pair(directory)
     input_ids, mask = pair.prompts(batch)
     module = importlib.import_module("trbext.rollout.policies")

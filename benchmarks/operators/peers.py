@@ -1,11 +1,11 @@
-"""Implements `trbext.solve` as a user could write it, as well as possible without a kernel, and the floor.
+"""Implements `trbext.solve` as well as a user can without a kernel, and calls that bound the time from below.
 
-All take [N, V] logits, finite and contiguous, and find the largest beta with KL(mu_beta || pi_S) <= epsilon from
+A solver needs finite, contiguous [N, V] logits, and finds the largest beta with KL(mu_beta || pi_S) <= epsilon from
 
     x = log pi_S, D = log pi_T - log pi_S, S_k = sum exp(x + beta D) D^k, KL = beta S_1 / S_0 - log S_0.
 
 x + beta D is a mean of two log-probabilities, never positive: the exponential needs no maximum subtracted.
-The eager ones write to [N, V] buffers made before: a fresh one costs more in page faults than any arithmetic on it.
+The eager solvers write to [N, V] buffers made before, as a fresh one costs more in page faults than its arithmetic.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch import Tensor
 
 Solver = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]  # student, teacher, epsilon -> beta [N], kl [N]
 
-TIGHTNESS = 3e-4  # a row has converged where epsilon (1 - this) <= KL <= epsilon, what trbext promises too
+TIGHTNESS = 3e-4  # a row has converged if epsilon (1 - this) <= KL <= epsilon, which trbext promises too
 
 
 class Moments:
     """S_0, S_1, S_2 of a batch of rows at any beta, in five [N, V] buffers that several solvers may use in turn."""
 
-    products = True  # sums by one batched product with the powers; else by a sum and a multiplication in place for each
+    products = True  # sum by one batched product with the powers; else by a sum and a multiplication in place per order
 
     def __init__(self, rows: int, vocab: int, device: str = "cpu") -> None:
         self.log_student, self.weights = (torch.empty(rows, vocab, device=device) for _ in range(2))
         self.powers = torch.ones(rows, 3, vocab, device=device)  # 1, D, D^2
 
     def load(self, student: Tensor, teacher: Tensor, orders: int) -> None:
-        """Of this pair, S_0 up to S_(orders - 1)."""
+        """Prepare S_0 up to S_(orders - 1) of this pair."""
         for logits, log_probs in ((student, self.log_student), (teacher, self.weights)):
             if logits.dtype != torch.float32:  # out= together with another dtype would allocate the cast
                 logits = log_probs.copy_(logits)
@@ -43,7 +43,7 @@ class Moments:
         self.orders = orders
 
     def at(self, beta: Tensor) -> tuple[Tensor, ...]:
-        """S_0, S_1, ... [N] each: two passes write the weights, one batched product with the powers reads them."""
+        """Return S_0, S_1, ..., each [N]. Two passes write the weights, one batched product reads them."""
         torch.addcmul(self.log_student, beta[:, None], self.powers[:, 1], out=self.weights).exp_()
         if not self.products:
             sums = [self.weights.sum(-1)]
@@ -54,18 +54,18 @@ class Moments:
 
 
 def _start(student: Tensor) -> tuple[Tensor, ...]:
-    """beta, low, high, KL at low, frozen. The first evaluation is at the teacher, which settles loose budgets."""
+    """Return beta, low, high, KL at low, frozen. The first evaluation, at the teacher, settles loose budgets."""
     rows, device = student.shape[0], student.device
     one, zero = torch.ones(rows, device=device), torch.zeros(rows, device=device)
     return one, zero, one, zero, torch.zeros(rows, dtype=torch.bool, device=device)
 
 
 def _newton_update(state: tuple[Tensor, ...], moments: tuple[Tensor, ...], epsilon: float) -> tuple[Tensor, ...]:
-    """One safeguarded step for log KL as a function of log beta, nearly a straight line: KL ~ beta^2 Var / 2 for small
-    budgets. For KL itself, or its root, a step from beta = 1 can land where float32 has no digits of KL left.
-    Converged rows stay put.
+    """Take one safeguarded Newton step for log KL as a function of log beta. Converged rows keep their beta.
 
-    It aims inside the tolerance below epsilon: aimed at epsilon itself, half of the steps would land above.
+    That function is nearly a straight line, as KL ~ beta^2 Var / 2 for small budgets. A step for KL itself, or its
+    root, can go from beta = 1 to a beta at which float32 has no digits of KL left. The step aims inside the tolerance
+    below epsilon, because half of the steps that aim at epsilon itself would end above it.
     """
     beta, low, high, kl_low, frozen = state
     s0, s1, s2 = moments
@@ -84,8 +84,10 @@ def _newton_update(state: tuple[Tensor, ...], moments: tuple[Tensor, ...], epsil
 
 
 def eager_newton(moments: Moments, *, iterations: int = 10, stop: bool = False) -> Solver:
-    """Batched Newton in eager PyTorch, all `iterations` of it, as in code that must not wait for a GPU. With `stop` it
-    ends once every row has converged."""
+    """Make batched Newton in eager PyTorch, which runs all `iterations`, as code must that may not wait for a GPU.
+
+    With `stop` it ends once every row has converged.
+    """
 
     def solve(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         moments.load(student, teacher, 3)
@@ -100,7 +102,7 @@ def eager_newton(moments: Moments, *, iterations: int = 10, stop: bool = False) 
 
 
 def eager_bisection(moments: Moments, steps: int) -> Solver:
-    """Batched bisection in eager PyTorch: `steps` evaluations of KL, the first one at beta = 1."""
+    """Make batched bisection in eager PyTorch: `steps` evaluations of KL, the first one at beta = 1."""
 
     def solve(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         moments.load(student, teacher, 2)
@@ -118,8 +120,10 @@ def eager_bisection(moments: Moments, steps: int) -> Solver:
 
 
 def compiled_newton(iterations: int = 10) -> Solver:
-    """The same Newton in plain functions for torch.compile, default mode. The first call compiles, and raises what the
-    compiler raises."""
+    """Make the same Newton from plain functions by torch.compile in its default mode.
+
+    The first call compiles, and raises the errors of the compiler.
+    """
 
     def solve(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         log_student = student.float().log_softmax(-1)
@@ -136,7 +140,7 @@ def compiled_newton(iterations: int = 10) -> Solver:
 
 
 def brentq(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """scipy.optimize.brentq row by row, numpy float64 on one core."""
+    """Solve row by row with scipy.optimize.brentq, in numpy float64 on one core."""
     import numpy as np
     from scipy import optimize, special
 
@@ -157,19 +161,19 @@ def brentq(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Te
 
 
 def two_log_softmax(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Where every implementation in PyTorch starts: two log_softmax calls in the inputs' dtype, into fresh tensors."""
+    """Call log_softmax twice, in the inputs' dtype, into fresh tensors: the start of every PyTorch implementation."""
     return torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
 
 
 def read(student: Tensor, teacher: Tensor) -> Callable[[], object]:
-    """A call that reads both inputs once and does next to nothing else: the fastest of three here and now.
+    """Return a call that reads both inputs once and does next to nothing else: the fastest of three on this machine.
 
     The product of the bits as doubles reads both at a time, as the operator does, and is the fastest with MKL. A BLAS
     that runs it on one core loses to a maximum or a sum of the bits as integers.
     """
 
     def words(logits: Tensor, dtype: torch.dtype) -> Tensor:
-        """Bits of `logits` as `dtype`; a last odd one is left out."""
+        """View the bits of `logits` as `dtype`, without a last odd logit."""
         flat = logits.reshape(-1)
         return flat[: flat.numel() * flat.element_size() // 8 * 8 // flat.element_size()].view(dtype)
 

@@ -1,9 +1,9 @@
 """Times rollouts by the student only, in lockstep and by speculation: `python -m benchmarks.rollout.compare`.
 
-Every method of a case is called once a round, in random order and from the same seed, so that drift of the machine
-meets all alike; medians over the rounds, also of each round's own ratio to lockstep. "auto" is one `DraftLength` per
-case: its first call measures, which its first round shows. Prints one table and the bars; writes rollout.csv and
-rollout.png.
+Every method of a case is called once a round, in random order and from the same seed, so that a drift of the machine
+affects all alike. Numbers are medians over the rounds, also those of each round's ratio to lockstep. "auto" is
+one `DraftLength` per case: its first call measures, which its first round shows. Prints one table and the bars; writes
+rollout.csv and rollout.png.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from .report import RolloutRecord, bars, draw, print_table
 FIXED = (2, 4, 8)
 EPSILONS = (0.005, 0.01, 0.05, 0.2, 1.0)
 BATCHES = (1, 4, 32)
-NEW_TOKENS = {1: 64, 4: 32, 32: 24}  # by batch; a fixed k that loses takes long
+NEW_TOKENS = {1: 64, 4: 32, 32: 24}  # by batch size; few, because a fixed k that loses takes long
 
 
 @dataclass
 class Decoder:
-    """One way to decode a case: what it took and what it returned, call by call."""
+    """One way to decode a case, with the seconds and the result of each call."""
 
     draft_length: int | str | DraftLength
     epsilon: float
@@ -61,7 +61,7 @@ class Decoder:
         self.rollouts.append(rollout)
 
     def rates(self) -> list[float]:
-        """Tokens a second, call by call."""
+        """Tokens per second of each call."""
         return [int(rollout.mask.sum()) / seconds for rollout, seconds in zip(self.rollouts, self.seconds, strict=True)]
 
     def record(self, pair: Prompts, batch: int, epsilon: float, name: str, lockstep: list[float]) -> RolloutRecord:
@@ -69,7 +69,7 @@ class Decoder:
         parts = [rollout.speculation for rollout in self.rollouts if rollout.speculation is not None]
         tokens = sum(int(rollout.mask.sum()) for rollout in self.rollouts)
         passes: float | None = None
-        if name != "student":  # in lockstep each token takes one pass of its row
+        if name != "student":  # in lockstep each token needs one pass of its row
             passes = sum(part.row_passes for part in parts) / tokens if parts else 1.0
         tested = sum(part.drafted for part in parts)
         return RolloutRecord(
@@ -87,11 +87,19 @@ class Decoder:
 
 
 def time_case(pair: Prompts, batch: int, epsilon: float, rounds: int, lengths: Sequence[int]) -> list[RolloutRecord]:
-    """All methods on one batch at one budget. `lengths`: the fixed draft lengths k."""
+    """Time all methods on one batch at one budget.
+
+    Args:
+        pair: The models and the prompts.
+        batch: Number of prompts.
+        epsilon: KL budget, nats.
+        rounds: Calls of each method.
+        lengths: The fixed draft lengths k, tokens.
+    """
     decoders = {"student": Decoder(0, 0.0), "lockstep": Decoder(0, epsilon)}
     decoders |= {f"k = {k}": Decoder(k, epsilon) for k in lengths}
     decoders["auto"] = Decoder(DraftLength(), epsilon)
-    decoders["lockstep"].call(pair, batch, seed=0)  # warms the machine up, and is not counted
+    decoders["lockstep"].call(pair, batch, seed=0)  # warmup, not counted
     decoders["lockstep"] = Decoder(0, epsilon)
     methods = {name: Method(name, call=lambda: None) for name in decoders}
     counts = {id(method): rounds for method in methods.values()}
@@ -142,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records += found
         rates = ", ".join(f"{record.method} {record.tokens_per_s:.1f}" for record in found)
         console.print(f"{pair.name}, batch {batch}, epsilon {epsilon:g}, tokens/s: {rates}")
-        # What is done stays if the rest is interrupted.
+        # Written after each case, so that an interrupted run keeps its finished cases.
         write_csv(records, options.output / "rollout.csv", machine=machine)
     print_table(records, machine, console)
     print_bars(bars(records), "Bars:", console)

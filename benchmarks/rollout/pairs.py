@@ -30,15 +30,17 @@ class Prompts:
     mask: Tensor
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` prompts, without the columns that none of them fills."""
+        """Return the first `count` prompts, without the columns that none of them fills."""
         mask = self.mask[:count]
         used = int(mask.any(0).int().argmax())
         return self.input_ids[:count, used:], mask[:, used:]
 
 
 def random_pair(batch: int, seed: int = 0) -> Prompts:
-    """Random models of which the teacher's step takes about ten times the student's. The lm_heads are scaled until the
-    two disagree as strangers do: every budget binds."""
+    """Make random models of which a step of the teacher takes about ten times as long as one of the student.
+
+    The lm_heads are scaled until the two disagree so much that every budget binds.
+    """
 
     def model(hidden: int, layers: int, heads: int, seed: int) -> LlamaForCausalLM:
         config = LlamaConfig(
@@ -69,7 +71,7 @@ def random_pair(batch: int, seed: int = 0) -> Prompts:
 
 
 def smollm2_pair(directory: Path, batch: int) -> Prompts:
-    """The pair that recipes/smollm2_pruned.py writes, on its own prompts."""
+    """Load the pair that recipes/smollm2_pruned.py writes, with the prompts beside it."""
     pair = load_pair(directory)
     prompts = pair.prompts(batch)
     return Prompts("SmolLM2", pair.student, pair.teacher, pair.alignment, pair.pad_token_id, *prompts)

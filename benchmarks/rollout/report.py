@@ -1,4 +1,4 @@
-"""Defines what the benchmark of rollouts records, and shows it: table, bars and plot."""
+"""Defines the records of the benchmark of rollouts, and shows them as a table, bars and a plot."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class RolloutRecord:
     epsilon: float  # nats
     method: str  # student, lockstep, k = 2, ..., auto
     tokens_per_s: float  # median
-    first_tokens_per_s: float  # of the first call, in which auto measures
+    first_tokens_per_s: float  # in the first call, in which auto measures
     over_lockstep: float  # median of its tokens/s over lockstep's of the same round
     rounds: int
     acceptance: float | None  # share of the tested drafts that were accepted
-    passes_per_token: float | None  # teacher forwards of a row per token of it
+    passes_per_token: float | None  # teacher forwards of a row per token of the row
 
     @property
     def case(self) -> tuple[str, int, float]:
@@ -66,7 +66,7 @@ def _rows(records: Sequence[RolloutRecord], methods: Sequence[str]) -> Iterator[
 
 
 def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
-    """Return the bars that speculation is held to, as ratios to lockstep of the same case."""
+    """Return the bars that speculation must meet, as ratios to lockstep of the same case."""
     cases = by_case(records)
 
     def gain(found: dict[str, RolloutRecord]) -> float:
@@ -98,7 +98,7 @@ def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
 
 
 def draw(records: Sequence[RolloutRecord], machine: Machine, path: Path) -> None:
-    """Draw the ratio to lockstep over the budget: one panel per pair and batch, a line per method."""
+    """Draw the ratio to lockstep over the budget: a panel per pair and batch, a line per method."""
     cases = by_case(records)
     panels = []
     for pair, batch in dict.fromkeys((pair, batch) for pair, batch, _ in cases):

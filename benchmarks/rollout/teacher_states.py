@@ -1,8 +1,8 @@
-"""Times what the loss saves by reusing the teacher's states: `python -m benchmarks.rollout.teacher_states`.
+"""Times a step whose loss reuses the teacher's states, and one without: `python -m benchmarks.rollout.teacher_states`.
 
-One optimizer step of a blended rollout is the rollout, the student's forward and backward pass over what was written,
-and, unless its states were kept, a teacher forward over the same. All parts are timed in one process, interleaved;
-medians.
+One optimizer step of a blended rollout is the rollout, the student's forward and backward pass over the completions,
+and, unless the teacher's states were kept, a teacher forward over them. All parts are timed in one process,
+interleaved; numbers are medians.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARTS = ("rollout", "rollout, states kept", "teacher forward", "student forward 
 def time_parts(
     pair: Prompts, batch: int, *, epsilon: float, new_tokens: int, rounds: int
 ) -> tuple[dict[str, float], float]:
-    """Median seconds of each part, and the bytes that the states take."""
+    """Return the median seconds of each part, and the bytes of the states."""
     input_ids, mask = pair.first(batch)
 
     def roll(limit: float, seed: int) -> Rollout:
@@ -77,7 +77,7 @@ def time_parts(
         "student forward and backward": lambda _: student_step(),
     }
     seconds: dict[str, list[float]] = {name: [] for name in PARTS}
-    for turn in range(rounds + 1):  # the first one warms up
+    for turn in range(rounds + 1):  # the first one is warmup
         for name, call in calls.items():
             start = time.perf_counter()
             call(0)
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout.teacher_states", description=__doc__)
     parser.add_argument("--real-models", type=Path, help="folder of recipes/smollm2_pruned.py; else random models")
     parser.add_argument("--batch", type=int, default=8, help="rollouts (default: %(default)s)")
-    parser.add_argument("--new-tokens", type=int, default=64, help="of each (default: %(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens of each rollout (default: %(default)s)")
     parser.add_argument("--epsilon", type=float, default=0.05, help="nats (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="calls of each part (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -67,14 +67,14 @@ class Device:
         return BASE + a.start
 
     def empty(self, shape: int | tuple[int, ...], dtype: object, name: str | None = None, offset: int = 0) -> int:
-        """Memory nobody has written: reading it before a store is a finding, and yields 0xCD bytes."""
+        """Allocate memory that is not written: reading it before a store is a finding, and yields 0xCD bytes."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         a = self._allocate(shape, np.dtype(dtype), name, offset)  # type: ignore[call-overload]
         self.memory[a.start : a.end] = 0xCD
         return BASE + a.start
 
     def download(self, pointer: int) -> np.ndarray:
-        """A copy of the allocation whose address `upload` or `empty` returned."""
+        """Copy the allocation whose address `upload` or `empty` returned."""
         found = [a for a in self.allocations if BASE + a.start == pointer]
         if not found:
             raise ValueError(f"{pointer:#x} is not the address of an allocation")
@@ -82,12 +82,12 @@ class Device:
         return self.memory[a.start : a.end].copy().view(a.dtype).reshape(a.shape)
 
     def find(self, start: int) -> Allocation | None:
-        """The last allocation that begins at or before a byte offset from BASE."""
+        """Return the last allocation that begins at or before a byte offset from BASE."""
         i = bisect_right(self.starts, start) - 1
         return self.allocations[i] if i >= 0 else None
 
     def symbol(self, module: Module, variable: Variable) -> int:
-        """Address of a module's `.global` or `.const` variable, placed with its initial value when first used."""
+        """Return the address of a `.global` or `.const` variable, placed with its initial value when first used."""
         key = (id(module), variable.name)
         if key not in self._symbols:
             from ..text.literals import variable_bytes

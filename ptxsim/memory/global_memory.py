@@ -30,7 +30,7 @@ class GlobalMemory:
         self.meter.refresh()
 
     def access(self, lanes: Lanes, address: np.ndarray, width: int, instruction: Instruction, kind: str) -> np.ndarray:
-        """Byte offsets in the device's memory after all checks; `kind` is load, store, atomic or prefetch.
+        """Return byte offsets in the device's memory after all checks; `kind` is load, store, atomic or prefetch.
 
         A lane whose access is out of bounds or misaligned is reported and sent to the unused bytes at offset 0.
         """
@@ -51,7 +51,7 @@ class GlobalMemory:
     def _check_bounds(
         self, lanes: Lanes, offset: np.ndarray, width: int, instruction: Instruction, kind: str
     ) -> tuple[np.ndarray, list[tuple[int, np.ndarray | None]]]:
-        """-> offsets, and for each allocation touched which lanes touch it (None: all)."""
+        """Return offsets, and per touched allocation the lanes that touch it (None: all)."""
         low, high = int(offset.min()), int(offset.max())
         i = int(np.searchsorted(self._starts, low, "right")) - 1
         misaligned = (offset & (width - 1)).any()

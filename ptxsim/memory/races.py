@@ -1,8 +1,8 @@
 """Data races on shared memory: conflicting accesses of two threads that no barrier orders.
 
-For each granule of shared memory the last writer is kept, the last reader, and the first reader since the last write
-which is still unordered with later ones. (Two readers instead of all of them: an unordered reader can be forgotten only
-between two others of the same granule that the writer is ordered with.)
+Per granule of shared memory, the check keeps the last writer, the last reader, and the first reader since the last
+write that is still unordered with later ones. (Two readers instead of all of them: an unordered reader can be forgotten
+only between two others of the same granule that the writer is ordered with.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Accesses:
 
 
 class RaceCheck:
-    """Watches every access to shared memory of a wave, and reads of what was never written."""
+    """Watches every access to shared memory of a wave, and reads of bytes that were never written."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class RaceCheck:
         self._any_across = False
 
     def cross_block(self, ctas: np.ndarray) -> None:
-        """These blocks' memory is accessed by other blocks."""
+        """Note that other blocks access the memory of these blocks."""
         self._shared_across[ctas] = True
         self._any_across = True
 
     def check(
         self, lanes: Lanes, place: np.ndarray, width: int, cta: np.ndarray, instruction: Instruction, kind: str
     ) -> None:
-        """Aligned, in-bounds accesses of `width` bytes at byte `place` of the wave's shared memory."""
+        """Check aligned, in-bounds accesses of `width` bytes at byte `place` of the wave's shared memory."""
         per_access = max(width // self._granule, 1)
         row = place // (per_access * self._granule)
         warp = lanes.warp_of
@@ -88,7 +88,7 @@ class RaceCheck:
         clock = access.gather(self._first_reader.clock)
         replace = clock <= access.floor
         if replace.all():
-            # Backwards, so that of lanes which read the same granule the lowest is kept.
+            # Backwards, so that the lowest lane is kept of those that read the same granule.
             backwards = access.backwards()
             backwards.scatter(self._first_reader.clock, backwards.clock)
             backwards.scatter(self._first_reader.lane, backwards.me)
@@ -99,7 +99,7 @@ class RaceCheck:
         access.scatter(self._first_reader.lane, np.where(replace, access.me, lane))
 
     def _ordered(self, access: _Rows, lane: np.ndarray, clock: np.ndarray) -> np.ndarray:
-        """Which remembered accesses are ordered before the present ones, or made by the same thread."""
+        """Return which remembered accesses are ordered before the present ones, or made by the same thread."""
         other = lane & (_ATOMIC - 1)
         slot = other // WARP % self._geometry.warps_per_cluster
         ordered = self._ordering.seen[access.warp, slot] >= clock

@@ -1,4 +1,4 @@
-"""Shared memory of all blocks of a wave, with checks of bounds, initialisation and the lives of the blocks.
+"""Shared memory of all blocks of a wave, with checks of bounds, initialization and the lifetime of each block.
 
 Addresses: an offset in the block's own window, or `(rank + 1) << RANK_SHIFT | offset` for a block of the cluster, as
 `mapa` makes them.
@@ -44,7 +44,7 @@ class SharedMemory:
         self._any_remote = False
 
     def access(self, lanes: Lanes, address: np.ndarray, width: int, instruction: Instruction, kind: str) -> np.ndarray:
-        """Byte offsets into `bytes` after all checks; a lane in error gets the unused bytes at the end."""
+        """Return byte offsets into `bytes` after all checks; a lane in error gets the unused bytes at the end."""
         cta = lanes.cta_of
         offset = address
         if int(address.max()) >> RANK_SHIFT:
@@ -80,7 +80,7 @@ class SharedMemory:
         return place
 
     def _check_lives(self, lanes: Lanes, target: np.ndarray, instruction: Instruction, kind: str) -> None:
-        """Distributed shared memory lives from the start of its block to the exit of its last thread."""
+        """Check that distributed shared memory is used between the start of its block and its last thread's exit."""
         remote = target != lanes.cta_of
         warp, cta, index = lanes.warp_of[remote], target[remote], lanes.index[remote]
         self._races.cross_block(cta)
@@ -102,7 +102,7 @@ class SharedMemory:
         self._last_remote = instruction
 
     def exit(self, lanes: Lanes) -> None:
-        """Threads exit. A block whose last thread goes must know every remote access to it to be over."""
+        """End threads. Every remote access to a block must be ordered before the exit of its last thread."""
         ctas, counts = np.unique(lanes.cta_of, return_counts=True)
         self._alive[ctas] -= counts
         if not self._any_remote:
@@ -121,7 +121,7 @@ class SharedMemory:
 
     @property
     def alive(self) -> np.ndarray:
-        """Threads of each block that have not exited."""
+        """Number of threads per block that have not exited."""
         return self._alive
 
 

@@ -1,4 +1,4 @@
-"""Bytes and 32-byte sectors that a launch asks of each allocation: requests before any cache, not DRAM traffic."""
+"""Counts bytes and 32-byte sectors that a launch requests per allocation, before any cache; not DRAM traffic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECTOR = 32
 
 @dataclass
 class Traffic:
-    """One allocation's share. `load_sectors` adds up, over warp instructions, the distinct sectors each one touches."""
+    """Traffic of one allocation. `load_sectors` sums, over warp instructions, the distinct sectors of each."""
 
     bytes_loaded: int = 0
     bytes_stored: int = 0
@@ -28,7 +28,7 @@ class Traffic:
 
 
 class TrafficMeter:
-    """Counts while a launch runs."""
+    """Counts the traffic of a launch while it runs."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -37,14 +37,14 @@ class TrafficMeter:
         self.refresh()
 
     def refresh(self) -> None:
-        """The device's memory may have grown."""
+        """Adapt to the device's memory, which may have grown."""
         if len(self._loaded) < len(self._device.memory):
             old, self._loaded = self._loaded, np.zeros(len(self._device.memory), np.uint8)
             self._loaded[: len(old)] = old
             self._views = {width: self._loaded.view(dtype) for width, dtype in UNSIGNED.items()}
 
     def count(self, allocation: int, offset: np.ndarray, width: int, warp: np.ndarray, store: bool) -> None:
-        """Lanes of ascending `warp` access `width` bytes at `offset` of global memory, inside one allocation."""
+        """Count accesses to `width` bytes at `offset` of one allocation; the lanes are ascending in `warp`."""
         traffic = self._traffic.setdefault(allocation, Traffic())
         sectors = _distinct_sectors(offset, width, warp)
         if store:
@@ -61,7 +61,7 @@ class TrafficMeter:
             view[first + part] = ~view.dtype.type(0)
 
     def result(self) -> dict[str, Traffic]:
-        """By allocation name; allocations of one name are added up."""
+        """Return the traffic by allocation name; allocations of one name are added up."""
         by_name: dict[str, Traffic] = {}
         for i, traffic in self._traffic.items():
             a = self._device.allocations[i]

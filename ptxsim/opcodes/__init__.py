@@ -1,4 +1,4 @@
-"""The meaning of every supported opcode, by subject. Importing a module registers its opcodes."""
+"""Implements every supported opcode, by subject. Importing a module registers its opcodes."""
 
 from . import (
     addresses,

@@ -85,7 +85,7 @@ def _getctarank(op: Operands) -> Run:
 
 @opcode("prefetch", "prefetchu")
 def _prefetch(op: Operands) -> Run:
-    """No effect; the address must lie in an allocation all the same."""
+    """Has no effect, but the address must lie in an allocation."""
     op.accept("global", "L1", "L2", "L2::evict_last", "L2::evict_normal")
     address = op.address_source(0)
     machine, instruction = op.machine, op.instruction

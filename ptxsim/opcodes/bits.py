@@ -1,4 +1,4 @@
-"""Logic, shifts, and the bit games libdevice plays."""
+"""Logic, shifts, and the bit operations that libdevice needs."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def _number(op: Operands, operand: int) -> int:
 
 
 def _uniform(op: Operands, operand: int) -> Callable[[Lanes], int]:
-    """A barrier's number or thread count, which must be the same in all threads that arrive together."""
+    """A barrier's number or thread count, which must be equal in all threads that arrive together."""
     if literal(op[operand], "u32") is not None:
         number = _number(op, operand)
         return lambda lanes: number

@@ -47,11 +47,11 @@ _HINTS = {
 _HINT_PREFIXES = ("L1::", "L2::")
 
 Place = tuple[Lanes, np.ndarray | None, dict[int, np.ndarray], np.ndarray]
-"""Lanes, which of the active lanes they are (None: all), typed views of the memory, byte offsets in it."""
+"""Lanes, their positions among the active lanes (None: all), typed views of the memory, byte offsets in it."""
 
 
 def check_modifiers(op: Operands, known: set[str]) -> None:
-    """Refuse a modifier nobody has thought about."""
+    """Raise if a modifier is not supported."""
     for modifier in op.modifiers:
         if (
             modifier not in known
@@ -64,7 +64,7 @@ def check_modifiers(op: Operands, known: set[str]) -> None:
 
 
 def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, np.ndarray], Iterator[Place]]:
-    """How a space finds the memory behind addresses of the active lanes; generic ones may be of several spaces."""
+    """Return code that finds the memory of the active lanes' addresses; generic ones may be of several spaces."""
     machine, instruction = op.machine, op.instruction
 
     def in_global(lanes: Lanes, address: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:

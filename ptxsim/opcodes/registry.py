@@ -1,7 +1,7 @@
-"""Which code gives an opcode its meaning.
+"""Maps each opcode to the code that implements it.
 
 A straight opcode's builder returns a function of the active lanes. A control opcode's builder returns a function that
-also says where its lanes go. A collective opcode needs all lanes of its mask at the same statement.
+also returns the next pc of its lanes. A collective opcode needs all lanes of its mask at the same statement.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..lanes import Lanes
 from ..operands import Operands, Run
 
-Next = tuple[int, Lanes] | None  # where to go on at once, or None if the lanes were queued, parked or are gone
+Next = tuple[int, Lanes] | None  # pc and lanes that continue at once; None if the lanes were queued, wait or have ended
 Builder = Callable[[Operands], Run]
 ControlBuilder = Callable[[Operands], Callable[[Lanes], Next]]
 
@@ -39,7 +39,7 @@ _collective: dict[str, Collective] = {}
 
 
 def opcode(*names: str, family: str = "") -> Callable[[Builder], Builder]:
-    """Register a builder for opcodes whose instruction type is of a family; `""` takes what no family has claimed."""
+    """Register a builder for opcodes with a type of `family`; `""` stands for all families without a builder."""
 
     def register(builder: Builder) -> Builder:
         for name in names:
@@ -50,7 +50,7 @@ def opcode(*names: str, family: str = "") -> Callable[[Builder], Builder]:
 
 
 def control(*names: str) -> Callable[[ControlBuilder], ControlBuilder]:
-    """Register a builder for opcodes that decide where lanes go."""
+    """Register a builder for opcodes that choose the next pc of lanes."""
 
     def register(builder: ControlBuilder) -> ControlBuilder:
         _control.update(dict.fromkeys(names, builder))
@@ -79,17 +79,21 @@ def _control_key(opcode_name: str, modifiers: tuple[str, ...]) -> str:
 
 
 def find_control(opcode_name: str, modifiers: tuple[str, ...]) -> ControlBuilder | None:
-    """The builder of a control opcode, or None."""
+    """Return the builder of a control opcode, or None."""
     return _control.get(_control_key(opcode_name, modifiers))
 
 
 def find_collective(opcode_name: str, modifiers: tuple[str, ...]) -> Collective | None:
-    """The collective opcode, or None."""
+    """Return the collective opcode, or None."""
     return _collective.get(_control_key(opcode_name, modifiers))
 
 
 def build(operands: Operands) -> Run:
-    """The function that executes a straight opcode. Raises NotImplementedError naming the statement if unknown."""
+    """Return the function that executes a straight opcode.
+
+    Raises:
+        NotImplementedError: The opcode is unknown; the message names the statement.
+    """
     family = FAMILIES.get(operands.type, "")
     builder = _straight.get((operands.opcode, family)) or _straight.get((operands.opcode, ""))
     if builder is None:

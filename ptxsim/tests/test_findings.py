@@ -106,7 +106,7 @@ def test_a_planted_bug_in_a_block_is_found(bugs: Module, bug: str, seed: int | N
 @pytest.mark.parametrize("bug", CLUSTER_BUGS)
 def test_a_planted_bug_in_a_cluster_is_found(bugs: Module, bug: str, seed: int | None) -> None:
     result, _ = run_cluster_kernel(bugs, bug, seed)
-    # Under a random schedule a peer may also read what its neighbour has not written yet.
+    # Under a random schedule a peer may also read what its neighbor has not written yet.
     assert kinds(result) - ({"uninitialised"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
     for kind, words in CLUSTER_BUGS[bug]:
         assert any(f.kind == kind and words in f.message for f in result.findings)
@@ -126,7 +126,7 @@ def test_named_barriers_order_those_who_wait_but_not_those_who_only_arrive(bugs:
     expected = 2 * np.arange(63, -1, -1)
     np.testing.assert_array_equal(device.download(out), [expected, expected + 1])
     result = launch(device, variant(bugs, "named_barrier_kernel", "ARRIVE_WITHOUT_WAIT"), 1, 128, [out], seed=seed)
-    # Arrivals of both rounds may also add up to one full barrier, and then the consumers wait for ever.
+    # Arrivals of both rounds may also add up to one full barrier, and then the consumers wait forever.
     assert kinds(result) & ({"race"} if seed is None else {"race", "deadlock"})
 
 

@@ -1,4 +1,4 @@
-"""What blocks and clusters do together, as the PTX interpreter runs it: exact results and no findings."""
+"""Blocks and clusters on the PTX interpreter: exact results and no findings."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""PTX as text: compiling CUDA to it, and parsing it to plain data."""
+"""Compiles CUDA to PTX text, and parses it to plain data."""

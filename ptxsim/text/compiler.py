@@ -1,4 +1,4 @@
-"""Compiling a .cu file to PTX, once per distinct input."""
+"""Compiles a .cu file to PTX, once per distinct input."""
 
 from __future__ import annotations
 
@@ -53,9 +53,20 @@ def _run(command: list[str], source: Path) -> bytes:
 def compile_ptx(
     source: Path, arch: int, include: Sequence[Path] = (), defines: Mapping[str, str] = {}, cache: Path | None = None
 ) -> str:
-    """PTX of a .cu file for `sm_<arch>`.
+    """Compile a .cu file to PTX for `sm_<arch>`.
 
-    `cache` is a directory for results, keyed by the preprocessed text and the command.
-    Raises FileNotFoundError without nvcc and RuntimeError with nvcc's own words when it refuses the file.
+    Args:
+        source: The file.
+        arch: The architecture: 90 is sm_90.
+        include: Directories of headers.
+        defines: Macros.
+        cache: Directory for results, keyed by the preprocessed text and the command; None caches nothing.
+
+    Returns:
+        The PTX text.
+
+    Raises:
+        FileNotFoundError: There is no nvcc.
+        RuntimeError: nvcc rejects the file; the message quotes it.
     """
     return _compile(Path(source), arch, include, defines, cache).decode()

@@ -1,4 +1,7 @@
-"""PTX text to the data of syntax.py. Declarations in nested scopes get unique names, as inline assembly reuses them."""
+"""Parses PTX text to the data of syntax.py.
+
+Declarations in nested scopes get unique names, because inline assembly reuses names.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ _OPERAND = re.compile(r"\s*(\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,\s][^,]*)\s*(?:,|$
 
 
 class _Source:
-    """The text without comments, which can say the line of any position."""
+    """The text without comments, and the line of each position."""
 
     def __init__(self, text: str) -> None:
         self.text = re.sub(r"//[^\n]*", "", re.sub(r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), text, flags=re.S))
@@ -60,7 +63,7 @@ class _Source:
         raise ValueError(f"line {self.line(start)}: brace is never closed")
 
     def statements(self, start: int, end: int) -> Iterator[tuple[int, str]]:
-        """Braces, `label:` and statements (without their semicolon) between two positions."""
+        """Yield braces, `label:` and statements (without their semicolon) between two positions."""
         text, position = self.text, start
         skip = re.compile(r"[\s;]*")
         statement = re.compile(r"[^;]*")

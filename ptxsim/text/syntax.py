@@ -1,4 +1,4 @@
-"""What a PTX text consists of, as plain data: instructions, variables, functions. No meaning is attached here."""
+"""Parts of a PTX text as plain data: instructions, variables, functions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Variable:
 
     @property
     def size(self) -> int:
-        """Bytes; 0 for `extern .shared x[]`, whose size is the launch's business."""
+        """Bytes; 0 for `extern .shared x[]`, whose size the launch sets."""
         return 0 if self.unsized else DTYPES[self.type_name].itemsize * prod(self.shape)
 
 
@@ -86,7 +86,7 @@ class Function:
 
     @cached_property
     def callees(self) -> tuple[Function, ...]:
-        """Functions with a body this one can reach, itself first; recursion is refused, every frame being static."""
+        """Functions with a body that this one can reach, itself first. Frames are static, so recursion is rejected."""
         reached: list[Function] = []
 
         def visit(function: Function, path: tuple[Function, ...]) -> None:
@@ -124,7 +124,7 @@ class Kernel(Function):
 
     @property
     def shared_bytes(self) -> int:
-        """Static shared memory per CTA, including what pads the start of the dynamic array."""
+        """Static shared memory per CTA, including the padding before the dynamic array."""
         _ = self.shared_layout
         return self._shared_end
 
@@ -157,7 +157,11 @@ class Module:
 
     @staticmethod
     def parse(text: str) -> Module:
-        """Read a PTX text. Raises NotImplementedError naming a statement it does not know."""
+        """Read a PTX text.
+
+        Raises:
+            NotImplementedError: A statement is unknown; the message names it.
+        """
         from .parser import parse_module
 
         return parse_module(text)

@@ -131,7 +131,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     stopped_at = json.loads((run.last_checkpoint() / "trainer_state.json").read_text())["global_step"]
     assert 3 <= stopped_at < 60
     if number == signal.SIGINT:  # nothing of the last step is lost
-        assert f"it goes on from checkpoint-{stopped_at} with --resume" in err
+        assert f"it continues from checkpoint-{stopped_at} with --resume" in err
         assert run.read_metrics()[-1]["step"] == stopped_at
     assert trb("train", path, "--resume") == 0
     assert trb("train", path, "--output_dir", str(tmp_path / "straight")) == 0

@@ -195,11 +195,11 @@ def test_another_number_of_processes_must_keep_the_step(
     assert (origin["processes"], origin["rollouts_per_step"]) == (1, 4)
     run.write_origin(origin | {"processes": 2, "rollouts_per_step": 8})
     assert train(tmp_path, settings, "--resume") == 2
-    assert "was started with 8 rollouts in an optimizer step, on 2 processes, and would go on with 4" in one_line(
+    assert "was started with 8 rollouts in an optimizer step, on 2 processes, and would continue with 4" in one_line(
         capsys
     )
     assert train(tmp_path, {**settings, "gradient_accumulation_steps": 2}, "--resume") == 0
-    assert "started on 2 processes and goes on with 1" in caplog.text
+    assert "started on 2 processes and continues with 1" in caplog.text
     # On as many processes as before, the same product of other factors is another run.
     assert train(tmp_path, {**settings, "per_device_train_batch_size": 2}, "--resume") == 2
 

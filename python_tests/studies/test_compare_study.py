@@ -92,7 +92,7 @@ def test_a_killed_study_leaves_no_process_behind_and_goes_on_to_the_same_end(
     stopped.send_signal(signal.SIGTERM)
     out, _ = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, out
-    assert "stopped with 3 of 4 runs to go; the same command goes on from their checkpoints" in out
+    assert "stopped with 3 of 4 runs to go; the same command continues from their checkpoints" in out
     assert not at_work(folder)
     assert not list(run.path.glob("checkpoint-*"))
     finished_at = (run.path / "finished.json").read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ def test_a_run_folder_that_cannot_be_resumed_is_named(tmp_path: Path, study: Pat
     file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     folder = RunFolder(Path(settings["output_dir"]))
     (folder.path / "checkpoint-5").mkdir(parents=True)
-    with pytest.raises(UsageError, match="trb/seed-1 holds files but no run that can go on"):
+    with pytest.raises(UsageError, match="trb/seed-1 holds files but no run that can continue"):
         train(file, keep_model=True)
     folder.write_settings(settings | {"learning_rate": 0.5})
     with pytest.raises(UsageError, match=r"was started with other settings \(learning_rate: 0.5 -> 0.01\)"):

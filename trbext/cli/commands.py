@@ -16,7 +16,7 @@ from ..runs.exit_codes import FAILED, exit_code, print_usage_error
 from ..runs.standard_output import OutputClosed, discard, flush, is_of_output, print_anything
 from .words import parse
 
-# What the extra [train] installs, by the names that are imported: without them there are the operators and `trb info`.
+# Packages of the extra [train], by the names that are imported: without them there are the operators and `trb info`.
 OF_THE_EXTRA = {
     *("trl", "transformers", "accelerate", "datasets", "safetensors", "numpy", "yaml", "rich", "matplotlib", "scipy"),
     *("filelock", "jinja2"),
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # transformers' notices to library authors; a user of the command can do nothing about them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # where a user's 'module:object' lies
+        sys.path.append(os.getcwd())  # the folder of a user's 'module:object'
     print_anything()
     options, fields = parse(sys.argv[1:] if arguments is None else arguments)
     # The commands import what they need when they run: `trb --help` must not wait for TRL.

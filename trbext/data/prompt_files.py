@@ -88,7 +88,7 @@ def quietly() -> Iterator[None]:
 
 
 def _fault_of_json_lines(path: Path) -> str | None:
-    """What is wrong with the first line that is, by itself or beside those before; None if nothing is."""
+    """Return the fault of the first faulty line, by itself or beside those before; None if there is no fault."""
     rows = 0
     kinds: dict[str, tuple[type, int]] = {}
     with path.open("rb") as file:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Calling(NamedTuple):
-    """How a model has to be called while it decodes, which `model_check` finds out."""
+    """The calls that a model needs while it decodes, which `model_check` finds out."""
 
     own_inputs: bool = False  # with its own `prepare_inputs_for_generation`, which caches of recurrent states may need
     drops_rows: bool = True  # whether rows may leave its cache

@@ -29,7 +29,7 @@ from .adapters import base_of, check_no_adapter, merged
 _WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
 
 
-# What a checkpoint may hold without harm: buffers that models compute by themselves today.
+# Names that a checkpoint may hold without harm: buffers that models compute by themselves today.
 _COMPUTED = (".inv_freq", ".position_ids")
 # A mismatch is a fault here, too, but one that names the weight: transformers' own error says "see above".
 _REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}

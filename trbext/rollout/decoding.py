@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """What one rollout decodes, and how. Arguments and errors are those of `lockstep`."""
+    """The inputs and settings of one rollout. Arguments and errors are those of `lockstep`."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel | None  # None from here on if the policy does not need it at this optimizer step

@@ -142,7 +142,7 @@ class RunFolder:
 
     @property
     def partial_model(self) -> Path:
-        """Where a model is written before it becomes `model/`, by `finish_model`."""
+        """The folder in which a model is written before `finish_model` makes it `model/`."""
         return self.path / "model.partial"
 
     def finish_model(self) -> None:

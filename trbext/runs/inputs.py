@@ -114,7 +114,7 @@ def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) ->
 
 def _known_model(role: str, name: str, value: str) -> str:
     path = model_path(value)
-    # What cannot be a Hub id "owner/name" is a folder, of which transformers would complain as a malformed id.
+    # A name that cannot be a Hub id "owner/name" is a folder; transformers would call it a malformed id.
     if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
         raise UsageError(f"{name}: there is no folder {path}")
     check_no_adapter(path, role)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# What accelerate reads the number of processes from, in its order.
+# Variables from which accelerate reads the number of processes, in its order.
 _NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 

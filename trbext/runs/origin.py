@@ -61,7 +61,7 @@ def check_origin(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
     if before.get("processes", now["processes"]) == now["processes"]:
         return None
     return (
-        f"the run was started on {before['processes']} processes and goes on with {now['processes']}: it takes the "
+        f"the run was started on {before['processes']} processes and continues with {now['processes']}: it takes the "
         "same prompts, but each process draws random numbers of its own, so its rollouts are others"
     )
 
@@ -75,7 +75,7 @@ def check_step_size(before: Mapping[str, Any], processes: int, rollouts: int) ->
     if before.get("rollouts_per_step", rollouts) != rollouts:
         raise ValueError(
             f"was started with {before['rollouts_per_step']} rollouts in an optimizer step, on {before['processes']} "
-            f"processes, and would go on with {rollouts}, on {processes}: keep per_device_train_batch_size x "
+            f"processes, and would continue with {rollouts}, on {processes}: keep per_device_train_batch_size x "
             f"gradient_accumulation_steps x processes at {before['rollouts_per_step']}"
         )
 

@@ -59,7 +59,7 @@ class _Surviving:
     def _lose(self) -> None:
         self._lost = True
         with suppress(OSError, ValueError):
-            # What is still in the stream's buffer would raise when the interpreter ends.
+            # The rest of the stream's buffer would raise when the interpreter ends.
             number = self._stream.fileno()
             if number in (1, 2):
                 nowhere = os.open(os.devnull, os.O_WRONLY)

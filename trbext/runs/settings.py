@@ -126,7 +126,7 @@ def parse_settings(
         raise UsageError(f"unrecognized arguments: {' '.join(unused)}")
     if trb_config.resume_from_checkpoint is not None:
         raise UsageError(
-            "resume_from_checkpoint is no field of a run, which goes on from its last checkpoint with --resume, got "
+            "resume_from_checkpoint is no field of a run, which continues from its last checkpoint with --resume, got "
             f"{trb_config.resume_from_checkpoint!r}"
         )
     if not arguments.model_name_or_path:

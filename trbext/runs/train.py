@@ -106,7 +106,7 @@ def train_run(
     if stop.stopped:
         saved = folder.last_checkpoint()
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; it goes on from "
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; it continues from "
             + (saved.name if saved else "the start")
         )
     return folder

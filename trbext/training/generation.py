@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Generation:
-    """What this process has decoded so far, over the turns of the conversations and the parts of the batch.
+    """The rollouts of this process so far, over the turns of the conversations and the parts of the batch.
 
     There is one turn unless tools are called, and one part unless `rollout_batch_size` divides the batch.
     """

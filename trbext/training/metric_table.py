@@ -12,7 +12,7 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class LoggedMetric:
-    """How one logged number is shown."""
+    """The title, unit and format of one logged number."""
 
     name: str  # its key in metrics.jsonl
     title: str  # what it is, as a heading

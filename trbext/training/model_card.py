@@ -47,7 +47,7 @@ class Provenance:
 
 
 def name_of(model: Any) -> str:
-    """What a card calls a model: its path, or the name in its configuration."""
+    """Return the name of a model on a card: its path, or the name in its configuration."""
     return str(model if isinstance(model, str) else get_config_model_id(getattr(model, "config", None)) or "a model")
 
 

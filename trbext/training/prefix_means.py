@@ -22,7 +22,7 @@ class PrefixMeans:
 
     @staticmethod
     def sums(reverse_kl_sum: Tensor, prefixes: Tensor, teacher: TeacherTerms) -> Tensor:
-        """What one micro-batch of one process adds.
+        """Return the sums that one micro-batch of one process adds.
 
         Args:
             reverse_kl_sum: [] over the prefixes, nats.

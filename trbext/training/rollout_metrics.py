@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def rollout_metrics(
     generation: Generation, epsilon: float | None, accelerator: Accelerator, *, of_student: bool = False
 ) -> dict[str, float]:
-    """How the KL budget was spent, and how far the rollouts are blended. Every process calls it.
+    """Compute how the KL budget was spent, and how far the rollouts are blended. Every process calls it.
 
     Args:
         generation: of one optimizer step.
@@ -61,7 +61,7 @@ def rollout_metrics(
 
 
 def drafting_metrics(generation: Generation, accelerator: Accelerator) -> dict[str, float]:
-    """How speculation went, and the memory of the teacher's states. Every process calls it.
+    """Compute the gain of speculation, and the memory of the teacher's states. Every process calls it.
 
     Args:
         generation: of one optimizer step, with the teacher's states still in it.

@@ -14,7 +14,7 @@ from .config import TRBConfig
 
 
 class TrainerArguments(NamedTuple):
-    """What a trainer was given, or what its configuration names instead."""
+    """Arguments of a trainer, or the ones that its configuration names instead."""
 
     args: TRBConfig
     teacher: Any  # a path or a model

@@ -64,7 +64,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"resume_from_checkpoint": "run/checkpoint-1"},
-        "is no field of a run, which goes on from its last checkpoint wit",
+        "is no field of a run, which continues from its last checkpoint wit",
     ),
 ]
 

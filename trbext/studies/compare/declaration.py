@@ -37,8 +37,8 @@ from ...training.metric_table import JUDGES, METRICS, Better
 from .folder_names import folder_names
 from .values import as_list, count, mapping, text, truth
 
-# What all runs share, or their differences would not be the policy's: the student at the start, prompts and their
-# order, the number of updates and of prompts in each, and how the student is evaluated.
+# Settings that all runs share, or their differences would not be the policy's: the student at the start, prompts and
+# their order, the number of updates and of prompts in each, and how the student is evaluated.
 SHARED = {
     *("model_name_or_path", "prompts", "prompts_split", "prompts_limit", "prompt_column", "system_prompt"),
     *("seed", "data_seed", "shuffle_dataset", "max_steps", "num_train_epochs", "per_device_train_batch_size"),

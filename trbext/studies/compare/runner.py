@@ -136,7 +136,7 @@ class _Runner:
         if self.stop:
             left = self.total - self._finished()
             raise Interrupted(
-                f"stopped with {left} of {self.total} runs to go; the same command goes on from their checkpoints"
+                f"stopped with {left} of {self.total} runs to go; the same command continues from their checkpoints"
             )
         return self.failures
 

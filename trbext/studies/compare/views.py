@@ -82,7 +82,7 @@ def area(step: Floats, value: Floats) -> float:
 
 
 def at_cost(cost: Floats, value: Floats, budget: float) -> float:
-    """Interpolate the curve linearly where the cumulative `cost` is `budget`; NaN outside the curve."""
+    """Interpolate the curve linearly at the cumulative `cost` `budget`; NaN outside the curve."""
     if not cost[0] <= budget <= cost[-1]:
         return float("nan")
     return float(np.interp(budget, cost, value))

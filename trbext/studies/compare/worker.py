@@ -70,7 +70,7 @@ def train(config: Path, keep_model: bool) -> None:
     folder = RunFolder(Path(trb_config.output_dir))
     if not finished(folder.path):
         if folder.settings() is None and not folder.is_empty():
-            raise UsageError(f"{folder.path} holds files but no run that can go on: delete it, and the run begins anew")
+            raise UsageError(f"{folder.path} holds files but no run that can continue: delete it to begin anew")
         train_run(arguments, trb_config, settings, resume="auto", plot=False)
         partial = folder.path / (FINISHED + ".partial")
         partial.write_text(json.dumps({"finished_at": time.time()}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""atom and red on global and shared memory. Lanes of an instruction take effect in ascending order."""
+"""Implements atom and red on global and shared memory. The lanes of an instruction access memory in ascending order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""setp, set, selp, slct."""
+"""Implements setp, set, selp and slct."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _comparison(name: str, is_float: bool) -> Callable[[np.ndarray, np.ndarray],
 
 
 def _compared(op: Operands, first: int, type_name: str) -> Callable[[Lanes], np.ndarray]:
-    """Operands `first` and `first + 1` compared, combined with the predicate after them if a boolean op is given."""
+    """Compare operands `first` and `first + 1`; a boolean op combines the result with the predicate after them."""
     is_float = type_name in _HALVES or DTYPES[type_name].kind == "f"
     compare = _comparison(op.modifiers[0], is_float)
     op.accept(op.modifiers[0])

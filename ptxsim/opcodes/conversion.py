@@ -1,4 +1,4 @@
-"""cvt in every direction between integers, float16, bfloat16, float32 and float64."""
+"""Implements cvt in every direction between integers, float16, bfloat16, float32 and float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FLOATS = ("f16", "bf16", "f32", "f64")
 
 
 def _float_to_integer(x: np.ndarray, dtype: np.dtype, rounding: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Saturates; NaN becomes 0."""
+    """Convert with saturation; NaN becomes 0."""
     x = rounding(x.astype(np.float64))
     limits = np.iinfo(dtype)
     top = float(limits.max)  # of a 64-bit type this rounds up to a power of two that does not fit

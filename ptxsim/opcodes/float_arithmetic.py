@@ -1,4 +1,4 @@
-"""float32 and float64 arithmetic, rounded once in the direction asked for."""
+"""Implements float32 and float64 arithmetic, rounded once in the given direction."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _product_exact(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _fma_exact(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of float32 values: their product is exact in float64."""
+    """Return a * b + c of float32 values and its error; the product is exact in float64."""
     return _add_exact(a * b, c)
 
 
@@ -147,7 +147,7 @@ def _sqrt_rcp(op: Operands) -> Run:
 
 
 def _reciprocal_ftz64(op: Operands) -> Function:
-    """`rcp.approx.ftz.f64`: looks at the upper 32 bits and yields 20 good bits, the lower word being zero."""
+    """`rcp.approx.ftz.f64`: reads the upper 32 bits and returns 20 correct bits and a lower word of zero."""
 
     def run(x: np.ndarray) -> np.ndarray:
         upper = np.uint64(0xFFFFFFFF00000000)
@@ -161,7 +161,7 @@ def _reciprocal_ftz64(op: Operands) -> Function:
 
 
 def approximate(op: Operands, function: Function) -> Function:
-    """Add the launch's relative error to an `.approx` result, as a hash of the argument: alike in every thread."""
+    """Add the launch's relative error to an `.approx` result, as a hash of the argument, equal in every thread."""
     machine = op.machine
 
     def run(*arguments: np.ndarray) -> np.ndarray:

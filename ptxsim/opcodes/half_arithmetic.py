@@ -1,4 +1,7 @@
-"""float16 and bfloat16, single and packed in pairs. Results are rounded once, from an exact or odd-rounded float64."""
+"""Implements float16 and bfloat16, single and packed in pairs.
+
+Results are rounded once, from an exact or odd-rounded float64.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ def is_bfloat(type_name: str) -> bool:
 
 
 def decode_half(bits: np.ndarray, type_name: str) -> np.ndarray:
-    """16-bit patterns as float32, exactly."""
+    """Return 16-bit patterns as float32, exactly."""
     return bfloat16_to_float32(bits) if is_bfloat(type_name) else bits.view(np.float16).astype(np.float32)
 
 
 def encode_half(values: np.ndarray, type_name: str) -> np.ndarray:
-    """float64 (or float32) values rounded once to 16-bit patterns; NaN becomes 0x7FFF."""
+    """Return float64 (or float32) values rounded once to 16-bit patterns; NaN becomes 0x7FFF."""
     if is_bfloat(type_name):
         return float64_to_bfloat16(values.astype(np.float64))
     nan = np.isnan(values)

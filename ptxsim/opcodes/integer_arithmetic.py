@@ -1,4 +1,4 @@
-"""Integer arithmetic: wraps modulo the width, as numpy's does."""
+"""Implements integer arithmetic, which wraps modulo the width, as numpy's does."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _mad(op: Operands) -> Run:
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Truncates toward zero; a zero divisor gives all ones, as hardware does."""
+    """Divide toward zero; a zero divisor gives all ones, as on hardware."""
     safe = np.where(b == 0, 1, b).astype(b.dtype)
     quotient = a // safe
     if a.dtype.kind == "i":

@@ -1,4 +1,4 @@
-"""mma.sync.m16n8k16 of float16 or bfloat16 with float32 sums. Products are exact, a sum is rounded once."""
+"""Implements mma.sync.m16n8k16 of float16 or bfloat16 with float32 sums. Products are exact, a sum is rounded once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .registry import collective
 
 
 def _halves(registers: list[np.ndarray], lanes: Lanes, type_name: str) -> np.ndarray:
-    """-> [warp, lane, register, half] as float64."""
+    """Return [warp, lane, register, half] as float64."""
     packed = np.stack([r[lanes.sel] for r in registers], axis=1)
     values = decode_half(packed.reshape(-1).view(np.uint16), type_name)
     return values.astype(np.float64).reshape(-1, WARP, len(registers), 2)

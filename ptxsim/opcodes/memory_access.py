@@ -1,4 +1,4 @@
-"""ld and st in every state space, of one element or a vector."""
+"""Implements ld and st in every state space, of one element or a vector."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, 
 
 
 def _shape(op: Operands) -> tuple[str, str, int, int]:
-    """-> space, element type for registers, bytes of an element, elements."""
+    """Return the space, element type for registers, bytes of an element, elements."""
     space = op.one_of(*SPACES, default="generic")
     check_modifiers(op, {*SPACES, *_VECTORS})
     if not op.type:
@@ -166,7 +166,7 @@ def _load(op: Operands) -> Run:
 
 
 def _load_variable(variable: np.ndarray, displacement: int, dests: list[np.ndarray], dtype: np.dtype) -> Run:
-    """From a `.param` variable of a call: one copy per lane."""
+    """Load from a `.param` variable of a call: one copy per lane."""
     first = displacement // dtype.itemsize
     sources = [variable.view(dtype)[:, first + part] for part in range(len(dests))]
 
@@ -179,7 +179,7 @@ def _load_variable(variable: np.ndarray, displacement: int, dests: list[np.ndarr
 
 
 def _load_parameter(op: Operands, offset: int, dests: list[np.ndarray], dtype: np.dtype) -> Run:
-    """From the kernel's parameters: the same for all lanes."""
+    """Load from the kernel's parameters: the same for all lanes."""
     width = dtype.itemsize
     block = op.machine.state.parameters
     sources = [block[offset + part * width : offset + (part + 1) * width].view(dtype) for part in range(len(dests))]

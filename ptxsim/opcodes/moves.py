@@ -1,4 +1,4 @@
-"""mov, and instructions without effect on results."""
+"""Implements mov, and instructions without effect on results."""
 
 from __future__ import annotations
 

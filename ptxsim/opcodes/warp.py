@@ -21,7 +21,7 @@ def _shfl(op: Operands) -> Run:
     base = np.arange(geometry.lanes) - lane_id
 
     def route(lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
-        """-> the lane each lane reads, and whether it is in range."""
+        """Return the lane that each lane reads, and whether it is in range."""
         s = lanes.sel
         own, offset, control = lane_id[s], b[s].astype(np.int64) & 31, c[s].astype(np.int64)
         segment, clamp = control >> 8 & 31, control & 31

@@ -216,7 +216,7 @@ def _of_loss(model: Any) -> str:
 
 def _reason(error: Exception, kind: str) -> str:
     text = str(error).split(f" {kind} ", 1)[1].split(". Use another model")[0]
-    return "refused: " + re.sub(r",? (and the loss's differ )?by \S+ of their spread", "", text).replace("|", "/")
+    return "refused: " + re.sub(r",? (and those of the loss differ )?by \S+ of their spread", "", text).replace("|", "/")
 
 
 def _because(warning: str) -> str:

@@ -133,7 +133,7 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"trb_warmup_steps": 2.5}, "trb_warmup_steps must be a whole number .* got 2.5"),
         ({"trb_warmup_steps": math.inf}, "trb_warmup_steps must be a whole number"),
         ({"trb_schedule": "piecewise"}, "needs at least one point"),
-        ({"trb_schedule_points": {0: 0.1}}, "points belong to the schedule"),
+        ({"trb_schedule_points": {0: 0.1}}, "points belong only to the schedule"),
         ({"trb_schedule": "piecewise", "trb_schedule_points": "0.1,0.2"}, "trb_schedule_points must be a mapping"),
         ({"trb_schedule": "piecewise", "trb_schedule_points": {"soon": 0.1}}, "must map optimizer steps to budgets"),
         ({"trb_schedule": "piecewise", "trb_schedule_points": {0: -0.1}}, "must be >= 0"),

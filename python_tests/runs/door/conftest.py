@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from python_tests.models.tiny_models import saved, tiny_llama, tiny_tokenizer
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    # A conftest that needs a missing package would end the collection of every folder.
+    from python_tests.models.tiny_models import saved, tiny_llama, tiny_tokenizer
+
     folder = tmp_path_factory.mktemp("models")
     tokenizer = tiny_tokenizer()
     return {name: saved(folder / name, tiny_llama(seed), tokenizer) for seed, name in enumerate(("student", "teacher"))}

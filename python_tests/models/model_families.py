@@ -216,7 +216,8 @@ def _of_loss(model: Any) -> str:
 
 def _reason(error: Exception, kind: str) -> str:
     text = str(error).split(f" {kind} ", 1)[1].split(". Use another model")[0]
-    return "refused: " + re.sub(r",? (and those of the loss differ )?by \S+ of their spread", "", text).replace("|", "/")
+    measured = r",? (and those of the loss differ )?by \S+ of their spread"
+    return "refused: " + re.sub(measured, "", text).replace("|", "/")
 
 
 def _because(warning: str) -> str:

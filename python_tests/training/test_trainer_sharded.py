@@ -62,8 +62,8 @@ class Launches:
 
     def _of(self, backend: str, *cases: str) -> dict[str, Any]:
         if backend == "one":
-            alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-            alone["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+            search = os.pathsep.join([str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+            alone = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search}
             command = [sys.executable, str(SCRIPT), backend, str(self.folder), *cases]
             done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=400)
             assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

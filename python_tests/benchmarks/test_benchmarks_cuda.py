@@ -62,7 +62,7 @@ def test_help_names_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> No
         blend_cuda.parse(["--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for expected in ("NATS KL budget", "(default: 0.02)", "[32768, 49152, 151936, 262144]", "4096]", "shared by its"):
+    for expected in ("NATS KL budget", "(default: 0.02)", "[32768, 49152, 151936, 262144]", "4096]", "which its methods share"):
         assert expected in text
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROMPT, NEW, PADDING = 3, 3, 2  # tokens of the row under test, and the padding before it
+Scored = dict[int, tuple[Tensor, bool]]  # by length of a row: its logits, and whether they are of float32 or wider
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -60,7 +61,7 @@ def check_model(
     wanted = [("decode", 0)] * decode + [("loss", 0)] * loss
     if decode:
         wanted += [(f"length {switch}", switch) for switch in _switches(inner) if PROMPT + NEW <= switch < longest]
-    scored: dict[int, Tensor] = {}
+    scored: Scored = {}
     for what, switch in wanted:
         if what not in reasons:
             with torch.no_grad(), evaluating([model]):
@@ -98,14 +99,17 @@ def _tokens(inner: Any, length: int, step: int) -> Tensor:
     return ids
 
 
-def _scored(model: PreTrainedModel, row: Tensor, scored: dict[int, Tensor]) -> Tensor:
+def _scored(model: PreTrainedModel, row: Tensor, scored: Scored, precision: list[bool]) -> Tensor:
     """The logits [len(row), V] of a row by itself. `scored` keeps them by length: both questions ask for one row."""
     if len(row) not in scored:
-        scored[len(row)] = model(input_ids=row[None], use_cache=False).logits[0]
-    return scored[len(row)]
+        logits = model(input_ids=row[None], use_cache=False).logits[0]
+        scored[len(row)] = logits, precision[0]
+    logits, precise = scored[len(row)]
+    precision[0] &= precise  # they may come from a forward under autocast, which the present one is not
+    return logits
 
 
-def _loss_fault(model: PreTrainedModel, scored: dict[int, Tensor]) -> str:
+def _loss_fault(model: PreTrainedModel, scored: Scored) -> str:
     from .lm_head import lm_head
 
     inner = unwrap(model)
@@ -116,7 +120,7 @@ def _loss_fault(model: PreTrainedModel, scored: dict[int, Tensor]) -> str:
     mask[0, :PADDING] = 0
     with _observed(inner) as precision:
         try:
-            expected = _scored(model, row, scored)
+            expected = _scored(model, row, scored, precision)
             if expected.isnan().any() or expected.isposinf().any():
                 return ""  # nothing to compare; the run itself names numbers that are not finite
             head = lm_head(inner)
@@ -134,7 +138,7 @@ def _loss_fault(model: PreTrainedModel, scored: dict[int, Tensor]) -> str:
     return f"gives a row other logits when tokens follow it, {fault}: it is not causal"
 
 
-def _decoding_fault(model: PreTrainedModel, scored: dict[int, Tensor], switch: int) -> str:
+def _decoding_fault(model: PreTrainedModel, scored: Scored, switch: int) -> str:
     # 1. Choose a row that crosses the switch, and a longer one beside it.
     inner = unwrap(model)
     new = NEW
@@ -151,7 +155,7 @@ def _decoding_fault(model: PreTrainedModel, scored: dict[int, Tensor], switch: i
             if switch:
                 expected = model(input_ids=row[None], **options).logits[0, -new - 1 :]
             else:
-                expected = _scored(model, row, scored)[-new - 1 :]
+                expected = _scored(model, row, scored, precision)[-new - 1 :]
         except FAILURES as error:
             return f"cannot score a plain row: {_line(error)}"
         if expected.isnan().any() or expected.isposinf().any():

@@ -45,6 +45,6 @@ for module in pkgutil.walk_packages(trbext.__path__, "trbext."):
         importlib.import_module(module.name)
 print("transformers", metadata.version("transformers"), "trl", metadata.version("trl"), "imported throughout")
 CODE
-"$folder/env/bin/python" -m pytest -q -p no:cacheprovider -W 'error:decoding in lockstep' $(git ls-files 'python_tests/*test_locale.py' \
-    'python_tests/*test_checkpoint_weights.py' 'python_tests/*test_compare_statistics.py' \
-    'python_tests/*test_yaml_file.py' 'python_tests/*test_math_verifier.py')
+"$folder/env/bin/python" -m pytest -q -p no:cacheprovider -W 'error:decoding in lockstep' \
+    python_tests/{runs/test_locale,training/test_checkpoint_weights,studies/test_compare_statistics}.py \
+    python_tests/{runs/test_yaml_file,evaluation/test_math_verifier}.py

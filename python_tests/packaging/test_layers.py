@@ -22,6 +22,7 @@ FLOORS = (
     ("build_info", "models"),
     ("vocab",),
     ("rollout",),
+    ("vllm",),
     ("data",),
     ("evaluation",),
     ("training",),

@@ -1,0 +1,150 @@
+"""Draws rollouts from a TRB engine that follow mu exactly, and brings back what was computed of each token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..rollout.output import Rollout, Speculation
+from ..vocab import Alignment
+from .assembly import Assembly
+from .engine import slack
+from .teacher_top import TeacherTop
+from .transport import Engine, RolloutRequest
+
+STALLED_ROUNDS = 5  # repairs without a new token, after which the engine is too small for these rollouts
+
+
+@dataclass(frozen=True)
+class EngineDraw:
+    """Rollouts of an engine, and what happened on the way."""
+
+    rollout: Rollout  # on the CPU
+    teacher_top: TeacherTop | None  # [B, T, K] and [B, T], of masked tokens as the first id; None unless asked for
+    rounds: int  # of requests; more than one if rollouts had to be repaired
+    repaired: int  # rollouts cut at a token of the teacher, and continued from there; counted once per round
+    preemptions: int | None  # of requests; None if the engine does not count them
+
+
+class EngineRollouts:
+    """Draws rollouts of `alignment`'s student under its teacher.
+
+    Args:
+        engine: a `LocalEngine` or an `HTTPEngine`.
+        alignment: the vocabulary that both models share.
+        pad_token_id: follows the end of a row.
+        top_k: tokens of the teacher's distribution that are brought back for each token of a rollout; 0 is none.
+
+    Raises:
+        RuntimeError: the engine is not one whose tokens would follow mu.
+    """
+
+    def __init__(self, engine: Engine, alignment: Alignment, *, pad_token_id: int, top_k: int = 0) -> None:
+        self.engine, self.alignment, self.pad_token_id, self.top_k = engine, alignment, pad_token_id, top_k
+        self.handshake = engine.enable(
+            width=alignment.width, stop=alignment.stop, merged=list(alignment.duplicates), top_k=top_k
+        )
+
+    def longest(self) -> int:
+        """Tokens that a prompt and its completion may have together."""
+        return int(self.handshake["max_model_len"]) - slack(int(self.handshake["draft_length"]))
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        epsilon: float | Sequence[float],
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        repair: bool = True,
+    ) -> EngineDraw:
+        """Draws one completion of each prompt.
+
+        Args:
+            prompts: B lists of token ids, each of at least two.
+            epsilon: KL budget in nats per token, one for all or one each; 0 is the student, infinity the teacher.
+            max_new_tokens: of a completion, at least 1.
+            temperature: at least 0.01.
+            seed: of the engine. The same one gives the same rollouts if the engine decodes them in the same batches, as
+                one in this process does. None goes on with the numbers of the last draw.
+            repair: draws a rollout again from where the engine lost its drafts, and the teacher drew; False raises.
+
+        Raises:
+            ValueError: a prompt is too short, or a rollout too long for the engine.
+            RuntimeError: logits were at fault, the budget was not kept, or the engine keeps losing drafts.
+        """
+        # 1. Check what the engine would answer wrongly.
+        budgets = [float(epsilon)] * len(prompts) if isinstance(epsilon, int | float) else [float(e) for e in epsilon]
+        self._check(prompts, budgets, max_new_tokens)
+        # 2. Ask until every rollout is whole.
+        preempted = self.engine.preemptions()
+        self.engine.counters(clear=True)
+        assembly = Assembly(len(prompts), max_new_tokens, self.top_k)
+        todo, rounds, repaired, stalled = list(range(len(prompts))), 0, 0, 0
+        with self.engine.random_state():
+            if seed is not None:
+                self.engine.seed(seed)
+            self.engine.take_records()  # what an interrupted draw may have left
+            while todo:
+                requests = [
+                    RolloutRequest(
+                        prompt=[*prompts[row], *assembly.tokens_of(row)],
+                        key=row,
+                        max_new_tokens=max_new_tokens - assembly.length_of(row),
+                        temperature=temperature,
+                        stop=self.alignment.stop,
+                        epsilon=budgets[row],
+                    )
+                    for row in todo
+                ]
+                completions = self.engine.generate(requests)
+                written, cut = assembly.add(requests, completions, self.engine.take_records())
+                rounds, repaired = rounds + 1, repaired + len(cut)
+                if cut and not repair:
+                    raise RuntimeError(
+                        f"the engine drew tokens of {len(cut)} rollouts from the teacher, for want of the student's "
+                        "drafts: give it more memory for KV caches, or set repair"
+                    )
+                stalled = 0 if written else stalled + 1
+                if stalled == STALLED_ROUNDS:
+                    raise RuntimeError(
+                        f"the engine drew no token of {len(cut)} rollouts from mu in {stalled} attempts: it is too "
+                        "small for them"
+                    )
+                todo = cut
+        counted = self.engine.counters(clear=True)
+        # 3. The rollouts, and their promise.
+        assembly.check_budget(np.asarray(budgets))
+        after = self.engine.preemptions()
+        rollout, top = assembly.rollout(
+            pad_token_id=self.pad_token_id,
+            speculation=Speculation(
+                rounds=sum(counts["steps"] for counts in counted),
+                row_passes=sum(counts["row_passes"] for counts in counted),
+                drafted=sum(counts["tokens"] for counts in counted),
+                accepted=sum(counts["accepted"] for counts in counted),
+            ),
+        )
+        return EngineDraw(
+            rollout, top, rounds, repaired, None if after is None or preempted is None else after - preempted
+        )
+
+    def _check(self, prompts: Sequence[Sequence[int]], budgets: Sequence[float], max_new_tokens: int) -> None:
+        if len(budgets) != len(prompts):
+            raise ValueError(f"epsilon must be one number, or one per prompt ({len(prompts)}), got {len(budgets)}")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if not prompts:
+            raise ValueError("a draw needs at least one prompt, got none")
+        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+        if shortest < 2:
+            raise ValueError(f"a prompt must have two tokens, of which the engine holds the last out, got {shortest}")
+        if longest + max_new_tokens > self.longest():
+            needed = longest + max_new_tokens + slack(int(self.handshake["draft_length"]))
+            raise ValueError(
+                f"max_model_len of both models must be at least {needed} for prompts of {longest} and completions of "
+                f"{max_new_tokens} tokens (and 3 draft_length + 1 more), got {self.handshake['max_model_len']}"
+            )

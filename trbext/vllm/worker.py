@@ -1,0 +1,183 @@
+"""Extends vLLM's worker by what a TRB engine can be asked to do, by `collective_rpc`.
+
+vLLM mixes `WorkerExtension` into its worker class (`worker_extension_cls`). An engine without it refuses the calls, and
+one on which `trb_enable` was not called refuses all others, so that no rollout is drawn from the teacher unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .engine import check_settings
+from .hook import Hook, Settings
+from .versions import draft_model
+from .vocabulary import Vocabulary
+
+CHUNK = 2**24  # elements of a parameter whose checksum is taken at a time
+ODD = 0x9E3779B97F4A7C16 - 2**64  # even, so that place * ODD + 1 is odd
+
+
+class WorkerExtension:
+    """Calls of a TRB engine. Each is made on every worker, and its answers come back as a list."""
+
+    model_runner: Any
+    vllm_config: Any
+    rank: int
+
+    def trb_enable(
+        self,
+        width: int = 0,
+        stop: int = 0,
+        merged: Sequence[int] = (),
+        epsilon: float = 0.0,
+        seed: int = 0,
+        top_k: int = 0,
+    ) -> dict[str, Any]:
+        """From now on every token follows mu. Calling it again replaces the settings.
+
+        Args:
+            width: tokens that both models have; 0 if their logits have the same width.
+            stop: the id that ends a rollout.
+            merged: the other EOS ids of either model.
+            epsilon: KL budget of requests that name none, nats per token.
+            seed: of the engine's own random numbers.
+            top_k: tokens of the teacher's distribution that are recorded; 0 records none.
+
+        Returns:
+            What the client has to know of this engine.
+
+        Raises:
+            RuntimeError: this vLLM, or the way the engine is set up, is not one with which tokens would follow mu.
+        """
+        import vllm
+
+        import trbext
+
+        runner = self.model_runner
+        check_settings(runner)
+        old = getattr(runner, "_trb_hook", None)
+        if old is not None:
+            old.remove()
+        settings = Settings(Vocabulary(width, stop, tuple(merged)), epsilon, seed, top_k)
+        runner._trb_hook = Hook(runner, settings)
+        return {
+            "trbext": trbext.__version__,
+            "vllm": vllm.__version__,
+            "runner": type(runner).__name__,
+            "asynchronous": bool(runner.use_async_scheduling),
+            "draft_length": runner._trb_hook.draft_length,
+            "max_model_len": min(runner.max_model_len, runner.effective_drafter_max_model_len),
+            "width": width,
+            "stop": stop,
+            "merged": list(merged),
+            "top_k": top_k,
+        }
+
+    @property
+    def _hook(self) -> Hook:
+        hook: Hook | None = getattr(self.model_runner, "_trb_hook", None)
+        if hook is None:
+            raise RuntimeError("trb_enable comes first: until then this engine samples the teacher")
+        return hook
+
+    def trb_set_epsilon(self, epsilon: float) -> None:
+        """Sets the KL budget of requests that name none, nats per token, at least 0."""
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon must be a KL budget in nats per token, at least 0, got {epsilon}")
+        self._hook.set_epsilon(epsilon)
+
+    def trb_seed(self, seed: int) -> None:
+        """Sets the seed of the drafts, which come from torch's global generator, and that of their verification."""
+        torch.manual_seed(seed)
+        self._hook.generator.manual_seed(seed + 1)
+
+    def trb_counters(self, clear: bool = False) -> dict[str, Any]:
+        """What `Counters.read` counts."""
+        counts = self._hook.counters.read()
+        if clear:
+            self._hook.counters.clear()
+        return counts
+
+    def trb_take_records(self) -> bytes | None:
+        """What `StepRecords.take` gives, as safetensors; None from all workers but the first."""
+        from safetensors.numpy import save
+
+        records = self._hook.records.take()
+        return save(records) if self.rank == 0 else None
+
+    def trb_load_student(self, path: str) -> int:
+        """Loads the student's weights from the safetensors files of a folder.
+
+        Returns:
+            How many tensors the draft model took.
+
+        Raises:
+            FileNotFoundError: the folder has none.
+        """
+        from safetensors import safe_open
+
+        files = sorted(Path(path).glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(f"the student's folder must have *.safetensors files, got {path}")
+
+        def tensors() -> Iterable[tuple[str, Tensor]]:
+            for file in files:
+                with safe_open(file, framework="pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118  (it is no mapping)
+                        yield name, opened.get_tensor(name)
+
+        return self.trb_load_student_weights(tensors())
+
+    def trb_load_student_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
+        """Loads the student's weights, by their names on the Hugging Face hub, into the draft model only.
+
+        vLLM's layerwise reload also serves backends that repack the weights.
+
+        Returns:
+            How many parameters of the draft model were loaded.
+
+        Raises:
+            RuntimeError: the engine has no draft model of its own.
+        """
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+        _ = self._hook  # refuses an engine that was not enabled
+        student = draft_model(self.model_runner)
+        if student is None or student is self.model_runner.model:
+            raise RuntimeError("the student's weights belong into a draft model, and this engine has none")
+        config = self.vllm_config
+        with set_current_vllm_config(config), torch.no_grad():
+            initialize_layerwise_reload(student)
+            loaded = student.load_weights(weights)
+            finalize_layerwise_reload(student, config.speculative_config.draft_model_config)
+        return len(loaded)
+
+    def trb_digest(self) -> dict[str, str]:
+        """A digest of the parameters of each model, by which a test or a run sees which of them changed."""
+        return {"teacher": _digest(self.model_runner.model), "student": _digest(draft_model(self.model_runner))}
+
+
+def _digest(model: Any) -> str:
+    """SHA-256 of a checksum of the bits of each parameter, which is computed on the parameter's device."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {_checksum(parameter.detach())}".encode())
+    return digest.hexdigest()
+
+
+def _checksum(tensor: Tensor) -> int:
+    """The sum, modulo 2^64, of the bits of each element times an odd number that depends on its place."""
+    bits = tensor.flatten().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for start in range(0, len(bits), CHUNK):
+        part = bits[start : start + CHUNK].long()
+        places = torch.arange(start, start + len(part), device=tensor.device)
+        total += ((part + 1) * (places * ODD + 1)).sum()
+    return int(total)

@@ -5,6 +5,7 @@ python -m benchmarks.models.paper_runs prints the tables of docs/paper-runs.md, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 GPUS, ROLLOUTS, PROMPT, COMPLETION = 8, 256, 1024, 7168
@@ -21,7 +22,10 @@ SUITE = {"GSM8K": (1319, 32), "MATH500": (500, 64), "Olympiad": (674, 64), "AIME
 LAYER_SECONDS = 0.7e-3  # one layer of one decoding step in eager transformers: bound by launches, not by bytes
 MEAN_LENGTH = 4000  # tokens of a completion
 FLOPS = 989e12 * 0.35  # bfloat16, and the share of it that training reaches
-ENGINE_TOKENS = 10_000  # per second and GPU, if an engine with continuous batching decodes the student
+BANDWIDTH = 3.35e12 * 0.6  # bytes per second of an H100, and the share of it that vLLM's decoding reaches
+ENGINE_PASS = 1e-3  # seconds of a pass that read no memory: scheduling, sampling, launching
+EPSILON, DRAFT_LENGTH = 0.02, 4
+MEAN_PREFIX = PROMPT / 4 + MEAN_LENGTH / 2  # tokens that a token attends to: its prompt, and half of its completion
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def hours(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
     with_teacher = decoding_steps * (student.layers + teacher.layers) * LAYER_SECONDS
     tokens = ROLLOUTS * (MEAN_LENGTH + PROMPT / 4)
     training = tokens * (8 * student.parameters + 2 * teacher.parameters) / (GPUS * FLOPS)
-    engine = ROLLOUTS * MEAN_LENGTH / (GPUS * ENGINE_TOKENS)
+    engine, engine_with_teacher = engine_seconds(student, None), engine_seconds(student, teacher)
     after = STEPS - WARMUP
     completions = sum(prompts * samples for prompts, samples in SUITE.values())
     rows = 64  # 8192 tokens of the student's KV cache each
@@ -98,16 +102,50 @@ def hours(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
     return {
         "rollouts of a TRB step, seconds": with_teacher,
         "rollouts of a student step, seconds": of_student,
-        "the same by an engine, seconds": engine,
+        "rollouts of a TRB step by vLLM, seconds": engine_with_teacher,
+        "rollouts of a student step by vLLM, seconds": engine,
         "training of a step, seconds": training,
         "TRB run, hours": (WARMUP * with_teacher + after * of_student + STEPS * training) / 3600,
-        "TRB run with an engine after the warmup, hours": (WARMUP * with_teacher + after * engine + STEPS * training)
-        / 3600,
+        "TRB run by vLLM, hours": (WARMUP * engine_with_teacher + after * engine + STEPS * training) / 3600,
         "vanilla OPD run, hours": STEPS * (of_student + training) / 3600,
+        "vanilla OPD run by vLLM, hours": STEPS * (engine + training) / 3600,
         "fixed-epsilon, SKD or offline KD run, hours": STEPS * (with_teacher + training) / 3600,
         "suite of one checkpoint, hours": suite / 3600,
-        "suite of one checkpoint by an engine, hours": completions * MEAN_LENGTH / (GPUS * ENGINE_TOKENS) / 3600,
+        "suite of one checkpoint by vLLM, hours": suite_by_engine(student, completions) / 3600,
     }
+
+
+def engine_seconds(student: Qwen3, teacher: Qwen3 | None) -> float:
+    """Return the seconds in which vLLM decodes the rollouts of a step on eight GPUs, each with its share at once.
+
+    A pass reads the weights, and the keys and values of the rollouts that are not finished. A round of TRB is
+    DRAFT_LENGTH passes of the student and one of the teacher. A draft is accepted with probability
+    a = 1 - sqrt(EPSILON / pi), so a round writes (1 - a^k) / (1 - a) tokens. One rollout reaches the length limit; the
+    others have MEAN_LENGTH tokens.
+
+    Args:
+        student: drafts, or decodes by itself if there is no teacher.
+        teacher: verifies the drafts; None decodes the student only.
+    """
+    rows = ROLLOUTS / GPUS
+    prefixes = rows * MEAN_LENGTH * MEAN_PREFIX
+
+    def passes(model: Qwen3, tokens_per_pass: float) -> float:
+        weights = COMPLETION / tokens_per_pass * (2 * model.parameters / BANDWIDTH + ENGINE_PASS)
+        return weights + prefixes / tokens_per_pass * model.kv_bytes / BANDWIDTH
+
+    if teacher is None:
+        return passes(student, 1.0)
+    accepted = 1 - math.sqrt(EPSILON / math.pi)
+    per_round = (1 - accepted**DRAFT_LENGTH) / (1 - accepted)
+    return passes(teacher, per_round) + passes(student, per_round / DRAFT_LENGTH)
+
+
+def suite_by_engine(student: Qwen3, completions: int, rows: int = 256) -> float:
+    """Return the seconds in which vLLM decodes a suite on eight GPUs, each with `rows` rollouts at any time."""
+    tokens = completions * MEAN_LENGTH / GPUS
+    weights = tokens / rows * (2 * student.parameters / BANDWIDTH + ENGINE_PASS)
+    return weights + tokens * MEAN_PREFIX * student.kv_bytes / BANDWIDTH
 
 
 def main() -> None:

@@ -61,12 +61,16 @@ class Hook:
         self._epsilons = torch.empty(0)
         self._held_out = self._keys = np.empty(0, np.int64)
         self._stock_draft = runner.drafter._sample_from_logits
-        runner._sample = self.sample  # of this runner only, not of its class
-        runner.drafter._sample_from_logits = self.draft
+        self.install()
+
+    def install(self) -> None:
+        """Makes the runner draw from mu. It changes this runner only, not its class."""
+        self._runner._sample = self.sample
+        self._runner.drafter._sample_from_logits = self.draft
 
     def remove(self) -> None:
         """Gives the runner its own samplers back."""
-        del self._runner._sample
+        self._runner.__dict__.pop("_sample", None)
         self._runner.drafter._sample_from_logits = self._stock_draft
 
     def set_epsilon(self, epsilon: float) -> None:

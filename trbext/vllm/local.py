@@ -101,14 +101,23 @@ class LocalEngine:
         Raises:
             RuntimeError: the workers are processes of their own.
         """
+        self.worker.trb_load_student_weights(weights)
+        self._reset_prefix_cache()
+
+    @property
+    def worker(self) -> Any:
+        """vLLM's worker with our `WorkerExtension`.
+
+        Raises:
+            RuntimeError: the workers are processes of their own.
+        """
         worker = getattr(getattr(self.llm.llm_engine, "model_executor", None), "driver_worker", None)
         if worker is None:
             raise RuntimeError(
-                "tensors can be given only to an engine in this process: set VLLM_ENABLE_V1_MULTIPROCESSING=0, or "
-                "use load_student"
+                "the engine must be in this process, so that it takes tensors: set VLLM_ENABLE_V1_MULTIPROCESSING=0, "
+                "or load the student from a folder"
             )
-        getattr(worker, "worker", worker).trb_load_student_weights(weights)
-        self._reset_prefix_cache()
+        return getattr(worker, "worker", worker)
 
     def digest(self) -> list[dict[str, str]]:
         """`WorkerExtension.trb_digest` of each worker."""

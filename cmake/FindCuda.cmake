@@ -7,7 +7,7 @@ endif()
 
 if(NOT TRB_CUDA STREQUAL "OFF")
   include(CheckLanguage)
-  # CMake looks on PATH only; CUDA_HOME, CUDA_PATH and the usual place count too. Through CUDACXX rather than
+  # CMake looks on PATH only; CUDA_HOME, CUDA_PATH and the usual place count too. They are given by CUDACXX and not by
   # CMAKE_CUDA_COMPILER, so that check_language() still tries the compiler, and a broken nvcc means "none" under AUTO.
   if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     find_program(TRB_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin NO_CACHE)

@@ -1,7 +1,7 @@
-# Target trb_torch: the headers of torch's stable ABI and the two libraries that carry its symbols.
+# Defines the target trb_torch: the headers of torch's stable ABI and the two libraries that hold its symbols.
 #
-# Not find_package(Torch): its config demands a full CUDA toolkit when torch is a CUDA build, and forces its own flags.
-# TORCH_TARGET_VERSION 2.10 is what lets one binary load under every later torch.
+# find_package(Torch) would not do: its config demands a full CUDA toolkit if torch is a CUDA build, and forces its own
+# flags. TORCH_TARGET_VERSION 2.10 lets one binary load under every later torch.
 execute_process(
   COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/build_support/find_torch.py
   OUTPUT_VARIABLE found OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE status)
@@ -23,7 +23,7 @@ target_compile_definitions(trb_torch INTERFACE TORCH_TARGET_VERSION=0x020a000000
 if(APPLE)
   target_link_libraries(trb_torch INTERFACE "${TRB_LIBTORCH}" "${TRB_LIBTORCH_CPU}")
 else()
-  # libtorch.so provides no symbol itself but pulls in libtorch_cuda.so where there is one, so the linker must not drop it.
+  # libtorch.so provides no symbol itself but pulls in libtorch_cuda.so if there is one, so the linker must not drop it.
   target_link_options(trb_torch INTERFACE
     "LINKER:--no-as-needed" "${TRB_LIBTORCH}" "${TRB_LIBTORCH_CPU}" "LINKER:--as-needed")
 endif()

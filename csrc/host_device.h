@@ -1,4 +1,4 @@
-// TRB_HD marks a function that runs on the CPU and on the GPU.
+// Defines TRB_HD, which marks a function that runs on the CPU and on the GPU.
 #pragma once
 
 #ifdef __CUDACC__

@@ -1,5 +1,5 @@
-// The pybind11 module trbext._C, which holds facts about this build. It uses neither torch's headers nor its libraries,
-// so that it can be imported and can say what is wrong if torch is missing or does not fit.
+// Defines the pybind11 module trbext._C, which holds facts about this build. It uses neither torch's headers nor its
+// libraries, so that it can be imported and can say what is wrong if torch is missing or does not fit.
 #include <pybind11/pybind11.h>
 
 #include "cpu/sweep/isa.h"

@@ -18,7 +18,7 @@ MOST_COLUMNS = 2**31 - 1
 
 
 def _name(dtype: torch.dtype) -> str:
-    """The name of `dtype` in C++."""
+    """Returns the name of `dtype` in C++."""
     names = {torch.float32: "Float", torch.float64: "Double", torch.float16: "Half", torch.bfloat16: "BFloat16",
              torch.int32: "Int", torch.int64: "Long", torch.int16: "Short"}  # fmt: skip
     return names.get(dtype, str(dtype))
@@ -187,7 +187,7 @@ def _check_enough_rows(op: str, model: str, logits: Tensor, rows: Any) -> None:
     torch._check(
         logits.shape[0] >= rows,
         lambda: (
-            f"{op}: {model}_logits must have at least N = {rows} rows where {model}_rows is not given, "
+            f"{op}: {model}_logits must have at least N = {rows} rows if {model}_rows is not given, "
             f"got {_shape(logits)}"
         ),
     )
@@ -264,7 +264,7 @@ def verify_out(
     else:
         torch._check(
             out_log_probs.numel() == 0,
-            lambda: f"{op}: log_probs must have no element where log_probs=False, got shape {_shape(out_log_probs)}",
+            lambda: f"{op}: log_probs must have no element if log_probs=False, got shape {_shape(out_log_probs)}",
         )
     return tokens, emitted, accepted, beta, kl, out_log_probs
 

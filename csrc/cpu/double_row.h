@@ -1,5 +1,5 @@
-// Solves a row in double precision. For the rare rows whose logits lie too far apart for the float32 sweeps, and as a
-// check of those sweeps.
+// Solves a row in double precision. The rare rows whose logits lie too far apart for the float32 sweeps need it, and
+// tests check those sweeps by it.
 #pragma once
 
 #include <vector>

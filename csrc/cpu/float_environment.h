@@ -1,5 +1,5 @@
-// Sets rounding to nearest and no flushing of subnormal numbers while an object lives. torch.set_flush_denormal holds
-// for the calling thread only, and a row's result must not depend on the thread that solves it.
+// Sets rounding to nearest, and lets no subnormal number become 0, while an object lives. torch.set_flush_denormal
+// holds for the calling thread only, and a row's result must not depend on the thread that solves it.
 #pragma once
 
 #include <cfenv>

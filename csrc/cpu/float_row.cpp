@@ -9,8 +9,8 @@ namespace trb::cpu {
 namespace {
 
 constexpr int kMaxSweeps = 6;
-// Headroom in nats per nat of the range of D, below which the direct form's rounding would show: 3e-8 per nat on rows
-// with large exponents, beside the 1e-7 on all rows (kStableBelow).
+// The headroom in nats, per nat of the range of D, below which the direct form's rounding would show. The rounding is
+// 3e-8 per nat on rows with large exponents, beside the 1e-7 on all rows (kStableBelow).
 constexpr double kStableBelowPerNat = 4e-4;
 constexpr double kMask = 1e30;  // a logit of this size or more is a mask
 constexpr int64_t kSegmentTokens = kSegmentBlocks * kBlock;

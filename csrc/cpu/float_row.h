@@ -1,5 +1,5 @@
-// Solves a row with the float32 sweeps of the machine's instruction set, in two sweeps on ordinary rows and in six at
-// most.
+// Solves a row with the float32 sweeps of the machine's instruction set. Ordinary rows need two sweeps, and no row more
+// than six.
 #pragma once
 
 #include <vector>

@@ -11,8 +11,8 @@
 
 namespace trb::cpu {
 
-// For the whole huge pages between `begin` and its end. Only a hint: no contents change, and pages that already exist
-// stay.
+// Asks for the whole huge pages between `begin` and its end. This is only a hint: no contents change, and pages that
+// already exist stay.
 inline void prefer_huge_pages(void* begin, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;

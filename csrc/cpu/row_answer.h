@@ -11,8 +11,8 @@
 
 namespace trb::cpu {
 
-// In the frame x = (a - max_student) / T, y = (b - max_teacher) / T,  log mu(i) = (1 - beta) x_i + beta y_i - log_norm
-// on the support of mu.
+// The frame is x = (a - max_student) / T, y = (b - max_teacher) / T. In it log mu(i) = (1 - beta) x_i + beta y_i -
+// log_norm on the support of mu.
 struct RowAnswer {
   Status status = Status::kFault;
   float beta = 0.0f;

@@ -1,4 +1,4 @@
-// Runs solve, blend and sample on the CPU. Threads share the rows of a call, or the blocks of each row if there are
+// Runs solve, blend and sample on the CPU. The threads share the rows of a call, or the blocks of each row if there are
 // fewer rows than threads.
 #include "../operators/row_operators.h"
 

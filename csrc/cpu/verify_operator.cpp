@@ -15,6 +15,7 @@ namespace trb::cpu {
 namespace {
 
 RowVerdict judge(const VerifyCall& call, int64_t request, int64_t row, RowSolver& solver) {
+  // 1. The row is solved. `verdict` is a fault until the row has a token.
   const VerifyArrays& arrays = call.arrays;
   RowVerdict verdict;
   if (!row_in_range(arrays, row)) return verdict;
@@ -23,7 +24,7 @@ RowVerdict judge(const VerifyCall& call, int64_t request, int64_t row, RowSolver
   pair.student.to_logits = {arrays.student_kind, arrays.temperature[request], sweep_table().log};
   const RowAnswer& answer = solver.solve(pair, arrays.epsilon[request]);
   if (answer.status == Status::kFault) return verdict;
-
+  // 2. A draft is accepted by its log-probabilities.
   Draw draw;
   draw.token = arrays.draft_tokens[row];
   bool accepted = false;
@@ -33,6 +34,7 @@ RowVerdict judge(const VerifyCall& call, int64_t request, int64_t row, RowSolver
     draw.log_probs = solver.log_probs_at(draw.token);
     accepted = is_accepted(uniform, draw.log_probs.behavior, draw.log_probs.student);
   }
+  // 3. A row without an accepted draft draws a token: from the residual if a draft was rejected, else from mu.
   if (!accepted) {
     const double uniform = arrays.draw_uniform[row];
     draw = draw.token >= 0 ? solver.sample_residual(uniform) : solver.sample(uniform);

@@ -1,5 +1,5 @@
-// The arguments of every kernel over rows, as one plain struct for solve, sample, blend and verify. An output that is
-// not wanted is null.
+// Declares the arguments of every kernel over rows: one plain struct for solve, sample, blend and verify. An output
+// that is not wanted is null.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The kernels, as the host launches them. Compiled in rows_float32.cu, rows_float16.cu, rows_bfloat16.cu (one logit
-// type each) and assemble_requests.cu.
+// Declares the kernels as the host launches them. rows_float32.cu, rows_float16.cu and rows_bfloat16.cu compile the one
+// over rows, for one logit type each, and assemble_requests.cu the other.
 #pragma once
 
 namespace trb::cuda {

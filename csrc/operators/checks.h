@@ -91,7 +91,7 @@ inline void check_row_indices(const char* op, const char* name, const char* logi
   if (indices.has_value()) {
     check_indices(op, name, *indices, "[N]", rows, student);
   } else {
-    check(logits.size(0) >= rows, op, ": ", logits_name, " must have at least N = ", rows, " rows where ", name,
+    check(logits.size(0) >= rows, op, ": ", logits_name, " must have at least N = ", rows, " rows if ", name,
           " is not given, got ", shape_of(logits));
   }
 }

@@ -63,7 +63,7 @@ struct VerifyOperator {
     if (log_probs) {
       check_out(call.op, "log_probs", out_log_probs, {requests, width, 3}, {ScalarType::Float}, student);
     } else {
-      check(out_log_probs.numel() == 0, call.op, ": log_probs must have no element where log_probs=False, got shape ",
+      check(out_log_probs.numel() == 0, call.op, ": log_probs must have no element if log_probs=False, got shape ",
             shape_of(out_log_probs));
     }
     // 2. No output shares memory with another output or with an input, which the device reads while it writes.

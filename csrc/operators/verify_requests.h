@@ -1,4 +1,4 @@
-// Speculative sampling of mu for the requests of trb::verify: what every device shares once mu is known for a row.
+// Defines the speculative sampling of mu that every device shares for trb::verify, once mu is known for a row.
 //
 // A draft x ~ pi_S is accepted if u pi_S(x) < mu(x). The first draft that is rejected is replaced by a token drawn from
 // max(mu - pi_S, 0). The rows after it are dropped, because their prefixes hold the rejected draft. A row without a

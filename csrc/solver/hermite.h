@@ -4,7 +4,7 @@
 // l(beta) = log(f / beta^2) varies slowly and is finite at 0. A quintic Hermite polynomial H therefore interpolates l,
 // and 2 log beta + H(beta) = log target  is solved for log beta.
 //
-// Real is the type of the search: double, or float on devices on which double is slow. The root only says where to
+// Real is the type of the search: double, or float on devices on which double is slow. The root only says which beta to
 // sweep next, so its rounding does not enter the answer.
 #pragma once
 

@@ -1,4 +1,5 @@
-// Sizes and limits that the CPU and the GPU share. Constants only, because files with different -m flags include them.
+// Defines sizes and limits that the CPU and the GPU share. It has only constants, because files with different -m flags
+// include it.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,7 @@ constexpr float kLog2eFloat = static_cast<float>(kLog2e);
 // Tokens per token block of the CPU, the unit in which it merges sums and reads a row again to draw a token.
 constexpr int64_t kBlock = 1024;
 
-// Headroom in nats below which the direct form's float32 rounding (1e-7 on the CPU, 5e-7 on the GPU) would show, so
+// The headroom in nats below which the direct form's float32 rounding (1e-7 on the CPU, 5e-7 on the GPU) would show, so
 // that the stable form is needed.
 constexpr double kStableBelow = 1.5e-2;
 
@@ -24,7 +25,7 @@ constexpr double kLargestRangeOnCpu = 500.0, kLargestRangeOnGpu = 1000.0;
 // A float32 sum of weights below this has underflowed too far to be a mass.
 constexpr double kLeastMass = 1e-30;
 
-// Sweeps in double precision. For safety only: the bisection of float32 numbers ends before.
+// The most sweeps in double precision. The limit is for safety only: the bisection of float32 numbers ends before.
 constexpr int kMaxDoubleSweeps = 64;
 
 }  // namespace trb

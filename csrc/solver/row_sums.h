@@ -1,5 +1,5 @@
-// The sums that one sweep over a row yields, as plain structs that every device shares, and how parts of a row are
-// merged.
+// Defines the sums that one sweep over a row yields, as plain structs that every device shares, and merges those of the
+// parts of a row.
 //
 // Notation, for student logits a, teacher logits b, temperature T:
 //   x = a / T,  y = b / T,  D = y - x,  t_beta = (1 - beta) x + beta y,  mu_beta(i) = exp(t_beta(i)) / sum exp(t_beta)

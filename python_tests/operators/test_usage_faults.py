@@ -123,7 +123,7 @@ OF_OUTPUTS = (
     (lambda: outputs(beta=torch.zeros(4, dtype=DOUBLE)), "output beta must be Float, got Double"),
     (lambda: outputs(kl=torch.zeros(2)), r"output kl must have shape \[4\], got \[2\]"),
     (lambda: outputs(out_log_probs=torch.zeros(0, 0, 3)), r"output log_probs must have shape \[2, 2, 3\], got"),
-    (lambda: outputs(log_probs=False), r"log_probs must have no element where log_probs=False, got shape \[2, 2, 3\]"),
+    (lambda: outputs(log_probs=False), r"log_probs must have no element if log_probs=False, got shape \[2, 2, 3\]"),
 )
 
 
@@ -179,7 +179,7 @@ def test_a_call_that_cannot_be_meant_is_refused_alike_by_kernels_that_compute_an
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_tensor_on_meta_among_others_gives_no_uninitialised_answer(operator: str, arguments: Arguments) -> None:
+def test_a_tensor_on_meta_among_others_gives_no_uninitialized_answer(operator: str, arguments: Arguments) -> None:
     with pytest.raises(RuntimeError, match="must be on the device of student_logits"):
         call(operator, arguments)
 

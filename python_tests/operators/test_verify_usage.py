@@ -45,7 +45,7 @@ def usage(change: Callable[[Call], Call] | dict[str, object]) -> Call:
         ({"teacher_rows": torch.zeros(10)}, "teacher_rows must be int32 or int64, got Float"),
         (
             {"teacher_rows": None, "teacher_logits": torch.zeros(9, VOCAB)},
-            r"teacher_logits must have at least N = 10 rows where teacher_rows is not given, got \[9, 1100\]",
+            r"teacher_logits must have at least N = 10 rows if teacher_rows is not given, got \[9, 1100\]",
         ),
     ],
 )
@@ -145,7 +145,7 @@ def test_outputs_that_do_not_fit_are_errors(place: int, output: Tensor, message:
 def test_log_probs_that_are_not_wanted_must_have_no_place() -> None:
     call = usage({"log_probs": False})
     outputs = outputs_for(call, torch.int64)
-    with pytest.raises(RuntimeError, match=r"log_probs must have no element where log_probs=False, got shape \[3, 5"):
+    with pytest.raises(RuntimeError, match=r"log_probs must have no element if log_probs=False, got shape \[3, 5"):
         verify_into(call, outputs)
     outputs[5] = torch.empty(0)
     assert torch.equal(verify_into(call, outputs)[0], usage({}).by(trbext.verify).tokens)

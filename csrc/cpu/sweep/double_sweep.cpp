@@ -1,5 +1,6 @@
-// Sweeps in double precision, in portable C++. Per token they use 16 bytes of cache and one or two exponentials of
-// about 5 ns, which bound the speed. One pass finds the peak and one sums the moments, both without a division.
+// Implements the sweeps in double precision, in portable C++. Per token they need 16 bytes of cache and one or two
+// exponentials of about 5 ns, which bound the speed. One pass finds the peak and one sums the moments, both without a
+// division.
 //
 // Reduction order: the tokens of a block are added one after another, in token order. Drawing a token repeats the same
 // additions, so that a block's running sum ends exactly at the mass that was stored for it.

@@ -1,5 +1,5 @@
-// Sums over one block (at most kBlock tokens) of both models' rows, in double precision. A block's data stay in the
-// first-level cache.
+// Declares the sums over one block (at most kBlock tokens) of both models' rows, in double precision. A block's data
+// stay in the first-level cache.
 #pragma once
 
 #include "../../solver/row_sums.h"

@@ -1,4 +1,4 @@
-// The float32 sweeps over one segment of both models' rows, as a table of functions with one implementation per
+// Declares the float32 sweeps over one segment of both models' rows: a table of functions, with one implementation per
 // instruction set.
 //
 // This header holds plain data only. It is compiled with different -m flags, so nothing in it may become a weak symbol.

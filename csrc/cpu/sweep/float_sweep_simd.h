@@ -10,74 +10,18 @@
 #include "../../solver/limits.h"
 #include "float_sweep.h"
 #include "float_vector_simd.h"
+#include "segment_reader_simd.h"
 
 namespace {
 
-constexpr int64_t kTokens = trb::kBlock;
 constexpr int64_t kFlush = 64;  // vectors per addition of the float accumulators to double ones
 // Vectors that are first summed separately if the sums decide. In a peaked row, small weights would otherwise lose
 // digits when they are added to a large one.
 constexpr int64_t kRun = 16;
 static_assert(kTokens % (kFlush * kLanes) == 0 && kFlush % kRun == 0, "flushes end with the block");
 constexpr float kUnclampedRange = 300.0f;  // nats: e^{-300 / 4} is still a normal float
-constexpr float kGentleRange =
-    24.0f;  // nats of D; from 32 on, interpolated nodes cost some kinds of rows another sweep
-
-// Reads 2 kLanes tokens of a row as two vectors. For bfloat16 the two hold the even and the odd tokens, which takes
-// only a shift and a mask. The order within the two does not change which pairs of logits are summed, because both rows
-// use it.
-struct Float32 {
-  static TRB_INLINE void load(const void* row, int64_t token, Float* first, Float* second) {
-    const float* source = static_cast<const float*>(row) + token;
-    std::memcpy(first, source, sizeof(Float));
-    std::memcpy(second, source + kLanes, sizeof(Float));
-  }
-  static TRB_INLINE Float load_in_order(const void* row, int64_t token) {
-    Float value;
-    std::memcpy(&value, static_cast<const float*>(row) + token, sizeof value);
-    return value;
-  }
-  static TRB_INLINE void prefetch(const void* row, int64_t token) {
-    const float* next = static_cast<const float*>(row) + token;
-    __builtin_prefetch(next, 0, 2);
-    if (kLanes == 16) __builtin_prefetch(next + kLanes, 0, 2);
-  }
-};
-
-struct BFloat16 {
-  static TRB_INLINE void load(const void* row, int64_t token, Float* first, Float* second) {
-    Uint both;
-    std::memcpy(&both, static_cast<const uint16_t*>(row) + token, sizeof both);
-    *first = reinterpret_cast<Float>(both << 16);
-    *second = reinterpret_cast<Float>(both & 0xffff0000u);
-  }
-  static TRB_INLINE Float load_in_order(const void* row, int64_t token) {
-    uint16_t raw __attribute__((vector_size(2 * TRB_LANES)));
-    std::memcpy(&raw, static_cast<const uint16_t*>(row) + token, sizeof raw);
-    return reinterpret_cast<Float>(__builtin_convertvector(raw, Uint) << 16);
-  }
-  static TRB_INLINE void prefetch(const void* row, int64_t token) {
-    __builtin_prefetch(static_cast<const uint16_t*>(row) + token, 0, 2);
-  }
-};
-
-// Calls body(a, b) for each pair of vectors. Prefetches the next segment into the second-level cache meanwhile, because
-// the scan of that segment would wait for memory otherwise.
-template <typename Row, bool kFetch = true, typename Body>
-TRB_INLINE void each_pair(const trb::cpu::Segment& segment, int64_t begin, int64_t end, const Body& body) {
-  constexpr int64_t ahead = trb::cpu::kSegmentBlocks * kTokens;
-  for (int64_t i = begin; i < end; i += 2 * kLanes) {
-    Float a0, a1, b0, b1;
-    if (kFetch) {
-      Row::prefetch(segment.student, i + ahead);
-      Row::prefetch(segment.teacher, i + ahead);
-    }
-    Row::load(segment.student, i, &a0, &a1);
-    Row::load(segment.teacher, i, &b0, &b1);
-    body(a0, b0);
-    body(a1, b1);
-  }
-}
+// Nats of D that a gentle segment spans at most. From 32 on, interpolated nodes cost some kinds of rows another sweep.
+constexpr float kGentleRange = 24.0f;
 
 template <typename Row>
 void scan_segment(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {
@@ -114,15 +58,16 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
   Double sum[kNodes][4] = {}, fourth = {}, lost_a = {}, lost_b = {};
   Float min_d = splat(__builtin_inff()), max_d = none;
   Int unordered = {};
-  // 1. Sums the tokens, and splits the sums that are drawn from by block.
   for (int64_t block = 0; block < segment.blocks; ++block) {
     Double zero_before = sum[0][0], one_before = sum[kLast][0], lost_before = lost_a;
     for (int64_t begin = block * kTokens; begin < (block + 1) * kTokens; begin += kFlush * kLanes) {
       Float s[kNodes][4] = {}, s04 = {}, la = {}, lb = {}, zero = {}, one = {};
       const auto add = [&](Float a, Float b) __attribute__((always_inline)) {
+        // 1. D and the roots of the weights at both ends come from a vector of token pairs.
         const Float x = a - frame.max_student, y = b - frame.max_teacher;
         Float d = (y - x) * frame.inverse_temperature - frame.center;
         Float p = exp2_of<kMasked>(x * root), q = exp2_of<kMasked>(y * root);
+        // 2. Tokens outside the common support add only to the mass that their model loses.
         if (kMasked) {
           const Int common = (a > none) & (b > none);
           const Float p2 = p * p, q2 = q * q;
@@ -135,6 +80,7 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
           min_d = smaller(min_d, common ? d : splat(__builtin_inff()));
           max_d = larger(max_d, common ? d : none);
         }
+        // 3. Products of the roots are the weights at all nodes, and each node adds w D^k.
         const Float d2 = d * d, d3 = d2 * d, p2 = p * p, q2 = q * q, pq = p * q;
         Float w[kNodes];
         if constexpr (kNodes == 5) {
@@ -150,24 +96,27 @@ void sweep_ends(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fr
           s[node][3] += w[node] * d3;
         }
       };
+      // 4. The sums of both ends restart at each run, because log sum e^x enters every divergence and tokens are drawn
+      // from both.
       for (int64_t part = begin; part < begin + kFlush * kLanes; part += kRun * kLanes) {
         each_pair<Row>(segment, part, part + kRun * kLanes, add);
-        // These two are summed in runs, because log sum e^x enters every divergence and tokens are drawn from both.
         zero += s[0][0], one += s[kLast][0];
         s[0][0] = s[kLast][0] = Float{};
       }
       s[0][0] = zero, s[kLast][0] = one;
+      // 5. The float accumulators are added to double ones.
       for (int node = 0; node < kNodes; ++node)
         for (int k = 0; k < 4; ++k) flush(sum[node][k], s[node][k]);
       if (kNodes == 5) flush(fourth, s04);
       if (kMasked) flush(lost_a, la), flush(lost_b, lb);
     }
+    // 6. The masses from which a token is drawn are kept per block.
     Double student = sum[0][0] - zero_before;
     if (kMasked) student += lost_a - lost_before;
     out->student[block] = total(student);
     out->one[block] = total(sum[kLast][0] - one_before);
   }
-  // 2. Adds up the lanes, and finds a fault.
+  // 7. The lanes are added up, and a fault is found.
   std::memset(out->node, 0, sizeof out->node);
   for (int node = 0; node < kNodes; ++node)
     for (int k = 0; k < 4; ++k) out->node[node * (4 / kLast)][k] = total(sum[node][k]);
@@ -217,6 +166,7 @@ void sweep_weights(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame&
               shift = frame.shift, spacing = trb::kLog2eFloat * frame.spacing;
   const Float none = splat(-__builtin_inff());
   const auto add = [&](Float a, Float b, Float* s) __attribute__((always_inline)) {
+    // 1. D and the weight at the first beta come from one exponential.
     const Float x = a - frame.max_student;
     Float d = ((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.center;
     Float w = exp2_of((x * scale - shift) + d * slope);
@@ -225,6 +175,7 @@ void sweep_weights(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame&
       w = keep(common, w);
       d = keep(common, d);
     }
+    // 2. One node adds w D^k. For a fan, each further weight is the one before times e^{spacing D}.
     if constexpr (kNodes == 1) {
       const Float wd = w * d, wd2 = wd * d;
       s[0] += w;
@@ -261,6 +212,7 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
   const float scale = trb::kLog2eFloat * frame.inverse_temperature;
   const Float none = splat(-__builtin_inff());
   const auto add = [&](Float a, Float b, Float* s) __attribute__((always_inline)) {
+    // 1. v = beta D, p = e^x and w = p e^v, which are 0 outside the common support.
     const Float x = a - frame.max_student, t = x * scale;
     Float v = (((b - frame.max_teacher) - x) * frame.inverse_temperature - frame.center) * frame.beta;
     Float p = exp2_of(t);
@@ -271,8 +223,8 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
     }
     Float w = exp2_of(t + v * trb::kLog2eFloat);  // not p e^v, which overflows if p is tiny
     if (kMasked) w = keep((a > none) & (b > none), w);
-    // h(v) = e^v - 1 - v by its Taylor series if v is small, because the difference would cancel (error 2e-9 at
-    // |v| = 0.35).
+    // 2. h(v) = e^v - 1 - v is taken by its Taylor series if v is small, because the difference would cancel (error
+    // 2e-9 at |v| = 0.35).
     const Float v2 = v * v, pv = p * v;
     Float series = v * (1.0f / 40320) + 1.0f / 5040;
     series = v * series + 1.0f / 720;
@@ -282,8 +234,10 @@ void sweep_stable(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& 
     series = v * series + 0.5f;
     const Int small = v2 < 0.1225f;
     const Float curved = p * (v2 * series);
-    // e^v - 1 is not computed as h + v, because for v far below 0 that sum would be only rounding.
+    // 3. Otherwise p h and p g come from w. e^v - 1 is not computed as h + v, because for v far below 0 that sum would
+    // be only rounding.
     const Float pg = small ? curved + pv : w - p, ph = small ? curved : pg - pv;
+    // 4. The six sums of the stable form are p, p v, p h, p g, w v^2 and w v^3.
     const Float wv2 = w * v2;
     s[0] += p;
     s[1] += pv;

@@ -1,6 +1,8 @@
-// Vectors of TRB_LANES floats in the compilers' portable vector types, and the elementary functions that the sweeps
-// need. Everything here is local to the file that includes it, because each one is compiled for another instruction
-// set.
+// Defines vectors of TRB_LANES floats in the compilers' portable vector types, and the elementary functions that the
+// sweeps need. Everything here is local to the file that includes it, because each one is compiled for another
+// instruction set.
+#pragma once
+
 #include <cstdint>
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// Compiled into the operators, which use the instruction set, and into trbext._C, which reports it.
+// This file is compiled into the operators, which use the instruction set, and into trbext._C, which reports it.
 #include "isa.h"
 
 #include <cstdlib>

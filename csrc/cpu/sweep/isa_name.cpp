@@ -1,4 +1,5 @@
-// trb_cpu_isa: the instruction set that the CPU operators use, for a Python without trbext._C (trbext/_build_file.py).
+// Defines trb_cpu_isa, which names the instruction set of the CPU operators to a Python without trbext._C
+// (trbext/_build_file.py).
 #include "isa.h"
 
 extern "C" __attribute__((visibility("default"))) const char* trb_cpu_isa() {

@@ -18,8 +18,8 @@ __device__ __forceinline__ LogProbs log_probs_of(const Answer& answer, const Tok
   return {x - answer.log_student, y - answer.log_teacher, supported ? log_weight - answer.log_norm : -INFINITY};
 }
 
-// One thread: where the token of a solved row comes from. Not inlined, because the float and the double-precision path
-// would each need the registers of two exponentials.
+// One thread: decides where the token of a solved row comes from. Not inlined, because the float and the
+// double-precision path would each need the registers of two exponentials.
 template <int kWarps>
 __device__ __noinline__ TokenFrom token_from(const KernelArgs& args, const BlockState<kWarps>& state) {
   const Answer& answer = state.answer;

@@ -1,4 +1,4 @@
-// The state of a block in shared memory, beside its slice of the row.
+// Declares the state of a block in shared memory, beside its slice of the row.
 #pragma once
 
 #include "../../solver/sweep_plan.h"

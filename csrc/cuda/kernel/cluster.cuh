@@ -1,4 +1,4 @@
-// The blocks that hold one row: a thread-block cluster from compute capability 9.0 on, a single block before that.
+// Joins the blocks that hold one row: a thread-block cluster from compute capability 9.0 on, a single block before it.
 #pragma once
 
 #include <cooperative_groups.h>

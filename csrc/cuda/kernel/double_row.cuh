@@ -3,7 +3,7 @@
 // finite number in only one model.
 //
 // This is rare and slow: a few hundred double-precision instructions per token and sweep, which are several
-// milliseconds per row on a data-center GPU, where double precision runs at half speed, and 30 times that on others.
+// milliseconds per row on a data-center GPU, which has double precision at half speed, and 30 times that on others.
 // The mathematics is that of csrc/cpu/double_row.cpp: the mixture formulas of csrc/solver/row_sums.h add a lane's
 // tokens in token order, then the lanes and the warps in a fixed tree.
 #pragma once

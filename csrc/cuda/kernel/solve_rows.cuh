@@ -1,4 +1,4 @@
-// The kernel of solve, sample, blend and verify. For each row of logits it finds
+// Defines the kernel of solve, sample, blend and verify. For each row of logits it finds
 // max { beta in [0, 1] : KL(mu_beta || pi_S) <= epsilon }, then draws a token from mu, writes log mu over the
 // vocabulary (arXiv 2605.31159), or decides whether a draft is accepted as a token of mu. Outputs that are null are
 // skipped.

@@ -1,17 +1,15 @@
-// The float32 terms that each sweep adds to its sums for one pair of logits (a, b).
+// Defines the float32 terms that each sweep adds to its sums for one pair of logits (a, b).
 //
 // Exponentials are ex2.approx (relative error 2^-22), so exponents are in units of log 2. A frame's shifts are whole
 // numbers, so that the frames of different blocks differ by exact powers of two.
 //
-//   ends     2^{ta} d^k and 2^{tb} d^k, k = 0..3, for ta = a s - shift_a, tb = b s - shift_b, d = tb - ta, which are
-//   the
-//            moments at beta = 0 and beta = 1; and the mass of tokens that the other model masks. 15 instructions, 2
-//            exponentials
+//   ends     2^{ta} d^k and 2^{tb} d^k, k = 0..3, for ta = a s - shift_a, tb = b s - shift_b, d = tb - ta. They are
+//            the moments at beta = 0 and beta = 1. Also the mass of tokens that the other model masks.
+//            15 instructions, 2 exponentials
 //   direct   w d^k, k = 0..3, for d = (b - a) - center (formed from raw logits, before anything is rounded) and
 //            w = 2^{a s + slope d - shift}. 10 instructions, 1 exponential
-//   stable   the stable form's sums of csrc/solver/cumulants.h with v = beta (D - center), and w itself, from whose
-//   mass
-//            a token is drawn, because p + p v + p h would cancel. 23 instructions, 2 exponentials
+//   stable   the stable form's sums of csrc/solver/cumulants.h with v = beta (D - center). Also w itself, from whose
+//            mass a token is drawn, because p + p v + p h would cancel. 23 instructions, 2 exponentials
 //   residual max(mu - pi_S, 0) = max(p (e^v - 1), 0) with v = log mu - log pi_S = (beta / T) d - offset, from which the
 //            token that replaces a rejected draft is drawn
 //

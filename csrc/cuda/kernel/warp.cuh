@@ -1,4 +1,4 @@
-// Warp primitives: maxima, sums and exchanges over the 32 lanes of a warp. All lanes of the warp call each function.
+// Defines maxima, sums and exchanges over the 32 lanes of a warp. All lanes of the warp call each function.
 //
 // Every sum has a fixed order, so that equal inputs give equal bits on every run.
 #pragma once
@@ -39,9 +39,8 @@ __device__ __forceinline__ double sum_over_lanes(double value) {
   return value;
 }
 
-// Sorts two numbers into the one that a lane keeps and the one that it sends. Written in asm, because the compiler
-// turns
-// ?: into a select of addresses and moves the array that they point into to local memory.
+// Sorts two numbers into the one that a lane keeps and the one that it sends. It is written in asm, because the
+// compiler makes a select of addresses of ?: and moves the array that they point into to local memory.
 __device__ __forceinline__ void split(bool upper, float low, float high, float* kept, float* sent) {
   asm("{ .reg .pred p; setp.ne.s32 p, %4, 0; selp.f32 %0, %3, %2, p; selp.f32 %1, %2, %3, p; }"
       : "=f"(*kept), "=f"(*sent)

@@ -1,5 +1,5 @@
-// Reads what the environment changes about a launch, so that two ways can be compared in one build. Read once, at the
-// first launch.
+// Reads what the environment changes about a launch, so that two ways can be compared in one build. The first launch
+// reads it, and no later one does.
 //
 //   TRB_CUDA_RANKS     how many blocks hold a row, 1 .. 16; unset: as the launch table says
 //   TRB_CUDA_PREFETCH  0: the next row is not prefetched; 1 or unset: it is

@@ -33,8 +33,8 @@ constexpr Architecture kArchitectures[] = {
 
 constexpr int64_t kVectorsPerChunk = 32;
 constexpr int64_t kBytesPerVector = 16;
-constexpr int64_t kBlockStateBytes =
-    6 * kKiB;  // an upper bound of sizeof(BlockState), checked in kernel/solve_rows.cuh
+// An upper bound of sizeof(BlockState), which kernel/solve_rows.cuh checks.
+constexpr int64_t kBlockStateBytes = 6 * kKiB;
 
 struct Launch {
   int ranks;              // blocks of a cluster

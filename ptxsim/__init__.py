@@ -1,4 +1,4 @@
-"""A PTX interpreter on numpy: runs the PTX that nvcc emits, one numpy lane per CUDA thread, and reports bugs.
+"""Interprets PTX on numpy: runs what nvcc emits, one numpy lane per CUDA thread, and reports bugs.
 
 It checks for faults that a GPU does not report: out-of-bounds and misaligned accesses, reads of uninitialized bytes,
 races on shared and distributed shared memory, divergent barriers, partial-warp collectives, accesses to blocks of a

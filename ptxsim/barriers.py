@@ -1,4 +1,4 @@
-"""Barriers of a block and of a cluster: the lanes that have arrived, and those that wait at each barrier."""
+"""Keeps, for the barriers of blocks and clusters, the lanes that have arrived and those that wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BlockBarriers:
         self._reductions: dict[int, Callable[[Lanes, np.ndarray, np.ndarray], None]] = {}
 
     def start(self) -> None:
-        """Nobody waits."""
+        """Begins a wave: no lane waits."""
         lanes, ctas = self._geometry.lanes, self._geometry.ctas
         self.wait_pc = np.full(lanes, -1)
         self._wait_id = np.full(lanes, -1)
@@ -32,17 +32,17 @@ class BlockBarriers:
         self._expected = np.zeros((ctas, _BARRIERS), np.int64)  # 0: the whole block
 
     def waiting(self) -> np.ndarray:
-        """Lanes that wait."""
+        """Returns the lanes that wait."""
         return np.flatnonzero(self._wait_id >= 0)
 
     def on_release(self, pc: int, reduce: Callable[[Lanes, np.ndarray, np.ndarray], None]) -> None:
-        """Register `reduce(lanes, true contributions, participants)` for lanes that leave the `bar.red` at `pc`."""
+        """Registers `reduce(lanes, true contributions, participants)` for lanes that leave the `bar.red` at `pc`."""
         self._reductions[pc] = reduce
 
     def arrive(
         self, pc: int, lanes: Lanes, barrier: int, count: int, contribution: np.ndarray | None, wait: bool
     ) -> bool:
-        """Let lanes reach barrier number `barrier` of `count` threads (0: all). True if they may continue at once."""
+        """Lets lanes reach barrier `barrier` of `count` threads (0: all), and returns whether they continue at once."""
         threads = self._geometry.threads
         if wait and lanes.whole_ctas and count in (0, threads):
             self._machine.shared.ordering.block_barrier(lanes.warps)
@@ -103,7 +103,7 @@ class BlockBarriers:
         self._reductions[pc](lanes, true[lanes.cta_of], np.full(lanes.count, self._geometry.threads))
 
     def after_exit(self, lanes: Lanes) -> None:
-        """Release barriers that the exit of these threads has completed."""
+        """Releases barriers that the exit of these threads has completed."""
         ctas = lanes.ctas
         for barrier in np.flatnonzero(self._arrived[ctas].any(0)):
             self._release_complete(ctas, int(barrier))
@@ -116,7 +116,7 @@ class ClusterBarriers:
         self._machine, self._geometry = machine, machine.geometry
 
     def start(self) -> None:
-        """Nobody has arrived."""
+        """Begins a wave: no lane has arrived."""
         clusters = self._geometry.ctas // self._geometry.cluster
         self.wait_pc = np.full(self._geometry.lanes, -1)
         self._phase = np.zeros(self._geometry.lanes, np.int64)  # the phase whose completion a lane will wait for
@@ -124,11 +124,11 @@ class ClusterBarriers:
         self._arrived = np.zeros(clusters, np.int64)
 
     def waiting(self) -> np.ndarray:
-        """Lanes that wait."""
+        """Returns the lanes that wait."""
         return np.flatnonzero(self.wait_pc >= 0)
 
     def arrive(self, lanes: Lanes) -> None:
-        """Let lanes arrive that will wait later."""
+        """Lets lanes arrive that will wait later."""
         self._machine.shared.ordering.cluster_arrive(lanes.warps)
         clusters, counts = np.unique(lanes.cta_of // self._geometry.cluster, return_counts=True)
         self._phase[lanes.index] = self._completed[lanes.cta_of // self._geometry.cluster] + 1
@@ -136,7 +136,7 @@ class ClusterBarriers:
         self._complete(clusters)
 
     def wait(self, pc: int, lanes: Lanes) -> Lanes | None:
-        """Return the lanes that may continue; the others wait."""
+        """Returns the lanes that may continue; the others wait."""
         done = self._completed[lanes.cta_of // self._geometry.cluster] >= self._phase[lanes.index]
         if not done.all():
             blocked = lanes.where(~done)
@@ -168,7 +168,7 @@ class ClusterBarriers:
             self._machine.push(int(pc) + 1, lanes)
 
     def after_exit(self, lanes: Lanes) -> None:
-        """Complete clusters whose other threads have all arrived, now that these have exited."""
+        """Completes clusters whose other threads have all arrived, now that these have exited."""
         cluster = lanes.cta_of // self._geometry.cluster
         had_arrived = self._phase[lanes.index] > self._completed[cluster]
         np.subtract.at(self._arrived, cluster[had_arrived], 1)

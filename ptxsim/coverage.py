@@ -14,7 +14,7 @@ assert opcodes.__all__  # importing them registers the opcodes
 
 
 def unsupported_statements(kernel: Kernel) -> list[str]:
-    """Return the statements of the kernel and of its callees that would raise NotImplementedError when reached."""
+    """Returns the statements of the kernel and of its callees that would raise NotImplementedError when reached."""
     machine = Machine(kernel, Geometry((32, 1, 1), 1, 1), kernel.shared_bytes)
     machine.device, machine.findings = Device(), Findings()
     machine.global_memory = GlobalMemory(machine.device, machine.findings)

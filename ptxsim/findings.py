@@ -1,4 +1,4 @@
-"""Faults that an execution found, one entry per kind and statement."""
+"""Collects the faults that an execution found, one entry per kind and statement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 KINDS = (
     "out_of_bounds",  # global or shared access outside every allocation
     "misaligned",  # address not a multiple of the access's width
-    "uninitialised",  # read of global or shared bytes that no thread wrote
+    "uninitialized",  # read of global or shared bytes that no thread wrote
     "race",  # shared accesses of two threads with no barrier between them
     "divergent_barrier",  # a barrier that only part of a block reaches, or reaches at different statements
     "deadlock",  # threads that wait forever
@@ -38,7 +38,7 @@ class Findings:
         self._known: dict[tuple[str, object], Finding] = {}
 
     def add(self, kind: str, where: object, message: str, count: int = 1) -> None:
-        """Report `count` occurrences of a fault at `where` (an instruction, or anything that names the place)."""
+        """Reports `count` occurrences of a fault at `where` (an instruction, or anything that names the place)."""
         if kind not in KINDS:
             raise ValueError(f"unknown kind of finding {kind!r}")
         known = self._known.get((kind, str(where)))

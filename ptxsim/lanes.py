@@ -1,4 +1,4 @@
-"""Geometry of a wave of blocks, and sets of its lanes."""
+"""Describes the geometry of a wave of blocks, and sets of its lanes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ class Geometry:
         self.warp_population = self.exists.reshape(-1, WARP).sum(1)
 
     def where(self, lane: int, first_cta: int) -> str:
-        """`block 3 thread 17`."""
+        """Returns a lane's name, such as `block 3 thread 17`."""
         return f"block {first_cta + self.cta_of[lane]} thread {self.thread_of[lane]}"
 
 
 def _as_slice(index: np.ndarray) -> slice | None:
-    """Return the slice equal to an ascending index array, if there is one: slices address registers without copying."""
+    """Returns the slice equal to an ascending index array, if there is one: slices address registers without
+    copying."""
     count, first = len(index), int(index[0])
     if count == 1:
         return slice(first, first + 1)
@@ -65,7 +66,8 @@ class Lanes:
         self.sel = index if as_slice is None else as_slice
 
     def where(self, chosen: np.ndarray) -> Lanes:
-        """Return the lanes for which `chosen` (one entry per lane of this set) holds; it must hold for at least one."""
+        """Returns the lanes for which `chosen` (one entry per lane of this set) holds; it must hold for at least
+        one."""
         return Lanes(self.geometry, self.index[chosen])
 
     @cached_property
@@ -118,12 +120,12 @@ class Lanes:
         return np.repeat(np.arange(len(self.warps)), np.diff(np.append(self.warp_starts, self.count)))
 
     def reduce_warps(self, ufunc: np.ufunc, values: np.ndarray) -> np.ndarray:
-        """Reduce by `ufunc` over the active lanes of each warp, and give each of those lanes the result."""
+        """Reduces by `ufunc` over the active lanes of each warp, and gives each of those lanes the result."""
         return ufunc.reduceat(values, self.warp_starts)[self.position_of_warp]
 
 
 def union(parts: list[Lanes]) -> Lanes:
-    """Return the union of lanes that were apart and have met again."""
+    """Returns the union of lanes that were apart and have met again."""
     if len(parts) == 1:
         return parts[0]
     return Lanes(parts[0].geometry, np.sort(np.concatenate([part.index for part in parts])))

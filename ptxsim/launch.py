@@ -49,7 +49,7 @@ def launch(
     approx_error: float = 0.0,
     max_steps: int = MAX_STEPS,
 ) -> Result:
-    """Execute a kernel to its end.
+    """Executes a kernel to its end.
 
     Args:
         device: The memory that the kernel reads and writes.
@@ -110,7 +110,7 @@ _machines: OrderedDict[tuple[object, ...], Machine] = OrderedDict()
 
 
 def _machine(kernel: Kernel, block: tuple[int, int, int], ctas: int, cluster: int, dynamic_shared: int) -> Machine:
-    """Return a machine, kept for later launches of the same shape; the least recently used one is dropped."""
+    """Returns a machine, kept for later launches of the same shape; the least recently used one is dropped."""
     key = kernel, block, ctas, cluster, dynamic_shared
     machine = _machines.pop(key, None) or Machine(
         kernel, Geometry(block, ctas, cluster), kernel.shared_bytes + dynamic_shared
@@ -138,7 +138,7 @@ def _parameter_block(kernel: Kernel, args: Sequence[object]) -> np.ndarray:
 
 
 def _scalar(value: object, type_name: str) -> np.ndarray:
-    """Return a number as the parameter's type. Integers wrap; a float for a 32- or 64-bit parameter keeps its bits."""
+    """Returns a number as the parameter's type. Integers wrap; a float for a 32- or 64-bit parameter keeps its bits."""
     dtype = DTYPES[type_name]
     if isinstance(value, np.generic):
         return np.array(value) if value.dtype.itemsize == dtype.itemsize else np.array(value).astype(dtype)

@@ -1,4 +1,4 @@
-"""Limits of a launch on each architecture."""
+"""Checks a launch against the limits of its architecture."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_launch(
     arch: int,
     findings: Findings,
 ) -> bool:
-    """Report each limit of `sm_<arch>` that a launch exceeds. Return False if it cannot be simulated either."""
+    """Reports each limit of `sm_<arch>` that a launch exceeds. Return False if it cannot be simulated either."""
     if arch not in SHARED_PER_BLOCK:
         raise ValueError(f"limits of sm_{arch} are not known; known are {sorted(SHARED_PER_BLOCK)}")
     threads, before = prod(block), len(findings.list)

@@ -64,7 +64,7 @@ class Machine:
         self.approx_error = 0.0
 
     def module_symbol(self, name: str, offset: int) -> np.ndarray | None:
-        """Return the address of a module's variable, in an array that is refilled for each launch's device."""
+        """Returns the address of a module's variable, in an array that is refilled for each launch's device."""
         variable = self.kernel.module.variables.get(name)
         if variable is None or variable.space not in ("global", "const"):
             return None
@@ -76,22 +76,22 @@ class Machine:
         return self._symbols[name, offset]
 
     def place_symbols(self, device: Device) -> None:
-        """Before a launch, write the addresses on this device of the module variables that bound code refers to."""
+        """Writes the addresses on this device of the module variables that bound code refers to, before a launch."""
         for (name, offset), cell in self._symbols.items():
             cell[0] = device.symbol(self.kernel.module, self.kernel.module.variables[name]) + offset
 
     def return_sites(self, function: Function) -> np.ndarray:
-        """Return, per lane, the entry of `call_sites` that called this function: one, as there is no recursion."""
+        """Returns, per lane, the entry of `call_sites` that called this function: one, as there is no recursion."""
         if function.name not in self._return_sites:
             self._return_sites[function.name] = np.zeros(self.geometry.lanes, np.int64)
         return self._return_sites[function.name]
 
     def name_lane(self, lane: int) -> str:
-        """`block 3 thread 17` of the grid."""
+        """Returns a lane's name in the grid, such as `block 3 thread 17`."""
         return self.geometry.where(lane, self.state.first_cta)
 
     def run(self, seed: int | None, max_steps: int, counts: Counter[str]) -> None:
-        """Run one wave to its end, adding executed warp instructions to `counts`."""
+        """Runs one wave to its end, adding executed warp instructions to `counts`."""
         self._ready = ReadyLanes(seed)
         self._parked: dict[int, Lanes] = {}
         self.shared.start(self.findings, self.name_lane)
@@ -130,11 +130,11 @@ class Machine:
                 counts[self.code[pc][1].name] += int(times)
 
     def push(self, pc: int, lanes: Lanes) -> None:
-        """Queue these lanes to continue at `pc`."""
+        """Queues these lanes to continue at `pc`."""
         self._ready.push(pc, lanes)
 
     def _force_progress(self) -> bool:
-        """Report that no lane can run. Release lanes that wait for the rest of their warp, or else end all waits."""
+        """Reports that no lane can run. Release lanes that wait for the rest of their warp, or else end all waits."""
         if self._parked:
             pc = min(self._parked)
             lanes = self._parked.pop(pc)
@@ -160,7 +160,7 @@ class Machine:
         return False
 
     def exit(self, lanes: Lanes) -> None:
-        """End these threads."""
+        """Ends these threads."""
         self.shared.exit(lanes)
         self.block_barriers.after_exit(lanes)
         self.cluster_barriers.after_exit(lanes)
@@ -189,7 +189,7 @@ class Machine:
         return segment
 
     def _meaning(self, operands: Operands) -> tuple[Run | None, Callable[[Lanes], Next] | None]:
-        """Return the code of a straight instruction, or else the code that sends its lanes to the next pc."""
+        """Returns the code of a straight instruction, or else the code that sends its lanes to the next pc."""
         try:
             instruction = operands.instruction
             group = find_collective(instruction.opcode, instruction.modifiers)
@@ -207,7 +207,7 @@ class Machine:
         return run, leave
 
     def understands(self, pc: int) -> bool:
-        """Whether the statement at `pc` can be executed."""
+        """Returns whether the statement at `pc` can be executed."""
         try:
             self._meaning(Operands(self, *self.code[pc], pc))
         except NotImplementedError:

@@ -40,12 +40,12 @@ class Operands:
         return self.instruction.operands[i]
 
     def has(self, *modifiers: str) -> bool:
-        """Whether one of the modifiers is given."""
+        """Returns whether one of the modifiers is given."""
         self._considered.update(modifiers)
         return any(m in self.modifiers for m in modifiers)
 
     def one_of(self, *modifiers: str, default: str | None = None) -> str:
-        """Return the one of these modifiers that is given."""
+        """Returns the one of these modifiers that is given."""
         self._considered.update(modifiers)
         for modifier in self.modifiers:
             if modifier in modifiers:
@@ -55,20 +55,20 @@ class Operands:
         return default
 
     def accept(self, *modifiers: str) -> None:
-        """Accept modifiers that change nothing here."""
+        """Accepts modifiers that change nothing here."""
         self._considered.update(modifiers)
 
     def refuse_unconsidered(self) -> None:
-        """Raise if a modifier is given that no code has looked at."""
+        """Raises if a modifier is given that no code has looked at."""
         if not self._considered.issuperset(self.modifiers):
             raise self.unknown()
 
     def unknown(self) -> NotImplementedError:
-        """The error for a form that is not supported."""
+        """Returns the error for a form that is not supported."""
         return NotImplementedError(str(self.instruction))
 
     def source(self, operand: int | str, type_name: str | None = None) -> np.ndarray:
-        """Values per lane, of the dtype of `type_name` (the instruction's own type if not given)."""
+        """Returns the values per lane, of the dtype of `type_name` (the instruction's own type if not given)."""
         text = self[operand] if isinstance(operand, int) else operand
         type_name = type_name or self.type
         dtype = DTYPES[type_name]
@@ -106,7 +106,8 @@ class Operands:
         return register.view(dtype)[::ratio]
 
     def dest(self, operand: int | str, type_name: str | None = None) -> np.ndarray:
-        """Return the array for values of `type_name`: assignment extends them to the register's width by their sign."""
+        """Returns the array for values of `type_name`: assignment extends them to the register's width by their
+        sign."""
         text = self[operand] if isinstance(operand, int) else operand
         dtype = DTYPES[type_name or self.type]
         if text == "_":
@@ -123,12 +124,12 @@ class Operands:
         return register.view((SIGNED if dtype.kind == "i" else UNSIGNED)[register.dtype.itemsize])
 
     def dest_pair(self, operand: int, type_name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """`%r1|%p1`: the destination and its optional predicate."""
+        """Returns the destination and its optional predicate, written `%r1|%p1`."""
         first, _, second = self[operand].partition("|")
         return self.dest(first, type_name), self.dest(second, "pred") if second else None
 
     def predicate(self, operand: int | str) -> Callable[[Lanes], np.ndarray]:
-        """`%p1` or `!%p1` as a function of the active lanes."""
+        """Returns `%p1` or `!%p1` as a function of the active lanes."""
         text = self[operand] if isinstance(operand, int) else operand
         values = self.source(text.lstrip("!"), "pred")
         if text.startswith("!"):
@@ -141,7 +142,8 @@ class Operands:
         return [x.strip() for x in text.strip("{}").split(",")] if text.startswith("{") else [text]
 
     def symbol_address(self, text: str) -> np.ndarray | None:
-        """Address, in its own state space, of `name` or `name+8`: an array of one entry, filled before every launch."""
+        """Returns address, in its own state space, of `name` or `name+8`: an array of one entry, filled before every
+        launch."""
         name, _, plus = text.partition("+")
         machine = self.machine
         offset: int | None = machine.shared_layout.get(name)
@@ -154,14 +156,14 @@ class Operands:
         return np.array([offset + int(plus or "0", 0)], np.uint64)
 
     def address(self, operand: int) -> tuple[str, int]:
-        """`[%rd1+8]` as base and displacement."""
+        """Splits `[%rd1+8]` into base and displacement."""
         match = _ADDRESS.fullmatch(self[operand])
         if match is None:
             raise self.unknown()
         return match[1], int(match[2] or "0", 0)
 
     def address_source(self, operand: int) -> Callable[[Lanes], np.ndarray]:
-        """Addresses of the active lanes as int64."""
+        """Returns the addresses of the active lanes as int64."""
         base, displacement = self.address(operand)
         register = self.machine.state.register(self.function, base)
         if register is not None and register.dtype.itemsize == 4:
@@ -174,7 +176,7 @@ class Operands:
     def unary(
         self, function: Callable[[np.ndarray], np.ndarray], type_name: str | None = None, result: str | None = None
     ) -> Run:
-        """dest = function(operand 1)."""
+        """Computes dest = function(operand 1)."""
         d, a = self.dest(0, result or type_name), self.source(1, type_name)
 
         def run(lanes: Lanes) -> None:
@@ -184,7 +186,7 @@ class Operands:
         return run
 
     def binary(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray], type_name: str | None = None) -> Run:
-        """dest = function(operand 1, operand 2)."""
+        """Computes dest = function(operand 1, operand 2)."""
         d, a, b = self.dest(0, type_name), self.source(1, type_name), self.source(2, type_name)
 
         def run(lanes: Lanes) -> None:
@@ -194,7 +196,7 @@ class Operands:
         return run
 
     def ternary(self, function: Callable[..., np.ndarray], type_name: str | None = None) -> Run:
-        """dest = function(operands 1, 2, 3)."""
+        """Computes dest = function(operands 1, 2, 3)."""
         d, a, b, c = self.dest(0, type_name), *(self.source(i, type_name) for i in (1, 2, 3))
 
         def run(lanes: Lanes) -> None:

@@ -1,4 +1,4 @@
-"""Happens-before between warps: vector clocks, advanced by barriers.
+"""Tracks happens-before between warps, by vector clocks that barriers advance.
 
 Every access to shared memory is stamped with its warp's clock. Warp v's access stamped t is ordered before the present
 access of warp w exactly if `seen[w, v] >= t`. A barrier publishes the present time of each warp that arrives and gives
@@ -38,7 +38,7 @@ class Ordering:
         return time
 
     def _told(self, warps: np.ndarray) -> np.ndarray:
-        """Return what these warps did and saw until now.
+        """Returns what these warps did and saw until now.
 
         They do not see their own new accesses yet: some lanes may arrive later, and no lane is ordered after another
         until all have waited.
@@ -48,31 +48,31 @@ class Ordering:
         return told
 
     def _refresh(self, warps: np.ndarray) -> None:
-        """Keep the oldest time that a warp has seen of its CTA and of its cluster; it lets most checks end early."""
+        """Keeps the oldest time that a warp has seen of its CTA and of its cluster; it lets most checks end early."""
         seen = self.seen[warps]
         self.cta_floor[warps] = np.take_along_axis(seen, self._own[warps], 1).min(1)
         self.cluster_floor[warps] = seen.min(1)
 
     def warp_barrier(self, warps: np.ndarray) -> None:
-        """`bar.warp.sync`: orders the lanes of each warp."""
+        """Orders the lanes of each warp, as `bar.warp.sync` does."""
         time = self._publish(warps)
         self.seen[warps, self.slot[warps]] = time
         self._refresh(warps)
 
     def block_arrive(self, warps: np.ndarray, barrier: int) -> None:
-        """These warps of one or more blocks reach a barrier that is not complete yet."""
+        """Lets these warps of one or more blocks reach a barrier that is not complete yet."""
         pending = self._pending.setdefault(barrier, np.full_like(self.seen[:: self._geometry.warps_per_cta], -1))
         np.maximum.at(pending, warps // self._geometry.warps_per_cta, self._told(warps))
 
     def block_release(self, cta: int, warps: np.ndarray, barrier: int) -> None:
-        """The barrier is complete: the warps that waited learn what those that arrived had done and seen until then."""
+        """Completes a barrier: the warps that waited learn what those that arrived had done and seen until then."""
         pending = self._pending[barrier]
         self.seen[warps] = np.maximum(self.seen[warps], pending[cta])
         pending[cta] = -1
         self._refresh(warps)
 
     def block_barrier(self, warps: np.ndarray) -> None:
-        """`bar.sync` of whole blocks at once."""
+        """Orders whole blocks at once, as `bar.sync` does."""
         time = self._publish(warps)
         self.seen[warps, self.slot[warps]] = time
         cta = warps // self._geometry.warps_per_cta
@@ -82,15 +82,15 @@ class Ordering:
         self._refresh(warps)
 
     def cluster_arrive(self, warps: np.ndarray) -> None:
-        """`barrier.cluster.arrive`: what these warps did and saw until now will be released."""
+        """Notes what these warps did and saw until now, which `barrier.cluster.arrive` will release."""
         np.maximum.at(self._arriving, warps // self._geometry.warps_per_cluster, self._told(warps))
 
     def cluster_complete(self, clusters: np.ndarray) -> None:
-        """All threads of these clusters have arrived."""
+        """Completes the barrier of these clusters, all of whose threads have arrived."""
         self._released[clusters] = self._arriving[clusters]
 
     def cluster_wait(self, warps: np.ndarray) -> None:
-        """`barrier.cluster.wait` returns in these warps."""
+        """Lets these warps return from `barrier.cluster.wait`."""
         released = self._released[warps // self._geometry.warps_per_cluster]
         self.seen[warps] = np.maximum(self.seen[warps], released)
         self._refresh(warps)

@@ -25,7 +25,7 @@ class ReadyLanes:
         return bool(self._heap)
 
     def push(self, pc: int, lanes: Lanes) -> None:
-        """Queue these lanes to continue at `pc`."""
+        """Queues these lanes to continue at `pc`."""
         if pc in self._lanes:
             self._lanes[pc].append(lanes)
         else:
@@ -33,7 +33,7 @@ class ReadyLanes:
             heapq.heappush(self._heap, pc)
 
     def pop(self) -> tuple[int, Lanes]:
-        """Take out the lanes to run now."""
+        """Takes out the lanes to run now."""
         if self._rng is not None:
             return self._pop_random(self._rng)
         pc = heapq.heappop(self._heap)

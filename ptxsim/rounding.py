@@ -14,14 +14,14 @@ _BF16_NAN = 0x7FFF
 
 
 def two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """a + b = sum + error, exactly."""
+    """Returns (sum, error) with a + b = sum + error exactly."""
     total = a + b
     other = total - a
     return total, (a - (total - other)) + (b - other)
 
 
 def two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """a * b = product + error, exactly."""
+    """Returns (product, error) with a * b = product + error exactly."""
     product = a * b
     t = a * _SPLITTER
     a_high = t - (t - a)
@@ -33,7 +33,7 @@ def two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def round_to_odd(value: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """value + error, truncated to float64 with the last bit set if anything was cut off."""
+    """Returns value + error, truncated to float64 with the last bit set if anything was cut off."""
     bits = value.view(np.int64)
     inexact = (error != 0) & np.isfinite(value) & np.isfinite(error)
     toward_zero = inexact & ((error < 0) != (value < 0)) & (value != 0)
@@ -42,7 +42,7 @@ def round_to_odd(value: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def fma_float64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c in float64, rounded once."""
+    """Returns a * b + c in float64, rounded once."""
     product_high, product_low = two_product(a, b)
     sum_high, sum_low = two_sum(c, product_low)
     value_high, value_low = two_sum(product_high, sum_high)
@@ -52,12 +52,12 @@ def fma_float64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def fma_odd(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c of values from a format of at most 26 significant bits, in float64 rounded to odd."""
+    """Returns a * b + c of values from a format of at most 26 significant bits, in float64 rounded to odd."""
     return round_to_odd(*two_sum(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)))
 
 
 def fma_float32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c in float32, rounded once."""
+    """Returns a * b + c in float32, rounded once."""
     c64 = c.astype(np.float64)
     product = np.multiply(a, b, dtype=np.float64)
     total = product + c64
@@ -73,7 +73,7 @@ def fma_float32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def directed_float64(value: np.ndarray, error: np.ndarray, mode: str) -> np.ndarray:
-    """value + error (value rounded to nearest, error exact) rounded to float64 downwards, upwards or toward zero."""
+    """Rounds value + error (value rounded to nearest, error exact) to float64 downward, upward or toward zero."""
     down, up = np.nextafter(value, -np.inf), np.nextafter(value, np.inf)
     if mode == "rm":
         return np.where(error < 0, down, value)
@@ -85,7 +85,7 @@ def directed_float64(value: np.ndarray, error: np.ndarray, mode: str) -> np.ndar
 
 
 def directed_float32(value: np.ndarray, mode: str, error: np.ndarray | float = 0.0) -> np.ndarray:
-    """A float64 value + error rounded once to float32 in direction `mode`."""
+    """Rounds a float64 value + error once to float32 in direction `mode`."""
     nearest = value.astype(np.float32)
     if mode == "rn":
         return nearest
@@ -103,18 +103,18 @@ def directed_float32(value: np.ndarray, mode: str, error: np.ndarray | float = 0
 
 
 def flush_subnormals(x: np.ndarray) -> np.ndarray:
-    """`.ftz`: subnormal float32 become zero of the same sign."""
+    """Replaces subnormal float32 by zero of the same sign, as `.ftz` does."""
     small = np.abs(x) < np.float32(1.1754944e-38)
     return np.where(small, np.copysign(x.dtype.type(0), x), x) if small.any() else x
 
 
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
-    """Exact."""
+    """Converts exactly."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def float32_to_bfloat16(x: np.ndarray, mode: str = "rn") -> np.ndarray:
-    """Round to the nearest even bfloat16 (or toward zero); NaN becomes 0x7FFF, as in hardware."""
+    """Rounds to the nearest even bfloat16 (or toward zero); NaN becomes 0x7FFF, as in hardware."""
     bits = x.view(np.uint32)
     high = bits >> np.uint32(16)
     if mode == "rn":
@@ -128,7 +128,7 @@ def float32_to_bfloat16(x: np.ndarray, mode: str = "rn") -> np.ndarray:
 
 
 def float64_to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """Round once: through float32 rounded to odd."""
+    """Rounds once: through float32 rounded to odd."""
     narrow = x.astype(np.float32)
     wide = narrow.astype(np.float64)
     bits = narrow.view(np.int32)

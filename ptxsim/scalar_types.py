@@ -1,4 +1,4 @@
-"""PTX's fundamental types as numpy dtypes.
+"""Maps PTX's fundamental types to numpy dtypes.
 
 bfloat16 has no numpy dtype and packed pairs have none: they are kept as the unsigned integer that holds their bits.
 """
@@ -23,7 +23,8 @@ SIGNED: dict[int, np.dtype] = {1: np.dtype("i1"), 2: np.dtype("i2"), 4: np.dtype
 
 
 def storage_dtype(type_name: str) -> np.dtype:
-    """The dtype a register or variable element of this type is kept in: unsigned bits, or bool for a predicate."""
+    """Returns the dtype a register or variable element of this type is kept in: unsigned bits, or bool for a
+    predicate."""
     if type_name not in DTYPES:
         raise NotImplementedError(f"register type .{type_name}")
     return DTYPES["pred"] if type_name == "pred" else UNSIGNED[DTYPES[type_name].itemsize]

@@ -1,4 +1,4 @@
-"""Per-thread state of a wave: registers, special registers, parameters, stack frames. One array entry per lane."""
+"""Holds the state of each thread of a wave: registers, parameters, stack frames. Arrays have one entry per lane."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LaneState:
         return self._stack
 
     def start(self, first_cta: int, grid: tuple[int, int, int], dynamic_shared: int) -> None:
-        """Begin a wave at this block."""
+        """Begins a wave at this block."""
         self.first_cta, self.grid, self.dynamic_shared = first_cta, grid, dynamic_shared
         for register in self._registers.values():
             register.fill(0)
@@ -56,7 +56,7 @@ class LaneState:
             values[...] = self._special_values(name)
 
     def register(self, function: Function, name: str) -> np.ndarray | None:
-        """A register's bits, one entry per lane; None if there is no such register."""
+        """Returns a register's bits, one entry per lane; None if there is no such register."""
         key = function.name, name
         if key not in self._registers:
             if name not in function.body.registers:
@@ -65,11 +65,11 @@ class LaneState:
         return self._registers[key]
 
     def local_offset(self, function: Function, name: str) -> int | None:
-        """Return the offset of a `.local` variable in each thread's stack."""
+        """Returns the offset of a `.local` variable in each thread's stack."""
         return self._frame_offsets.get((function.name, name))
 
     def param_variable(self, function: Function, name: str) -> np.ndarray | None:
-        """[lane, byte] of a `.param` variable of a function or of a call site; None if there is no such variable."""
+        """Returns [lane, byte] of a `.param` variable of a function or call site; None if there is no such variable."""
         key = function.name, name
         if key not in self._params:
             declared: dict[str, Variable] = {
@@ -83,7 +83,7 @@ class LaneState:
         return self._params[key]
 
     def special(self, name: str) -> np.ndarray | None:
-        """A special register such as `%tid.x`; None if there is no such register."""
+        """Returns a special register such as `%tid.x`; None if there is no such register."""
         if name not in self._specials:
             values = self._special_values(name)
             if values is None:

@@ -65,7 +65,7 @@ extern "C" __global__ void reducing_barriers(int* out) {
   out[128 + t] = __syncthreads_or(t == 77);
   out[256 + t] = __syncthreads_and(t < 100);
 }
-extern "C" __global__ void neighbours(uint16_t* out) {  // two-byte stores next to each other are no race
+extern "C" __global__ void neighbors(uint16_t* out) {  // two-byte stores next to each other are no race
   __shared__ uint16_t s[128];
   s[threadIdx.x] = threadIdx.x * 3;
   out[threadIdx.x] = s[threadIdx.x];

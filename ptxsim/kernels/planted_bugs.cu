@@ -9,8 +9,8 @@ namespace cg = cooperative_groups;
 #define MISALIGNED 4
 #define PARTIAL_WARP 5
 #define DIVERGENT_BARRIER 6
-#define UNINITIALISED_SHARED 7
-#define UNINITIALISED_GLOBAL 8
+#define UNINITIALIZED_SHARED 7
+#define UNINITIALIZED_GLOBAL 8
 #define SHARED_OVERFLOW 9
 #define SINGLE_BUFFER 10
 #define DEADLOCK 11
@@ -37,7 +37,7 @@ __global__ void block_kernel(const float* x, float* out, float* scratch, int n) 
   float s = 0;
   if (BUG == EXITED_BEFORE_BARRIER && t >= 128) return;
   for (int i = blockIdx.x * 256 + t; i < n + (BUG == OFF_BY_ONE); i += 256 * gridDim.x) s += x[i];
-  if (BUG != UNINITIALISED_SHARED || t != 5) tile[BUG == SHARED_OVERFLOW ? t + 900 : t] = s;
+  if (BUG != UNINITIALIZED_SHARED || t != 5) tile[BUG == SHARED_OVERFLOW ? t + 900 : t] = s;
   IF_RIGHT(MISSING_SYNCTHREADS, __syncthreads());
   s += tile[255 - t];
   exchange[t] = s;
@@ -62,7 +62,7 @@ __global__ void block_kernel(const float* x, float* out, float* scratch, int n) 
   }
   if (BUG == DEADLOCK && warp == 3) asm volatile("bar.sync 5, 64;");
   small[BUG == OVERLAPPING_STORES ? t | 1 : t] = (uint16_t)t;
-  if (BUG == UNINITIALISED_GLOBAL) s += scratch[t];
+  if (BUG == UNINITIALIZED_GLOBAL) s += scratch[t];
   scratch[t + 256 * blockIdx.x] = s + small[BUG == OVERLAPPING_STORES ? t | 1 : t];
   if (BUG == TRAP && !(s < 1e30f && s > 1e30f)) asm volatile("trap;");
   reinterpret_cast<float2*>(out + (BUG == MISALIGNED))[t + 256 * blockIdx.x] = make_float2(s, s);

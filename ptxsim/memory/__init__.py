@@ -1,1 +1,1 @@
-"""Memory of a device as the interpreter holds it: global and shared, checked, counted, and watched for races."""
+"""Holds the memory of a device, global and shared: checks and counts each access, and finds races."""

@@ -1,4 +1,4 @@
-"""Global memory: named allocations between guard bands, each byte known to be written or not."""
+"""Holds global memory: named allocations between guard bands, each byte known to be written or not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Device:
         return allocation
 
     def upload(self, array: np.ndarray, name: str | None = None, offset: int = 0) -> int:
-        """Copy an array to the device. Its address is `offset` bytes past a multiple of 256."""
+        """Copies an array to the device. Its address is `offset` bytes past a multiple of 256."""
         array = np.ascontiguousarray(array)
         a = self._allocate(array.shape, array.dtype, name, offset)
         self.memory[a.start : a.end] = array.reshape(-1).view(np.uint8)
@@ -67,14 +67,14 @@ class Device:
         return BASE + a.start
 
     def empty(self, shape: int | tuple[int, ...], dtype: object, name: str | None = None, offset: int = 0) -> int:
-        """Allocate memory that is not written: reading it before a store is a finding, and yields 0xCD bytes."""
+        """Allocates memory that is not written: reading it before a store is a finding, and yields 0xCD bytes."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         a = self._allocate(shape, np.dtype(dtype), name, offset)  # type: ignore[call-overload]
         self.memory[a.start : a.end] = 0xCD
         return BASE + a.start
 
     def download(self, pointer: int) -> np.ndarray:
-        """Copy the allocation whose address `upload` or `empty` returned."""
+        """Copies the allocation whose address `upload` or `empty` returned."""
         found = [a for a in self.allocations if BASE + a.start == pointer]
         if not found:
             raise ValueError(f"{pointer:#x} is not the address of an allocation")
@@ -82,12 +82,12 @@ class Device:
         return self.memory[a.start : a.end].copy().view(a.dtype).reshape(a.shape)
 
     def find(self, start: int) -> Allocation | None:
-        """Return the last allocation that begins at or before a byte offset from BASE."""
+        """Returns the last allocation that begins at or before a byte offset from BASE."""
         i = bisect_right(self.starts, start) - 1
         return self.allocations[i] if i >= 0 else None
 
     def symbol(self, module: Module, variable: Variable) -> int:
-        """Return the address of a `.global` or `.const` variable, placed with its initial value when first used."""
+        """Returns the address of a `.global` or `.const` variable, placed with its initial value when first used."""
         key = (id(module), variable.name)
         if key not in self._symbols:
             from ..text.literals import variable_bytes

@@ -1,4 +1,4 @@
-"""Checked access of lanes to global memory."""
+"""Checks the access of lanes to global memory."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class GlobalMemory:
         self.refresh()
 
     def refresh(self) -> None:
-        """Allocations were added."""
+        """Takes in allocations that were added."""
         self._starts = np.array(self.device.starts, np.int64)
         self._ends = np.array([a.end for a in self.device.allocations], np.int64)
         self.meter.refresh()
 
     def access(self, lanes: Lanes, address: np.ndarray, width: int, instruction: Instruction, kind: str) -> np.ndarray:
-        """Return byte offsets in the device's memory after all checks; `kind` is load, store, atomic or prefetch.
+        """Returns byte offsets in the device's memory after all checks; `kind` is load, store, atomic or prefetch.
 
         A lane whose access is out of bounds or misaligned is reported and sent to the unused bytes at offset 0.
         """
@@ -51,7 +51,7 @@ class GlobalMemory:
     def _check_bounds(
         self, lanes: Lanes, offset: np.ndarray, width: int, instruction: Instruction, kind: str
     ) -> tuple[np.ndarray, list[tuple[int, np.ndarray | None]]]:
-        """Return offsets, and per touched allocation the lanes that touch it (None: all)."""
+        """Returns offsets, and per touched allocation the lanes that touch it (None: all)."""
         low, high = int(offset.min()), int(offset.max())
         i = int(np.searchsorted(self._starts, low, "right")) - 1
         misaligned = (offset & (width - 1)).any()
@@ -109,4 +109,4 @@ class GlobalMemory:
         if unwritten.any():
             i = int(np.argmax(unwritten))
             message = f"{self.name_lane(lanes.index[i])} reads {self._describe(int(offset[i]))}, never written"
-            self._findings.add("uninitialised", instruction, message, int(unwritten.sum()))
+            self._findings.add("uninitialized", instruction, message, int(unwritten.sum()))

@@ -1,4 +1,4 @@
-"""Data races on shared memory: conflicting accesses of two threads that no barrier orders.
+"""Finds data races on shared memory: conflicting accesses of two threads that no barrier orders.
 
 Per granule of shared memory, the check keeps the last writer, the last reader, and the first reader since the last
 write that is still unordered with later ones. (Two readers instead of all of them: an unordered reader can be forgotten
@@ -47,14 +47,14 @@ class RaceCheck:
         self._any_across = False
 
     def cross_block(self, ctas: np.ndarray) -> None:
-        """Note that other blocks access the memory of these blocks."""
+        """Notes that other blocks access the memory of these blocks."""
         self._shared_across[ctas] = True
         self._any_across = True
 
     def check(
         self, lanes: Lanes, place: np.ndarray, width: int, cta: np.ndarray, instruction: Instruction, kind: str
     ) -> None:
-        """Check aligned, in-bounds accesses of `width` bytes at byte `place` of the wave's shared memory."""
+        """Checks aligned, in-bounds accesses of `width` bytes at byte `place` of the wave's shared memory."""
         per_access = max(width // self._granule, 1)
         row = place // (per_access * self._granule)
         warp = lanes.warp_of
@@ -99,7 +99,7 @@ class RaceCheck:
         access.scatter(self._first_reader.lane, np.where(replace, access.me, lane))
 
     def _ordered(self, access: _Rows, lane: np.ndarray, clock: np.ndarray) -> np.ndarray:
-        """Return which remembered accesses are ordered before the present ones, or made by the same thread."""
+        """Returns which remembered accesses are ordered before the present ones, or made by the same thread."""
         other = lane & (_ATOMIC - 1)
         slot = other // WARP % self._geometry.warps_per_cluster
         ordered = self._ordering.seen[access.warp, slot] >= clock
@@ -150,7 +150,7 @@ class RaceCheck:
         i, part = np.unravel_index(int(np.argmax(found)), found.shape)
         where = self._where(int(place[i]) + int(part) * self._granule, int(cta[i]))
         message = f"{self._name_lane(lanes.index[i])}: {kind} of {where}, never written"
-        self._findings.add("uninitialised", instruction, message, int(found.any(1).sum()))
+        self._findings.add("uninitialized", instruction, message, int(found.any(1).sum()))
 
     def _where(self, place: int, cta: int) -> str:
         block = self._name_lane(cta * self._geometry.lanes_per_cta).split(" thread")[0]

@@ -1,4 +1,4 @@
-"""Shared memory of all blocks of a wave, with checks of bounds, initialization and the lifetime of each block.
+"""Holds the shared memory of all blocks of a wave, and checks bounds, initialization and the lifetime of each block.
 
 Addresses: an offset in the block's own window, or `(rank + 1) << RANK_SHIFT | offset` for a block of the cluster, as
 `mapa` makes them.
@@ -33,7 +33,7 @@ class SharedMemory:
         self.views = {width: self.bytes.view(dtype) for width, dtype in UNSIGNED.items()}
 
     def start(self, findings: Findings, name_lane: Callable[[int], str]) -> None:
-        """Forget everything: the blocks of a new wave begin. Contents are 0xFF bytes, NaN in every float format."""
+        """Forgets everything: the blocks of a new wave begin. Contents are 0xFF bytes, NaN in every float format."""
         self.bytes.fill(0xFF)
         self.ordering = Ordering(self._geometry)
         self._findings, self._name_lane = findings, name_lane
@@ -44,7 +44,7 @@ class SharedMemory:
         self._any_remote = False
 
     def access(self, lanes: Lanes, address: np.ndarray, width: int, instruction: Instruction, kind: str) -> np.ndarray:
-        """Return byte offsets into `bytes` after all checks; a lane in error gets the unused bytes at the end."""
+        """Returns byte offsets into `bytes` after all checks; a lane in error gets the unused bytes at the end."""
         cta = lanes.cta_of
         offset = address
         if int(address.max()) >> RANK_SHIFT:
@@ -80,7 +80,7 @@ class SharedMemory:
         return place
 
     def _check_lives(self, lanes: Lanes, target: np.ndarray, instruction: Instruction, kind: str) -> None:
-        """Check that distributed shared memory is used between the start of its block and its last thread's exit."""
+        """Checks that distributed shared memory is used between the start of its block and its last thread's exit."""
         remote = target != lanes.cta_of
         warp, cta, index = lanes.warp_of[remote], target[remote], lanes.index[remote]
         self._races.cross_block(cta)
@@ -102,7 +102,7 @@ class SharedMemory:
         self._last_remote = instruction
 
     def exit(self, lanes: Lanes) -> None:
-        """End threads. Every remote access to a block must be ordered before the exit of its last thread."""
+        """Ends threads. Every remote access to a block must be ordered before the exit of its last thread."""
         ctas, counts = np.unique(lanes.cta_of, return_counts=True)
         self._alive[ctas] -= counts
         if not self._any_remote:
@@ -126,7 +126,7 @@ class SharedMemory:
 
 
 def narrowest_access(instructions: Sequence[Instruction]) -> int:
-    """Bytes of the narrowest access that may touch shared memory."""
+    """Returns the bytes of the narrowest access that may touch shared memory."""
     narrowest = 16
     for instruction in instructions:
         if instruction.opcode not in ("ld", "st", "atom", "red"):

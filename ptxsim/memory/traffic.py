@@ -37,14 +37,14 @@ class TrafficMeter:
         self.refresh()
 
     def refresh(self) -> None:
-        """Adapt to the device's memory, which may have grown."""
+        """Adapts to the device's memory, which may have grown."""
         if len(self._loaded) < len(self._device.memory):
             old, self._loaded = self._loaded, np.zeros(len(self._device.memory), np.uint8)
             self._loaded[: len(old)] = old
             self._views = {width: self._loaded.view(dtype) for width, dtype in UNSIGNED.items()}
 
     def count(self, allocation: int, offset: np.ndarray, width: int, warp: np.ndarray, store: bool) -> None:
-        """Count accesses to `width` bytes at `offset` of one allocation; the lanes are ascending in `warp`."""
+        """Counts accesses to `width` bytes at `offset` of one allocation; the lanes are ascending in `warp`."""
         traffic = self._traffic.setdefault(allocation, Traffic())
         sectors = _distinct_sectors(offset, width, warp)
         if store:
@@ -61,7 +61,7 @@ class TrafficMeter:
             view[first + part] = ~view.dtype.type(0)
 
     def result(self) -> dict[str, Traffic]:
-        """Return the traffic by allocation name; allocations of one name are added up."""
+        """Returns the traffic by allocation name; allocations of one name are added up."""
         by_name: dict[str, Traffic] = {}
         for i, traffic in self._traffic.items():
             a = self._device.allocations[i]
@@ -76,7 +76,7 @@ class TrafficMeter:
 
 
 def _distinct_sectors(offset: np.ndarray, width: int, warp: np.ndarray) -> int:
-    """Distinct (warp, sector) pairs. Accesses are aligned, so one of up to 32 bytes lies in one sector."""
+    """Returns the distinct (warp, sector) pairs. Accesses are aligned, so one of up to 32 bytes lies in one sector."""
     key = (warp << 40) + offset // SECTOR
     step = key[1:] - key[:-1]
     if len(step) and step.min() < 0:

@@ -1,4 +1,4 @@
-"""Generic addresses and the windows of the other state spaces; addresses of other blocks of a cluster; prefetches."""
+"""Implements generic addresses, the windows of other state spaces, addresses of other blocks, and prefetches."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _isspacep(op: Operands) -> Run:
 
 @opcode("mapa")
 def _mapa(op: Operands) -> Run:
-    """The address of the same variable in another block of the cluster."""
+    """Returns the address of the same variable in another block of the cluster."""
     window = np.uint64(0 if op.has("shared::cluster") else SHARED_WINDOW)
     dtype = op.type
     d, a, rank = op.dest(0, dtype), op.source(1, dtype), op.source(2, "u32")
@@ -98,7 +98,7 @@ def _prefetch(op: Operands) -> Run:
 
 @opcode("cp")
 def _bulk_prefetch(op: Operands) -> Run:
-    """`cp.async.bulk.prefetch.L2.global [address], size`: no effect, but all bytes must exist and come in sixteens."""
+    """Implements `cp.async.bulk.prefetch.L2.global [address], size`: it checks that the bytes exist, in sixteens."""
     if op.modifiers[:4] != ("async", "bulk", "prefetch", "L2") or not op.has("global"):
         raise op.unknown()
     op.accept("async", "bulk", "prefetch", "L2", "L2::cache_hint")

@@ -24,7 +24,7 @@ _UFUNCS: dict[str, np.ufunc] = {
 
 
 def _one_by_one(name: str) -> Callable[..., object]:
-    """new value = f(old, b, c)."""
+    """Makes a function that computes each new value as f(old, b, c)."""
     if name in _UFUNCS:
         ufunc = _UFUNCS[name]
         return lambda old, b, c: ufunc(old, b)

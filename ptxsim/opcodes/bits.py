@@ -1,4 +1,4 @@
-"""Logic, shifts, and the bit operations that libdevice needs."""
+"""Implements logic, shifts, and the bit operations that libdevice needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _cnot(op: Operands) -> Run:
 
 @opcode("shl", "shr", family="int")
 def _shift(op: Operands) -> Run:
-    """A count past the width shifts everything out."""
+    """Implements shl and shr, in which a count past the width shifts everything out."""
     d, a, count = op.dest(0), op.source(1), op.source(2, "u32")
     dtype = DTYPES[op.type]
     width = 8 * dtype.itemsize
@@ -89,7 +89,7 @@ def _funnel_shift(op: Operands) -> Run:
 
 
 def bit_length(x: np.ndarray) -> np.ndarray:
-    """Position of the highest set bit plus one; 0 for 0."""
+    """Returns the position of the highest set bit plus one; 0 for 0."""
     if x.dtype.itemsize == 8:
         high = bit_length((x >> np.uint64(32)).astype(np.uint32))
         return np.where(high > 0, high + 32, bit_length(x.astype(np.uint32)))
@@ -97,7 +97,7 @@ def bit_length(x: np.ndarray) -> np.ndarray:
 
 
 def popcount(x: np.ndarray) -> np.ndarray:
-    """Number of set bits."""
+    """Returns the number of set bits."""
     x = x.astype(np.uint64)
     one, two, four = np.uint64(1), np.uint64(2), np.uint64(4)
     x = x - (x >> one & np.uint64(0x5555555555555555))
@@ -116,7 +116,7 @@ def _popc_clz(op: Operands) -> Run:
 
 @opcode("bfind", family="int")
 def _bfind(op: Operands) -> Run:
-    """Highest bit that differs from the sign; 0xFFFFFFFF if there is none."""
+    """Finds the highest bit that differs from the sign; 0xFFFFFFFF if there is none."""
     dtype = DTYPES[op.type]
     width, shift_amount = 8 * dtype.itemsize, op.has("shiftamt")
 

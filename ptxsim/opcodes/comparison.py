@@ -26,7 +26,7 @@ _HALVES = ("f16", "bf16", "f16x2", "bf16x2")
 
 
 def _comparison(name: str, is_float: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Ordered comparisons are false on NaN (numpy's `!=` is not); the `u` forms are true on NaN."""
+    """Returns a comparison: ordered ones are false on NaN (numpy's `!=` is not), the `u` forms are true on NaN."""
     if name == "nan":
         return lambda a, b: np.isnan(a) | np.isnan(b)
     if name == "num":
@@ -43,7 +43,7 @@ def _comparison(name: str, is_float: bool) -> Callable[[np.ndarray, np.ndarray],
 
 
 def _compared(op: Operands, first: int, type_name: str) -> Callable[[Lanes], np.ndarray]:
-    """Compare operands `first` and `first + 1`; a boolean op combines the result with the predicate after them."""
+    """Compares operands `first` and `first + 1`; a boolean op combines the result with the predicate after them."""
     is_float = type_name in _HALVES or DTYPES[type_name].kind == "f"
     compare = _comparison(op.modifiers[0], is_float)
     op.accept(op.modifiers[0])
@@ -129,7 +129,7 @@ def _selp(op: Operands) -> Run:
 
 @opcode("slct")
 def _slct(op: Operands) -> Run:
-    """a if c >= 0, else b (also for NaN)."""
+    """Selects a if c >= 0, else b (also for NaN)."""
     target, control = [m for m in op.modifiers if m in DTYPES]
     d, a, b, c = op.dest(0, target), op.source(1, target), op.source(2, target), op.source(3, control)
 

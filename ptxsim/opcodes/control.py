@@ -1,4 +1,4 @@
-"""Branches, calls, exits, and barriers of blocks and clusters."""
+"""Implements branches, calls, exits, and barriers of blocks and clusters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _bra(op: Operands) -> Leave:
 
 @control("brx")
 def _brx(op: Operands) -> Leave:
-    """`brx.idx index, table`."""
+    """Implements `brx.idx index, table`."""
     op.accept("idx", "uni")
     index = op.source(0, "u32")
     targets = np.array([op.machine.labels[op.function.name, t] for t in op.function.body.branch_targets[op[1]]])
@@ -81,7 +81,7 @@ def _ret(op: Operands) -> Leave:
 
 @control("call")
 def _call(op: Operands) -> Leave:
-    """`call.uni (result), name, (argument, ...)`: arguments and result are `.param` variables of the call site."""
+    """Implements `call.uni (result), name, (argument, ...)`, whose operands are `.param` variables of the call site."""
     op.accept("uni")
     groups = [
         [x.strip() for x in o[1:-1].split(",") if x.strip()] for o in op.instruction.operands if o.startswith("(")
@@ -145,7 +145,7 @@ def _number(op: Operands, operand: int) -> int:
 
 
 def _uniform(op: Operands, operand: int) -> Callable[[Lanes], int]:
-    """A barrier's number or thread count, which must be equal in all threads that arrive together."""
+    """Returns a barrier's number or thread count, which must be equal in all threads that arrive together."""
     if literal(op[operand], "u32") is not None:
         number = _number(op, operand)
         return lambda lanes: number
@@ -162,7 +162,7 @@ def _uniform(op: Operands, operand: int) -> Callable[[Lanes], int]:
 
 @control("bar", "barrier")
 def _bar(op: Operands) -> Leave:
-    """bar.sync a{, b}; bar.arrive a, b; bar.red.{popc.u32|and.pred|or.pred} d, a{, b}, p."""
+    """Implements bar.sync a{, b}; bar.arrive a, b; and bar.red.{popc.u32|and.pred|or.pred} d, a{, b}, p."""
     kind = op.one_of("sync", "arrive", "red")
     op.accept("aligned", "cta")
     barriers, pc = op.machine.block_barriers, op.pc

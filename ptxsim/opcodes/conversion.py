@@ -18,7 +18,7 @@ _FLOATS = ("f16", "bf16", "f32", "f64")
 
 
 def _float_to_integer(x: np.ndarray, dtype: np.dtype, rounding: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Convert with saturation; NaN becomes 0."""
+    """Converts with saturation; NaN becomes 0."""
     x = rounding(x.astype(np.float64))
     limits = np.iinfo(dtype)
     top = float(limits.max)  # of a 64-bit type this rounds up to a power of two that does not fit
@@ -117,7 +117,7 @@ def _cvt(op: Operands) -> Run:
 
 
 def _pack_pair(op: Operands, target: str, source: str) -> Run:
-    """`cvt.rn.bf16x2.f32 d, a, b`: a becomes the upper half."""
+    """Implements `cvt.rn.bf16x2.f32 d, a, b`, in which a becomes the upper half."""
     if source != "f32" or len(op) != 3:
         raise op.unknown()
     convert = _to_float(op, target.removesuffix("x2"), source)

@@ -24,7 +24,7 @@ CANONICAL_NAN = np.array(0x7FFFFFFF, np.uint32).view(np.float32)
 
 
 def finish(op: Operands, function: Function) -> Function:
-    """Wrap a float function in `.ftz` and `.sat`."""
+    """Wraps a float function in `.ftz` and `.sat`."""
     flush, saturate = op.has("ftz") and op.type == "f32", op.has("sat")
     if not flush and not saturate:
         return function
@@ -41,7 +41,7 @@ def finish(op: Operands, function: Function) -> Function:
 
 
 def _in_float64(function: Callable[..., tuple[np.ndarray, np.ndarray]], mode: str) -> Function:
-    """A float32 operation done in float64 with its exact error, then rounded in direction `mode`."""
+    """Makes a float32 operation that computes in float64 with its exact error, then rounds in direction `mode`."""
 
     def run(*arguments: np.ndarray) -> np.ndarray:
         value, error = function(*(a.astype(np.float64) for a in arguments))
@@ -61,7 +61,7 @@ def _product_exact(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _fma_exact(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a * b + c of float32 values and its error; the product is exact in float64."""
+    """Returns a * b + c of float32 values and its error; the product is exact in float64."""
     return _add_exact(a * b, c)
 
 
@@ -101,7 +101,7 @@ def _neg_abs(op: Operands) -> Run:
 
 
 def extremum(name: str, propagate_nan: bool) -> Function:
-    """PTX's min and max: NaN loses unless `.NaN` is given, a NaN result is the canonical one, and -0 is below +0."""
+    """Makes PTX's min or max: NaN loses unless `.NaN` is given, a NaN result is canonical, and -0 is below +0."""
     smaller = name == "min"
     plain, propagating = (np.fmin, np.minimum) if smaller else (np.fmax, np.maximum)
     ufunc = propagating if propagate_nan else plain
@@ -147,7 +147,7 @@ def _sqrt_rcp(op: Operands) -> Run:
 
 
 def _reciprocal_ftz64(op: Operands) -> Function:
-    """`rcp.approx.ftz.f64`: reads the upper 32 bits and returns 20 correct bits and a lower word of zero."""
+    """Implements `rcp.approx.ftz.f64`, which reads the upper 32 bits and gives 20 correct bits, the lower word 0."""
 
     def run(x: np.ndarray) -> np.ndarray:
         upper = np.uint64(0xFFFFFFFF00000000)
@@ -161,7 +161,7 @@ def _reciprocal_ftz64(op: Operands) -> Function:
 
 
 def approximate(op: Operands, function: Function) -> Function:
-    """Add the launch's relative error to an `.approx` result, as a hash of the argument, equal in every thread."""
+    """Adds the launch's relative error to an `.approx` result, as a hash of the argument, equal in every thread."""
     machine = op.machine
 
     def run(*arguments: np.ndarray) -> np.ndarray:
@@ -201,7 +201,7 @@ def _testp(op: Operands) -> Run:
 
 @opcode("add", "sub", "mul", "fma", family="f32x2")
 def _packed_float32(op: Operands) -> Run:
-    """Two float32 in 64 bits."""
+    """Implements arithmetic on two float32 in 64 bits."""
     if op.one_of("rn", "rz", "rm", "rp", default="rn") != "rn":
         raise op.unknown()
     plain: dict[str, Function] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "fma": fma_float32}

@@ -20,17 +20,17 @@ _NAN = np.uint16(0x7FFF)
 
 
 def is_bfloat(type_name: str) -> bool:
-    """Whether the type is bf16 or bf16x2."""
+    """Returns whether the type is bf16 or bf16x2."""
     return type_name.startswith("bf16")
 
 
 def decode_half(bits: np.ndarray, type_name: str) -> np.ndarray:
-    """Return 16-bit patterns as float32, exactly."""
+    """Returns 16-bit patterns as float32, exactly."""
     return bfloat16_to_float32(bits) if is_bfloat(type_name) else bits.view(np.float16).astype(np.float32)
 
 
 def encode_half(values: np.ndarray, type_name: str) -> np.ndarray:
-    """Return float64 (or float32) values rounded once to 16-bit patterns; NaN becomes 0x7FFF."""
+    """Returns float64 (or float32) values rounded once to 16-bit patterns; NaN becomes 0x7FFF."""
     if is_bfloat(type_name):
         return float64_to_bfloat16(values.astype(np.float64))
     nan = np.isnan(values)
@@ -39,7 +39,7 @@ def encode_half(values: np.ndarray, type_name: str) -> np.ndarray:
 
 
 def _elementwise(op: Operands, count: int, function: Callable[..., np.ndarray]) -> Run:
-    """dest = function(bits of operands 1..count), on every half of the operands."""
+    """Computes dest = function(bits of operands 1..count) on every half of the operands."""
     whole = "b32" if op.type.endswith("x2") else "b16"
     d = op.dest(0, whole)
     sources = [op.source(i + 1, whole) for i in range(count)]

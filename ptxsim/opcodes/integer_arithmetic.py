@@ -25,7 +25,7 @@ def _high_u64(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def multiply_high(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The upper half of the product."""
+    """Returns the upper half of the product."""
     width = a.dtype.itemsize
     if width < 8:
         wide = (SIGNED if a.dtype.kind == "i" else UNSIGNED)[2 * width]
@@ -90,7 +90,7 @@ def _mad(op: Operands) -> Run:
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Divide toward zero; a zero divisor gives all ones, as on hardware."""
+    """Divides toward zero; a zero divisor gives all ones, as on hardware."""
     safe = np.where(b == 0, 1, b).astype(b.dtype)
     quotient = a // safe
     if a.dtype.kind == "i":

@@ -11,7 +11,7 @@ from .registry import collective
 
 
 def _halves(registers: list[np.ndarray], lanes: Lanes, type_name: str) -> np.ndarray:
-    """Return [warp, lane, register, half] as float64."""
+    """Returns [warp, lane, register, half] as float64."""
     packed = np.stack([r[lanes.sel] for r in registers], axis=1)
     values = decode_half(packed.reshape(-1).view(np.uint16), type_name)
     return values.astype(np.float64).reshape(-1, WARP, len(registers), 2)

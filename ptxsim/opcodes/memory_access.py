@@ -51,7 +51,7 @@ Place = tuple[Lanes, np.ndarray | None, dict[int, np.ndarray], np.ndarray]
 
 
 def check_modifiers(op: Operands, known: set[str]) -> None:
-    """Raise if a modifier is not supported."""
+    """Raises if a modifier is not supported."""
     for modifier in op.modifiers:
         if (
             modifier not in known
@@ -64,7 +64,7 @@ def check_modifiers(op: Operands, known: set[str]) -> None:
 
 
 def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, np.ndarray], Iterator[Place]]:
-    """Return code that finds the memory of the active lanes' addresses; generic ones may be of several spaces."""
+    """Returns code that finds the memory of the active lanes' addresses; generic ones may be of several spaces."""
     machine, instruction = op.machine, op.instruction
 
     def in_global(lanes: Lanes, address: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
@@ -127,7 +127,7 @@ def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, 
 
 
 def _shape(op: Operands) -> tuple[str, str, int, int]:
-    """Return the space, element type for registers, bytes of an element, elements."""
+    """Returns the space, element type for registers, bytes of an element, elements."""
     space = op.one_of(*SPACES, default="generic")
     check_modifiers(op, {*SPACES, *_VECTORS})
     if not op.type:
@@ -166,7 +166,7 @@ def _load(op: Operands) -> Run:
 
 
 def _load_variable(variable: np.ndarray, displacement: int, dests: list[np.ndarray], dtype: np.dtype) -> Run:
-    """Load from a `.param` variable of a call: one copy per lane."""
+    """Loads from a `.param` variable of a call: one copy per lane."""
     first = displacement // dtype.itemsize
     sources = [variable.view(dtype)[:, first + part] for part in range(len(dests))]
 
@@ -179,7 +179,7 @@ def _load_variable(variable: np.ndarray, displacement: int, dests: list[np.ndarr
 
 
 def _load_parameter(op: Operands, offset: int, dests: list[np.ndarray], dtype: np.dtype) -> Run:
-    """Load from the kernel's parameters: the same for all lanes."""
+    """Loads from the kernel's parameters: the same for all lanes."""
     width = dtype.itemsize
     block = op.machine.state.parameters
     sources = [block[offset + part * width : offset + (part + 1) * width].view(dtype) for part in range(len(dests))]

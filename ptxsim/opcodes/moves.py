@@ -66,7 +66,7 @@ def _pack(op: Operands) -> Run:
 
 @opcode("membar", "griddepcontrol", "nanosleep", "setmaxnreg", "applypriority")
 def _nothing(op: Operands) -> Run:
-    """Memory is sequentially consistent here, and time does not pass."""
+    """Does nothing, because memory is sequentially consistent here and time does not pass."""
     op.accept(*op.modifiers)
     return lambda lanes: None
 
@@ -81,7 +81,7 @@ def _fence(op: Operands) -> Run:
 
 @opcode("createpolicy")
 def _createpolicy(op: Operands) -> Run:
-    """A cache policy only hints."""
+    """Gives any number, because a cache policy is only a hint."""
     op.accept(*op.modifiers)
     d = op.dest(0, "b64")
 

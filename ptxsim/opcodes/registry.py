@@ -39,7 +39,7 @@ _collective: dict[str, Collective] = {}
 
 
 def opcode(*names: str, family: str = "") -> Callable[[Builder], Builder]:
-    """Register a builder for opcodes with a type of `family`; `""` stands for all families without a builder."""
+    """Registers a builder for opcodes with a type of `family`; `""` stands for all families without a builder."""
 
     def register(builder: Builder) -> Builder:
         for name in names:
@@ -50,7 +50,7 @@ def opcode(*names: str, family: str = "") -> Callable[[Builder], Builder]:
 
 
 def control(*names: str) -> Callable[[ControlBuilder], ControlBuilder]:
-    """Register a builder for opcodes that choose the next pc of lanes."""
+    """Registers a builder for opcodes that choose the next pc of lanes."""
 
     def register(builder: ControlBuilder) -> ControlBuilder:
         _control.update(dict.fromkeys(names, builder))
@@ -60,7 +60,7 @@ def control(*names: str) -> Callable[[ControlBuilder], ControlBuilder]:
 
 
 def collective(*names: str, mask_operand: int | None) -> Callable[[Builder], Builder]:
-    """Register a builder for warp-wide opcodes. `-1` means that the mask is the last operand."""
+    """Registers a builder for warp-wide opcodes. `-1` means that the mask is the last operand."""
 
     def register(builder: Builder) -> Builder:
         _collective.update(dict.fromkeys(names, Collective(builder, mask_operand)))
@@ -70,7 +70,7 @@ def collective(*names: str, mask_operand: int | None) -> Callable[[Builder], Bui
 
 
 def _control_key(opcode_name: str, modifiers: tuple[str, ...]) -> str:
-    """Barriers of a warp, a block and a cluster share the opcodes `bar` and `barrier`."""
+    """Tells the barriers of a warp, a block and a cluster apart, which share the opcodes `bar` and `barrier`."""
     if opcode_name in ("bar", "barrier") and "warp" in modifiers:
         return "bar.warp"
     if opcode_name == "barrier" and "cluster" in modifiers:
@@ -79,17 +79,17 @@ def _control_key(opcode_name: str, modifiers: tuple[str, ...]) -> str:
 
 
 def find_control(opcode_name: str, modifiers: tuple[str, ...]) -> ControlBuilder | None:
-    """Return the builder of a control opcode, or None."""
+    """Returns the builder of a control opcode, or None."""
     return _control.get(_control_key(opcode_name, modifiers))
 
 
 def find_collective(opcode_name: str, modifiers: tuple[str, ...]) -> Collective | None:
-    """Return the collective opcode, or None."""
+    """Returns the collective opcode, or None."""
     return _collective.get(_control_key(opcode_name, modifiers))
 
 
 def build(operands: Operands) -> Run:
-    """Return the function that executes a straight opcode.
+    """Returns the function that executes a straight opcode.
 
     Raises:
         NotImplementedError: The opcode is unknown; the message names the statement.

@@ -1,4 +1,4 @@
-"""The special function unit. Results are float64's, rounded; a launch's `approx_error` models the unit's inaccuracy."""
+"""Implements the special function unit by rounded float64; a launch's `approx_error` models the unit's inaccuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warp-wide instructions: shuffles, votes, reductions, matches."""
+"""Implements warp-wide instructions: shuffles, votes, reductions, matches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _shfl(op: Operands) -> Run:
     base = np.arange(geometry.lanes) - lane_id
 
     def route(lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lane that each lane reads, and whether it is in range."""
+        """Returns the lane that each lane reads, and whether it is in range."""
         s = lanes.sel
         own, offset, control = lane_id[s], b[s].astype(np.int64) & 31, c[s].astype(np.int64)
         segment, clamp = control >> 8 & 31, control & 31
@@ -65,7 +65,7 @@ def _shfl(op: Operands) -> Run:
 
 
 def _groups(lanes: Lanes, mask: np.ndarray) -> np.ndarray | None:
-    """For each lane a number of its group: lanes of its warp that name the same mask. None if warps are the groups."""
+    """Numbers the group of each lane: lanes of its warp that name the same mask. None if warps are the groups."""
     if lanes.count == 1 or (mask == mask[0]).all():
         return None
     uniform = lanes.reduce_warps(np.minimum, mask) == lanes.reduce_warps(np.maximum, mask)
@@ -75,7 +75,7 @@ def _groups(lanes: Lanes, mask: np.ndarray) -> np.ndarray | None:
 
 
 def _reduce(lanes: Lanes, mask: np.ndarray, ufunc: np.ufunc, values: np.ndarray) -> np.ndarray:
-    """`ufunc` over the lanes that name the same mask, given to each of them."""
+    """Reduces by `ufunc` over the lanes that name the same mask, and gives each of them the result."""
     group = _groups(lanes, mask)
     if group is None:
         return lanes.reduce_warps(ufunc, values)

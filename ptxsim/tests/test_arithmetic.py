@@ -1,4 +1,4 @@
-"""Floating point arithmetic of the PTX interpreter against rational numbers or numpy."""
+"""Compares the floating point arithmetic of the PTX interpreter with rational numbers or numpy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bits(x: np.ndarray) -> np.ndarray:
 
 
 def operands(dtype: type, low: int, high: int, seed: int = 0) -> list[np.ndarray]:
-    """a, b, c with exponents near each other in most rows, so that rounding and cancellation matter."""
+    """Returns a, b, c with exponents near each other in most rows, so that rounding and cancellation matter."""
     rng = np.random.default_rng(seed)
     a, b = random_floats(rng, N, dtype, low, high), random_floats(rng, N, dtype, low, high)
     c = random_floats(rng, N, dtype, low, high)

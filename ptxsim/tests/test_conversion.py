@@ -1,4 +1,4 @@
-"""Conversions and integer operations of the PTX interpreter against rational numbers and Python integers."""
+"""Compares conversions and integer operations of the PTX interpreter with rational numbers and Python integers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planted bugs that the PTX interpreter must find, correct twins that it must not blame, launches it must refuse."""
+"""Tests that the interpreter finds planted bugs, finds nothing in their correct twins, and refuses wrong launches."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ BLOCK_BUGS = {
     "MISALIGNED": ("misaligned", "out+4 of"),
     "PARTIAL_WARP": ("partial_warp", "0x0000ffff"),
     "DIVERGENT_BARRIER": ("divergent_barrier", "bar.sync"),
-    "UNINITIALISED_SHARED": ("uninitialised", "block 0 thread 250"),
-    "UNINITIALISED_GLOBAL": ("uninitialised", "scratch+"),
+    "UNINITIALIZED_SHARED": ("uninitialized", "block 0 thread 250"),
+    "UNINITIALIZED_GLOBAL": ("uninitialized", "scratch+"),
     "SHARED_OVERFLOW": ("out_of_bounds", "store of 4 bytes at shared+"),
     "SINGLE_BUFFER": ("race", "not ordered after the read"),
     "DEADLOCK": ("deadlock", "bar.sync"),
@@ -107,7 +107,7 @@ def test_a_planted_bug_in_a_block_is_found(bugs: Module, bug: str, seed: int | N
 def test_a_planted_bug_in_a_cluster_is_found(bugs: Module, bug: str, seed: int | None) -> None:
     result, _ = run_cluster_kernel(bugs, bug, seed)
     # Under a random schedule a peer may also read what its neighbor has not written yet.
-    assert kinds(result) - ({"uninitialised"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
+    assert kinds(result) - ({"uninitialized"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
     for kind, words in CLUSTER_BUGS[bug]:
         assert any(f.kind == kind and words in f.message for f in result.findings)
 
@@ -179,7 +179,7 @@ def launch_findings(kernel: Kernel, arguments: int, **options: object) -> list[s
 
 @pytest.mark.parametrize(("arch", "limit"), [(80, 163), (86, 99), (90, 227), (100, 227), (120, 99)])
 def test_too_much_shared_memory_is_refused(module80: Module, arch: int, limit: int) -> None:
-    kernel = module80.kernels["neighbours"]  # 256 bytes of static shared memory
+    kernel = module80.kernels["neighbors"]  # 256 bytes of static shared memory
     bytes_left = limit * 1024 - kernel.shared_bytes
     assert kernel.shared_bytes == 256
     assert launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left) == []

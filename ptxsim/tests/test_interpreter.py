@@ -1,4 +1,4 @@
-"""Blocks and clusters on the PTX interpreter: exact results and no findings."""
+"""Runs blocks and clusters on the PTX interpreter, and expects exact results and no findings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def kinds(result: Result) -> set[str]:
 def run_int(
     kernel: Kernel, threads: int, size: int, seed: int | None = None, initial: np.ndarray | None = None
 ) -> np.ndarray:
-    """One block of a kernel over one int array; no findings allowed."""
+    """Runs one block of a kernel over one int array, and allows no findings."""
     device = Device()
     out = device.empty(size, np.int32, "out") if initial is None else device.upload(initial, "out")
     result = launch(device, kernel, 1, threads, [out], seed=seed)
@@ -119,10 +119,10 @@ def test_barriers_that_count_and_vote(module: Module, seed: int | None) -> None:
     assert (got == got[:, :1]).all()
 
 
-def test_neighbouring_narrow_stores_are_no_race(module: Module) -> None:
+def test_neighboring_narrow_stores_are_no_race(module: Module) -> None:
     device = Device()
     out = device.empty(128, np.uint16, "out")
-    assert launch(device, module.kernels["neighbours"], 1, 128, [out]).findings == []
+    assert launch(device, module.kernels["neighbors"], 1, 128, [out]).findings == []
     np.testing.assert_array_equal(device.download(out), np.arange(128) * 3)
 
 

@@ -53,7 +53,7 @@ def _run(command: list[str], source: Path) -> bytes:
 def compile_ptx(
     source: Path, arch: int, include: Sequence[Path] = (), defines: Mapping[str, str] = {}, cache: Path | None = None
 ) -> str:
-    """Compile a .cu file to PTX for `sm_<arch>`.
+    """Compiles a .cu file to PTX for `sm_<arch>`.
 
     Args:
         source: The file.

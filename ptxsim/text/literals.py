@@ -1,4 +1,4 @@
-"""Numbers as PTX writes them: `-12`, `0x1F`, `7U`, `0f3F800000`, `0d3FF0000000000000`."""
+"""Reads numbers as PTX writes them: `-12`, `0x1F`, `7U`, `0f3F800000`, `0d3FF0000000000000`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DOUBLE = re.compile(r"0[dD]([0-9a-fA-F]{16})")
 
 
 def literal(text: str, type_name: str) -> np.ndarray | None:
-    """Return the value as a 0-d array of the type's dtype, or None if the text is no number."""
+    """Returns the value as a 0-d array of the type's dtype, or None if the text is no number."""
     dtype = DTYPES[type_name]
     if (match := _SINGLE.fullmatch(text)) is not None:
         value = np.array(int(match[1], 16), np.uint32).view(np.float32)
@@ -35,7 +35,7 @@ def literal(text: str, type_name: str) -> np.ndarray | None:
 
 
 def variable_bytes(variable: Variable) -> np.ndarray:
-    """Return the initial bytes of a module variable: zeros if the declaration gives none."""
+    """Returns the initial bytes of a module variable: zeros if the declaration gives none."""
     values = np.zeros(variable.size, np.uint8)
     width = DTYPES[variable.type_name].itemsize
     for i, text in enumerate(variable.initial):

@@ -54,7 +54,7 @@ class _Source:
         return bisect_right(self._newlines, position - 1) + 1
 
     def closing_brace(self, start: int) -> int:
-        """Position of the brace that closes the one at `start`."""
+        """Returns the position of the brace that closes the one at `start`."""
         depth = 0
         for match in re.compile(r"[{}]").finditer(self.text, start):
             depth += 1 if match[0] == "{" else -1
@@ -63,7 +63,7 @@ class _Source:
         raise ValueError(f"line {self.line(start)}: brace is never closed")
 
     def statements(self, start: int, end: int) -> Iterator[tuple[int, str]]:
-        """Yield braces, `label:` and statements (without their semicolon) between two positions."""
+        """Yields braces, `label:` and statements (without their semicolon) between two positions."""
         text, position = self.text, start
         skip = re.compile(r"[\s;]*")
         statement = re.compile(r"[^;]*")
@@ -210,7 +210,7 @@ def _function(module: Module, head: re.Match[str]) -> Function:
 
 
 def parse_module(text: str) -> Module:
-    """Read a whole PTX text; function bodies are parsed when first used."""
+    """Reads a whole PTX text; function bodies are parsed when first used."""
     source = _Source(text)
     target = re.search(r"^\s*\.target\s+sm_(\d+)", source.text, re.M)
     module = Module(int(target[1]) if target else 0)

@@ -1,4 +1,4 @@
-"""Parts of a PTX text as plain data: instructions, variables, functions."""
+"""Holds the parts of a PTX text as plain data: instructions, variables, functions."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Module:
 
     @staticmethod
     def parse(text: str) -> Module:
-        """Read a PTX text.
+        """Reads a PTX text.
 
         Raises:
             NotImplementedError: A statement is unknown; the message names it.

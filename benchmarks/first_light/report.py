@@ -1,6 +1,6 @@
 """Writes one Markdown file from the results of the stages in DIR: `python -m benchmarks.first_light.report DIR`.
 
-Needs nothing but Python, so that a failed build is reported too.
+It needs nothing but Python, so that a failed build is reported too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Stage:
 
 
 def write(output: Path) -> Path:
-    """Write `<device>.md` into `output` from stages.tsv and logs/, and return its path."""
+    """Writes `<device>.md` into `output` from stages.tsv and logs/, and returns its path."""
     stages = [_stage(line) for line in (output / "stages.tsv").read_text(encoding="utf-8").splitlines()]
     gpu = (output / "gpu.txt").read_text(encoding="utf-8").strip()
     path = output / f"{slug(gpu)}.md"
@@ -45,13 +45,14 @@ def write(output: Path) -> Path:
 
 
 def table(stages: list[Stage]) -> str:
+    """Returns the stages as a Markdown table."""
     lines = ["| stage | outcome | seconds | of at most |", "|---|---|---|---|"]
     lines += [f"| {s.name} | {s.outcome} | {s.seconds} | {s.limit} |" for s in stages]
     return "\n".join(lines) + "\n"
 
 
 def slug(gpu: str) -> str:
-    """Return the file name of a device: "NVIDIA H100 80GB HBM3" -> nvidia-h100-80gb-hbm3."""
+    """Returns the file name of a device: "NVIDIA H100 80GB HBM3" -> nvidia-h100-80gb-hbm3."""
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") or "device"
 
 

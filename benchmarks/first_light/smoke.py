@@ -21,7 +21,7 @@ LOST = ("CUDA error", "device-side assert")  # the context is gone, and every fu
 
 
 def check(device: str) -> bool:
-    """Print a line of a Markdown table per case, and return whether all were right."""
+    """Prints a line of a Markdown table per case, and returns whether all were right."""
     print("| dtype | V | sweeps | solve, sample, blend, verify |\n|---|---|---|---|", flush=True)
     right = True
     for dtype in DTYPES:
@@ -66,6 +66,7 @@ class Outcome:
         self.solved = reference.Solution(*(x.cpu() for x in self.solved))
 
     def faults(self) -> Iterator[str]:
+        """Yields a sentence for each answer that disagrees with float64."""
         beta = self.solved.beta
         kl = reference.behavior_kl(self.student, self.teacher, beta)
         if not bool((kl <= EPSILON.double() * (1 + 1e-4) + 1e-7).all()):
@@ -83,7 +84,7 @@ class Outcome:
         yield from self._verify_faults()
 
     def _verify_faults(self) -> Iterator[str]:
-        """Yield each decision that disagrees with mu at the returned beta."""
+        """Yields each decision that disagrees with mu at the returned beta."""
         got, log_student = self.verified, self.student.double().log_softmax(-1)
         for request, rows in enumerate((range(1), range(1, 3))):
             emitted, accepted = int(got.emitted[request]), int(got.accepted[request])
@@ -105,7 +106,14 @@ class Outcome:
 
 
 def in_cell(probabilities: Tensor, token: int, uniform: float, tolerance: float = CELL) -> bool:
-    """Return whether the inverse of the cumulative distribution at `uniform` is `token`."""
+    """Returns whether the inverse of the cumulative distribution at `uniform` is `token`.
+
+    Args:
+        probabilities: [V] float64.
+        token: The token that was drawn.
+        uniform: In [0, 1).
+        tolerance: By which the uniform may lie outside the token's cell.
+    """
     if not 0 <= token < len(probabilities):
         return False
     upper = probabilities[: token + 1].sum()

@@ -40,26 +40,45 @@ RANKS = 6  # blocks that hold a row of 151,936
 
 
 def clock_of(device: str) -> Clock:
+    """Returns the clock that times calls on the device."""
     if device == "cpu":
         return CpuClock()
     return CudaClock(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
 
 
 def rows_on(device: str, count: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Makes a pair of rows on a device; more than DISTINCT rows repeat.
+
+    Args:
+        device: "cuda" or "cpu".
+        count: Rows.
+        vocab: Tokens per row.
+        dtype: Of both logits.
+
+    Returns:
+        student and teacher logits, each [count, vocab].
+    """
     student, teacher = (logits.to(device, dtype) for logits in language_model_rows(min(count, DISTINCT), vocab))
     repeated = torch.arange(count, device=device) % len(student)
     return student[repeated], teacher[repeated]
 
 
 def microseconds(clock: Clock, call: Callable[[], object], *, cold: bool = True, repetitions: int = 30) -> float:
-    """Return the median time of a call. If `cold`, the inputs are not in the second-level cache."""
+    """Returns the median time of a call. If `cold`, the inputs are not in the second-level cache.
+
+    Args:
+        clock: Times the calls.
+        call: What to time.
+        cold: Whether other data are read before each call.
+        repetitions: Timed calls.
+    """
     call()
     before = clock.cool if cold else lambda: None
     return 1e6 * statistics.median(clock.seconds(before, call) for _ in range(repetitions))
 
 
 def report(device: str, output: Path) -> None:
-    """Print Markdown tables, and add to the chip file the numbers that the model of the kernels reads."""
+    """Prints Markdown tables, and adds to the chip file the numbers that the model of the kernels reads."""
     clock = clock_of(device)
     repetitions = 3 if device == "cpu" else 30
     copied = copy_rate(clock, megabytes=16 if device == "cpu" else 1024, device=device)
@@ -93,13 +112,20 @@ def report(device: str, output: Path) -> None:
 
 
 def add_to_chip_file(path: Path, **found: object) -> None:
-    """Add `found` to the file of the chip probe, or begin it. The model of the kernels reads both."""
+    """Adds `found` to the file of the chip probe, or begins it. The model of the kernels reads both."""
     path.parent.mkdir(parents=True, exist_ok=True)
     probed = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(probed | found, indent=2) + "\n", encoding="utf-8")
 
 
 def time_verify(device: str, clock: Clock, repetitions: int) -> None:
+    """Prints the time of verify on a batch of requests with four drafts each.
+
+    Args:
+        device: "cuda" or "cpu".
+        clock: Times the calls.
+        repetitions: Timed calls.
+    """
     requests, vocab = (2, 4096) if device == "cpu" else (VERIFY_REQUESTS, V)
     student, teacher = rows_on(device, requests * VERIFY_ROWS, vocab, BFLOAT16)
     drafts = torch.multinomial(student.float().softmax(-1), 1)[:, 0]
@@ -116,13 +142,21 @@ def time_verify(device: str, clock: Clock, repetitions: int) -> None:
     emitted = float(call().emitted.float().mean())
     spent = microseconds(clock, call, repetitions=repetitions)
     print(f"\nverify, {requests} requests of {VERIFY_ROWS} rows, V {vocab}, bfloat16: {spent:.1f} us, "
-          f"{emitted:.2f} tokens a request.")  # fmt: skip
+          f"{emitted:.2f} tokens per request.")  # fmt: skip
 
 
 def time_decisions(device: str, empty_us: float, output: Path) -> dict[str, Any]:
-    """Time a row of one chunk per block, in a cluster as large as a row of 151,936 logits needs.
+    """Times a row of one chunk per block, in a cluster as large as a row of 151,936 logits needs.
 
     It runs in another process, because the environment sets the cluster and each process reads it once.
+
+    Args:
+        device: "cuda" or "cpu".
+        empty_us: Microseconds of an empty launch.
+        output: The folder of the results.
+
+    Returns:
+        What the model of the kernels reads of it; empty if it could not be timed.
     """
     environment = {**os.environ, "TRB_CUDA_RANKS": str(RANKS)} if device != "cpu" else dict(os.environ)
     command = [sys.executable, "-m", "benchmarks.first_light", "decisions", "--device", device, "--output", str(output)]
@@ -138,6 +172,7 @@ def time_decisions(device: str, empty_us: float, output: Path) -> dict[str, Any]
 
 
 def decisions(device: str) -> dict[str, Any]:
+    """Returns the timed row's tokens, blocks, microseconds and sweeps, for the process that prints them."""
     vocab = RANKS * CHUNK
     student, teacher = rows_on(device, 1, vocab, BFLOAT16)
     spent = microseconds(clock_of(device), lambda: trbext.solve(student, teacher, EPSILON), cold=False)

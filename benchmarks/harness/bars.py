@@ -19,7 +19,7 @@ class Bar:
 
     @property
     def verdict(self) -> str:
-        """ "met", "missed" or "not measured"."""
+        """One of "met", "missed" and "not measured"."""
         if self.ratio is None:
             return "not measured"
         return "met" if (self.ratio >= self.limit if self.at_least else self.ratio <= self.limit) else "missed"
@@ -30,12 +30,18 @@ class Bar:
 
 
 def quotient(above: float | None, below: float | None) -> float | None:
-    """Return `above` / `below`, None if one of them was not measured."""
+    """Returns `above` / `below`, None if one of them was not measured."""
     return above / below if above and below else None
 
 
 def print_bars(bars: Iterable[Bar], title: str, console: Console) -> None:
-    """Print a title and a line per bar."""
+    """Prints a title and a line per bar.
+
+    Args:
+        bars: The bars.
+        title: The line above them.
+        console: Where to print.
+    """
     console.print(title)
     for bar in bars:
         console.print(f"  {bar}", highlight=False)

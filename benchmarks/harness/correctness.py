@@ -31,6 +31,16 @@ class Truth:
 
     @classmethod
     def find(cls, student: Tensor, teacher: Tensor, epsilon: float) -> Truth:
+        """Finds the right answers.
+
+        Args:
+            student: [N, V] logits.
+            teacher: [N, V] logits.
+            epsilon: KL budget, nats.
+
+        Raises:
+            WrongAnswer: `trbext.solve` disagrees with `trbext.reference` on the first rows.
+        """
         first = student[:REFERENCE_ROWS], teacher[:REFERENCE_ROWS]
         exact = reference.solve(*first, epsilon)
         solved = trbext.solve(student, teacher, epsilon)
@@ -39,19 +49,26 @@ class Truth:
         return cls(student, teacher, solved.beta, solved.kl)
 
     def check(self, name: str, beta: Tensor, kl: Tensor, resolution: float = 0.0) -> None:
-        """Raise WrongAnswer unless beta [n] and kl [n] of the first n rows are right, beta within `resolution`."""
+        """Raises WrongAnswer unless beta [n] and kl [n] of the first n rows are right, beta within `resolution`.
+
+        Args:
+            name: What the error calls the method.
+            beta: [n].
+            kl: [n], nats.
+            resolution: The error of beta that the method may have.
+        """
         expected_beta, expected_kl = self.beta[: len(beta)], self.kl[: len(kl)]
         _require_close(f"{name}: beta", beta, expected_beta, torch.tensor(resolution))
         # KL ~ beta^2, so an error e of beta moves it by 2 KL e / beta. The factor 3 covers rows whose KL grows faster.
         _require_close(f"{name}: KL", kl, expected_kl, 3 * resolution * expected_kl / expected_beta.clamp(min=1e-6))
 
     def check_log_probs(self, name: str, log_probs: Tensor) -> None:
-        """Raise WrongAnswer unless log_probs [n, V] is log mu on the first rows."""
+        """Raises WrongAnswer unless log_probs [n, V] is log mu on the first rows."""
         first = log_probs[:REFERENCE_ROWS]
         _require_close(f"{name}: log mu", first, self._log_probs(len(first)), LOG_PROB_ERROR)
 
     def check_tokens(self, name: str, token: Tensor, log_prob: Tensor) -> None:
-        """Raise WrongAnswer unless log_prob [n] is log mu of token [n] on the first rows."""
+        """Raises WrongAnswer unless log_prob [n] is log mu of token [n] on the first rows."""
         first = log_prob[:REFERENCE_ROWS]
         expected = self._log_probs(len(first)).gather(-1, token[:REFERENCE_ROWS, None])[:, 0]
         _require_close(f"{name}: log mu of the token", first, expected, LOG_PROB_ERROR)

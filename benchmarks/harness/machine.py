@@ -33,7 +33,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Return the CPU, the versions and the load of this process's machine."""
+    """Returns the CPU, the versions and the load of this process's machine."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -51,6 +51,6 @@ def this_machine() -> Machine:
 
 
 def wide_console(width: int) -> Console:
-    """Return a console of the terminal's width, or of `width` columns if the output is no terminal."""
+    """Returns a console of the terminal's width, or of `width` columns if the output is no terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=width)

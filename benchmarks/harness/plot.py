@@ -38,7 +38,7 @@ def plot_panels(
     log_y: bool = True,
     level: float | None = None,
 ) -> None:
-    """Draw a grid of panels and write it as an image. The x axes are logarithmic.
+    """Draws a grid of panels and writes it as an image. The x axes are logarithmic.
 
     Args:
         path: The image to write; its suffix names the format.

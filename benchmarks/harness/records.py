@@ -16,7 +16,7 @@ def write_csv(
     machine: Any = None,
     first: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a line per record.
+    """Writes a line per record.
 
     Args:
         records: Dataclass instances, all of one class, at least one; a column per field.

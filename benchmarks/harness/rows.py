@@ -11,7 +11,7 @@ NOISE_HEAD, NOISE_BULK = 1.0, 0.5  # of the teacher's logits around the student'
 
 
 def language_model_rows(rows: int, vocab: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Make a pair of rows: a Gaussian bulk and a head of about 200 likely tokens, whose logits fall as rank^0.6.
+    """Makes a pair of rows: a Gaussian bulk and a head of about 200 likely tokens, whose logits fall as rank^0.6.
 
     The teacher is the student with noise, twice as much on the head as in the bulk. The student's entropy is about
     2.4 nats, KL(teacher || student) 0.08 to 1.2 nats, so a budget of 0.02 always binds.

@@ -17,7 +17,7 @@ def print_table(
     left: Collection[str] = (),
     caption: str | None = None,
 ) -> None:
-    """Print a table whose columns hold numbers, unless they are named in `left`.
+    """Prints a table whose columns hold numbers, unless they are named in `left`.
 
     Args:
         console: Where to print.

@@ -27,17 +27,19 @@ class Method:
 
     @property
     def median(self) -> float | None:
+        """The median seconds of the whole work; None if nothing was timed."""
         return statistics.median(self.seconds) * self.scale if self.seconds else None
 
     @property
     def fastest(self) -> float | None:
+        """The fewest seconds of the whole work; None if nothing was timed."""
         return min(self.seconds) * self.scale if self.seconds else None
 
 
 def time_interleaved(
     methods: Sequence[Method], before: Callable[[], object], *, repetitions: int, seconds: float
 ) -> None:
-    """Fill `seconds` of each method without a note. The first call of a method is checked and not counted.
+    """Fills `seconds` of each method without a note. The first call of a method is checked and not counted.
 
     Each round calls every method once, in random order, so that a drift of the machine affects all methods alike. A
     method whose share of `seconds` does not allow `repetitions` calls skips rounds, evenly spread, but keeps 3 or more.
@@ -70,7 +72,13 @@ def time_interleaved(
 
 
 def turns(methods: Sequence[Method], counts: Mapping[int, int], repetitions: int) -> Iterator[Method]:
-    """Yield each method without a note `counts[id(method)]` times, in rounds of random order, evenly spread."""
+    """Yields each method without a note `counts[id(method)]` times, in rounds of random order, evenly spread.
+
+    Args:
+        methods: The methods.
+        counts: Calls of each method, by its id.
+        repetitions: Rounds.
+    """
     timed = [method for method in methods if not method.note]
     shuffle = random.Random(0).shuffle
     for turn in range(repetitions):

@@ -1,4 +1,4 @@
-"""Constants of the GPUs that the model knows; assumptions are marked, the others are published."""
+"""Lists the constants of the GPUs that the model knows; assumptions are marked, the others are published."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ class Architecture:
 
     @property
     def sms(self) -> int:
+        """The multiprocessors of the GPU."""
         return sum(self.gpcs)
 
     def clusters(self, cluster: int, ctas_per_sm: int) -> int:
-        """Return how many clusters of `cluster` CTAs are on the GPU at once; none spans two GPCs."""
+        """Returns how many clusters of `cluster` CTAs are on the GPU at once; none spans two GPCs."""
         fitting = [kb for kb in self.clusters_at_once if ctas_per_sm * (kb + 1) * KB <= self.shared_sm]
         if fitting:
             return max(0, self.clusters_at_once[max(fitting)][cluster - 1])
         return sum(ctas_per_sm * sms // cluster for sms in self.gpcs)
 
     def row_bytes_per_cta(self, ctas_per_sm: int) -> int:
-        """Return the bytes of a row that fit in a CTA's shared memory; 2 KB are for reductions and the exchange."""
+        """Returns the bytes of a row that fit in a CTA's shared memory; 2 KB are for reductions and the exchange."""
         return min(self.shared_cta, self.shared_sm // ctas_per_sm - SHARED_RESERVED) - 2048
 
 

@@ -66,6 +66,7 @@ class Chip:
     launch_us: float = 3.0
 
     def issue_efficiency_of(self, ctas_per_sm: int) -> float:
+        """Returns the part of its issue slots that a sweep fills with so many CTAs per SM."""
         return self.issue_efficiency[min(ctas_per_sm, len(self.issue_efficiency)) - 1]
 
 
@@ -73,7 +74,7 @@ ASSUMED = Chip()
 
 
 def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
-    """Read the GPU that a file of the chip probe describes, and how long its decisions last if first light timed them.
+    """Reads the GPU that a file of the chip probe describes, and how long its decisions last if first light timed them.
 
     Args:
         path: The file of the chip probe.
@@ -125,6 +126,6 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
 
 
 def _issue_efficiency(cycles: dict[str, float], ctas: int) -> float:
-    """Return the efficiency of the first and the direct sweep together, whose loops are those of MEASURED."""
+    """Returns the efficiency of the first and the direct sweep together, whose loops are those of MEASURED."""
     issued = ctas * (MEASURED.first.issue + MEASURED.direct.issue) / WARP
     return issued / (ISSUE_SLOTS * (cycles["first"] + cycles["direct"]))

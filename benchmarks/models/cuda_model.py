@@ -52,7 +52,7 @@ class Kernel:
     chip: Chip = ASSUMED
 
     def loops(self) -> dict[str, tuple[Loop, float]]:
-        """Return, per phase, its loop and how often a row runs it."""
+        """Returns, per phase, its loop and how often a row runs it."""
         exact = self.counts.stable if self.stable else self.counts.direct
         return {
             "load": (self.counts.load, 1.0),
@@ -62,7 +62,14 @@ class Kernel:
 
 
 def alone_cycles(gpu: Architecture, chip: Chip, loop: Loop, pairs: float) -> float:
-    """Return the cycles that the busiest pipe needs for `pairs` pairs of one CTA, if no other CTA is on its SM."""
+    """Returns the cycles that the busiest pipe needs for `pairs` pairs of one CTA, if no other CTA is on its SM.
+
+    Args:
+        gpu: The GPU.
+        chip: Its costs.
+        loop: The loop that runs over the pairs.
+        pairs: Pairs of logits.
+    """
     return pairs * max(
         loop.issue / (gpu.issue_slots * WARP * chip.issue_efficiency_of(1)),
         loop.mufu / (gpu.mufu_lanes * chip.mufu_efficiency),
@@ -71,7 +78,7 @@ def alone_cycles(gpu: Architecture, chip: Chip, loop: Loop, pairs: float) -> flo
 
 
 def residence_cycles(load0: float, alone: float, serial: float, memory: float, others: float) -> float:
-    """Return the root R of the equation above.
+    """Returns the root R of the equation above.
 
     Args:
         load0: Cycles of a load if memory is idle.
@@ -94,7 +101,16 @@ def residence_cycles(load0: float, alone: float, serial: float, memory: float, o
 
 
 def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Prediction:
-    """Predict the time of `rows` rows of `vocab` tokens on `gpu`.
+    """Predicts the time of `rows` rows of `vocab` tokens on `gpu`.
+
+    Args:
+        gpu: The GPU.
+        kernel: The settings and costs of the kernel.
+        vocab: Tokens per row.
+        rows: Rows of the call.
+
+    Returns:
+        The prediction.
 
     Raises:
         ValueError: The row does not fit in the cluster's shared memory, or the cluster does not fit on the GPU.
@@ -105,7 +121,7 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
     if row_bytes > room or kernel.cluster > gpu.largest_cluster or slots == 0:
         raise ValueError(
             f"{gpu.name}: a row pair must fit in a cluster of at most {gpu.largest_cluster}, got {row_bytes} bytes in "
-            f"{kernel.cluster} CTAs with {max(room, 0)} bytes of shared memory, {kernel.ctas_per_sm} CTAs an SM"
+            f"{kernel.cluster} CTAs with {max(room, 0)} bytes of shared memory, {kernel.ctas_per_sm} CTAs per SM"
         )
     if rows < 1 or kernel.sweeps < 1:
         raise ValueError(f"rows and sweeps must be at least 1, got {rows} and {kernel.sweeps}")
@@ -182,13 +198,20 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
 
 
 def smallest_cluster(gpu: Architecture, vocab: int, element_bytes: int, ctas_per_sm: int) -> int | None:
-    """Return the CTAs of the smallest cluster that holds a row pair, None if the largest does not."""
+    """Returns the CTAs of the smallest cluster that holds a row pair, None if the largest does not.
+
+    Args:
+        gpu: The GPU.
+        vocab: Tokens per row.
+        element_bytes: Of a logit.
+        ctas_per_sm: CTAs that share an SM.
+    """
     cluster = math.ceil(2 * vocab * element_bytes / gpu.row_bytes_per_cta(ctas_per_sm))
     return cluster if cluster <= gpu.largest_cluster else None
 
 
 def cases(options: argparse.Namespace) -> list[Prediction]:
-    """Predict each GPU, V and form of the exact sweeps, for the given cluster or the smallest that holds a row."""
+    """Predicts each GPU, V and form of the exact sweeps, for the given cluster or the smallest that holds a row."""
     found = []
     gpus = [read_chip(options.chip)] if options.chip else [(ARCHITECTURES[g], ASSUMED, MEASURED) for g in options.gpu]
     for gpu, chip, counts in gpus:
@@ -211,6 +234,7 @@ def cases(options: argparse.Namespace) -> list[Prediction]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parses the words after `python -m benchmarks.models.cuda_model`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.models.cuda_model",
         description=(__doc__ or "").split("\n\n")[1],
@@ -225,8 +249,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="GPUs; the default ones have clusters",
     )
     add("--chip", type=Path, metavar="FILE", help="file of the chip probe; models the GPU that it describes")
-    add("--vocab", type=int, nargs="+", default=[151_936], metavar="V", help="tokens a row")
-    add("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096], metavar="N", help="rows a call")
+    add("--vocab", type=int, nargs="+", default=[151_936], metavar="V", help="tokens per row")
+    add("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096], metavar="N", help="rows per call")
     add("--element-bytes", type=int, choices=(2, 4), default=2, help="of a logit")
     add("--sweeps", type=float, default=2.05, help="sweeps per row, the first one included")
     add("--cluster", type=int, metavar="CTAS", help="CTAs that hold a row; None: the fewest that do")
@@ -237,6 +261,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Prints the predictions and writes their CSV file; returns the exit code."""
     options = parse(arguments)
     try:
         predictions = cases(options)

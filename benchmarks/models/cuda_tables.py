@@ -14,7 +14,7 @@ from .cuda_prediction import TITLE, Prediction
 
 
 def print_chip(path: Path, console: Console) -> None:
-    """Print the measured costs of a GPU beside those assumed without one.
+    """Prints the measured costs of a GPU beside those assumed without one.
 
     Args:
         path: A file that the chip probe wrote.
@@ -31,7 +31,7 @@ def print_chip(path: Path, console: Console) -> None:
 
 
 def print_tables(predictions: Sequence[Prediction], console: Console) -> None:
-    """Print the constants of the GPUs, and a row per prediction."""
+    """Prints the constants of the GPUs, and a row per prediction."""
     constants = ("GPU", "sm", "SMs", "GHz", "copy GB/s", "issue /clk", "FP32 /clk", "MUFU /clk", "KB/SM", "cluster")
     title = "Constants of the GPUs, published or assumed (benchmarks/models/cuda_architectures.py)"
     print_table(console, title, constants, _gpus(), left=("GPU",))

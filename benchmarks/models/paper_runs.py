@@ -44,6 +44,7 @@ class Qwen3:
 
     @property
     def parameters(self) -> int:
+        """The number of parameters."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads) + 2 * self.head_dim
         layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
@@ -66,7 +67,7 @@ PAIRS = (
 
 
 def memory(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
-    """Return the bytes on each of eight GPUs by part, with the peaks of rollouts and of training."""
+    """Returns the bytes on each of eight GPUs by part, with the peaks of rollouts and of training."""
     length = PROMPT + COMPLETION
     parts = {
         "student, gradients, AdamW (sharded)": 16 * student.parameters / GPUS,
@@ -88,7 +89,7 @@ def memory(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
 
 
 def hours(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
-    """Return the hours of a run on eight GPUs, if one rollout of each part reaches the length limit in each step."""
+    """Returns the hours of a run on eight GPUs, if one rollout of each part reaches the length limit in each step."""
     decoding_steps = COMPLETION * -(-ROLLOUTS // GPUS // ROWS)
     of_student = decoding_steps * student.layers * LAYER_SECONDS
     with_teacher = decoding_steps * (student.layers + teacher.layers) * LAYER_SECONDS
@@ -149,6 +150,7 @@ def suite_by_engine(student: Qwen3, completions: int, rows: int = 256) -> float:
 
 
 def main() -> None:
+    """Prints the tables of memory and hours."""
     names = [f"{student.name} <- {teacher.name}" for student, teacher in PAIRS]
     print(f"| GB on each of {GPUS} GPUs | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     columns = [memory(*pair) for pair in PAIRS]

@@ -46,9 +46,17 @@ class Model:
 
     @property
     def kv_bytes(self) -> int:
+        """Bytes of keys and values per token."""
         return 2 * 2 * self.layers * self.key_value_heads * self.head
 
     def seconds(self, tokens: int, rows: int, overhead: float) -> float:
+        """Returns the seconds of one forward.
+
+        Args:
+            tokens: Tokens per row.
+            rows: Rows of the batch.
+            overhead: Seconds of the launch.
+        """
         read = (2 * self.parameters + rows * CONTEXT * self.kv_bytes) / BANDWIDTH
         return overhead + max(read, 2 * self.parameters * tokens * rows / PEAK)
 
@@ -61,28 +69,48 @@ PAIRS = {
 
 
 def acceptance(epsilon: float) -> float:
+    """Returns the share of drafts that are accepted at the KL budget `epsilon` in nats."""
     return 1 - math.sqrt(epsilon / math.pi)
 
 
 def emitted(k: int, a: float) -> float:
+    """Returns the tokens that a round of draft length k emits if the share `a` of drafts is accepted."""
     return (1 - a ** (k + 1)) / (1 - a)
 
 
 def gain(student: Model, teacher: Model, k: int, *, rows: int, epsilon: float, overhead: float) -> float:
-    """Return tokens per second over those of lockstep."""
+    """Returns tokens per second over those of lockstep.
+
+    Args:
+        student: The model that drafts.
+        teacher: The model that verifies.
+        k: Drafts per round.
+        rows: Rows of the batch.
+        epsilon: KL budget, nats.
+        overhead: Seconds of a launch.
+    """
     step, first = student.seconds(1, rows, overhead), teacher.seconds(1, rows, overhead)
     rounds = (k + 1) * step + teacher.seconds(k + 1, rows, overhead)
     return (step + first) * emitted(k, acceptance(epsilon)) / rounds
 
 
 def best(student: Model, teacher: Model, *, rows: int, epsilon: float, overhead: float) -> tuple[int, float]:
-    """Return the best k and its gain."""
+    """Returns the best k and its gain.
+
+    Args:
+        student: The model that drafts.
+        teacher: The model that verifies.
+        rows: Rows of the batch.
+        epsilon: KL budget, nats.
+        overhead: Seconds of a launch.
+    """
     gains = {k: gain(student, teacher, k, rows=rows, epsilon=epsilon, overhead=overhead) for k in range(LONGEST + 1)}
     k = max(gains, key=gains.__getitem__)
     return k, gains[k]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table of gains."""
     argparse.ArgumentParser(prog="python -m benchmarks.models.rollout_model", description=__doc__).parse_args(arguments)
     epsilons = (0.005, 0.01, 0.05, 0.2)
     rows = []

@@ -39,7 +39,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def methods(student: Tensor, teacher: Tensor, truths: dict[str, tuple[float, Truth]], compiled: bool) -> list[Method]:
-    """Make everything to time on one pair of inputs.
+    """Makes everything to time on one pair of inputs.
 
     Args:
         student: [N, V] logits.
@@ -85,6 +85,17 @@ def methods(student: Tensor, teacher: Tensor, truths: dict[str, tuple[float, Tru
 def operators(
     student: Tensor, teacher: Tensor, epsilon: float, uniform: Tensor, truth: Truth, budget: str
 ) -> list[Method]:
+    """Makes the methods that call solve, sample and blend.
+
+    Args:
+        student: [N, V] logits.
+        teacher: [N, V] logits.
+        epsilon: KL budget, nats.
+        uniform: [N] float64 in [0, 1).
+        truth: The right answers.
+        budget: "binding" or "not binding".
+    """
+
     def right_sample(drawn: Sample) -> None:
         truth.check("trbext.sample", drawn.beta, drawn.kl)
         truth.check_tokens("trbext.sample", drawn.token, drawn.log_prob)
@@ -115,6 +126,18 @@ def solver(
     budget: str = "any",
     resolution: float = 0.0,
 ) -> Method:
+    """Makes the method that calls one peer of solve.
+
+    Args:
+        name: The method's.
+        solve: The peer.
+        student: [N, V] logits.
+        teacher: [N, V] logits.
+        epsilon: KL budget, nats.
+        truth: The right answers.
+        budget: "binding", "not binding", or "any" if the time does not depend on it.
+        resolution: The error of beta that the peer may have.
+    """
     return Method(
         name,
         lambda: solve(student, teacher, epsilon),
@@ -124,7 +147,7 @@ def solver(
 
 
 def pairs(options: argparse.Namespace) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Yield (inputs, dtype, student, teacher) with the most rows of any case. A case uses the first N of them."""
+    """Yields (inputs, dtype, student, teacher) with the most rows of any case. A case uses the first N of them."""
     for vocab in options.vocab:
         student, teacher = language_model_rows(max(options.rows), vocab)
         for dtype in options.dtype:
@@ -136,6 +159,15 @@ def pairs(options: argparse.Namespace) -> Iterator[tuple[str, str, Tensor, Tenso
 
 
 def run(options: argparse.Namespace, console: Console) -> tuple[list[Record], Decoding | None]:
+    """Times every case of the grid.
+
+    Args:
+        options: Of the command line.
+        console: Where to show progress.
+
+    Returns:
+        The records, and the times of a decoding step if there are real models.
+    """
     records: list[Record] = []
     for inputs, dtype, student, teacher in pairs(options):
         vocab = student.shape[1]
@@ -166,6 +198,15 @@ def run(options: argparse.Namespace, console: Console) -> tuple[list[Record], De
 
 
 def record(case: Case, method: Method, element: int, budgets: dict[str, float], sweeps: dict[str, Tensor]) -> Record:
+    """Makes the record of a method.
+
+    Args:
+        case: What was timed.
+        method: The timed method.
+        element: Bytes of a logit.
+        budgets: epsilon in nats, by the name of the budget.
+        sweeps: [N] int32, by the name of the budget.
+    """
     seconds = method.median
     size = case.rows * case.vocab * (2 * element if method.name == "read" else 4)
     counted = sweeps[method.budget] if method.name in OPERATORS else None
@@ -186,6 +227,7 @@ def record(case: Case, method: Method, element: int, budgets: dict[str, float], 
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parses the words after `python -m benchmarks.operators.blend`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.operators.blend", description=(__doc__ or "").split("\n\n")[1]
     )
@@ -223,6 +265,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Times, prints and writes everything; returns the exit code."""
     options = parse(arguments)
     console = wide_console(cpu_report.WIDTH)
     machine = this_machine()

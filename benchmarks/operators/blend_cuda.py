@@ -38,7 +38,14 @@ VOCABS, ROWS = [32_768, 49_152, 151_936, 262_144], [1, 4, 16, 64, 256, 1024, 409
 
 
 def batches(vocab: int, dtype: str, options: argparse.Namespace, device: str) -> Iterator[tuple[int, Batch | None]]:
-    """Yield (N, batch) per N; None instead of a batch that does not fit."""
+    """Yields (N, batch) per N; None instead of a batch that does not fit.
+
+    Args:
+        vocab: Tokens per row.
+        dtype: Of both logits.
+        options: Of the command line.
+        device: "cuda" or "cpu".
+    """
     distinct = min(DISTINCT, max(options.rows))
     student, teacher = (logits.to(DTYPES[dtype]) for logits in language_model_rows(distinct, vocab))
     truth = Truth.find(student, teacher, options.epsilon)
@@ -58,7 +65,18 @@ def batches(vocab: int, dtype: str, options: argparse.Namespace, device: str) ->
 def run(
     options: argparse.Namespace, clock: Clock, copy_gb_per_s: float, console: Console, device: str = "cuda"
 ) -> list[CudaRecord]:
-    """Time every case of the grid, and show a progress bar."""
+    """Times every case of the grid, and shows a progress bar.
+
+    Args:
+        options: Of the command line.
+        clock: Times the calls.
+        copy_gb_per_s: The rate of a copy on the device.
+        console: Where to show the bar.
+        device: "cuda" or "cpu".
+
+    Returns:
+        The records.
+    """
     records: list[CudaRecord] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
@@ -79,6 +97,18 @@ def run(
 def time_case(
     batch: Batch, dtype: str, options: argparse.Namespace, clock: Clock, copy_gb_per_s: float
 ) -> list[CudaRecord]:
+    """Times all methods on one batch, by every launch and from every state of the cache.
+
+    Args:
+        batch: The rows and their answers.
+        dtype: Of both logits.
+        options: Of the command line.
+        clock: Times the calls.
+        copy_gb_per_s: The rate of a copy on the device.
+
+    Returns:
+        The records.
+    """
     rows, vocab = batch.student.shape
     at_bar = (vocab, dtype) == (BAR_VOCAB, BAR_DTYPE) and rows >= BAR_ROWS
     compiled = options.compile == "all" or (options.compile == "bars" and at_bar)
@@ -126,7 +156,7 @@ def time_case(
 
 
 def missing() -> str | None:
-    """Return why nothing can be timed here, None if it can."""
+    """Returns why nothing can be timed here, None if it can."""
     if not torch.cuda.is_available():
         return "there is no CUDA device (torch.cuda.is_available() is false)"
     if not trbext._C.cuda_compiled:
@@ -135,6 +165,7 @@ def missing() -> str | None:
 
 
 def this_gpu(copy_gb_per_s: float) -> CudaMachine:
+    """Returns the GPU, with the rate of a copy on it."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return CudaMachine(
         gpu=properties.name,
@@ -151,14 +182,15 @@ def this_gpu(copy_gb_per_s: float) -> CudaMachine:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parses the words after `python -m benchmarks.operators.blend_cuda`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.operators.blend_cuda",
         description=(__doc__ or "").split("\n\n")[1],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--vocab", type=int, nargs="+", default=VOCABS, metavar="V", help="tokens a row")
-    add("--rows", type=int, nargs="+", default=ROWS, metavar="N", help="rows a call")
+    add("--vocab", type=int, nargs="+", default=VOCABS, metavar="V", help="tokens per row")
+    add("--rows", type=int, nargs="+", default=ROWS, metavar="N", help="rows per call")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32", "bfloat16"], help="of both logits")
     add("--epsilon", type=float, default=0.02, metavar="NATS", help="KL budget; must bind on every row")
     add("--cache", nargs="+", choices=("cold", "warm"), default=["cold", "warm"], help="state of the L2 cache")
@@ -195,6 +227,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Times, prints and writes everything; returns the exit code."""
     options = parse(arguments)
     reason = missing()
     if reason:
@@ -209,7 +242,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write(records: Sequence[CudaRecord], machine: CudaMachine, output: Path, console: Console) -> None:
-    """Write the CSV file and the plot, and print the table and the bars."""
+    """Writes the CSV file and the plot, and prints the table and the bars.
+
+    Args:
+        records: The measurements.
+        machine: The GPU.
+        output: The folder to write to.
+        console: Where to print.
+    """
     output.mkdir(parents=True, exist_ok=True)
     cuda_report.print_table(records, machine, console)
     write_csv(records, output / "blend_cuda.csv", machine=machine)

@@ -22,7 +22,13 @@ CAPTION = (
 
 
 def print_table(records: Sequence[Record], machine: Machine, console: Console) -> None:
-    """Print a row per case and budget, a column per method."""
+    """Prints a row per case and budget, a column per method.
+
+    Args:
+        records: The measurements.
+        machine: The machine.
+        console: Where to print.
+    """
     methods = [name for name in METHODS if any(record.method == name for record in records)]
     left = ("inputs", "dtype", "budget")
     headings = ["inputs", "V", "N", "dtype", "budget", "sweeps", "read\nGB/s", *(m.replace(" ", "\n") for m in methods)]
@@ -56,7 +62,13 @@ def _rows(records: Sequence[Record], methods: Sequence[str]) -> Iterator[list[st
 
 
 def draw(records: Sequence[Record], machine: Machine, path: Path) -> None:
-    """Draw time per row over V at the binding budget: a panel for each N and dtype, a line per method."""
+    """Draws time per row over V at the binding budget: a panel for each N and dtype, a line per method.
+
+    Args:
+        records: The measurements.
+        machine: The machine.
+        path: The image to write.
+    """
     cases = [record.case for record in records if record.case.inputs == "synthetic"]
     panels = [
         [
@@ -91,7 +103,7 @@ def _line(records: Sequence[Record], index: int, name: str, rows: int, dtype: st
 
 
 def _number(value: float | None) -> str:
-    """Format three significant digits without an exponent."""
+    """Formats three significant digits without an exponent."""
     return (
         "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
     )

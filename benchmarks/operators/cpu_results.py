@@ -61,11 +61,19 @@ class Record:
 
     @property
     def case(self) -> Case:
+        """The case that was timed."""
         return Case(self.inputs, self.vocab, self.rows, self.dtype)
 
 
 def median(records: Iterable[Record], case: Case, method: str, budget: str = "binding") -> float | None:
-    """Return the median seconds of a call of `method`, None if it was not measured."""
+    """Returns the median seconds of a call of `method`, None if it was not measured.
+
+    Args:
+        records: The measurements.
+        case: What was timed.
+        method: The method's name.
+        budget: "binding" or "not binding".
+    """
     if method not in METHODS:
         raise KeyError(method)
     found = [r for r in records if r.case == case and r.method == method and r.budget in (budget, "any")]
@@ -73,7 +81,7 @@ def median(records: Iterable[Record], case: Case, method: str, budget: str = "bi
 
 
 def bars(records: Sequence[Record], decoding: Decoding | None) -> list[Bar]:
-    """Return every bar, measured or not.
+    """Returns every bar, measured or not.
 
     Args:
         records: The measurements.

@@ -40,12 +40,20 @@ class Batch:
     truth: Truth
 
     def right(self, name: str, beta: Tensor, kl: Tensor, resolution: float = 0.0) -> None:
-        """Raise WrongAnswer unless beta [N] and kl [N] are right in every row."""
+        """Raises WrongAnswer unless beta [N] and kl [N] are right in every row.
+
+        Args:
+            name: What the error calls the method.
+            beta: [N].
+            kl: [N], nats.
+            resolution: The error of beta that the method may have.
+        """
         for got_beta, got_kl in zip(beta.cpu().split(DISTINCT), kl.cpu().split(DISTINCT), strict=True):
             self.truth.check(name, got_beta, got_kl, resolution)
 
 
 def operators(batch: Batch) -> list[Candidate]:
+    """Returns solve, sample and blend as methods."""
     student, teacher, epsilon = batch.student, batch.teacher, batch.epsilon
 
     def right_sample(drawn: Any) -> None:
@@ -69,6 +77,13 @@ def operators(batch: Batch) -> list[Candidate]:
 
 
 def competitors(batch: Batch, clock: Clock, compiled: bool) -> list[Candidate]:
+    """Returns what a user could write instead of solve.
+
+    Args:
+        batch: The rows and their answers.
+        clock: Chooses the faster way to sum.
+        compiled: Whether torch.compile is timed too.
+    """
     student, teacher = batch.student, batch.teacher
 
     def solver(name: str, solve: peers.Solver, resolution: float = 0.0) -> Candidate:
@@ -101,7 +116,13 @@ def competitors(batch: Batch, clock: Clock, compiled: bool) -> list[Candidate]:
 
 
 def choose_sums(moments: peers.Moments, batch: Batch, clock: Clock) -> None:
-    """Choose one batched product or separate sums, whichever is faster for this shape on this GPU."""
+    """Chooses one batched product or separate sums, whichever is faster for this shape on this GPU.
+
+    Args:
+        moments: Is changed.
+        batch: The rows.
+        clock: Times both ways.
+    """
     moments.load(batch.student, batch.teacher, 3)
     beta = torch.ones(len(batch.student), device=batch.student.device)
     lasted = {}

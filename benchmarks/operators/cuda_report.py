@@ -11,15 +11,21 @@ from ..harness import plot, table
 from .cuda_results import METHODS, OPERATORS, CudaMachine, CudaRecord
 
 CAPTION = (
-    "Microseconds a call by CUDA events, medians; up to 0.1 ms of host time a call is hidden. cold: 5 L2 caches' worth "
-    "of other data was read before each call; warm: the same call ran just before. graph: a replayed CUDA graph. "
+    "Microseconds per call by CUDA events, medians; up to 0.1 ms of host time per call is hidden. cold: 5 L2 caches' "
+    "worth of other data was read before each call; warm: the same call ran just before. graph: a replayed CUDA graph. "
     "% copy: rate of the bytes that must be moved (inputs read once, outputs written once) over the measured rate of "
     "a copy on the device. Newton, bisection: eager, preallocated, 10 iterations or 16 evaluations."
 )
 
 
 def print_table(records: Sequence[CudaRecord], machine: CudaMachine, console: Console) -> None:
-    """Print a row per case, cache and launch, a column per method."""
+    """Prints a row per case, cache and launch, a column per method.
+
+    Args:
+        records: The measurements.
+        machine: The GPU.
+        console: Where to print.
+    """
     methods = [name for name in METHODS if any(record.method == name for record in records)]
     headings = ["V", "N", "dtype", "cache", "launch", "sweeps", "solve GB/s"]
     for name in methods:
@@ -47,7 +53,13 @@ def _rows(records: Sequence[CudaRecord], methods: Sequence[str]) -> Iterator[lis
 
 
 def draw(records: Sequence[CudaRecord], machine: CudaMachine, path: Path) -> None:
-    """Draw percent of the copy over N from cold caches: a panel for each V and dtype, a line per method and launch."""
+    """Draws percent of the copy over N from cold caches: a panel for each V and dtype, a line per method and launch.
+
+    Args:
+        records: The measurements.
+        machine: The GPU.
+        path: The image to write.
+    """
     panels = [
         [
             plot.Panel(f"V = {vocab}, {dtype}", list(_lines(records, vocab, dtype)))

@@ -60,9 +60,15 @@ class CudaMachine:
 
 
 def model_bytes(method: str, rows: int, vocab: int, dtype: str) -> int:
-    """Return the bytes that a call must move at least: each input read once, the outputs written once.
+    """Returns the bytes that a call must move at least: each input read once, the outputs written once.
 
     A peer gives the answer of `solve`, so it is rated by the bytes of `solve`.
+
+    Args:
+        method: The method's name.
+        rows: Rows of the call.
+        vocab: Tokens per row.
+        dtype: Of both logits.
     """
     element = ELEMENT_BYTES[dtype]
     logits = 2 * rows * vocab * element
@@ -80,7 +86,17 @@ def model_bytes(method: str, rows: int, vocab: int, dtype: str) -> int:
 def seconds(
     records: Iterable[CudaRecord], vocab: int, rows: int, dtype: str, method: str, cache: str, launch: str = "call"
 ) -> float | None:
-    """Return the median seconds of a call, None if it was not measured."""
+    """Returns the median seconds of a call, None if it was not measured.
+
+    Args:
+        records: The measurements.
+        vocab: Tokens per row.
+        rows: Rows of the call.
+        dtype: Of both logits.
+        method: The method's name.
+        cache: "cold" or "warm".
+        launch: "call" or "graph".
+    """
     if method not in METHODS:
         raise KeyError(method)
     wanted = (vocab, rows, dtype, method, cache, launch)
@@ -89,7 +105,7 @@ def seconds(
 
 
 def bars(records: Sequence[CudaRecord], copy_gb_per_s: float) -> list[Bar]:
-    """Return the bars at V = 151,936 in bfloat16 from cold caches, for each N >= 256 that was measured, or for 256."""
+    """Returns the bars at V = 151,936 in bfloat16 from cold caches, for each N >= 256 that was measured, or for 256."""
     at_bar = {r.rows for r in records if (r.vocab, r.dtype) == (BAR_VOCAB, BAR_DTYPE) and r.rows >= BAR_ROWS}
     found = []
     for rows in sorted(at_bar) or [BAR_ROWS]:

@@ -19,13 +19,13 @@ class Clock(Protocol):
     """Times a call: `CudaClock` on a GPU, `CpuClock` in a dry run."""
 
     def cool(self) -> None:
-        """Remove the inputs of all calls from the cache."""
+        """Removes the inputs of all calls from the cache."""
 
     def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
-        """Return the seconds of `call` right after `before`, which is not timed."""
+        """Returns the seconds of `call` right after `before`, which is not timed."""
 
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
-        """Return a function that replays the launches of `call`."""
+        """Returns a function that replays the launches of `call`."""
 
 
 class CpuClock:
@@ -35,15 +35,18 @@ class CpuClock:
         self.cooled = 0
 
     def cool(self) -> None:
+        """Does nothing."""
         self.cooled += 1
 
     def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
+        """Returns the seconds of `call` by the wall clock, right after `before`."""
         before()
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
 
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        """Returns `call` itself."""
         return call
 
 
@@ -57,9 +60,11 @@ class CudaClock:
         self._other = torch.zeros(COLD_CACHES * self.l2_bytes // 4, dtype=torch.int32, device="cuda")
 
     def cool(self) -> None:
+        """Reads other data than the inputs, so that the cache holds none of them."""
         self._other.amax()  # a read: a write would leave lines to be written back while the call runs
 
     def seconds(self, before: Callable[[], object], call: Callable[[], object]) -> float:
+        """Returns the seconds of `call` by events, right after `before`."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before()
         torch.cuda._sleep(HEAD_START)
@@ -71,6 +76,7 @@ class CudaClock:
         return float(start.elapsed_time(end)) * 1e-3
 
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        """Returns a function that replays the CUDA graph of `call`."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -88,7 +94,13 @@ class CudaClock:
 
 
 def copy_rate(clock: Clock, megabytes: int, device: str) -> float:
-    """Return the GB/s of the fastest of 20 copies on the device, bytes read and written: the limit of moving data."""
+    """Returns the GB/s of the fastest of 20 copies on the device, bytes read and written: the limit of moving data.
+
+    Args:
+        clock: Times the copies.
+        megabytes: Size of a copy.
+        device: "cuda" or "cpu".
+    """
     source = torch.zeros(megabytes * 2**18, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
     fastest = min(clock.seconds(clock.cool, lambda: target.copy_(source)) for _ in range(20))
@@ -96,10 +108,17 @@ def copy_rate(clock: Clock, megabytes: int, device: str) -> float:
 
 
 def time_rounds(methods: Sequence[Method], clock: Clock, cache: str, *, repetitions: int, seconds: float) -> None:
-    """Fill `seconds` of each method without a note. The first call of a method is checked and not counted.
+    """Fills `seconds` of each method without a note. The first call of a method is checked and not counted.
 
     Rounds in random order, as in `timing.time_interleaved`; slow methods get fewer repetitions, at least 3. A
     method that does not fit in the GPU's memory is left out, and its note says so.
+
+    Args:
+        methods: The methods to time.
+        clock: Times the calls.
+        cache: "cold" or "warm".
+        repetitions: Calls of each method.
+        seconds: Time for all methods together.
     """
     share = seconds / max(1, len(methods))
     counts: dict[int, int] = {}

@@ -31,10 +31,11 @@ class Pair:
 
     @property
     def pad_token_id(self) -> int:
+        """The id of the padding."""
         return int(self.tokenizer.pad_token_id)
 
     def prompts(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return (input_ids, attention_mask), [count, P] left padded: the first training prompts as chats."""
+        """Returns (input_ids, attention_mask), [count, P] left padded: the first training prompts as chats."""
         path = self.directory / "prompts" / "train.jsonl"
         with path.open(encoding="utf-8") as lines:
             conversations = [json.loads(line)["prompt"] for line in itertools.islice(lines, count)]
@@ -48,7 +49,15 @@ class Pair:
     def rollout(
         self, input_ids: Tensor, mask: Tensor, *, epsilon: float, new_tokens: int, generator: torch.Generator
     ) -> Rollout:
-        """Return completions of the prompts that the pair wrote in lockstep at the budget `epsilon`."""
+        """Returns completions of the prompts that the pair wrote in lockstep at the budget `epsilon`.
+
+        Args:
+            input_ids: [B, P], left padded.
+            mask: [B, P].
+            epsilon: KL budget, nats.
+            new_tokens: Largest length of a completion.
+            generator: Of the random numbers.
+        """
         return lockstep(
             self.student,
             self.teacher,
@@ -63,7 +72,7 @@ class Pair:
 
 
 def load_pair(directory: Path) -> Pair:
-    """Load the models of `directory`/student and `directory`/teacher in their files' dtype, on the CPU."""
+    """Loads the models of `directory`/student and `directory`/teacher in their files' dtype, on the CPU."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for part in ("student/config.json", "teacher/config.json", "prompts/train.jsonl"):
@@ -81,7 +90,7 @@ def load_pair(directory: Path) -> Pair:
 def real_rows(
     directory: Path, *, texts: int = 8, new_tokens: int = 64, epsilon: float = 0.02, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Compute the logits of the SmolLM2 pair at every position of `texts` texts.
+    """Computes the logits of the SmolLM2 pair at every position of `texts` texts.
 
     A text is a word problem of `directory`/prompts/train.jsonl and a completion of at most `new_tokens` tokens that the
     pair wrote in lockstep at the budget `epsilon`, so a rollout blends such rows. There are about 100 to 200 per text
@@ -125,13 +134,25 @@ class Decoding:
 
     @property
     def share(self) -> float:
+        """The operator's share of a step."""
         return self.operator / self.step
 
 
 def time_decoding(
     directory: Path, *, epsilon: float, batch: int = 32, new_tokens: int = 32, repetitions: int = 3
 ) -> Decoding:
-    """Time `trbext.rollout.lockstep` over `batch` prompts. A step lasts from one draw's end to the next one's."""
+    """Times `trbext.rollout.lockstep` over `batch` prompts. A step lasts from one draw's end to the next one's.
+
+    Args:
+        directory: The folder that recipes/smollm2_pruned.py writes.
+        epsilon: KL budget, nats.
+        batch: Prompts.
+        new_tokens: Largest length of a completion.
+        repetitions: Rollouts that are timed.
+
+    Returns:
+        The times of a step, medians.
+    """
     pair = load_pair(directory)
     input_ids, mask = pair.prompts(batch)
     module = importlib.import_module("trbext.rollout.policies")

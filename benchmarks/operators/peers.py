@@ -31,7 +31,13 @@ class Moments:
         self.powers = torch.ones(rows, 3, vocab, device=device)  # 1, D, D^2
 
     def load(self, student: Tensor, teacher: Tensor, orders: int) -> None:
-        """Prepare S_0 up to S_(orders - 1) of this pair."""
+        """Prepares S_0 up to S_(orders - 1) of this pair.
+
+        Args:
+            student: [N, V] logits.
+            teacher: [N, V] logits.
+            orders: How many sums are needed.
+        """
         for logits, log_probs in ((student, self.log_student), (teacher, self.weights)):
             if logits.dtype != torch.float32:  # out= together with another dtype would allocate the cast
                 logits = log_probs.copy_(logits)
@@ -43,7 +49,7 @@ class Moments:
         self.orders = orders
 
     def at(self, beta: Tensor) -> tuple[Tensor, ...]:
-        """Return S_0, S_1, ..., each [N]. Two passes write the weights, one batched product reads them."""
+        """Returns S_0, S_1, ..., each [N]. Two passes write the weights, one batched product reads them."""
         torch.addcmul(self.log_student, beta[:, None], self.powers[:, 1], out=self.weights).exp_()
         if not self.products:
             sums = [self.weights.sum(-1)]
@@ -54,14 +60,14 @@ class Moments:
 
 
 def _start(student: Tensor) -> tuple[Tensor, ...]:
-    """Return beta, low, high, KL at low, frozen. The first evaluation, at the teacher, settles loose budgets."""
+    """Returns beta, low, high, KL at low, frozen. The first evaluation, at the teacher, settles loose budgets."""
     rows, device = student.shape[0], student.device
     one, zero = torch.ones(rows, device=device), torch.zeros(rows, device=device)
     return one, zero, one, zero, torch.zeros(rows, dtype=torch.bool, device=device)
 
 
 def _newton_update(state: tuple[Tensor, ...], moments: tuple[Tensor, ...], epsilon: float) -> tuple[Tensor, ...]:
-    """Take one safeguarded Newton step for log KL as a function of log beta. Converged rows keep their beta.
+    """Takes one safeguarded Newton step for log KL as a function of log beta. Converged rows keep their beta.
 
     That function is nearly a straight line, as KL ~ beta^2 Var / 2 for small budgets. A step for KL itself, or its
     root, can go from beta = 1 to a beta at which float32 has no digits of KL left. The step aims inside the tolerance
@@ -84,9 +90,14 @@ def _newton_update(state: tuple[Tensor, ...], moments: tuple[Tensor, ...], epsil
 
 
 def eager_newton(moments: Moments, *, iterations: int = 10, stop: bool = False) -> Solver:
-    """Make batched Newton in eager PyTorch, which runs all `iterations`, as code must that may not wait for a GPU.
+    """Makes batched Newton in eager PyTorch, which runs all `iterations`, as code must that may not wait for a GPU.
 
     With `stop` it ends once every row has converged.
+
+    Args:
+        moments: The buffers.
+        iterations: At most.
+        stop: Whether to ask after each iteration if all rows have converged.
     """
 
     def solve(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -102,7 +113,7 @@ def eager_newton(moments: Moments, *, iterations: int = 10, stop: bool = False) 
 
 
 def eager_bisection(moments: Moments, steps: int) -> Solver:
-    """Make batched bisection in eager PyTorch: `steps` evaluations of KL, the first one at beta = 1."""
+    """Makes batched bisection in eager PyTorch: `steps` evaluations of KL, the first one at beta = 1."""
 
     def solve(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         moments.load(student, teacher, 2)
@@ -120,7 +131,7 @@ def eager_bisection(moments: Moments, steps: int) -> Solver:
 
 
 def compiled_newton(iterations: int = 10) -> Solver:
-    """Make the same Newton from plain functions by torch.compile in its default mode.
+    """Makes the same Newton from plain functions by torch.compile in its default mode.
 
     The first call compiles, and raises the errors of the compiler.
     """
@@ -140,7 +151,16 @@ def compiled_newton(iterations: int = 10) -> Solver:
 
 
 def brentq(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Solve row by row with scipy.optimize.brentq, in numpy float64 on one core."""
+    """Solves row by row with scipy.optimize.brentq, in numpy float64 on one core.
+
+    Args:
+        student: [N, V] logits.
+        teacher: [N, V] logits.
+        epsilon: KL budget, nats.
+
+    Returns:
+        beta [N] and KL [N] in nats.
+    """
     import numpy as np
     from scipy import optimize, special
 
@@ -161,19 +181,19 @@ def brentq(student: Tensor, teacher: Tensor, epsilon: float) -> tuple[Tensor, Te
 
 
 def two_log_softmax(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Call log_softmax twice, in the inputs' dtype, into fresh tensors: the start of every PyTorch implementation."""
+    """Calls log_softmax twice, in the inputs' dtype, into fresh tensors: the start of every PyTorch implementation."""
     return torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
 
 
 def read(student: Tensor, teacher: Tensor) -> Callable[[], object]:
-    """Return a call that reads both inputs once and does next to nothing else: the fastest of three on this machine.
+    """Returns a call that reads both inputs once and does next to nothing else: the fastest of three on this machine.
 
     The product of the bits as doubles reads both at a time, as the operator does, and is the fastest with MKL. A BLAS
     that runs it on one core loses to a maximum or a sum of the bits as integers.
     """
 
     def words(logits: Tensor, dtype: torch.dtype) -> Tensor:
-        """View the bits of `logits` as `dtype`, without a last odd logit."""
+        """Views the bits of `logits` as `dtype`, without a last odd logit."""
         flat = logits.reshape(-1)
         return flat[: flat.numel() * flat.element_size() // 8 * 8 // flat.element_size()].view(dtype)
 

@@ -1,6 +1,6 @@
 """Times rollouts by the student only, in lockstep and by speculation: `python -m benchmarks.rollout.compare`.
 
-Every method of a case is called once a round, in random order and from the same seed, so that a drift of the machine
+Every method of a case is called once per round, in random order and from the same seed, so that a drift of the machine
 affects all alike. Numbers are medians over the rounds, also those of each round's ratio to lockstep. "auto" is
 one `DraftLength` per case: its first call measures, which its first round shows. Prints one table and the bars; writes
 rollout.csv and rollout.png.
@@ -45,6 +45,13 @@ class Decoder:
     rollouts: list[Rollout] = field(default_factory=list)
 
     def call(self, pair: Prompts, batch: int, seed: int) -> None:
+        """Decodes the case once, and keeps the seconds and the rollout.
+
+        Args:
+            pair: The models and the prompts.
+            batch: Number of prompts.
+            seed: Of the random numbers.
+        """
         start = time.perf_counter()
         rollout = speculative(
             pair.student,
@@ -61,10 +68,19 @@ class Decoder:
         self.rollouts.append(rollout)
 
     def rates(self) -> list[float]:
-        """Tokens per second of each call."""
+        """Returns the tokens per second of each call."""
         return [int(rollout.mask.sum()) / seconds for rollout, seconds in zip(self.rollouts, self.seconds, strict=True)]
 
     def record(self, pair: Prompts, batch: int, epsilon: float, name: str, lockstep: list[float]) -> RolloutRecord:
+        """Makes the record of all calls.
+
+        Args:
+            pair: The models and the prompts.
+            batch: Number of prompts.
+            epsilon: KL budget, nats.
+            name: The method's.
+            lockstep: Tokens per second of lockstep in the same rounds.
+        """
         rates = self.rates()
         parts = [rollout.speculation for rollout in self.rollouts if rollout.speculation is not None]
         tokens = sum(int(rollout.mask.sum()) for rollout in self.rollouts)
@@ -87,7 +103,7 @@ class Decoder:
 
 
 def time_case(pair: Prompts, batch: int, epsilon: float, rounds: int, lengths: Sequence[int]) -> list[RolloutRecord]:
-    """Time all methods on one batch at one budget.
+    """Times all methods on one batch at one budget.
 
     Args:
         pair: The models and the prompts.
@@ -111,6 +127,7 @@ def time_case(pair: Prompts, batch: int, epsilon: float, rounds: int, lengths: S
 
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[Prompts, int, float]]:
+    """Yields the models, batch size and budget of each case."""
     pairs: list[Prompts] = []
     batch = max(options.batches)
     if "random" in options.pairs:
@@ -124,6 +141,7 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[Prompts, int, float]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Times every case, prints the table and the bars, and writes CSV file and plot; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout.compare", description=__doc__)
     parser.add_argument("--pairs", nargs="+", choices=["random", "smollm2"], default=["random"])
     parser.add_argument("--real-models", type=Path, help="folder written by recipes/smollm2_pruned.py, for smollm2")

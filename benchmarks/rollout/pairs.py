@@ -30,14 +30,14 @@ class Prompts:
     mask: Tensor
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the first `count` prompts, without the columns that none of them fills."""
+        """Returns the first `count` prompts, without the columns that none of them fills."""
         mask = self.mask[:count]
         used = int(mask.any(0).int().argmax())
         return self.input_ids[:count, used:], mask[:, used:]
 
 
 def random_pair(batch: int, seed: int = 0) -> Prompts:
-    """Make random models of which a step of the teacher takes about ten times as long as one of the student.
+    """Makes random models of which a step of the teacher takes about ten times as long as one of the student.
 
     The lm_heads are scaled until the two disagree so much that every budget binds.
     """
@@ -71,7 +71,7 @@ def random_pair(batch: int, seed: int = 0) -> Prompts:
 
 
 def smollm2_pair(directory: Path, batch: int) -> Prompts:
-    """Load the pair that recipes/smollm2_pruned.py writes, with the prompts beside it."""
+    """Loads the pair that recipes/smollm2_pruned.py writes, with the prompts beside it."""
     pair = load_pair(directory)
     prompts = pair.prompts(batch)
     return Prompts("SmolLM2", pair.student, pair.teacher, pair.alignment, pair.pad_token_id, *prompts)

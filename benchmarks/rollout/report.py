@@ -13,7 +13,7 @@ from ..harness.bars import Bar
 from ..harness.machine import Machine
 
 CAPTION = (
-    "Tokens a second, medians; in brackets the ratio to lockstep in the same round. Acceptance, teacher passes: of "
+    "Tokens per second, medians; in brackets the ratio to lockstep in the same round. Acceptance, teacher passes: of "
     "k = 4."
 )
 
@@ -35,11 +35,12 @@ class RolloutRecord:
 
     @property
     def case(self) -> tuple[str, int, float]:
+        """The pair, the batch size and the budget."""
         return self.pair, self.batch, self.epsilon
 
 
 def by_case(records: Sequence[RolloutRecord]) -> dict[tuple[str, int, float], dict[str, RolloutRecord]]:
-    """Return the records by case and method."""
+    """Returns the records by case and method."""
     found: dict[tuple[str, int, float], dict[str, RolloutRecord]] = {}
     for record in records:
         found.setdefault(record.case, {})[record.method] = record
@@ -47,7 +48,13 @@ def by_case(records: Sequence[RolloutRecord]) -> dict[tuple[str, int, float], di
 
 
 def print_table(records: Sequence[RolloutRecord], machine: Machine, console: Console) -> None:
-    """Print a row per case, a column per method."""
+    """Prints a row per case, a column per method.
+
+    Args:
+        records: The measurements.
+        machine: The machine.
+        console: Where to print.
+    """
     methods = list(dict.fromkeys(record.method for record in records))
     headings = ["pair", "batch", "epsilon", *methods, "acceptance", "passes"]
     table.print_table(console, str(machine), headings, _rows(records, methods), left=("pair",), caption=CAPTION)
@@ -66,7 +73,7 @@ def _rows(records: Sequence[RolloutRecord], methods: Sequence[str]) -> Iterator[
 
 
 def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
-    """Return the bars that speculation must meet, as ratios to lockstep of the same case."""
+    """Returns the bars that speculation must meet, as ratios to lockstep of the same case."""
     cases = by_case(records)
 
     def gain(found: dict[str, RolloutRecord]) -> float:
@@ -98,7 +105,13 @@ def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
 
 
 def draw(records: Sequence[RolloutRecord], machine: Machine, path: Path) -> None:
-    """Draw the ratio to lockstep over the budget: a panel per pair and batch, a line per method."""
+    """Draws the ratio to lockstep over the budget: a panel per pair and batch, a line per method.
+
+    Args:
+        records: The measurements.
+        machine: The machine.
+        path: The image to write.
+    """
     cases = by_case(records)
     panels = []
     for pair, batch in dict.fromkeys((pair, batch) for pair, batch, _ in cases):
@@ -118,7 +131,7 @@ def draw(records: Sequence[RolloutRecord], machine: Machine, path: Path) -> None
         [panels],
         title=str(machine),
         x_label="epsilon, nats",
-        y_label="tokens a second / lockstep's",
+        y_label="tokens per second / lockstep's",
         log_y=False,
         level=1.0,
     )

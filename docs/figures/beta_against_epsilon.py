@@ -25,7 +25,8 @@ QUANTILES = (0.25, 0.5, 0.75, 0.95)  # of KL(pi_T || pi_S) over the prefixes: wh
 
 
 def logits_along_a_completion() -> tuple[Tensor, Tensor]:
-    """Student and teacher logits at every prefix of one correct completion, each [prefixes, vocabulary] float32."""
+    """Returns both models' logits at every prefix of one correct completion, each [prefixes, vocabulary]
+    float32."""
     (prompt,) = prompts(1, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(model_path("demo:student"))
     ids = tokenizer(prompt + correct_completion(prompt), return_tensors="pt")["input_ids"]
@@ -39,7 +40,7 @@ def logits_along_a_completion() -> tuple[Tensor, Tensor]:
 
 
 def curves() -> tuple[Tensor, Tensor, Tensor]:
-    """For the four prefixes drawn: KL(pi_T || pi_S) [4] in nats, Var_S[r] [4], and beta at every epsilon [4, 201]."""
+    """Returns KL(pi_T || pi_S) [4] in nats, Var_S[r] [4], and beta at every epsilon [4, 201], of the prefixes drawn."""
     student, teacher = logits_along_a_completion()
     log_student, log_teacher = (logits.double().log_softmax(-1) for logits in (student, teacher))
     ratio = log_teacher - log_student
@@ -57,6 +58,7 @@ def curves() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def draw(path: Path) -> None:
+    """Draws the figure, and writes it to `path`."""
     divergence, variance, beta = curves()
     with mpl.rc_context({"svg.hashsalt": "trbext", "font.size": 11}):
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -74,6 +76,7 @@ def draw(path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Draws the figure into the file that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     default = Path(__file__).with_name("beta-against-epsilon.svg")
     parser.add_argument("--output", type=Path, default=default, help="the picture (default: beside this file)")

@@ -1,6 +1,6 @@
-"""Trust-Region Behavior Blending (arXiv 2605.31159): operators `torch.ops.trb`, and on-policy distillation with them.
+"""Provides Trust-Region Behavior Blending (arXiv 2605.31159): operators `torch.ops.trb`, and distillation with them.
 
-`blend`, `solve`, `sample` and `verify` are documented in `trbext.ops`; `trbext.reference` is the same in plain PyTorch.
+`trbext.ops` documents `blend`, `solve`, `sample` and `verify`; `trbext.reference` is the same in plain PyTorch.
 All other public names are imported at their first use, so that `import trbext` needs nothing but PyTorch.
 """
 

@@ -15,7 +15,7 @@ FILE_NAME = "_build.json"
 
 
 def read_build_file(file: Path, name: str) -> ModuleType:
-    """A module called `name` with the attributes of `trbext._C`.
+    """Returns a module called `name` with the attributes of `trbext._C`.
 
     The operators are loaded only if `cpu_isa` is read: loading registers them, also those of a stale build.
 

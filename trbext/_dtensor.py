@@ -1,8 +1,8 @@
 """Tells torch's DTensor how the operators shard: rows are independent, so each rank solves the rows it has.
 
-solve, blend and sample take logits that are sharded over rows (`Shard(0)`), with epsilon and uniform of the same rows,
-and shard their outputs in the same way. A sharded vocabulary is gathered first. So are all arguments of verify, whose
-rows belong to requests by offsets.
+solve, blend and sample accept logits that are sharded over rows (`Shard(0)`), with epsilon and uniform of the same
+rows, and shard their outputs in the same way. A sharded vocabulary is gathered first. So are all arguments of verify,
+because its offsets assign rows to requests across all ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _registered = False
 
 
 def register_where_needed() -> None:
-    """Registers the shardings once DTensor has been imported; its import takes a second, which others are spared."""
+    """Registers the shardings once DTensor has been imported, because the import takes a second that few need."""
     global _registered
     if _registered or torch.compiler.is_compiling() or "torch.distributed.tensor" not in sys.modules:
         return

@@ -23,7 +23,7 @@ NAME = "trbext._C"
 
 
 def load_compiled_module(package: Path, failure: ImportError) -> ModuleType:
-    """`trbext._C` for the package folder `package`, which has none that can be imported (`failure`).
+    """Returns `trbext._C` for the package folder `package`, which has none that can be imported (`failure`).
 
     Raises:
         ImportError: one line that says what to install. `package` is not part of a checkout; no build is installed; the
@@ -57,9 +57,12 @@ def load_compiled_module(package: Path, failure: ImportError) -> ModuleType:
 
 
 def check_sources(package: Path, module: ModuleType) -> None:
-    """ImportError if `package` is part of a checkout whose C++ sources are not those that `module` was built from.
+    """Checks that `module` was built from the C++ sources of the checkout around `package`, if there is one.
 
     An editable install takes its Python from the checkout as it is now, and its binaries from when it was installed.
+
+    Raises:
+        ImportError: it was built from other sources.
     """
     root = package.parent
     if (root / "csrc" / "schema.cpp").exists() and getattr(module, "sources", None) != source_digest(root):
@@ -79,7 +82,7 @@ def _installed_builds(package: Path) -> Iterator[Path]:
 
 
 def _load(build: Path) -> ModuleType | None:
-    """The module in the file `build`; None if it cannot be loaded here (another Python's, a damaged file)."""
+    """Returns the module in the file `build`; None if it cannot be loaded here (another Python's, a damaged file)."""
     if build.name == FILE_NAME:
         return _registered(read_build_file(build, NAME))
     spec = importlib.util.spec_from_file_location(NAME, build)

@@ -14,7 +14,7 @@ SUFFIXES = (".h", ".cpp", ".cu", ".cuh", ".cmake")
 
 
 def source_files(root: Path) -> Iterator[Path]:
-    """The files below the checkout `root` that decide what a build makes, sorted."""
+    """Returns the files below the checkout `root` that decide what a build makes, sorted."""
     yield root / "CMakeLists.txt"
     for folder in ("cmake", "csrc"):
         yield from sorted(
@@ -23,7 +23,7 @@ def source_files(root: Path) -> Iterator[Path]:
 
 
 def source_digest(root: Path) -> str:
-    """A hash of the names and contents of `source_files`. OSError if `root` is no checkout."""
+    """Returns a hash of the names and contents of `source_files`. Raises OSError if `root` is no checkout."""
     digest = hashlib.sha256()
     for path in source_files(root):
         content = path.read_bytes()

@@ -33,7 +33,8 @@ def build_info() -> dict[str, str]:
 
 
 def version_of(*packages: str) -> str:
-    """The version of the first of `packages` that is installed, named unless it is the first; else "not installed"."""
+    """Returns the version of the first of `packages` that is installed, named unless it is the first; else "not
+    installed"."""
     for package in packages:
         try:
             version = metadata.version(package)

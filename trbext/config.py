@@ -1,4 +1,4 @@
-"""The configuration under the name it was first published by; it lives in `trbext.training.config`.
+"""Keeps the configuration importable by its first public name; it is defined in `trbext.training.config`.
 
 Checkpoints hold their arguments pickled by this name.
 """

@@ -13,10 +13,11 @@ STUDENT_KINDS = {"logits": 0, "probabilities": 1, "scaled_logits": 2}
 
 
 def is_epsilon(value: float) -> bool:
-    """Whether `value` is a KL budget; NaN is none."""
+    """Returns whether `value` is a KL budget; NaN is none."""
     return value >= 0
 
 
 def not_an_epsilon(value: object, name: str = "epsilon") -> str:
-    """The message of every error about a value that is no KL budget; `name` is the user's name for the argument."""
+    """Returns the message of every error about a value that is no KL budget; `name` is the user's name for the
+    argument."""
     return f"{name} must be a KL budget in nats, 0 <= epsilon <= inf, got {value}"

@@ -237,7 +237,8 @@ def verify(
 
 
 def _overload(operator: Any, epsilon: float | Tensor) -> Any:
-    """The overload by name: a tensor of one element would also fit that of a float, and be read from its device."""
+    """Returns the overload by name: a tensor of one element would also fit that of a float, and be read from its
+    device."""
     return operator.per_row if isinstance(epsilon, Tensor) else operator.default
 
 

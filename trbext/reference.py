@@ -21,7 +21,15 @@ BISECTION_STEPS = 72
 
 
 def rows_at_fault(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Whether each row holds NaN or +inf, or has no finite logit at all: [...] bool, for logits [..., V]."""
+    """Returns whether each row holds NaN or +inf, or has no finite logit at all: [...] bool, for logits [..., V].
+
+    Args:
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+
+    Returns:
+        [...] bool.
+    """
 
     def fault(logits: Tensor) -> Tensor:
         return (logits.isnan() | (logits == torch.inf)).any(-1) | (logits == -torch.inf).all(-1)
@@ -32,7 +40,17 @@ def rows_at_fault(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def behavior_log_probs(
     student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """log mu_beta in nats, [..., V] float64, for given `beta` [...]; beta = 0 is the student on its whole support."""
+    """Returns log mu_beta [..., V] in nats, float64, for `beta` [...]; beta = 0 is the student on its whole support.
+
+    Args:
+        student_logits: [..., V], any float dtype.
+        teacher_logits: [..., V], likewise.
+        beta: [...] in [0, 1].
+        temperature: divides both logits.
+
+    Returns:
+        [..., V] float64, nats; -inf if mu is 0.
+    """
     a, b = student_logits.double() / temperature, teacher_logits.double() / temperature
     weight = beta.double()[..., None]
     # 0 * -inf is NaN, so each end is taken as it is. Between the ends -inf of either model wins: the common support.
@@ -43,10 +61,19 @@ def behavior_log_probs(
 
 
 def behavior_kl(student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(mu_beta || pi_S) in nats, [...] float64, for given `beta` [...].
+    """Returns KL(mu_beta || pi_S) in nats, [...] float64, for given `beta` [...].
 
     It is summed as p (log p - log q) - p + q, all of whose terms are non-negative, so that budgets of 1e-6 keep their
     digits.
+
+    Args:
+        student_logits: [..., V], any float dtype.
+        teacher_logits: [..., V], likewise.
+        beta: [...] in [0, 1].
+        temperature: divides both logits.
+
+    Returns:
+        [...] float64, nats.
     """
     log_mu = behavior_log_probs(student_logits, teacher_logits, beta, temperature)
     log_student = (student_logits.double() / temperature).log_softmax(-1)
@@ -60,7 +87,17 @@ def behavior_kl(student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, te
 def solve(
     student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
 ) -> Solution:
-    """beta* by bisection, float64. Shapes and edge cases are as in `trbext.solve`; `sweeps` counts the bisections."""
+    """Finds beta* by bisection in float64. Shapes and edges are those of `trbext.solve`; `sweeps` counts bisections.
+
+    Args:
+        student_logits: [..., V], any float dtype.
+        teacher_logits: [..., V], likewise.
+        epsilon: KL budget in nats, a float or [...].
+        temperature: divides both logits.
+
+    Returns:
+        beta [...] float64; KL(mu || pi_S) [...] float64, nats; the bisections [...] int32.
+    """
     shape = student_logits.shape[:-1]
     budget = torch.as_tensor(epsilon, dtype=torch.float64, device=student_logits.device).expand(shape)
     common = ((student_logits > -torch.inf) & (teacher_logits > -torch.inf)).any(-1)
@@ -90,14 +127,24 @@ def solve(
 def blend(
     student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
 ) -> Blend:
-    """log mu at beta*, float64. Shapes and edge cases are those of `trbext.blend`."""
+    """Computes log mu at beta* in float64. Shapes and edge cases are those of `trbext.blend`.
+
+    Args:
+        student_logits: [..., V], any float dtype.
+        teacher_logits: [..., V], likewise.
+        epsilon: KL budget in nats, a float or [...].
+        temperature: divides both logits.
+
+    Returns:
+        log mu [..., V] in nats; beta [...]; KL(mu || pi_S) [...] in nats. All are float64.
+    """
     beta, kl, _ = solve(student_logits, teacher_logits, epsilon, temperature=temperature)
     log_probs = behavior_log_probs(student_logits, teacher_logits, beta, temperature)
     return Blend(log_probs.masked_fill(beta.isnan()[..., None], torch.nan), beta, kl)
 
 
 def token_at(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The token whose cell of the cumulative sum of `weights` holds the share `uniform` of the total.
+    """Returns the token whose cell of the cumulative sum of `weights` holds the share `uniform` of the total.
 
     Args:
         weights: [..., V], non-negative, not all 0.
@@ -121,7 +168,19 @@ def sample(
     uniform: Tensor,
     temperature: float = 1.0,
 ) -> Sample:
-    """The token whose cell of the cumulative distribution of mu holds `uniform`, with the rules of `trbext.sample`."""
+    """Returns the token whose cell of the cumulative distribution of mu holds `uniform`, with the rules of
+    `trbext.sample`.
+
+    Args:
+        student_logits: [..., V], any float dtype.
+        teacher_logits: [..., V], likewise.
+        epsilon: KL budget in nats, a float or [...].
+        uniform: [...] float64 in [0, 1).
+        temperature: divides both logits.
+
+    Returns:
+        As `trbext.sample`, in float64.
+    """
     log_probs, beta, kl = blend(student_logits, teacher_logits, epsilon, temperature=temperature)
     fault = beta.isnan() | ~((uniform >= 0) & (uniform < 1))
     token = token_at(log_probs.exp().nan_to_num(0.0), uniform)
@@ -156,12 +215,31 @@ def verify(
     student_kind: int | str = 0,
     log_probs: bool = False,
 ) -> Verification:
-    """Speculative sampling of mu, one request and one row after another, with the rules of `trbext.verify`.
+    """Verifies drafts, one request and one row after another, with the rules of `trbext.verify`.
 
     A draft x ~ pi_S is accepted with probability min(1, mu(x) / pi_S(x)), else replaced by a draw from
     max(mu - pi_S, 0), whose sum is the probability of a rejection. The token then follows
     min(pi_S, mu) + max(mu - pi_S, 0) = mu (Leviathan et al., arXiv 2211.17192). The next row counts only if the draft
     was accepted, since its prefix holds it.
+
+    Args:
+        student_logits: [R_S, V_S], as `trbext.verify`, like all arguments.
+        teacher_logits: [R_T, V_T].
+        draft_tokens: [N], -1 for no draft.
+        offsets: [B + 1], the first row of each request.
+        epsilon: KL budget in nats, a float or [B].
+        temperature: a float or [B].
+        accept_uniform: [N] float64 in [0, 1).
+        draw_uniform: [N] float64 in [0, 1).
+        student_rows: [N], the row of `student_logits` that each row is.
+        teacher_rows: [N], the row of `teacher_logits` that each row is.
+        width: columns of the returned tokens.
+        vocab: columns that count; 0: those that both models have.
+        student_kind: 0 or "logits", 1 or "probabilities", 2 or "scaled_logits".
+        log_probs: whether log-probabilities are returned.
+
+    Returns:
+        As `trbext.verify`, in float64.
     """
     # 1. Find the request of each row, and the requests that are at fault.
     count, requests = len(draft_tokens), len(offsets) - 1
@@ -200,7 +278,7 @@ def verify(
         return bool((uniform >= 0) & (uniform < 1))
 
     def drawn(row: int, uniform: Tensor) -> int:
-        """The token in place of a rejected draft, or of none."""
+        """Returns the token in place of a rejected draft, or of none."""
         mu = policy.log_probs[row].exp()
         residual = (mu - log_student[row].exp()).clamp(min=0) if drafts[row] >= 0 else mu
         return int(token_at(residual if residual.sum() > 0 else mu, uniform))

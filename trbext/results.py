@@ -1,4 +1,4 @@
-"""Named tuples of tensors that the operators return, with one entry per row unless a comment says otherwise."""
+"""Defines the named tuples that the operators return, of tensors with one entry per row unless a comment says more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer under the name it was first published by; it lives in `trbext.training.trainer`."""
+"""Keeps the trainer importable by its first public name; it is defined in `trbext.training.trainer`."""
 
 from .training.trainer import TRBTrainer
 

@@ -68,7 +68,7 @@ class Alignment:
         return not self.duplicates
 
     def canonical(self, logits: Tensor, temperature: float = 1.0, *, in_place: bool = False) -> Tensor:
-        """The logits of either model over the common vocabulary. Differentiable.
+        """Returns the logits of either model over the common vocabulary. Differentiable.
 
         Args:
             logits: [..., V], V >= width, any float dtype.

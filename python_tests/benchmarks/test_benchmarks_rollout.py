@@ -1,4 +1,4 @@
-"""The benchmarks of rollouts run, are judged by the ratios they name, and model what they say."""
+"""Tests the benchmarks of rollouts: they run, name the ratios that judge them, and model what they say."""
 
 from __future__ import annotations
 

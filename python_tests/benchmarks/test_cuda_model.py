@@ -1,5 +1,4 @@
-"""benchmarks/models/cuda_model.py obeys what any such model must: the roofline, every pipe, Little's law,
-monotonicity."""
+"""Tests that benchmarks/models/cuda_model.py obeys the roofline, every pipe and Little's law, and is monotone."""
 
 from __future__ import annotations
 

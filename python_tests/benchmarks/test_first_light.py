@@ -140,7 +140,7 @@ def test_the_smoke_test_sees_a_wrong_answer_of_each_operator(operator: str, monk
     assert not smoke.check("cpu")
 
 
-def test_the_smoke_test_names_an_error_and_stops_where_the_context_is_lost(
+def test_the_smoke_test_names_an_error_and_stops_if_the_context_is_lost(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lost(*_: object) -> None:

@@ -9,7 +9,7 @@ import pytest
 from python_tests.cuda import compute_sanitizer
 
 
-def test_nothing_is_called_clean_where_nothing_ran(
+def test_nothing_is_called_clean_if_nothing_ran(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compute_sanitizer, "cuda_missing", lambda: "no CUDA device")

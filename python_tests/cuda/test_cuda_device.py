@@ -130,7 +130,9 @@ def test_large_rows_misaligned_padded_strided_or_transposed_are_bitwise_the_same
 
 
 @pytest.mark.parametrize("vocab", [1000, 50_257, 151_936])
-def test_large_batches_are_bitwise_their_rows_alone(call: Callable[..., tuple[Tensor, ...]], vocab: int) -> None:
+def test_large_batches_are_bitwise_their_rows_by_themselves(
+    call: Callable[..., tuple[Tensor, ...]], vocab: int
+) -> None:
     """The GPU cannot hold that many rows at once, so that CTAs and clusters work through several."""
     rows, distinct = 700, 20
     few = batch(distinct, vocab)

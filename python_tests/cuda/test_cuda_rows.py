@@ -163,7 +163,7 @@ def test_schedules_of_warps_change_nothing(kernels: PtxOperators) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 8])
-def test_a_cluster_that_solves_many_rows_solves_each_as_if_alone(ranks: int) -> None:
+def test_a_cluster_that_solves_many_rows_solves_each_as_if_by_itself(ranks: int) -> None:
     _, student, teacher = family_rows(1000, BFLOAT16)
     student, teacher = student[::2].clone(), teacher[::2].clone()
     student[3, 5], teacher[6, 7], student[9, :] = torch.nan, torch.inf, -torch.inf  # faulty rows between others

@@ -124,7 +124,7 @@ def test_rows_in_double_precision_follow_the_law(kernels: PtxOperators, kind: in
     ],
     ids=lambda nothing: nothing.name,
 )
-def test_a_refused_draft_without_a_residual_is_drawn_from_mu(
+def test_a_rejected_draft_without_a_residual_is_replaced_from_mu(
     nothing: Planted, vocab: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounding may leave no token to which mu gives more than the student does; this test makes such a row."""
@@ -221,21 +221,21 @@ def test_beta_and_kl_are_those_of_solve_to_the_bit() -> None:
             assert torch.equal(got.kl, kl)
 
 
-def disordered(requests: int, rows: int, spoilt: int, generator: torch.Generator) -> Tensor:
+def disordered(requests: int, rows: int, spoiled: int, generator: torch.Generator) -> Tensor:
     offsets = torch.randint(rows + 1, (requests + 1,), generator=generator).sort().values
-    for place in torch.randint(requests + 1, (spoilt,), generator=generator).tolist():
+    for place in torch.randint(requests + 1, (spoiled,), generator=generator).tolist():
         offsets[place] = torch.randint(-3, rows + 4, (), generator=generator)
     return offsets
 
 
 @both_ways
 def test_any_offsets_give_the_rows_that_the_cpu_gives(kernels: PtxOperators) -> None:
-    """Up to three times the 32 requests that a warp looks at together; in order, and with wrong offsets among them."""
+    """Calls have up to three times the 32 requests that a warp looks at together, in order or with wrong offsets."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = ordinary(40, 5)
-    for requests, spoilt in ((1, 0), (40, 0), (80, 1), (80, 3), (33, 12)):
+    for requests, spoiled in ((1, 0), (40, 0), (80, 1), (80, 3), (33, 12)):
         call = Call(
-            student, teacher, torch.zeros(40, dtype=torch.int32), disordered(requests, 40, spoilt, generator),
+            student, teacher, torch.zeros(40, dtype=torch.int32), disordered(requests, 40, spoiled, generator),
             torch.rand(requests, generator=generator) * 0.5, torch.rand(40, dtype=torch.float64, generator=generator),
             torch.rand(40, dtype=torch.float64, generator=generator), width=40,
             temperature=torch.rand(requests, generator=generator) + 0.5,

@@ -36,7 +36,7 @@ COLUMNS = ("file", "function", "number", "test", "says")
 # The files that --search tries, the quickest first.
 SEARCHED = (
     "test_cuda_barriers.py",
-    "test_cuda_verify.py::test_a_refused_draft_without_a_residual_is_drawn_from_mu",
+    "test_cuda_verify.py::test_a_rejected_draft_without_a_residual_is_replaced_from_mu",
     "test_cuda_verify.py",
     "test_cuda_rows.py",
 )

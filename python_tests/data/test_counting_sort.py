@@ -60,7 +60,7 @@ def test_a_malformed_prompt_is_refused_by_name(prompt: str) -> None:
     assert repr(prompt) in str(error.value)
 
 
-def test_prompts_depend_on_seed_and_split_alone_and_never_repeat() -> None:
+def test_prompts_depend_on_only_seed_and_split_and_never_repeat() -> None:
     assert prompts(2, 0) == ["42339970=", "53054621="]  # the shipped models were trained on this stream
     assert prompts(100, 3) == prompts(200, 3)[:100]
     assert prompts(100, 3) != prompts(100, 4)

@@ -87,7 +87,7 @@ def test_what_is_not_there_is_named(source: str) -> None:
     for options, words in (
         ({"where": "domain"}, "a choice of rows must be 'column=value', got 'domain'"),
         ({"where": "subject=math"}, "have no column 'subject', only question, solution, domain, level"),
-        ({"where": "domain=law"}, "have no row that was asked for"),
+        ({"where": "domain=law"}, "must have a row after the choice of rows, got none"),
         ({"answer_column": "reply"}, "have no column 'reply'"),
     ):
         with pytest.raises(PromptsNotFound, match=words):

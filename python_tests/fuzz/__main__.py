@@ -36,8 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of all that is random (default: a fresh one)")
     parser.add_argument("--batch", type=int, help="only the batch of this number")
     parser.add_argument("--widest", type=int, default=WIDEST, help="most tokens of a row (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="of torch (default: as many as it takes)")
-    parser.add_argument("--state", type=Path, help="a file to keep the counts in, and to go on from if it is there")
+    parser.add_argument("--threads", type=int, help="of torch (default: torch's own number)")
+    parser.add_argument(
+        "--state", type=Path, help="a file that keeps the counts, and from which the run continues if it exists"
+    )
     return parser
 
 

@@ -59,7 +59,7 @@ def test_a_wrong_operator_is_found(
     assert int(found.split()[0].replace(",", "")) > 10
 
 
-def test_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
+def test_a_run_continues_where_it_ended(tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     assert fuzz.main([*FEW, "--state", str(state)]) == 0
     first = Tally.load(state)

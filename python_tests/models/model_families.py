@@ -232,23 +232,25 @@ def row_of(family: str, found: tuple[str, str, str, str]) -> str:
 
 HEADER = """# Models
 
-Before the first rollout `TRBTrainer`, `lockstep`, `speculative` and the commands on top of them look at each model
-once: a row alone, without padding and cache, tells what its logits are, and it must get them again beside another row,
-padded, from a cache, and through the loss's head. A model that fails is refused by one line with its class and the
-reason, never decoded wrongly. `check_models: false` (`check=False` in Python) switches the look off.
+Before the first rollout `TRBTrainer`, `lockstep`, `speculative` and the commands that use them check each model once.
+A row by itself, without padding and without a cache, tells what its logits are. The model must give the row the same
+logits again beside another row, with padding, from a KV cache, and by the lm_head as the loss applies it. A model that
+fails is refused by one line with its class and the reason, and never decoded wrongly. `check_models: false`
+(`check=False` in Python) turns the check off.
 
-Refused as well: encoder-decoders, masked LMs (they read later tokens), models on the meta device, prompt-tuned models,
-weights sharded by FSDP2 outside `trbext.rollout.unsharded`, a teacher that shares trained weights with the student, and
-rows that grow past a change of their rotary factors (`rope_type` longrope or dynamic).
+These are refused as well: encoder-decoders, masked LMs (they read later tokens), models on the meta device,
+prompt-tuned models, weights sharded by FSDP2 outside `trbext.rollout.unsharded`, a teacher that shares trained weights
+with the student, and rows that grow past a change of their rotary factors (`rope_type` longrope or dynamic).
 
-The loss moves every row to the left before its forward, so that padding only follows tokens: absolute positions and
-recurrent states are those of the row alone in every family.
+The loss moves every row to the left before its forward, so that padding only follows tokens. Absolute positions and
+recurrent states are then those of the row by itself, in every family.
 
-The table is what `python -m python_tests.models.model_families --write` finds with transformers {version}, of each
-causal LM that it can build tiny from a config, in float64 (float32 for Bloom, Gemma 2, Granite SWA, MPT and
-VaultGemma, whose eager attention overflows in float64): ragged left-padded prompts, rollouts in lockstep, k = 3 drafts,
-the states of the loss. "right" is within 1e-4 nats of an uncached forward of each row alone;
-"lockstep: ..." says why drafts fall back to lockstep, which is right too. BERT and its kin are built with is_decoder.
+`python -m python_tests.models.model_families --write` makes this table, here with transformers {version}, of each
+causal LM that it can build tiny from a config. It computes in float64 (in float32 for Bloom, Gemma 2, Granite SWA, MPT
+and VaultGemma, whose eager attention overflows in float64). It tries ragged left-padded prompts, rollouts in lockstep,
+k = 3 drafts, and the states of the loss. "right" means within 1e-4 nats of an uncached forward of each row by itself.
+"lockstep: ..." gives the reason that drafts fall back to lockstep, which is right too. BERT and its relatives are built
+with is_decoder.
 
 | family | class | rollouts | drafts | loss |
 |---|---|---|---|---|
@@ -263,7 +265,8 @@ def page() -> str:
         rows.append(row_of(family, found)) if found else missing.append(family)
         print(f"{time.perf_counter() - begin:5.1f} s  {family}  {found}", file=sys.stderr, flush=True)
     text = HEADER.format(version=transformers.__version__) + "\n".join(rows)
-    return f"{text}\n\nNot built tiny, so not tried here; the start-up check tries them: {', '.join(missing)}.\n"
+    untried = "These cannot be built tiny, so they were not tried here; the start-up check tries them"
+    return f"{text}\n\n{untried}: {', '.join(missing)}.\n"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Tests the start-up check of the models: what it serves, what it refuses by name, and what it costs.
+"""Tests the start-up check of the models: what it accepts, what it refuses by name, and what it costs.
 
 Each fault planted here gave wrong numbers without an error message, or a hang, before there was a check.
 """
@@ -73,7 +73,7 @@ def phi3(original: int = 16, **changed: Any) -> Any:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_loss_scores_a_left_padded_row_as_the_row_alone(family: str) -> None:
+def test_the_loss_scores_a_left_padded_row_as_the_row_by_itself(family: str) -> None:
     model = tiny(family)
     padded, mask = torch.tensor([[0, 0, 0, 5, 6, 7], [3, 4, 5, 6, 7, 8]]), torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_a_recurrent_student_is_called_as_its_own_generate_calls_it() -> None:
         assert (rollout.student_log_prob[row, :length] - expected).abs().max() < 1e-4  # its scan is float32
 
 
-def test_a_switch_of_rotary_factors_is_refused_where_a_row_crosses_it_and_served_where_none_does() -> None:
+def test_a_switch_of_rotary_factors_is_refused_if_a_row_crosses_it_and_served_if_none_does() -> None:
     for decode, options in ((lockstep, {}), (speculative, {"draft_length": 3})):
         with pytest.raises(UnsupportedModel, match=r"student Phi3ForCausalLM rotates .* past 16 tokens.*got 20"):
             roll(phi3(), tiny(seed=2), decode, **options)

@@ -65,7 +65,7 @@ def test_the_first_differing_token_is_named_with_both_ids(
         check_tokenizers(student, teacher)
 
 
-def test_slices_are_views_of_the_logits_where_nothing_is_merged() -> None:
+def test_slices_are_views_of_the_logits_if_nothing_is_merged() -> None:
     alignment = Alignment(151, (2,), (2,))
     assert alignment.is_slice
     logits = torch.randn(3, 160)

@@ -22,7 +22,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("vocab", [17, 5000])
-def test_rows_do_not_know_their_batch(trb: Operators, vocab: int, threads: None) -> None:
+def test_a_row_does_not_depend_on_its_batch(trb: Operators, vocab: int, threads: None) -> None:
     pairs = [pair for name, pair in families(vocab).items() if "bfloat16" not in name]
     student, teacher = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))
     rows = len(pairs)
@@ -64,7 +64,7 @@ def test_rows_do_not_know_their_batch(trb: Operators, vocab: int, threads: None)
 
 
 @pytest.fixture
-def flushed_here_alone(threads: None) -> Iterator[None]:
+def flushed_only_here(threads: None) -> Iterator[None]:
     """Flushes subnormal numbers to 0 on this thread, but not on the threads of the pool, which exist already."""
     torch.set_num_threads(2)
     rows = torch.zeros(8, 4)
@@ -75,7 +75,7 @@ def flushed_here_alone(threads: None) -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-def test_rows_do_not_know_whether_their_thread_flushes_subnormal_numbers(flushed_here_alone: None) -> None:
+def test_a_row_does_not_depend_on_whether_its_thread_flushes_subnormal_numbers(flushed_only_here: None) -> None:
     student = torch.tensor([1.0, 2.0, 0.5, -1.0]).expand(8, -1)
     teacher = torch.tensor([0.5, 1.0, torch.finfo(torch.float32).min, 2.0]).expand(8, -1)
     solved = trbext.solve(student, teacher, 0.05)

@@ -1,5 +1,4 @@
-"""devices.on moves a tensor to a device as it lies in memory, without which the layout tests would test nothing
-there."""
+"""devices.on moves a tensor to a device with its layout in memory; else the layout tests would test nothing there."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_a_teacher_that_masks_more_than_the_budget_leaves_the_student(op: Operat
     assert all(got.follows(row, log_softmax(student)[row]) for row in range(3))
 
 
-def test_log_teacher_is_minus_infinity_where_the_student_draws_a_token_the_teacher_masks(trb: Operators) -> None:
+def test_log_teacher_is_minus_infinity_if_the_student_draws_a_token_that_the_teacher_masks(trb: Operators) -> None:
     student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[-INF, 0.0]])
     drawn = trb.sample(student, teacher, 0.1, uniform=torch.tensor([0.2], dtype=torch.float64))
     assert drawn.token.item() == 0
@@ -184,7 +184,7 @@ def test_a_negative_or_nan_float_epsilon_is_an_error_that_names_it(op: Operator,
         getattr(torch.ops.trb, op.name)(*arguments)
 
 
-def test_a_negative_or_nan_epsilon_of_one_row_faults_that_row_alone(op: Operator) -> None:
+def test_a_negative_or_nan_epsilon_of_one_row_faults_only_that_row(op: Operator) -> None:
     student, teacher = ordinary(5)
     epsilon = torch.tensor([0.1, -1.0, NAN, -0.0, 0.1])
     got = Outcome(op, student, teacher, epsilon)
@@ -205,7 +205,7 @@ def test_a_negative_or_nan_epsilon_of_a_single_row_faults_it(op: Operator, epsil
 @pytest.mark.parametrize("side", ["student", "teacher"])
 @pytest.mark.parametrize("fault", ["NaN", "+inf", "no finite logit", "NaN beside -inf", "+inf beside -inf"])
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, INF])
-def test_a_row_at_fault_is_nan_and_leaves_the_others_alone(
+def test_a_row_at_fault_is_nan_and_does_not_change_the_others(
     op: Operator, overload: Overload, side: str, fault: str, epsilon: float
 ) -> None:
     student, teacher = ordinary(3)
@@ -231,7 +231,7 @@ def test_a_row_at_fault_is_nan_and_leaves_the_others_alone(
 
 
 @pytest.mark.parametrize("uniform", [-1e-9, 1.0, NAN, INF])
-def test_a_uniform_outside_its_range_faults_that_row_alone(trb: Operators, uniform: float) -> None:
+def test_a_uniform_outside_its_range_faults_only_that_row(trb: Operators, uniform: float) -> None:
     student, teacher = ordinary(2)
     drawn = trb.sample(student, teacher, 0.1, uniform=torch.tensor([uniform, 0.5], dtype=torch.float64))
     assert drawn.token[0] == -1

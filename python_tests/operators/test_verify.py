@@ -314,7 +314,7 @@ def test_epsilon_zero_keeps_every_draft_whatever_the_uniform(trb: Operators) -> 
 
 
 @pytest.mark.parametrize("vocab", [2, 60, 1500])
-def test_a_draft_refused_where_rounding_leaves_no_residual_is_drawn_from_mu(trb: Operators, vocab: int) -> None:
+def test_a_token_is_drawn_from_mu_if_rounding_leaves_a_rejected_draft_no_residual(trb: Operators, vocab: int) -> None:
     """The models agree up to rounding: mu / pi_S may come out as 1 - 1e-9 for every token, below the largest
     uniform."""
     student, _ = ordinary(200, vocab, seed=vocab)

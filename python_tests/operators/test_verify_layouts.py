@@ -1,4 +1,4 @@
-"""The result of trbext.verify does not depend on how its inputs lie, on other requests, or on who runs it.
+"""The result of trbext.verify does not depend on the layout of its inputs, on other requests, or on threads.
 
 verify only reads its inputs.
 """
@@ -86,7 +86,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", [0, 1])
-def test_a_request_does_not_know_its_batch_nor_the_threads(trb: Operators, kind: int, threads: None) -> None:
+def test_a_request_does_not_depend_on_its_batch_or_the_threads(trb: Operators, kind: int, threads: None) -> None:
     counts = [3, 1, 0, 4, 2]
     student, teacher = ordinary(10, 5000, seed=1, spread=1.5)
     epsilon, heat = torch.tensor([0.0, 1e-3, 0.1, 0.5, INF]), torch.tensor([1.0, 0.8, 1.0, 1.5, 0.6])

@@ -171,7 +171,8 @@ VOCAB, COUNTS = 1100, [3, 4, 2]  # rows 3 .. 6 are of request 1, which the fault
 
 
 def three_requests(kind: int = 0) -> Call:
-    """Every draft of request 1 is accepted except the last row's, a direct one; so a fault anywhere in it is met."""
+    """Returns a call of three requests. All drafts of request 1 are accepted and its last row is direct, so a fault
+    anywhere in it is met."""
     student, teacher = ordinary(10, VOCAB, seed=5)
     epsilon = torch.tensor([0.05, 0.1, 0.3])
     temperature = torch.tensor([1.0, 0.7, 1.3])

@@ -49,7 +49,7 @@ def test_an_old_or_missing_torch_is_not_taken(monkeypatch: pytest.MonkeyPatch, t
         assert (find_torch.find() == tmp_path) is usable, version
 
 
-def test_a_build_asks_for_torch_only_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_asks_for_torch_only_if_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("scikit_build_core")
     backend = build_support("trb_backend", monkeypatch)
     for hook in (backend.get_requires_for_build_wheel, backend.get_requires_for_build_editable):

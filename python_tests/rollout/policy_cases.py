@@ -1,4 +1,4 @@
-"""Behavior policies with their exact laws, and tiny distributions to draw from."""
+"""Makes behavior policies with their exact laws, and tiny distributions to draw from."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def logits(vocabulary: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def grid(planes: int, points: int) -> Tensor:
     """Returns [planes, points ** planes]: every combination of the centers of `points` equal cells of [0, 1)."""
-    centres = (torch.arange(points, dtype=torch.float64) + 0.5) / points
-    return torch.stack(torch.meshgrid([centres] * planes, indexing="ij")).flatten(1)
+    centers = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    return torch.stack(torch.meshgrid([centers] * planes, indexing="ij")).flatten(1)
 
 
 def draw(policy: Policy, a: Tensor, b: Tensor, uniforms: Tensor, temperature: float, step: int = STEP) -> Sample:

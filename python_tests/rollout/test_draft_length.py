@@ -62,7 +62,7 @@ def test_measuring_costs_little_even_in_a_first_short_rollout() -> None:
         assert 64 / spent > 0.95 * machine.rate(0)
 
 
-def test_nothing_is_tried_where_drafting_cannot_pay_whatever_a_pass_costs() -> None:
+def test_nothing_is_tried_if_drafting_cannot_pay_whatever_a_pass_costs() -> None:
     """Models a student of 0.8 of the teacher's cost, half of whose drafts are accepted.
 
     If a pass over two tokens were as cheap as over one, drafting would gain 1.5 * 1.8 / 2.6 - 1 = 4 %.

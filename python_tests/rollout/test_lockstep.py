@@ -85,7 +85,7 @@ def test_rollouts_are_cut_to_the_longest_row() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_and_company_do_not_change_a_row(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_and_other_rows_do_not_change_a_row(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = tiny(family, seed=1), tiny(family, seed=2)
     uniforms = torch.rand((14, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     prompts = [prompt[mask.bool()].tolist() for prompt, mask in zip(*PROMPTS, strict=True)]
@@ -254,7 +254,7 @@ def test_bfloat16_models_decode(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_training_model_rolls_out_in_eval_mode_and_goes_on_training(family: str) -> None:
+def test_a_training_model_rolls_out_in_eval_mode_and_continues_to_train(family: str) -> None:
     student, teacher = tiny(family, seed=1), tiny(family, seed=2)
     usual = roll(student, teacher)
     with training(student) as flags:
@@ -312,7 +312,7 @@ def test_a_row_at_fault_in_its_prompt_is_named() -> None:
         roll(student, teacher, left_padded([3, 4], [5], [8], [9]), max_new_tokens=1)
 
 
-def test_what_the_models_say_after_a_rows_end_does_not_matter() -> None:
+def test_logits_after_the_end_of_a_row_do_not_matter() -> None:
     student, teacher = tiny(seed=1), tiny(seed=2)
     usual = roll(student, teacher)
     poison(student, lambda inputs: inputs["input_ids"][:, -1] == 2)

@@ -104,7 +104,7 @@ def test_masked_tokens_are_never_drawn_and_all_numbers_stay_finite(name: str) ->
     torch.testing.assert_close(found.log_prob.double(), expected, atol=2e-4, rtol=0)
 
 
-def test_skd_never_lets_a_token_stand_that_the_teacher_excludes() -> None:
+def test_skd_never_accepts_a_token_that_the_teacher_excludes() -> None:
     a, b = logits(seed=3)
     b[:, [0, 2, 3, 5]] = -torch.inf  # two tokens left, K = 4
     found = draw(InterleavedTeacher(4), a, b, grid(2, 100), 1.0)
@@ -116,7 +116,7 @@ def test_skd_never_lets_a_token_stand_that_the_teacher_excludes() -> None:
     )
 
 
-def test_skd_keeps_the_tokens_of_vanilla_opd_that_stand() -> None:
+def test_skd_keeps_the_accepted_tokens_of_vanilla_opd() -> None:
     a, b = logits(seed=5)
     uniforms = grid(2, 40)
     plain, found = draw(STUDENT, a, b, uniforms[:1], 1.0), draw(InterleavedTeacher(3), a, b, uniforms, 1.0)

@@ -120,7 +120,7 @@ def test_the_rollout_does_not_depend_on_when_finished_rows_leave(monkeypatch: py
 
 
 @pytest.mark.parametrize("family", ROLLS_BACK)
-def test_padding_and_company_do_not_change_a_row(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_and_other_rows_do_not_change_a_row(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = tiny(family, seed=1), tiny(family, seed=2)
     uniforms = torch.rand((3, 6, 14), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     prompts = [prompt[mask.bool()].tolist() for prompt, mask in zip(*PROMPTS, strict=True)]
@@ -148,7 +148,7 @@ def test_each_row_keeps_its_own_budget() -> None:
     assert (rollout.beta[2][rollout.mask[2]] == 1).all()
 
 
-def test_drafts_of_an_identical_teacher_all_stand_and_its_passes_are_few() -> None:
+def test_all_drafts_are_accepted_by_an_identical_teacher_in_few_passes() -> None:
     student, endless = without(tiny(seed=1, vocab=12), 11), Alignment(12, (11,), (11,))
     rollout = roll(student, student, alignment=endless, max_new_tokens=40, draft_length=8)
     assert rollout.speculation is not None
@@ -327,7 +327,7 @@ def test_logits_at_fault_name_row_step_and_model(culprit: str) -> None:
         roll(*models.values(), draft_length=3)
 
 
-def test_a_training_model_rolls_out_in_eval_mode_and_goes_on_training() -> None:
+def test_a_training_model_rolls_out_in_eval_mode_and_continues_to_train() -> None:
     student, teacher = tiny("gpt2", seed=1), tiny("gpt2", seed=2)
     expected = roll(student, teacher)
     with training(student), training(teacher):

@@ -79,7 +79,7 @@ def test_an_incomplete_checkpoint_is_refused_by_its_file_and_the_older_one_offer
     assert fault in str(refusal.value)
 
 
-def test_weights_alone_are_no_checkpoint(tmp_path: Path) -> None:
+def test_only_weights_are_no_checkpoint(tmp_path: Path) -> None:
     make_trainer(tmp_path, max_steps=1, save_only_model=True, **SAVING).train()
     with pytest.raises(IncompleteCheckpoint, match=r"save_only_model leaves it out.*no older checkpoint is complete"):
         make_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
@@ -139,7 +139,7 @@ def test_a_lost_best_checkpoint_is_told(tmp_path: Path, caplog: pytest.LogCaptur
     assert "is gone or was never saved, so the model is that of the last step, 3" in caplog.text
 
 
-def test_evaluation_leaves_the_random_numbers_of_training_alone(tmp_path: Path) -> None:
+def test_evaluation_does_not_change_the_random_numbers_of_training(tmp_path: Path) -> None:
     trained = []
     for held_out in ({}, {"held_out": prompts(5), "eval_strategy": "steps", "eval_steps": 1}):
         adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
@@ -166,12 +166,12 @@ def test_a_stream_holds_several_rollouts_of_each_prompt(tmp_path: Path) -> None:
     assert [len(batch) for batch in batches] == [8] * 4
     assert all(batch.count(text) == 4 for batch in batches for text in batch)
     assert sorted({text for batch in batches for text in batch}) == sorted(prompts(8)["prompt"])  # 2 per step: one pass
-    with pytest.raises(ValueError, match="an optimizer step takes 4 rollouts, no multiple of rollouts_per_prompt 3"):
+    with pytest.raises(ValueError, match="rollouts_per_prompt must divide the 4 rollouts of an optimizer step, got 3"):
         make_trainer(tmp_path, rows=prompts(8).to_iterable_dataset(), rollouts_per_prompt=3).train()
 
 
 def test_a_stream_shorter_than_a_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="an optimizer step takes 4 prompts, the stream of the train_dataset has 3"):
+    with pytest.raises(ValueError, match=r"the stream of the train_dataset must have the 4 prompts of .*, got 3"):
         make_trainer(tmp_path, rows=prompts(3).to_iterable_dataset()).train()
 
 

@@ -58,7 +58,7 @@ def train(tmp_path: Path, settings: dict[str, Any], *words: str) -> int:
     return trb("train", written(tmp_path / "run.yaml", settings), *words)
 
 
-def test_a_finished_run_is_left_alone(
+def test_a_finished_run_stays_as_it_is(
     tmp_path: Path, whole: Run, copied: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, settings = copied
@@ -82,7 +82,7 @@ def test_what_a_kill_after_the_last_checkpoint_left_out_is_written(tmp_path: Pat
     assert len([line for line in run.read_metrics() if "train_runtime" in line]) == 1
 
 
-def test_resume_auto_begins_goes_on_and_ends(tmp_path: Path, whole: Run) -> None:
+def test_resume_auto_begins_continues_and_ends(tmp_path: Path, whole: Run) -> None:
     settings = {**whole[1], "output_dir": str(tmp_path / "run")}
     run = RunFolder(tmp_path / "run")
     path = written(tmp_path / "run.yaml", settings)
@@ -170,7 +170,7 @@ def test_changed_prompts_and_models_are_refused_by_name(
     try:
         original.write_text(text.replace("10+3", "11+3"), encoding="utf-8")
         assert train(tmp_path, settings, "--resume") == 2
-        assert "was started with another training prompts: the contents of prompts have changed" in one_line(capsys)
+        assert "was started with other contents of the training prompts, which have changed" in one_line(capsys)
     finally:
         original.write_text(text, encoding="utf-8")
     for name, what in (("model_name_or_path", "student"), ("teacher_model_name_or_path", "teacher")):
@@ -179,7 +179,7 @@ def test_changed_prompts_and_models_are_refused_by_name(
         try:
             weights.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
             assert train(tmp_path, settings, "--resume") == 2
-            assert f"was started with another {what}: the contents of {what} have changed" in one_line(capsys)
+            assert f"was started with other contents of the {what}, which have changed" in one_line(capsys)
         finally:
             weights.write_bytes(held)
     assert not prompts.exists()

@@ -41,7 +41,7 @@ class Instruction:
         return int(found[1] or found[2]) if found else 32
 
     def labels(self) -> list[str]:
-        """The names of the places the operands refer to."""
+        """Returns the names of the places the operands refer to."""
         table = _TARGETS.search(self.operands)
         return table[1].split(",") if table else _REFERENCE.findall(self.operands)
 

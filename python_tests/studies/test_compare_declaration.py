@@ -90,7 +90,7 @@ def test_bad_studies_give_one_line_and_exit_code_2(
     assert not (tmp_path / "study").exists()
 
 
-def test_fields_that_change_a_held_out_loss_may_not_differ_where_it_is_judged(
+def test_fields_that_change_a_held_out_loss_may_not_differ_if_it_is_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = {"OPD": {}, "Top": {"loss_top_k": 4}}

@@ -71,7 +71,7 @@ def at_work(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
-def test_a_killed_study_leaves_no_process_behind_and_goes_on_to_the_same_end(
+def test_a_killed_study_leaves_no_process_behind_and_continues_to_the_same_end(
     tmp_path: Path,
     study: Path,
     capsys: pytest.CaptureFixture[str],

@@ -15,11 +15,11 @@ from accelerate.utils import DistributedType
 from trbext.cli import main
 from trbext.training.trainer import TRBTrainer
 
-initialise, compute_loss = PartialState.__init__, TRBTrainer.compute_loss
+initialize, compute_loss = PartialState.__init__, TRBTrainer.compute_loss
 
 
 def as_if_on_gpus(self: PartialState, *args: Any, **kwargs: Any) -> None:
-    initialise(self, *args, **kwargs)
+    initialize(self, *args, **kwargs)
     if PartialState._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 

@@ -306,10 +306,10 @@ def stopped(backend: str, folder: Path, dtype: str) -> dict[str, Any]:
 
 
 def as_if_on_gpus() -> None:
-    initialise = PartialState.__init__
+    initialize = PartialState.__init__
 
     def told(self: PartialState, *args: Any, **kwargs: Any) -> None:
-        initialise(self, *args, **kwargs)
+        initialize(self, *args, **kwargs)
         if PartialState._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 

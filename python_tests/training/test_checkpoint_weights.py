@@ -42,7 +42,7 @@ def tiny_mixtral(seed: int) -> MixtralForCausalLM:
     return MixtralForCausalLM(config)
 
 
-def test_a_mixture_of_experts_goes_on_as_the_run_that_was_not_stopped(tmp_path: Path) -> None:
+def test_a_mixture_of_experts_continues_as_the_run_that_was_not_stopped(tmp_path: Path) -> None:
     straight = make_trainer(tmp_path, tiny_mixtral(0), tiny_mixtral(1), **SAVING)
     straight.train()
     held = load_file(tmp_path / "checkpoint-1" / "model.safetensors")

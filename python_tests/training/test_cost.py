@@ -51,7 +51,7 @@ def test_evaluation_costs_nothing_but_its_log_tells_what_training_had_cost(tmp_p
     assert 0 <= spent < 0.5 * of_evaluation["eval_runtime"]
 
 
-def test_a_resumed_run_goes_on_from_the_cost_of_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_from_the_cost_of_its_checkpoint(tmp_path: Path) -> None:
     whole = make_trainer(tmp_path / "whole", max_steps=4, draft_length=2)
     whole.train()
     first = make_trainer(tmp_path / "run", max_steps=4, draft_length=2, save_strategy="steps", save_steps=2)

@@ -55,7 +55,7 @@ def test_the_loss_of_reused_states_is_that_of_a_teacher_forward(
     assert len(passes[asking]) == len(passes[reusing]) + 2 * accumulation
 
 
-def test_states_beyond_their_memory_are_asked_for_again(tmp_path: Path) -> None:
+def test_states_beyond_their_memory_are_computed_again(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"draft_length": 2, "teacher_states_gib": 1e-7}
     trainer = make_trainer(tmp_path, **fields)
     usual = make_trainer(tmp_path, draft_length=2, reuse_teacher_states=False)
@@ -65,7 +65,7 @@ def test_states_beyond_their_memory_are_asked_for_again(tmp_path: Path) -> None:
     assert [log["loss"] for log in steps(trainer)] == [log["loss"] for log in steps(usual)]
 
 
-def test_how_the_drafts_fare_is_logged(tmp_path: Path) -> None:
+def test_acceptance_and_teacher_passes_are_logged(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, draft_length=4, max_steps=4)
     trainer.train()
     logs = steps(trainer)

@@ -85,7 +85,7 @@ def test_tokens_the_teacher_excludes_cost_a_finite_amount_and_lose_mass() -> Non
     assert (slope[:, excluded] > 0).all()  # descent lowers these logits
 
 
-def test_disjoint_supports_are_infinite_with_zero_gradient_and_leave_other_rows_alone() -> None:
+def test_disjoint_supports_are_infinite_with_zero_gradient_and_do_not_change_other_rows() -> None:
     student, teacher = logits(6)
     even = torch.arange(VOCABULARY) % 2 == 0
     first = torch.arange(ROWS)[:, None] == 0
@@ -169,7 +169,7 @@ def test_without_its_weight_the_sampled_estimate_is_biased() -> None:
     assert (full - wrong).abs().max() > 0.1
 
 
-def test_the_gradient_has_no_noise_where_the_student_equals_the_teacher() -> None:
+def test_the_gradient_has_no_noise_if_the_student_equals_the_teacher() -> None:
     student, _ = logits(4)
     found = sampled_reverse_kl(student, student.detach(), torch.arange(ROWS), torch.ones(ROWS))
     assert gradient(found, student).abs().max() < 1e-15

@@ -120,7 +120,7 @@ def test_equals_the_fused_loss_of_trl(narrow: bool) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_chunks_minimise_another_loss_and_report_the_reverse_kl_without_gradient() -> None:
+def test_chunks_minimize_another_loss_and_report_the_reverse_kl_without_gradient() -> None:
     student_hidden, teacher_hidden, student, teacher, tokens = heads()
     alignment, weights = Alignment(VOCABULARY, (1,), (1,)), torch.linspace(-1, 1, ROWS, dtype=torch.float64)
     terms = chunked_reverse_kl(
@@ -144,7 +144,7 @@ def test_chunks_minimise_another_loss_and_report_the_reverse_kl_without_gradient
     torch.testing.assert_close(*slopes, rtol=1e-11, atol=1e-13)
 
 
-def test_teacher_terms_alone_equal_those_of_the_loss() -> None:
+def test_teacher_terms_by_themselves_equal_those_of_the_loss() -> None:
     student_hidden, teacher_hidden, student, teacher, tokens = heads()
     alignment = Alignment(VOCABULARY, (1,), (3,))
     together = chunked_reverse_kl(student_hidden, teacher_hidden, student, teacher, tokens, alignment).teacher

@@ -47,7 +47,7 @@ def test_no_warmup_means_no_budget_and_an_infinite_one_stays_infinite(kind: str)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_budget_depends_on_the_step_alone(kind: str) -> None:
+def test_budget_depends_on_only_the_step(kind: str) -> None:
     schedule = Schedule(kind, 0.02, 10, ((0, 0.1), (9, 0.2)) if kind == "piecewise" else None)
     forward = [schedule(step) for step in range(20)]
     assert [schedule(step) for step in reversed(range(20))] == forward[::-1]

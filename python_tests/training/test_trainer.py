@@ -136,7 +136,7 @@ def test_rollouts_of_one_prompt_share_an_optimizer_step(tmp_path: Path) -> None:
     assert all(batch.count(text) == 4 for batch in batches for text in batch)
     # 2 per step: one epoch
     assert sorted({text for batch in batches for text in batch}) == sorted(prompts(8)["prompt"])
-    with pytest.raises(ValueError, match="an optimizer step takes 4 rollouts, no multiple of rollouts_per_prompt 3"):
+    with pytest.raises(ValueError, match="rollouts_per_prompt must divide the 4 rollouts of an optimizer step, got 3"):
         make_trainer(tmp_path, rollouts_per_prompt=3).train()
 
 
@@ -245,7 +245,9 @@ def test_a_teacher_with_other_token_ids_is_refused_before_its_weights_are_read(t
         make_trainer(tmp_path, None, str(tmp_path / "teacher"))
 
 
-def test_a_teacher_without_a_tokenizer_is_taken_at_its_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_teacher_without_a_tokenizer_is_not_compared_with_the_student(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tiny_llama(1).save_pretrained(tmp_path / "teacher")
     make_trainer(tmp_path, None, str(tmp_path / "teacher"))
     assert "tokenizer could not be loaded, so token ids are not compared" in caplog.text
@@ -268,7 +270,7 @@ def test_refusals(tmp_path: Path) -> None:
         new(tiny_llama(1), eval_verifier="numeric", remove_unused_columns=True)
     with pytest.raises(ValueError, match="a verifier is one of numeric, demo"):
         new(tiny_llama(1), eval_verifier="mathematics")
-    with pytest.raises(ValueError, match="an optimizer step takes 16 prompts, the train_dataset has 8"):
+    with pytest.raises(ValueError, match="the train_dataset must have the 16 prompts of an optimizer step, got 8"):
         new(tiny_llama(1), per_device_train_batch_size=16).train()
 
 

@@ -38,13 +38,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_its_step(tmp_path: Path,
     trainer = make_trainer(tmp_path, rollout_policy="student", loss_estimator=estimator, max_steps=3, **SAVING)
     compute_loss = trainer._compute_loss
 
-    def spoilt(*args: Any) -> Any:
+    def spoiled(*args: Any) -> Any:
         if trainer.state.global_step == 1:
             with torch.no_grad():  # as an overflow or a broken device would
                 trainer.teacher_model.lm_head.weight[7] = math.nan
         return compute_loss(*args)
 
-    trainer._compute_loss = spoilt
+    trainer._compute_loss = spoiled
     with pytest.raises(
         NonFiniteTraining, match=r"the loss of optimizer step 2 is nan.*The student's weights are finite"
     ):
@@ -68,13 +68,13 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, policy=FixedBeta(0.5))
     generate = trainer._generate_single_turn
 
-    def then_spoilt(*args: Any) -> Any:
+    def then_spoiled(*args: Any) -> Any:
         found = generate(*args)
         with torch.no_grad():
             trainer.model.model.layers[0].mlp.up_proj.weight[0, 0] = math.inf
         return found
 
-    trainer._generate_single_turn = then_spoilt
+    trainer._generate_single_turn = then_spoiled
     with pytest.raises(
         NonFiniteTraining, match=r"weights are not finite, model\.layers\.0\.mlp\.up_proj\.weight first"
     ):
@@ -213,6 +213,6 @@ def test_an_engine_whose_eval_returns_nothing_is_kept(monkeypatch: pytest.Monkey
     assert not teacher.training
 
 
-def test_the_cpu_is_chosen_where_there_is_no_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_is_chosen_if_there_is_no_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert TRBConfig(str(tmp_path), bf16=False).use_cpu

@@ -81,7 +81,7 @@ def test_altered_sampling_of_the_student_is_left_to_trl(tmp_path: Path, rollouts
     assert steps(trainer)[0]["trb/tokens_per_second"] > 0
 
 
-def test_rollouts_leave_the_global_random_state_and_the_training_flags_alone(tmp_path: Path) -> None:
+def test_rollouts_do_not_change_the_global_random_state_and_the_training_flags(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.model.train()
     trainer.model.model.norm.eval()

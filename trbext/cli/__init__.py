@@ -1,7 +1,7 @@
-"""The `trb` command.
+"""Runs the `trb` command.
 
-words.py      the words of its command line: commands, options, help texts
-commands.py   what each command calls, and `main`
+words.py      defines the words of its command line: commands, options, help texts
+commands.py   has `main`, and calls what each command needs
 
 Which error ends with which exit code is in trbext/runs/exit_codes.py, since a study's workers share it.
 """

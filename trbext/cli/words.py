@@ -160,7 +160,7 @@ def _add_demo(commands: Subparsers) -> None:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """`--resume auto` as one word: `--resume` takes no value, or it would take CONFIG.yaml for one."""
+    """Joins `--resume auto` to one word, because `--resume` takes no value: it would take CONFIG.yaml for one."""
     joined: list[str] = []
     for word in words:
         if word == "auto" and joined and joined[-1] == "--resume":

@@ -1,1 +1,1 @@
-"""Prompts: the built-in task, files and datasets, their checks, their order, and their token ids."""
+"""Reads prompts from the built-in task, files and datasets, checks and orders them, and encodes them."""

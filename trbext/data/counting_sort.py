@@ -24,7 +24,7 @@ MOST_PROMPTS = 10**DIGITS // EVALUATION_MODULUS
 
 
 def prompts(n: int, seed: int, split: Split = "train") -> list[str]:
-    """Draw different prompts such as "50311758=".
+    """Draws different prompts such as "50311758=".
 
     Args:
         n: Number of prompts.
@@ -51,12 +51,12 @@ def prompts(n: int, seed: int, split: Split = "train") -> list[str]:
 
 
 def prompts_dataset(n: int, seed: int, split: Split = "train") -> list[dict[str, str]]:
-    """Return `prompts` as rows of a dataset in TRL's plain-text format: [{"prompt": "50311758="}, ...]."""
+    """Returns `prompts` as rows of a dataset in TRL's plain-text format: [{"prompt": "50311758="}, ...]."""
     return [{"prompt": prompt} for prompt in prompts(n, seed, split)]
 
 
 def correct_completion(prompt: str) -> str:
-    """Return what the teacher was trained to write after `prompt`, without the EOS token."""
+    """Returns what the teacher was trained to write after `prompt`, without the EOS token."""
     digits = prompt.removesuffix("=")
     if len(digits) != DIGITS or prompt == digits or not (digits.isascii() and digits.isdigit()):
         raise ValueError(f'a prompt is {DIGITS} digits and "=", got {prompt!r}')
@@ -65,5 +65,5 @@ def correct_completion(prompt: str) -> str:
 
 
 def is_correct(prompt: str, completion: str) -> bool:
-    """Return whether `completion`, decoded without special tokens, is right: every count, then the sorted digits."""
+    """Returns whether `completion`, decoded without special tokens, is right: every count, then the sorted digits."""
     return completion == correct_completion(prompt)

@@ -9,7 +9,7 @@ NAMES = ("teacher", "student")
 
 
 def model_path(name: str) -> str:
-    """Return the folder of a built-in model.
+    """Returns the folder of a built-in model.
 
     Args:
         name: "demo:teacher", "demo:student", or the name of any other model.

@@ -13,7 +13,7 @@ Prompt = str | list[dict[str, Any]]  # plain text, or the messages of a conversa
 def left_padded(
     prompt_ids: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad prompts of unequal length on the left.
+    """Pads prompts of unequal length on the left.
 
     Args:
         prompt_ids: Token ids of B prompts.
@@ -30,7 +30,7 @@ def left_padded(
 
 
 def encode_prompts(tokenizer: Any, prompts: list[Prompt], **template: Any) -> list[list[int]]:
-    """Encode prompts that are all text or all conversations.
+    """Encodes prompts that are all text or all conversations.
 
     Args:
         tokenizer: The student's.
@@ -55,7 +55,7 @@ def encode_prompts(tokenizer: Any, prompts: list[Prompt], **template: Any) -> li
 
 
 def check_chat_template(prompt: Prompt, tokenizer: Any, template: Mapping[str, Any]) -> None:
-    """Check that a prompt of messages has a chat template, of the tokenizer or among the options.
+    """Checks that a prompt of messages has a chat template, of the tokenizer or among the options.
 
     Raises:
         ValueError: It has none.

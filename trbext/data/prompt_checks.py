@@ -17,7 +17,7 @@ BATCH = 1000
 
 
 def check_rows(dataset: Dataset, source: str) -> None:
-    """Check that all prompts are text, or all are conversations, and none is empty.
+    """Checks that all prompts are text, or all are conversations, and none is empty.
 
     Args:
         dataset: Rows with a column "prompt".
@@ -43,7 +43,7 @@ def check_rows(dataset: Dataset, source: str) -> None:
 
 
 def check_datasets(train: object, held_out: object) -> None:
-    """Check the datasets of a trainer as `check_rows` does. A stream is not read.
+    """Checks the datasets of a trainer as `check_rows` does. A stream is not read.
 
     Args:
         train: The training prompts.
@@ -84,7 +84,7 @@ def check_encodings(
     max_completion_length: int,
     positions: Mapping[str, int | None],
 ) -> None:
-    """Check that every prompt can be encoded, and fits with its completion into the positions of the models.
+    """Checks that every prompt can be encoded, and fits with its completion into the positions of the models.
 
     Warns if prompts end with the EOS token.
 

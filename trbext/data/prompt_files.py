@@ -20,7 +20,7 @@ class PromptsNotFound(ValueError):
 
 
 def read_dataset(source: str, split: str) -> Dataset:
-    """Read the rows of a file or a dataset.
+    """Reads the rows of a file or a dataset.
 
     Args:
         source: A file of one of FILE_FORMATS, or "owner/name" or "owner/name:config" on the Hub.
@@ -65,7 +65,7 @@ def read_dataset(source: str, split: str) -> Dataset:
 
 @contextmanager
 def refused_as_prompts(source: str) -> Iterator[None]:
-    """Turn the error of text that is not UTF-8, which datasets raises only when it is read, into PromptsNotFound."""
+    """Turns the error of text that is not UTF-8, which datasets raises only when it is read, into PromptsNotFound."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -75,7 +75,7 @@ def refused_as_prompts(source: str) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Hide the progress bars of datasets, and its log of errors that it raises as well."""
+    """Hides the progress bars of datasets, and its log of errors that it raises as well."""
     verbosity, hidden = datasets.logging.get_verbosity(), are_progress_bars_disabled()
     disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
@@ -88,7 +88,7 @@ def quietly() -> Iterator[None]:
 
 
 def _fault_of_json_lines(path: Path) -> str | None:
-    """Return the fault of the first faulty line, by itself or beside those before; None if there is no fault."""
+    """Returns the fault of the first faulty line, by itself or beside those before; None if there is no fault."""
     rows = 0
     kinds: dict[str, tuple[type, int]] = {}
     with path.open("rb") as file:
@@ -112,7 +112,7 @@ def _fault_of_json_lines(path: Path) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The first lines of an error and of what caused it."""
+    """Returns the first lines of an error and of what caused it."""
     parts = []
     for each in (error, error.__cause__):
         text = str(each).strip().split("\n")[0] if each is not None else ""

@@ -26,13 +26,16 @@ class ResumableSampler(RepeatSampler):  # type: ignore[misc]  # TRL is untyped
 
 
 def prompts_of_a_step(rollouts: int, rollouts_per_prompt: int, available: int) -> int:
-    """Different prompts that an optimizer step of `rollouts` takes. ValueError if they are no whole number, or more
-    than there are `available`."""
+    """Returns the number of different prompts in an optimizer step of `rollouts`.
+
+    Raises:
+        ValueError: The number is not whole, or more than there are `available`.
+    """
     if rollouts % rollouts_per_prompt != 0:
         raise ValueError(
-            f"an optimizer step takes {rollouts} rollouts, no multiple of rollouts_per_prompt {rollouts_per_prompt}"
+            f"rollouts_per_prompt must divide the {rollouts} rollouts of an optimizer step, got {rollouts_per_prompt}"
         )
     prompts = rollouts // rollouts_per_prompt
     if available < prompts:
-        raise ValueError(f"an optimizer step takes {prompts} prompts, the train_dataset has {available}")
+        raise ValueError(f"the train_dataset must have the {prompts} prompts of an optimizer step, got {available}")
     return prompts

@@ -26,7 +26,7 @@ class EndlessPrompts(torch.utils.data.IterableDataset[dict[str, Any]]):
         shuffle_seed: of the buffered shuffle; None keeps the stream's order.
 
     Raises:
-        ValueError: on iteration, a stream of fewer rows than an optimizer step takes.
+        ValueError: on iteration, the stream has fewer rows than an optimizer step needs.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class EndlessPrompts(torch.utils.data.IterableDataset[dict[str, Any]]):
             step = list(itertools.islice(rows, self._prompts))
             if len(step) < self._prompts:
                 raise ValueError(
-                    f"an optimizer step takes {self._prompts} prompts, the stream of the train_dataset has {len(step)}"
+                    f"the stream of the train_dataset must have the {self._prompts} prompts of an optimizer step, "
+                    f"got {len(step)}"
                 )
             while len(step) == self._prompts:  # the rows that do not fill a step are left out of this pass
                 for _ in range(self._repeats):

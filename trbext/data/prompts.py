@@ -28,7 +28,7 @@ def load_prompts(
     limit: int | None = None,
     demo_seed: int = 0,
 ) -> Dataset:
-    """Load the prompts of a run.
+    """Loads the prompts of a run.
 
     The steps come in the order of the arguments from `where` to `limit`. Only `limit` applies to the built-in task.
 
@@ -79,7 +79,7 @@ def load_prompts(
         if limit is not None:
             dataset = dataset.select(range(min(limit, len(dataset))))
     if len(dataset) == 0:
-        raise PromptsNotFound(f"prompts {source!r} have no row that was asked for")
+        raise PromptsNotFound(f"prompts {source!r} must have a row after the choice of rows, got none")
     return dataset
 
 

@@ -1,8 +1,8 @@
 """Reads and writes YAML files of fields and values, strictly and by the rules of YAML 1.2.
 
 PyYAML reads YAML 1.1, in which `1e-6` is text, `010` is eight, `2026_11` and `1:30` are numbers, and `2026-11-28` is no
-text either; and it keeps the last of two equal keys in silence. yes, no, on and off stay booleans, as in YAML 1.1: a
-field of text refuses them by name, where YAML 1.2 would let "no" through as text for a field that means false.
+text either. It also keeps the last of two equal keys in silence. yes, no, on and off stay booleans, as in YAML 1.1: a
+field of text refuses them by name, whereas YAML 1.2 would let "no" through as text for a field that means false.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ONLY_IN_1_1 = {_INT, _FLOAT, "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """By first character, the tags of plain scalars; first match wins."""
+    """Returns the tags of plain scalars by first character; the first match wins."""
     kept = {
         character: [(tag, pattern) for tag, pattern in pairs if tag not in _ONLY_IN_1_1]
         for character, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _identity(key: yaml.Node) -> object:
-    """Equal for equal keys; lists and mappings as keys are refused later."""
+    """Returns equal values for equal keys; lists and mappings as keys are refused later."""
     return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
 
 
@@ -88,7 +88,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping from names to values that a YAML file, UTF-8 or UTF-16, holds.
+    """Returns the mapping from names to values that a YAML file, UTF-8 or UTF-16, holds.
 
     Raises:
         UsageError: the file cannot be read, is not YAML, holds no mapping, names a key twice, or has a key that is no
@@ -115,7 +115,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_plain(path: Path, value: object, around: tuple[int, ...]) -> None:
-    """UsageError unless `value` is made of what JSON has as well. around: ids of the containers that hold it."""
+    """Raises UsageError unless JSON has all types of `value` as well; `around`: ids of the containers that hold it."""
     if id(value) in around:
         raise UsageError(f"{path}: an alias (*name) is inside what it names")
     if isinstance(value, dict):
@@ -129,5 +129,5 @@ def _check_plain(path: Path, value: object, around: tuple[int, ...]) -> None:
 
 
 def dump_yaml(settings: dict[str, Any], *, sort_keys: bool) -> str:
-    """`settings` as text that `read_yaml` reads back as they are."""
+    """Returns `settings` as text that `read_yaml` reads back as they are."""
     return yaml.dump(settings, Dumper=_Dumper, sort_keys=sort_keys, allow_unicode=True)

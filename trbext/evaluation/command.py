@@ -34,6 +34,16 @@ class LoadedModel:
 
     @classmethod
     def load(cls, name: str, template: Mapping[str, Any] | None = None) -> LoadedModel:
+        """Loads a model and its tokenizer onto the GPU if there is one.
+
+        Args:
+            name: A folder, a name on the Hub, or a built-in model.
+            template: Options of the chat template.
+
+        Raises:
+            ValueError: It cannot be loaded.
+            OSError: It cannot be read.
+        """
         path = model_path(name)
         tokenizer = load_tokenizer(path, "model")
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,7 +69,7 @@ class PassAt1:
 
 
 def evaluate_model(options: argparse.Namespace) -> float:
-    """Measure and print pass@1 of one model on one set of prompts.
+    """Measures and prints pass@1 of one model on one set of prompts.
 
     Args:
         options: Those of `trb eval` (see its help).
@@ -107,7 +117,7 @@ def evaluate_prompts(
     seed: int,
     output: Path | None,
 ) -> PassAt1:
-    """Measure pass@1 of a model over prompts, with a progress bar on standard error.
+    """Measures pass@1 of a model over prompts, with a progress bar on standard error.
 
     Random numbers depend only on the seed and the batch, so a resumed evaluation gives the same completions.
 
@@ -177,7 +187,7 @@ def evaluate_prompts(
 
 
 def _previous(output: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Judged prompts of an earlier, interrupted evaluation with the same settings, whole batches only."""
+    """Returns the judged prompts of an earlier, interrupted evaluation with the same settings, whole batches only."""
     if output is None or not output.exists():
         return []
     if not output.is_file():

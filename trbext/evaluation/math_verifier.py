@@ -8,7 +8,7 @@ from typing import Any
 
 
 def check_installed() -> None:
-    """Check that math-verify is installed: inside an evaluation its absence would count as wrong answers.
+    """Checks that math-verify is installed: inside an evaluation its absence would count as wrong answers.
 
     Raises:
         ValueError: It is not.
@@ -18,7 +18,7 @@ def check_installed() -> None:
 
 
 def math_answer(prompt: object, completion: str, row: Mapping[str, Any]) -> bool:
-    r"""Return whether the answer of a completion equals row["answer"].
+    r"""Returns whether the answer of a completion equals row["answer"].
 
     Args:
         prompt: Is not read.

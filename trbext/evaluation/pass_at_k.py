@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Estimate, without bias, the probability that at least one of k samples is right (arXiv 2107.03374).
+    """Estimates, without bias, the probability that at least one of k samples is right (arXiv 2107.03374).
 
     Args:
         n: Samples that were drawn.
@@ -55,7 +55,7 @@ class Evaluation:
     tokens: int  # generated, EOS included
 
     def pass_at(self, k: int) -> float:
-        """Return the mean of `pass_at_k` over the prompts, NaN without prompts."""
+        """Returns the mean of `pass_at_k` over the prompts, NaN without prompts."""
         if not self.correct:
             return float("nan")
         return sum(pass_at_k(self.samples, c, k) for c in self.correct) / len(self.correct)
@@ -75,7 +75,7 @@ def evaluate_pass_at_1(
     alignment: Alignment | None = None,
     encode: Callable[[list[Prompt]], list[list[int]]] | None = None,
 ) -> Evaluation:
-    """Sample completions of every row's "prompt" from the student, without a teacher, and judge them.
+    """Samples completions of every row's "prompt" from the student, without a teacher, and judges them.
 
     Args:
         student: The model to sample from.

@@ -45,7 +45,7 @@ class Suite:
 
     @classmethod
     def read(cls, path: Path) -> Suite:
-        """Read and check a suite's file.
+        """Reads and checks a suite's file.
 
         Args:
             path: The YAML file.
@@ -80,7 +80,7 @@ class Suite:
         return suite
 
     def only(self, names: Sequence[str]) -> Suite:
-        """Return the suite of the named benchmarks.
+        """Returns the suite of the named benchmarks.
 
         Raises:
             ValueError: A name is no benchmark; the message lists all.
@@ -92,7 +92,7 @@ class Suite:
 
 
 def evaluate_suite(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Measure and print pass@1 of every model on every benchmark, their means, and the best model.
+    """Measures and prints pass@1 of every model on every benchmark, their means, and the best model.
 
     With `--output` FOLDER, completions go to FOLDER/MODEL/BENCHMARK.jsonl as they are judged, from which an interrupted
     evaluation continues, and the table goes to FOLDER/pass_at_1.json.

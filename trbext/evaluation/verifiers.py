@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?")
 def judge(
     rows: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[str]], verifier: Verifier
 ) -> tuple[list[int], int, str | None]:
-    """Have a verifier judge completions. A completion on which it raises counts as wrong, and is logged.
+    """Lets a verifier judge completions. A completion on which it raises counts as wrong, and is logged.
 
     Args:
         rows: The prompts' rows.
@@ -59,7 +59,7 @@ def judge(
 
 
 def _verdict(value: Any) -> bool:
-    """Whether a verifier accepts.
+    """Returns whether a verifier accepts.
 
     TypeError for what is neither True nor False, such as None, "no" or a score of 0.5: Python would make a truth of it
     that nobody meant.
@@ -70,7 +70,7 @@ def _verdict(value: Any) -> bool:
 
 
 def check_verified(errors: int, completions: int, first_error: str | None) -> None:
-    """Check that the verifier judged a completion: if it always raised, 0 % says nothing about the model.
+    """Checks that the verifier judged a completion: if it always raised, 0 % says nothing about the model.
 
     Args:
         errors: Completions on which it raised.
@@ -88,7 +88,7 @@ def check_verified(errors: int, completions: int, first_error: str | None) -> No
 
 
 def check_verifier(verifier: Verifier, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Check that a verifier judges a completion of the first rows, before anything is sampled.
+    """Checks that a verifier judges a completion of the first rows, before anything is sampled.
 
     Args:
         verifier: The verifier.
@@ -116,7 +116,7 @@ def check_verifier(verifier: Verifier, rows: Sequence[Mapping[str, Any]], name: 
 
 
 def numeric(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:
-    """Return whether the last number of the completion equals the last number of row["answer"].
+    """Returns whether the last number of the completion equals the last number of row["answer"].
 
     Numbers are compared as exact decimals: "1,234.50" equals "1234.5".
 
@@ -147,7 +147,7 @@ VERIFIERS: dict[str, Verifier] = {"numeric": numeric, "demo": _demo, "math": mat
 
 
 def verifier_by_name(name: str) -> Verifier:
-    """Return a verifier.
+    """Returns a verifier.
 
     Args:
         name: One of VERIFIERS, or "module:function".
@@ -173,7 +173,7 @@ VERIFIER = ("prompt", "completion", "row")
 
 
 def check_verifier_signature(name: str, verifier: Callable[..., Any]) -> None:
-    """Check that a verifier is a function of (prompt, completion, row) that returns its verdict.
+    """Checks that a verifier is a function of (prompt, completion, row) that returns its verdict.
 
     Raises:
         ValueError: It is not.

@@ -15,7 +15,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def base_of(path: str) -> str | None:
-    """The name of the model to which the adapter in the folder `path` belongs; None if it holds no adapter."""
+    """Returns the name of the model to which the adapter in the folder `path` belongs; None if it holds no adapter."""
     if not (Path(path) / "adapter_config.json").is_file():
         return None
     from peft import PeftConfig
@@ -57,7 +57,8 @@ def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
 
 
 def adapter_fault(model: PeftModel, folder: Path) -> str | None:
-    """The first weight that the active adapter of `model` and the file in `folder` do not share, by name and shape.
+    """Returns the first weight that the active adapter of `model` and the file in `folder` do not share, by name and
+    shape.
 
     None if there is none. Several adapters, and files that are not safetensors, are left to PEFT.
     """

@@ -121,18 +121,19 @@ class CachedModel:
 
 
 def next_token_exists(model: PreTrainedModel, prefix: Tensor) -> bool:
-    """Whether a token can be drawn after `prefix` [1, P]: the logits hold no NaN or +inf, and something finite."""
+    """Returns whether a token can be drawn after `prefix` [1, P]: the logits hold no NaN or +inf, and something
+    finite."""
     # The maximum of the logits shows each of these.
     return bool(model(input_ids=prefix).logits[0, -1].amax().isfinite())
 
 
 def accepted_arguments(inner: PreTrainedModel) -> Mapping[str, inspect.Parameter]:
-    """The arguments that the model's forward names."""
+    """Returns the arguments that the model's forward names."""
     return inspect.signature(type(inner).forward).parameters
 
 
 def cache_argument(inner: PreTrainedModel) -> str:
-    """The name of the KV cache in the model's forward and its output.
+    """Returns the name of the KV cache in the model's forward and its output.
 
     It is `cache` since transformers 5.24, and `past_key_values` before and in models of other origin.
     """
@@ -141,12 +142,14 @@ def cache_argument(inner: PreTrainedModel) -> str:
 
 
 def unwrap(model: Any) -> Any:
-    """The transformers model inside DDP, DeepSpeed or PEFT, which hide its config and its forward's signature."""
+    """Returns the transformers model inside DDP, DeepSpeed or PEFT, which hide its config and its forward's
+    signature."""
     inner = getattr(model, "module", model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def backbone(inner: PreTrainedModel) -> torch.nn.Module:
-    """The module that hands the last hidden states to the head; some classes (Llama 4) have no prefix for it."""
+    """Returns the module that hands the last hidden states to the head; some classes (Llama 4) have no prefix for
+    it."""
     base: torch.nn.Module = inner.base_model
     return base if base is not inner else getattr(inner, "model", base)

@@ -11,7 +11,7 @@ from .cached_model import backbone
 
 
 def completion_states(model: Any, input_ids: Tensor, attention_mask: Tensor, kept: int) -> Tensor:
-    """The states that the backbone of `model` hands to its head for each of the last tokens.
+    """Returns the states that the backbone of `model` hands to its head for each of the last tokens.
 
     Rows are first moved to the left, so that all padding follows the tokens and a causal LM sees none of it: absolute
     positions count from the first token of the row, recurrent states begin there, and attention needs no mask. With

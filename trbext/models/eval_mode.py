@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Eval mode inside; on leaving, every submodule gets its own flag back (a trainer may have frozen some)."""
+    """Puts models into eval mode inside; on leaving, every submodule gets its own flag back (some may be frozen)."""
     modules = [module for model in models for module in model.modules()]
     flags = [module.training for module in modules]
     try:

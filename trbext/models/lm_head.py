@@ -24,14 +24,15 @@ class LMHead:
     softcap: float | None  # softcap * tanh(logits / softcap), after the scale (Gemma)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The logits [N, V], float32 or wider, of the hidden states [N, H]."""
+        """Returns the logits [N, V], float32 or wider, of the hidden states [N, H]."""
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         logits = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
     def narrowed(self, width: int) -> LMHead:
-        """The head of the first `width` tokens: padding rows past the common vocabulary never reach the softmax."""
+        """Returns the head of the first `width` tokens: padding rows past the common vocabulary never reach the
+        softmax."""
         if width == self.weight.shape[0] or hasattr(self.weight, "ds_id"):
             return self  # ZeRO-3 shards to shape [0] and knows a weight by identity; TRL's loss gathers it
         bias = None if self.bias is None else self.bias[:width]
@@ -43,7 +44,7 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 
 
 def lm_head(model: PreTrainedModel, *, gather_zero3: bool = True) -> LMHead:
-    """The head of `model`, with the scale and softcap that its configuration declares.
+    """Returns the head of `model`, with the scale and softcap that its configuration declares.
 
     Sharded weights (FSDP2, ZeRO-3) are gathered once here rather than once per chunk, with their gradient.
 
@@ -83,7 +84,7 @@ def lm_head(model: PreTrainedModel, *, gather_zero3: bool = True) -> LMHead:
 
 
 def excludes_tokens(model: PreTrainedModel) -> bool:
-    """Whether the lm_head of `model` gives a token the logit -inf, by its bias."""
+    """Returns whether the lm_head of `model` gives a token the logit -inf, by its bias."""
     head: Any = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
     return isinstance(bias, Tensor) and not bias.is_meta and bool(torch.isneginf(bias).any())

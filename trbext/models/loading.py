@@ -40,7 +40,7 @@ class IncompleteWeights(ValueError):
 
 
 def load_for_training(path: str, role: str, **kwargs: Any) -> PreTrainedModel:
-    """The model at `path` as TRL loads it: on the training device, in float32 unless `dtype` says otherwise.
+    """Returns the model at `path` as TRL loads it: on the training device, in float32 unless `dtype` says otherwise.
 
     Args:
         role: "student" or "teacher", for messages.
@@ -110,7 +110,7 @@ def check_weights(path: str, role: str, config: PreTrainedConfig, **kwargs: Any)
 
 
 def load_tokenizer(path: str, role: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`, which pads on the left.
+    """Returns the tokenizer at `path`, which pads on the left.
 
     Args:
         path: a folder or a name on the Hub.
@@ -160,7 +160,8 @@ def check_report(path: str, role: str, model: PreTrainedModel, report: Mapping[s
 
 
 def fault_in(report: Mapping[str, Any], model: PreTrainedModel) -> str | None:
-    """The fault of a checkpoint by transformers' loading report of `model`, with the name of the first weight, or None.
+    """Returns the fault of a checkpoint by transformers' loading report of `model`, with the name of the first weight,
+    or None.
 
     A missing weight that is tied to one that was found is no fault, nor is a missing buffer. Unexpected weights are no
     fault if the model's class declares them to be of no use (transformers leaves them out), if they are buffers, or if
@@ -191,7 +192,7 @@ def fault_in(report: Mapping[str, Any], model: PreTrainedModel) -> str | None:
 
 
 def _unknown(names: Iterable[str], model: PreTrainedModel) -> Iterator[str]:
-    """Those of `names` that mean a weight which `model` lacks."""
+    """Returns the names of weights that `model` lacks."""
     buffers = {name for name, _ in model.named_buffers()}
     quantized = getattr(model, "hf_quantizer", None) is not None
     modules = {name for name, _ in model.named_modules()} if quantized else set()
@@ -205,13 +206,13 @@ def _unknown(names: Iterable[str], model: PreTrainedModel) -> Iterator[str]:
 
 
 def _in_order(name: str) -> list[str]:
-    """A key that sorts layer 2 before layer 10."""
+    """Returns a key that sorts layer 2 before layer 10."""
     return [part.zfill(6) if part.isdecimal() else part for part in name.split(".")]
 
 
 @contextmanager
 def reported_once() -> Iterator[None]:
-    """Without transformers' table of missing weights, which `check_report` names, and a progress bar nobody sees."""
+    """Hides transformers' table of missing weights, which `check_report` names, and a progress bar nobody sees."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     if not sys.stderr.isatty():

@@ -85,7 +85,7 @@ def probe_models(models: list[PreTrainedModel], longest: int) -> None:
 
 
 def _switches(inner: Any) -> list[int]:
-    """Lengths at which attention changes by the config: windows and chunks of any layer."""
+    """Returns the lengths at which attention changes by the config: windows and chunks of any layer."""
     text = inner.config.get_text_config()
     names = ("sliding_window", "attention_chunk_size", "window_size", "sliding_window_size", "local_attention")
     found = {getattr(text, name, None) for name in names}
@@ -93,14 +93,15 @@ def _switches(inner: Any) -> list[int]:
 
 
 def _tokens(inner: Any, length: int, step: int) -> Tensor:
-    """[length] ids spread over the vocabulary without its first three, which often are special tokens."""
+    """Returns [length] ids spread over the vocabulary without its first three, which often are special tokens."""
     vocabulary = int(inner.config.get_text_config().vocab_size)
     ids = (torch.arange(length, device=inner.device) * step) % max(1, vocabulary - 3) + min(3, vocabulary - 1)
     return ids
 
 
 def _scored(model: PreTrainedModel, row: Tensor, scored: Scored, precision: list[bool]) -> Tensor:
-    """The logits [len(row), V] of a row by itself. `scored` keeps them by length: both questions ask for one row."""
+    """Returns the logits [len(row), V] of a row by itself. `scored` keeps them by length: both questions ask for one
+    row."""
     if len(row) not in scored:
         logits = model(input_ids=row[None], use_cache=False).logits[0]
         scored[len(row)] = logits, precision[0]
@@ -182,7 +183,8 @@ def _decoding_fault(model: PreTrainedModel, scored: Scored, switch: int) -> str:
 
 
 def _decoded(model: PreTrainedModel, row: Tensor, other: Tensor, prompt: int, calling: Calling) -> Tensor:
-    """The logits [1 + NEW, V] of the row's last tokens, fed one by one beside `other`, which leaves before the last."""
+    """Returns the logits [1 + NEW, V] of the row's last tokens, fed one by one beside `other`, which leaves before the
+    last."""
     cached = CachedModel(model, calling=calling)
     ids = torch.stack([torch.cat([row.new_zeros(PADDING), row[:prompt]]), other[: prompt + PADDING]])
     mask = torch.ones((2, prompt + PADDING + NEW), dtype=torch.int64, device=row.device)
@@ -225,7 +227,7 @@ def _observed(inner: Any) -> Iterator[list[bool]]:
 
 
 def _difference(found: Tensor, expected: Tensor, *, precise: bool) -> str:
-    """The distance of logits [n, V] from the expected ones, in words; "" if rounding explains it.
+    """Returns the distance of logits [n, V] from the expected ones, in words; "" if rounding explains it.
 
     In half precision a router may flip on a tie and change one position altogether, so the median position decides.
     """

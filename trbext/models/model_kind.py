@@ -77,10 +77,10 @@ def check_separate(student: Any, teacher: Any) -> None:
 
 
 def rotary_switch(config: Any) -> tuple[str, int] | None:
-    """The rope type, and the length past which all positions of a row are rotated by other factors.
+    """Returns the rope type, and the length past which all positions of a row are rotated by other factors.
 
-    What was cached before that length is then of no use, and the rows of a batch decide for each other. None if there
-    is no such length.
+    Past it, what was cached before is of no use, and the longest row of a batch decides for the others. Returns None if
+    there is no such length.
     """
     text = config.get_text_config()
     parameters = getattr(text, "rope_parameters", None) or {}

@@ -9,7 +9,7 @@ _NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length")
 
 
 def position_limit(config: Any) -> int | None:
-    """Positions that a model of this configuration was made for; None if it names no limit, as recurrent models do.
+    """Returns the positions that a model of this configuration was made for; None if it names no limit.
 
     RoPE that is stretched by a factor reaches further than `max_position_embeddings` says in some configurations.
     """

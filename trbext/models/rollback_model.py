@@ -176,12 +176,12 @@ class RollbackModel:
         return kept.float() if kept.dtype == torch.float64 else kept  # the operators take no float64
 
     def _masks(self, columns: Tensor, seen: int) -> Tensor | dict[str, Tensor]:
-        """One mask, or one for each kind of layer if there are two."""
+        """Returns one mask, or one for each kind of layer if there are two."""
         masks = {kind: self._mask(columns, seen, window) for kind, window in self._windows.items()}
         return masks if len(masks) > 1 else masks.popitem()[1]
 
     def _mask(self, columns: Tensor, seen: int, window: int | None) -> Tensor:
-        """[B, 1, q, seen]: the tokens of the row up to each one, or the last `window` of them.
+        """Returns [B, 1, q, seen]: the tokens of the row up to each one, or the last `window` of them.
 
         Padding sees itself, because the softmax of a token that sees nothing has no value.
         """
@@ -205,7 +205,7 @@ _verdicts: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDict
 
 
 def cannot_roll_back(model: PreTrainedModel) -> str | None:
-    """The reason why tokens cannot be taken back from the model's KV cache, with its class; None if they can.
+    """Returns the reason why tokens cannot be taken back from the model's KV cache, with its class; None if they can.
 
     Each model is asked once: by what it declares, and then by a trial on a few tokens, since a model may compute
     positions or masks of its own. Call it in eval mode and without gradients.
@@ -218,7 +218,8 @@ def cannot_roll_back(model: PreTrainedModel) -> str | None:
 
 
 def _windows(inner: PreTrainedModel) -> dict[str, int | None]:
-    """The window of each kind of layer, by its name in `config.layer_types`; None if it sees the whole prefix."""
+    """Returns the window of each kind of layer, by its name in `config.layer_types`; None if it sees the whole
+    prefix."""
     layers = DynamicCache(config=inner.config.get_text_config()).layers
     return {
         SLIDING if isinstance(layer, DynamicSlidingWindowLayer) else FULL: getattr(layer, "sliding_window", None)

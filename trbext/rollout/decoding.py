@@ -91,13 +91,13 @@ class Decoding:
         return self.policy.epsilon(self.optimizer_step) if isinstance(self.policy, TrustRegion) else None
 
     def uniforms(self, *shape: int) -> Tensor:
-        """Uniform random numbers in [0, 1) from the generator, float64 of `shape` on the prompts' device."""
+        """Draws uniform random numbers in [0, 1) from the generator, float64 of `shape` on the prompts' device."""
         source = self.device if self.generator is None else self.generator.device
         return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=source).to(self.device)
 
     @contextmanager
     def running(self) -> Iterator[HiddenStates | None]:
-        """Eval mode without gradients inside; yields what keeps the teacher's states, or None if none are wanted."""
+        """Decodes in eval mode without gradients inside; yields what keeps the teacher's states, None if unwanted."""
         with torch.no_grad(), evaluating(self.models):
             if self.teacher is None or not self.teacher_states_limit > 0:
                 yield None

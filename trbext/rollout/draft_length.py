@@ -85,7 +85,7 @@ class DraftLength:
             self._teacher[bucket][k].append(teacher_seconds)
 
     def choose(self, rows: int, left: int) -> int:
-        """The number of drafts of the next round, 0 .. longest.
+        """Returns the number of drafts of the next round, 0 .. longest.
 
         Args:
             rows: rows of the batch.
@@ -96,11 +96,12 @@ class DraftLength:
         return self._best(bucket, most) if probe is None else min(probe, most)
 
     def measuring(self, rows: int) -> bool:
-        """Whether the next round of so many rows measures: the costs of all earlier rounds must then be known."""
+        """Returns whether the next round of so many rows measures: the costs of all earlier rounds must then be
+        known."""
         return self._probe(_bucket(rows)) is not None
 
     def _probe(self, bucket: int) -> int | None:
-        """The draft length to measure next; None if no measurement is missing.
+        """Returns the draft length to measure next; None if no measurement is missing.
 
         The cost of a draft is known only after a pass over several tokens has been timed. The usual probe has three
         drafts, because two or three tokens may cost more than four on a CPU. If there are many rows and hardly any
@@ -120,22 +121,22 @@ class DraftLength:
         return None
 
     def _could_pay(self, bucket: int) -> bool:
-        """Whether any length would pay if a pass over several tokens cost no more than a pass over one."""
+        """Returns whether any length would pay if a pass over several tokens cost no more than a pass over one."""
         student, single = _typical(self._student[bucket]), _typical(self._teacher[bucket][0])
         rates = [self._rate(k, student, single) for k in range(self.longest + 1)]
         return max(rates) >= _GAIN * rates[0]
 
     def _rate(self, k: int, student: float, teacher: float) -> float:
-        """Tokens per second and row in rounds of k drafts: E(k) / ((k + 1) s + t(k))."""
+        """Returns the tokens per second and row in rounds of k drafts: E(k) / ((k + 1) s + t(k))."""
         a = min(self.acceptance, 1 - 1e-9)
         return (1 - a ** (k + 1)) / (1 - a) / ((k + 1) * student + teacher)
 
     def _known(self, bucket: int) -> dict[int, float]:
-        """Seconds of the teacher's pass in a round of k drafts, by k, as measured."""
+        """Returns the seconds of the teacher's pass in a round of k drafts, by k, as measured."""
         return {k: _typical(samples) for k, samples in sorted(self._teacher.get(bucket, {}).items())}
 
     def _costs(self, bucket: int) -> tuple[float, dict[int, float]]:
-        """Seconds of a student step, and of teacher passes by k.
+        """Returns the seconds of a student step, and of teacher passes by k.
 
         They are those measured at this batch size. If only one length has been measured at this size, the passes of the
         nearest size are scaled to agree with it at that length, and fill in the others.
@@ -169,7 +170,7 @@ class DraftLength:
         self.frozen = True
 
     def state(self) -> dict[str, Any]:
-        """The measured costs, for `load_state`, as values that JSON holds."""
+        """Returns the measured costs, for `load_state`, as values that JSON holds."""
         return {
             "frozen": self.frozen,
             "student": {str(bucket): list(samples) for bucket, samples in self._student.items()},
@@ -192,17 +193,17 @@ class DraftLength:
 
 
 def _bucket(rows: int) -> int:
-    """The n for which 2^(n-1) < rows <= 2^n: batches of one bucket share their costs."""
+    """Returns the n for which 2^(n-1) < rows <= 2^n: batches of one bucket share their costs."""
     return (max(rows, 1) - 1).bit_length()
 
 
 def _typical(samples: deque[float]) -> float:
-    """The lower median, because first calls and other processes only ever add to a cost."""
+    """Returns the lower median, because first calls and other processes only ever add to a cost."""
     return sorted(samples)[(len(samples) - 1) // 2]
 
 
 def _interpolated(teacher: dict[int, float], k: int) -> float:
-    """t(k) on straight lines between the measured ones, the last of which is extended."""
+    """Returns t(k) on straight lines between the measured ones, the last of which is extended."""
     known = list(teacher)
     if k in teacher or len(known) == 1:
         return teacher.get(k, teacher[known[0]])

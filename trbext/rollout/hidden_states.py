@@ -76,5 +76,6 @@ class HiddenStates:
         self._kept[rows[:, None], token] = states
 
     def of_lengths(self, longest: int) -> Tensor | None:
-        """The states [B, longest, H] at the prefixes of the first `longest` tokens; None if the limit was exceeded."""
+        """Returns the states [B, longest, H] at the prefixes of the first `longest` tokens; None if the limit was
+        exceeded."""
         return None if self._kept is None else self._kept[:, :longest]

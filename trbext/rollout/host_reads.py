@@ -17,7 +17,7 @@ RUNNING, ENDED, FAULT = 0, 1, 2  # the status of a row, which its first event de
 
 
 def next_host_read(generated: int) -> int:
-    """The number of generated tokens at which the host next asks which rows have ended.
+    """Returns the number of generated tokens at which the host next asks which rows have ended.
 
     It is an eighth more than `generated`, and 4 to 32 tokens more. A row is decoded at most that far beyond its end.
     """

@@ -1,4 +1,4 @@
-"""Lockstep decoding: at every step both models see the same prefix, and a behavior policy draws the next token.
+"""Decodes in lockstep: at every step both models see the same prefix, and a behavior policy draws the next token.
 
     token_t ~ mu( . | prompt, token_<t),   mu = pi_S^(1-beta) pi_T^beta / Z,   KL(mu || pi_S) <= epsilon
 
@@ -112,7 +112,7 @@ def lockstep(
 
 
 def decode_in_lockstep(decoding: Decoding) -> Rollout:
-    """The rollout of checked arguments; see `lockstep`."""
+    """Returns the rollout of checked arguments; see `lockstep`."""
     # 1. Draw all random numbers, and make room for what the rollout records.
     prompts, prompt_mask, lengths = decoding.prompts, decoding.prompt_mask, decoding.lengths
     (batch, width), device, limit = prompts.shape, decoding.device, decoding.max_new_tokens
@@ -180,7 +180,7 @@ def decode_in_lockstep(decoding: Decoding) -> Rollout:
 
 
 def _uniforms(decoding: Decoding) -> Tensor:
-    """[per token + per row, max_new_tokens, B] float64: the policy's uniform numbers, those of the token first."""
+    """Draws the policy's uniforms, those of the token first: [per token + per row, max_new_tokens, B] float64."""
     policy, batch, limit = decoding.policy, len(decoding.prompts), decoding.max_new_tokens
     planes = policy.uniforms_per_token
     uniforms = decoding.uniforms(planes * limit, batch).view(planes, limit, batch)

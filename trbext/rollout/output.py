@@ -66,7 +66,7 @@ class Rollout:
         teacher_states: HiddenStates | None = None,
         speculation: Speculation | None = None,
     ) -> Rollout:
-        """A rollout from buffers of any width N, whose content past the end of each row is dropped.
+        """Returns a rollout from buffers of any width N, whose content past the end of each row is dropped.
 
         Waits once for the device, to learn the longest row.
 

@@ -68,15 +68,17 @@ class Policy:
         raise NotImplementedError
 
     def needs_teacher(self, step: int) -> bool:
-        """Whether `draw` reads the teacher's logits at this optimizer step; if not, the teacher is not called."""
+        """Returns whether `draw` reads the teacher's logits at this optimizer step; if not, the teacher is not
+        called."""
         return True
 
     def is_student(self, step: int) -> bool:
-        """Whether mu is pi_S itself at this optimizer step, so that any engine may sample the student instead."""
+        """Returns whether mu is pi_S itself at this optimizer step, so that any engine may sample the student
+        instead."""
         return False
 
     def keep_rows(self, rows: Tensor) -> Policy:
-        """The policy of only the rows [m] of the batch, for a policy that treats rows differently."""
+        """Returns the policy of only the rows [m] of the batch, for a policy that treats rows differently."""
         return self
 
 
@@ -118,7 +120,7 @@ def draw_from(
 
 
 def log_probs(logits: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature), [n, V] float32."""
+    """Returns log softmax(logits / temperature), [n, V] float32."""
     return (logits.float() / temperature).log_softmax(-1)
 
 
@@ -134,7 +136,7 @@ class TrustRegion(Policy):
         self._budget = budget
 
     def epsilon(self, step: int) -> float | Tensor:
-        """The KL budget in nats per token at optimizer step `step`, one for all rows or [B]."""
+        """Returns the KL budget in nats per token at optimizer step `step`, one for all rows or [B]."""
         return self._budget(step) if callable(self._budget) else self._budget
 
     def draw(
@@ -292,7 +294,7 @@ class StudentTemperature(Policy):
         self.steps = steps
 
     def tau(self, step: int) -> float:
-        """The factor on the run's temperature at optimizer step `step`."""
+        """Returns the factor on the run's temperature at optimizer step `step`."""
         return self.start + (1 - self.start) * step / self.steps if step < self.steps else 1.0
 
     def draw(
@@ -359,5 +361,5 @@ def _in_range(name: str, value: float, low: float, high: float) -> float:
 
 
 def _temperature(name: str, value: float) -> float:
-    """`value`, if it is a temperature that the operators take."""
+    """Returns `value` if it is a temperature that the operators accept, and raises ValueError if not."""
     return _in_range(name, value, LEAST_TEMPERATURE, LARGEST_TEMPERATURE)

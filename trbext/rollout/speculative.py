@@ -1,4 +1,4 @@
-"""Speculative decoding of the behavior policy: the student drafts, one pass of the teacher verifies, the law stays mu.
+"""Decodes the behavior policy by speculation: the student drafts, one pass of the teacher verifies, the law stays mu.
 
 A round drafts tokens from the student, feeds them to the teacher in one pass, and `trbext.verify` accepts each draft x
 with probability min(1, mu(x) / pi_S(x)). The first rejected draft is replaced by a draw from max(mu - pi_S, 0), and the

@@ -206,7 +206,7 @@ class Rounds:
         self.counts += torch.stack([(running * verdict.accepted).sum(), (running * tested).sum()])
 
     def _within(self, places: Tensor) -> Tensor:
-        """`places`, none past the last of the completion, whose uniform numbers serve drafts past the limit as well."""
+        """Limits `places` to those of the completion, the last of which lends drafts past the limit its uniforms."""
         return places.clamp(max=self.limit - 1)
 
     def _keep(self, kept: Tensor) -> None:

@@ -15,7 +15,7 @@ class Stopwatch:
         self._device = device
 
     def mark(self) -> Any:
-        """A mark after all work that has been launched so far."""
+        """Sets and returns a mark after all work that has been launched so far."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -23,5 +23,5 @@ class Stopwatch:
         return event
 
     def seconds(self, begin: Any, end: Any) -> float:
-        """Seconds between two marks that the device has passed."""
+        """Returns the seconds between two marks that the device has passed."""
         return float(end - begin if self._device.type != "cuda" else begin.elapsed_time(end) / 1e3)

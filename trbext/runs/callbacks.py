@@ -1,4 +1,4 @@
-"""Callbacks of a training run: write metrics.jsonl, show a progress bar, stop cleanly on Ctrl-C."""
+"""Writes metrics.jsonl, shows a progress bar and stops cleanly on Ctrl-C, as callbacks of a training run."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def exit_code(
     also_usage: tuple[type[Exception], ...] = (),
     to_continue: str = "",
 ) -> int:
-    """Call a command and return the exit code that it ends with.
+    """Calls a command and returns the exit code that it ends with.
 
     Args:
         command: What to call; its result is ignored.
@@ -47,6 +47,6 @@ def exit_code(
 
 
 def print_usage_error(error: object) -> int:
-    """Print an error as one line on standard error, and return the exit code of a usage error."""
+    """Prints an error as one line on standard error, and returns the exit code of a usage error."""
     print(f"trb: {' '.join(str(error).split())}", file=sys.stderr)
     return USAGE_ERROR

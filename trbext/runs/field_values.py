@@ -20,7 +20,7 @@ TEXT_OR_NUMBER = {"draft_length"}  # text by its type, as HfArgumentParser has n
 
 
 def words_of(settings: Mapping[str, Any], kinds: Mapping[str, Any], parser: ArgumentParser) -> list[str]:
-    """Turn settings into words `--name=value`.
+    """Turns settings into words `--name=value`.
 
     Args:
         settings: Fields and values.
@@ -56,7 +56,7 @@ def words_of(settings: Mapping[str, Any], kinds: Mapping[str, Any], parser: Argu
 
 
 def joined_numbers(words: Sequence[str]) -> list[str]:
-    """Join words such as `--name -1e-5` to `--name=-1e-5`: argparse would take the number for an option."""
+    """Joins words such as `--name -1e-5` to `--name=-1e-5`: argparse would take the number for an option."""
     joined: list[str] = []
     for word in words:
         if joined and re.fullmatch(r"--[^=]+", joined[-1]) and re.fullmatch(r"-(\d.*|\.\d.*|inf|nan)", word):
@@ -71,7 +71,7 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _word(name: str, value: bool | int | float, options: tuple[Any, ...]) -> str:
-    """`value`, which YAML does not read as text, as a word; UsageError if the field takes only text."""
+    """Writes `value`, which YAML does not read as text, as a word; UsageError if the field accepts only text."""
     enums = [option for option in options if isinstance(option, type) and issubclass(option, Enum)]
     if value is False and any("no" in [member.value for member in enum] for enum in enums):
         return "no"  # `eval_strategy: no`, which YAML reads as false

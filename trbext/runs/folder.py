@@ -32,22 +32,27 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """The file of the settings."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
+        """The file of the logged metrics."""
         return self.path / "metrics.jsonl"
 
     @property
     def plot(self) -> Path:
+        """The picture of the curves."""
         return self.path / "plot.png"
 
     @property
     def model(self) -> Path:
+        """The folder of the trained model."""
         return self.path / "model"
 
     @property
     def lock(self) -> Path:
+        """The file that the process that trains has locked."""
         return self.path / "train.lock"
 
     @property
@@ -55,7 +60,7 @@ class RunFolder:
         return self.path / "origin.json"
 
     def is_empty(self) -> bool:
-        """Return whether the folder holds nothing, or only what a run leaves that was killed before it had begun."""
+        """Returns whether the folder holds nothing, or only what a run leaves that was killed before it had begun."""
 
         def of_no_run(path: Path) -> bool:
             if path.name == "completions":  # TRL's, of log_completions
@@ -66,7 +71,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, and make it if it does not exist.
+        """Holds the folder, and makes it if it does not exist.
 
         Raises:
             ValueError: Another process holds it.
@@ -79,7 +84,7 @@ class RunFolder:
             raise ValueError(f"another process trains in {self.path}") from None
 
     def check_unlocked(self) -> None:
-        """Check that no other process holds the folder, and make nothing.
+        """Checks that no other process holds the folder, and makes nothing.
 
         Raises:
             ValueError: Another process holds it.
@@ -89,7 +94,7 @@ class RunFolder:
                 pass
 
     def last_checkpoint(self) -> Path | None:
-        """Return the complete checkpoint of the highest step: the trainer writes trainer_state.json last."""
+        """Returns the complete checkpoint of the highest step: the trainer writes trainer_state.json last."""
         found = [
             (int(match[1]), folder)
             for folder in self.path.glob("checkpoint-*")
@@ -98,32 +103,34 @@ class RunFolder:
         return max(found)[1] if found else None
 
     def write_settings(self, settings: dict[str, Any]) -> None:
+        """Writes config.yaml."""
         self.path.mkdir(parents=True, exist_ok=True)
         partial = self.config.with_suffix(".partial")
         partial.write_text(dump_yaml(settings, sort_keys=True), encoding="utf-8")
         partial.replace(self.config)
 
     def settings(self) -> dict[str, Any] | None:
-        """Return what `write_settings` wrote, None if there is no config.yaml."""
+        """Returns the settings that `write_settings` wrote, None if there is no config.yaml."""
         if not self.config.exists():
             return None
         return read_yaml(self.config)
 
     def write_origin(self, origin: dict[str, Any]) -> None:
+        """Writes origin.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         partial = self._origin.with_suffix(".partial")
         partial.write_text(json.dumps(origin), encoding="utf-8")
         partial.replace(self._origin)
 
     def origin(self) -> dict[str, Any]:
-        """Return what `write_origin` wrote, an empty dictionary for a run that began without."""
+        """Returns the origin that `write_origin` wrote, an empty dictionary for a run that began without one."""
         if not self._origin.exists():
             return {}
         origin: dict[str, Any] = json.loads(self._origin.read_text(encoding="utf-8"))
         return origin
 
     def is_finished(self, *, with_curves: bool = False) -> bool:
-        """Return whether `model/` is that of the last step of the run that wrote it.
+        """Returns whether `model/` is that of the last step of the run that wrote it.
 
         Args:
             with_curves: Whether its card must also show the curves.
@@ -137,7 +144,7 @@ class RunFolder:
         return bool(state["global_step"] >= state["max_steps"] and weight_files(self.model))
 
     def forget_finish(self) -> None:
-        """Mark `model/` as not the run's last: the run continues to further steps."""
+        """Marks `model/` as not the run's last: the run continues to further steps."""
         (self.model / "trainer_state.json").unlink(missing_ok=True)
 
     @property
@@ -146,13 +153,13 @@ class RunFolder:
         return self.path / "model.partial"
 
     def finish_model(self) -> None:
-        """Put `model.partial` in the place of `model/`."""
+        """Puts `model.partial` in the place of `model/`."""
         if self.model.exists():
             shutil.rmtree(self.model)
         self.partial_model.replace(self.model)
 
     def read_metrics(self) -> list[Metrics]:
-        """Return the lines of metrics.jsonl in order, without a line that a kill cut short."""
+        """Returns the lines of metrics.jsonl in order, without a line that a kill cut short."""
         if not self.metrics.exists():
             return []
         lines = []
@@ -164,11 +171,12 @@ class RunFolder:
         return lines
 
     def append_metrics(self, line: Metrics) -> None:
+        """Adds a line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(_json_line(line))
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will take again, and the summary of a run that ended there."""
+        """Drops the lines of steps that a resumed run will take again, and the summary of a run that ended there."""
         kept = [line for line in self.read_metrics() if line["step"] <= step and "train_runtime" not in line]
         partial = self.metrics.with_suffix(".partial")
         partial.write_text("".join(map(_json_line, kept)), encoding="utf-8")
@@ -177,7 +185,7 @@ class RunFolder:
 
 @contextmanager
 def left_as_it_was(folder: Path) -> Iterator[None]:
-    """Remove, if the body raises, the empty folders that it made for `folder`.
+    """Removes, if the body raises, the empty folders that it made for `folder`.
 
     transformers makes the folder before it has checked everything.
     """

@@ -41,7 +41,7 @@ class RunInputs:
 
 
 def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
-    """Read and check the inputs of a run.
+    """Reads and checks the inputs of a run.
 
     Args:
         arguments: Models and prompts.
@@ -88,7 +88,7 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
 
 
 def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
-    """The prompts to train on, and the held-out ones if there are any."""
+    """Returns the prompts to train on, and the held-out ones if there are any."""
     shared: dict[str, Any] = {"column": arguments.prompt_column, "system_prompt": arguments.system_prompt}
     template, longest = config.chat_template_kwargs or {}, arguments.max_prompt_length
 
@@ -122,7 +122,7 @@ def _known_model(role: str, name: str, value: str) -> str:
 
 
 def _check_model(role: str, path: str, loading: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of the model at `path`. ValueError: no configuration there, or IncompleteWeights."""
+    """Returns the configuration of the model at `path`; ValueError if there is none, or its weights are incomplete."""
     with named_errors(path, role):
         named = {name: value for name, value in loading.items() if name not in ("dtype", "device_map")}
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, **named)

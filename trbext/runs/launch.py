@@ -9,7 +9,7 @@ _NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 
 
 def check_one_group(world_size: int) -> None:
-    """Check that the launcher started as many processes as there are in the group of this one.
+    """Checks that the launcher started as many processes as there are in the group of this one.
 
     Otherwise each would train on its own, into one folder.
 

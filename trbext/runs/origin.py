@@ -17,7 +17,7 @@ _BLOCKS = 64  # of a file of weights that are read: its digest must not take a m
 def origin_of(
     *, processes: int, rollouts: int, prompts: Dataset, held_out: Dataset | None, student: str, teacher: str
 ) -> dict[str, Any]:
-    """Describe the origin of a run.
+    """Describes the origin of a run.
 
     Args:
         processes: That train.
@@ -41,7 +41,7 @@ def origin_of(
 
 
 def check_origin(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Check that a run continues from the origin that it began with.
+    """Checks that a run continues from the origin that it began with.
 
     Args:
         before: The origin when the run began.
@@ -53,10 +53,10 @@ def check_origin(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
     Raises:
         ValueError: Prompts or models have changed, or an optimizer step would have another number of rollouts.
     """
-    words = {"prompts": "training prompts", "eval_prompts": "held-out prompts", "student": "student"}
-    for name, what in {**words, "teacher": "teacher"}.items():
+    prompts = {"prompts": "training prompts", "eval_prompts": "held-out prompts"}
+    for name, what in {**prompts, "student": "student", "teacher": "teacher"}.items():
         if before.get(name) and now.get(name) and before[name] != now[name]:
-            raise ValueError(f"was started with another {what}: the contents of {name} have changed since")
+            raise ValueError(f"was started with other contents of the {what}, which have changed since")
     check_step_size(before, int(now["processes"]), int(now["rollouts_per_step"]))
     if before.get("processes", now["processes"]) == now["processes"]:
         return None
@@ -67,7 +67,7 @@ def check_origin(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
 
 
 def check_step_size(before: Mapping[str, Any], processes: int, rollouts: int) -> None:
-    """Check that an optimizer step has as many rollouts as before.
+    """Checks that an optimizer step has as many rollouts as before.
 
     Raises:
         ValueError: It has another number.
@@ -81,7 +81,7 @@ def check_step_size(before: Mapping[str, Any], processes: int, rollouts: int) ->
 
 
 def prompts_digest(prompts: Dataset) -> str:
-    """Return a digest of all rows, in their order."""
+    """Returns a digest of all rows, in their order."""
     digest = hashlib.sha256()
     for row in prompts:
         digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode())
@@ -89,7 +89,7 @@ def prompts_digest(prompts: Dataset) -> str:
 
 
 def model_digest(path: str) -> str | None:
-    """Return a digest of the files in a model's folder, None for a name on the Hub.
+    """Returns a digest of the files in a model's folder, None for a name on the Hub.
 
     Of a large file, its size and 64 blocks are read.
     """

@@ -11,7 +11,7 @@ from .plots import plot_runs
 
 
 def plot_folders(folders: Sequence[Path], output: Path) -> None:
-    """Draw the curves of runs into one image, and print its path.
+    """Draws the curves of runs into one image, and prints its path.
 
     Args:
         folders: Run folders of `trb train`.

@@ -35,7 +35,7 @@ STYLES = ("-", "--")
 
 
 def plot_runs(runs: Sequence[tuple[str, Sequence[Metrics]]], output: Path, title: str | None = None) -> None:
-    """Draw the curves of `runs`, pairs (name, lines of metrics.jsonl), over optimizer steps into one PNG or SVG.
+    """Draws the curves of `runs`, pairs (name, lines of metrics.jsonl), over optimizer steps into one PNG or SVG.
 
     Panels without data are left out. ValueError if no run has any metric to draw.
     """

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 @contextmanager
 def printing_survives() -> Iterator[None]:
-    """Make standard output and error drop, inside, what cannot be written to them, instead of raising."""
+    """Makes standard output and error drop, inside, what cannot be written to them, instead of raising."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream if stream is None else _Surviving(stream) for stream in before)
     try:

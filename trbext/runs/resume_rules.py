@@ -7,7 +7,7 @@ from typing import Any
 
 from ..training.config import TRBConfig
 
-# They say how often the run is logged, evaluated and saved, and where to. No step depends on them.
+# They say how often and to which place the run is logged, evaluated and saved. No step depends on them.
 FREE_ON_RESUME = {
     *("output_dir", "save_steps", "save_total_limit", "save_strategy", "report_to", "run_name", "disable_tqdm"),
     *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_completions"),
@@ -23,13 +23,13 @@ _DURATIONS = ("warmup_steps", "trb_warmup_steps", "temperature_warmup_steps", "s
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings that differ, by name, as "old -> new"."""
+    """Returns the settings that differ, by name, as "old -> new"."""
     pairs = {name: (before.get(name, "unset"), now.get(name, "unset")) for name in sorted({*before, *now})}
     return {name: f"{old} -> {new}" for name, (old, new) in pairs.items() if old != new}
 
 
 def check_changes(changed: Mapping[str, str], config: TRBConfig, *, other_processes: bool = False) -> None:
-    """Check that a run that continues with changed settings is the same run.
+    """Checks that a run that continues with changed settings is the same run.
 
     Args:
         changed: As `changes` returns them.

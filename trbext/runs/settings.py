@@ -63,7 +63,7 @@ class RunArguments:
 
 
 def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:
-    """Read a run from a YAML file and command-line fields.
+    """Reads a run from a YAML file and command-line fields.
 
     Args:
         config: The file, if there is one.
@@ -84,7 +84,7 @@ def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArgumen
 def parse_settings(
     settings: dict[str, Any], overrides: Sequence[str] = ()
 ) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:
-    """Parse a run as `parse_run` does, from fields that were read already.
+    """Parses a run as `parse_run` does, from fields that were read already.
 
     Args:
         settings: Fields and values; output_dir must be among them.
@@ -140,7 +140,7 @@ def parse_settings(
 
 
 def print_fields() -> None:
-    """Print every field of `trb train` with its default and help, the project's own fields first."""
+    """Prints every field of `trb train` with its default and help, the project's own fields first."""
     trls = {f.name for f in dataclasses.fields(DistillationConfig)} - set(TRBConfig.__annotations__)
     own = {f.name for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind)} - trls
     shown = [f for kind in (RunArguments, TRBConfig) for f in dataclasses.fields(kind) if f.name not in NOT_OF_A_RUN]

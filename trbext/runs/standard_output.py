@@ -20,19 +20,19 @@ class OutputClosed(Exception):
 
 
 def is_of_output(error: BaseException) -> bool:
-    """Return whether `error` came from writing to standard output."""
+    """Returns whether `error` came from writing to standard output."""
     return isinstance(error, OSError) and error.filename is None and error.errno in _OF_A_STREAM
 
 
 def print_anything() -> None:
-    """Print as an escape what the encoding of the output lacks, such as a study's title in the locale C."""
+    """Prints as an escape what the encoding of the output lacks, such as a study's title in the locale C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def flush() -> None:
-    """Write what is buffered.
+    """Writes what is buffered.
 
     Raises:
         OutputClosed: It cannot be written; nothing more will be tried.
@@ -46,7 +46,7 @@ def flush() -> None:
 
 
 def discard() -> None:
-    """Drop the rest of the output: at its end, the interpreter would try to write it again and print an error."""
+    """Drops the rest of the output: at its end, the interpreter would try to write it again and print an error."""
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -38,7 +38,7 @@ Resume = bool | Literal["auto"]  # "auto": continue the run if there is one, beg
 def train_run(
     arguments: RunArguments, config: TRBConfig, settings: dict[str, Any], *, resume: Resume = False, plot: bool = True
 ) -> RunFolder:
-    """Train in `config.output_dir` and return the folder.
+    """Trains in `config.output_dir` and returns the folder.
 
     Args:
         arguments: Models and prompts.
@@ -113,7 +113,7 @@ def train_run(
 
 
 def _origin(folder: RunFolder, trainer: TRBTrainer, arguments: RunArguments, config: TRBConfig) -> dict[str, Any]:
-    """The origin of the run as it is now. UsageError if the run began with another one."""
+    """Returns the origin of the run as it is now. UsageError if the run began with another one."""
     now = origin_of(
         processes=config.world_size,
         rollouts=_rollouts_per_step(config),
@@ -174,7 +174,7 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
 
 
 def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool, config: TRBConfig) -> bool:
-    """Check that a run may begin in a folder, or that its run may continue.
+    """Checks that a run may begin in a folder, or that its run may continue.
 
     Args:
         folder: The folder of the run.
@@ -213,7 +213,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _plot(folder: RunFolder) -> bool:
-    """Whether there were curves to draw, and they could be drawn."""
+    """Returns whether there were curves to draw, and they could be drawn."""
     lines = folder.read_metrics()
     if not any("trb/reverse_kl" in line for line in lines):
         return False
@@ -228,7 +228,7 @@ def _plot(folder: RunFolder) -> bool:
 
 
 def print_summary(folder: RunFolder) -> None:
-    """Print the first and the last value of the metrics that a run is judged by."""
+    """Prints the first and the last value of the metrics that a run is judged by."""
     lines = folder.read_metrics()
     table = Table(title=f"{folder.path}")
     for heading in ("", "first", "last"):

@@ -8,7 +8,8 @@ import numpy as np
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Correct p-values by Holm's step-down method (1979), which controls the chance of any false finding among them."""
+    """Corrects p-values by Holm's step-down method (1979), which controls the chance of any false finding among
+    them."""
     order = np.argsort(p, kind="stable")
     corrected, largest = [0.0] * len(p), 0.0
     for rank, index in enumerate(order):
@@ -18,5 +19,5 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def p_value(p: float) -> str:
-    """Format a p-value with three decimals; it is never 0."""
+    """Formats a p-value with three decimals; it is never 0."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

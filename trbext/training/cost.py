@@ -81,7 +81,8 @@ class ComputeCount(TrainerCallback, ExportableState):
         return self._seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
 
     def totals(self) -> dict[str, float]:
-        """The cost up to the last optimizer step, by metric: seconds of this process, tokens of all processes."""
+        """Returns the cost up to the last optimizer step, by metric: seconds of this process, tokens of all
+        processes."""
         return {
             "compute/seconds": self._elapsed(),
             "compute/student_tokens": self._tokens["student"],
@@ -89,7 +90,8 @@ class ComputeCount(TrainerCallback, ExportableState):
         }
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint. One process writes it for all, so it must not communicate with the others."""
+        """Returns the state for a checkpoint. One process writes it for all, so it must not communicate with the
+        others."""
         return {"args": {}, "attributes": {"seconds": self._elapsed(), "tokens": dict(self._tokens)}}
 
     def on_train_begin(

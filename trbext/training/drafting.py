@@ -48,7 +48,7 @@ class Drafting(TrainerCallback, ExportableState):
         self.draft_length.freeze()
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint."""
+        """Returns the state for a checkpoint."""
         costs = self.draft_length.state() if isinstance(self.draft_length, DraftLength) else None
         return {"args": {}, "attributes": {"costs": costs}}
 

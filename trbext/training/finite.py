@@ -29,10 +29,10 @@ def stop_non_finite(what: str, value: Any, step: int, student: torch.nn.Module) 
     number = float(value)
     if math.isfinite(number):
         return
-    spoilt = [name for name, weight in student.named_parameters() if not _is_finite(weight)]
+    spoiled = [name for name, weight in student.named_parameters() if not _is_finite(weight)]
     where = (
-        f"the student's weights are not finite, {spoilt[0]} first: begin from another checkpoint"
-        if spoilt
+        f"the student's weights are not finite, {spoiled[0]} first: begin from another checkpoint"
+        if spoiled
         else "the student's weights are finite: look for NaN or infinite logits of the teacher, or lower the "
         "learning_rate"
     )

@@ -22,7 +22,7 @@ def choose_fused_loss(
     zero3: bool,
     tools: bool,
 ) -> bool:
-    """Whether TRL's fused loss serves this pair of models; if not, our own loss does, for the reverse KL.
+    """Returns whether TRL's fused loss serves this pair of models; if not, our own loss does, for the reverse KL.
 
     Args:
         student: with whole weights.

@@ -34,7 +34,7 @@ CHUNK_ELEMENTS = 2**25
 def reverse_kl(
     student_logits: Tensor, teacher_logits: Tensor, *, top_k: int | None = None, temperature: float = 1.0
 ) -> Tensor:
-    """KL(pi_S || pi_T) in nats at each prefix, differentiable in both arguments.
+    """Computes KL(pi_S || pi_T) in nats at each prefix, differentiable in both arguments.
 
     Args:
         student_logits: `[..., V]`, any float dtype; half precision is computed in float32. -inf excludes a token.
@@ -42,8 +42,8 @@ def reverse_kl(
         top_k: None sums over the vocabulary. k sums over k + 1 outcomes: the student's k most probable tokens and "any
             other token", whose mass under each model is exact. By the data-processing inequality this is a lower bound
             of the full KL, zero and stationary if the student equals the teacher. The bare partial sum over the k
-            tokens is not stationary there: its gradient is that of their total mass, which then escapes the top k. To
-            renormalize both models on the k tokens prevents this, but does not see how much mass the others have.
+            tokens is not stationary there: its gradient is that of their total mass, which then escapes the top k.
+            Renormalizing both models on the k tokens prevents this, but ignores how much mass the others have.
         temperature: divides both logits.
 
     Returns:
@@ -107,7 +107,7 @@ def sampled_reverse_kl(
 
 
 def cross_entropy(student_logits: Tensor, token: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """-log pi_S(token) at each prefix: supervision by tokens that another model wrote.
+    """Computes -log pi_S(token) at each prefix: supervision by tokens that another model wrote.
 
     Args:
         student_logits: `[..., V]`, any float dtype.
@@ -121,7 +121,7 @@ def cross_entropy(student_logits: Tensor, token: Tensor, *, temperature: float =
 
 
 def veto_target(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:
-    """The logits of Veto's target Q ~ pi_T pi_S^b (arXiv 2601.07155), to be used as the teacher's in a loss.
+    """Returns the logits of Veto's target Q ~ pi_T pi_S^b (arXiv 2601.07155), to be used as the teacher's in a loss.
 
     The student's part is a constant, as a target is: KL(pi_S || Q) then has the gradient
     sum grad pi_S ((1 - b) log pi_S - log pi_T). If Q were differentiated too, it would not be the KL to a fixed
@@ -139,7 +139,7 @@ def veto_target(student_logits: Tensor, teacher_logits: Tensor, exponent: float)
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """The entropy [...] in nats of the softmax of `logits` [..., V] divided by the temperature."""
+    """Returns the entropy [...] in nats of the softmax of `logits` [..., V] divided by the temperature."""
     log_probs = _tempered(logits, temperature).log_softmax(-1)
     return -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(-1)
 
@@ -149,7 +149,7 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _top_and_rest(logits: Tensor, top: Tensor) -> Tensor:
-    """The logits [..., k + 1] of the tokens `top` [..., k], and of all other tokens taken together."""
+    """Returns the logits [..., k + 1] of the tokens `top` [..., k], and of all other tokens taken together."""
     rest = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([logits.gather(-1, top), rest], -1)
 
@@ -177,7 +177,7 @@ TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def teacher_terms(
     teacher_hidden: Tensor, head: LMHead, tokens: Tensor, alignment: Alignment, *, temperature: float = 1.0
 ) -> TeacherTerms:
-    """The teacher's log-probability of the sampled tokens, and its entropy, at N prefixes.
+    """Returns the teacher's log-probability of the sampled tokens, and its entropy, at N prefixes.
 
     Args:
         teacher_hidden: [N, H], its last hidden states.
@@ -209,7 +209,7 @@ def chunked_reverse_kl(
     log_weight: Tensor | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> PrefixTerms:
-    """`reverse_kl` at N prefixes from hidden states [N, H_S] and [N, H_T], over the vocabulary both models share.
+    """Computes `reverse_kl` at N prefixes from hidden states, over the vocabulary that both models share.
 
     Args:
         student_hidden: [N, H_S], the student's last hidden states.
@@ -251,7 +251,7 @@ def _teacher_terms(logits: Tensor, token: Tensor, temperature: float) -> tuple[T
 
 
 def _emitted_as_stop(tokens: Tensor, alignment: Alignment) -> Tensor:
-    """`tokens` with every EOS id replaced by `stop`, which has their merged mass: another engine may stop with any."""
+    """Replaces every EOS id in `tokens` by `stop`, which has their merged mass: another engine may stop with any."""
     if alignment.is_slice:
         return tokens
     return torch.where(torch.isin(tokens, tokens.new_tensor(alignment.duplicates)), alignment.stop, tokens)

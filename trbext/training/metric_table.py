@@ -1,4 +1,4 @@
-"""The table of logged metrics: the names, titles, units and formats that every display of a run or a study uses."""
+"""Tabulates the logged metrics: the names, titles, units and formats that every display of a run or a study uses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LoggedMetric:
         return self.title[0].upper() + self.title[1:]
 
     def labeled(self, value: float) -> str:
-        """The label and the value, for a line of figures."""
+        """Returns the label and the value, for a line of figures."""
         return f"{self.label or self.title} {self.form.format(value)}"
 
 
@@ -61,12 +61,12 @@ DIAGNOSTICS = ("trb/teacher_entropy", "trb/teacher_log_prob", "trb/beta_mean")  
 
 
 def figures(line: Metrics, names: Sequence[str] = PROGRESS) -> str:
-    """The metrics of `names` that a log holds, labeled, in one line; "" if it holds none."""
+    """Returns the metrics of `names` that a log holds, labeled, in one line; "" if it holds none."""
     return "  ".join(METRICS[name].labeled(line[name]) for name in names if line.get(name) is not None)
 
 
 def first_and_last(lines: Sequence[Metrics]) -> list[tuple[str, str, str]]:
-    """The metrics by which a run is judged, at the first and the last log that holds each.
+    """Returns the metrics by which a run is judged, at the first and the last log that holds each.
 
     Args:
         lines: of metrics.jsonl, in order.

@@ -47,7 +47,7 @@ class Provenance:
 
 
 def name_of(model: Any) -> str:
-    """Return the name of a model on a card: its path, or the name in its configuration."""
+    """Returns the name of a model on a card: its path, or the name in its configuration."""
     return str(model if isinstance(model, str) else get_config_model_id(getattr(model, "config", None)) or "a model")
 
 
@@ -87,7 +87,7 @@ def model_card(
     citation: str,
     picture: str | None = None,
 ) -> str:
-    """The card as Markdown with the Hub's metadata.
+    """Returns the card as Markdown with the Hub's metadata.
 
     Args:
         name: of the run, the title.
@@ -146,7 +146,7 @@ def _facts(made_from: Provenance, config: TRBConfig, steps: int, max_steps: int)
     return [
         *facts,
         ("optimizer steps", f"{steps} of {max_steps}" if steps != max_steps else str(steps)),
-        ("rollouts a step", f"{rollouts}, {config.rollouts_per_prompt} of each prompt"),
+        ("rollouts per step", f"{rollouts}, {config.rollouts_per_prompt} of each prompt"),
         ("longest completion, tokens", str(config.max_completion_length)),
         ("temperature", str(config.temperature)),
         ("loss", f"{config.loss_estimator} (beta {config.beta})"),
@@ -156,7 +156,7 @@ def _facts(made_from: Provenance, config: TRBConfig, steps: int, max_steps: int)
 
 
 def _curve(lines: Sequence[Metrics]) -> str:
-    """Some evenly spaced steps, the last among them, and the latest value of each figure by then."""
+    """Returns some evenly spaced steps, the last among them, and the latest value of each figure by then."""
     names = [name for name in CURVE if any(line.get(name) is not None for line in lines)]
     steps = sorted({line["step"] for line in lines})
     if not names or not steps:

@@ -34,7 +34,7 @@ class Objective:
     def of_tokens(
         self, student_logits: Tensor, teacher_logits: Tensor, token: Tensor, log_weight: Tensor, temperature: float
     ) -> Tensor:
-        """The loss at each of n prefixes.
+        """Returns the loss at each of n prefixes.
 
         Args:
             student_logits: [n, V], aligned.
@@ -79,7 +79,7 @@ def prefix_loss(
     alignment: Alignment,
     temperature: float,
 ) -> LossTerms:
-    """The loss of `objective` over the prefixes of a micro-batch, and what is logged of them.
+    """Returns the loss of `objective` over the prefixes of a micro-batch, and what is logged of them.
 
     Args:
         student_hidden: [B, C, H_S], the student's last hidden states at the prefix of each token of the completions.

@@ -22,7 +22,7 @@ class PrefixMeans:
 
     @staticmethod
     def sums(reverse_kl_sum: Tensor, prefixes: Tensor, teacher: TeacherTerms) -> Tensor:
-        """Return the sums that one micro-batch of one process adds.
+        """Returns the sums that one micro-batch of one process adds.
 
         Args:
             reverse_kl_sum: [] over the prefixes, nats.
@@ -44,7 +44,7 @@ class PrefixMeans:
         self._totals = total if self._totals is None else self._totals + total
 
     def pop(self) -> dict[str, float]:
-        """The means since the last call by metric, without any communication; empty if nothing was added."""
+        """Returns the means since the last call by metric, without any communication; empty if nothing was added."""
         if self._totals is None:
             return {}
         reverse_kl, prefixes, entropy, log_prob, allowed = self._totals.tolist()

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def rollout_metrics(
     generation: Generation, epsilon: float | None, accelerator: Accelerator, *, of_student: bool = False
 ) -> dict[str, float]:
-    """Compute how the KL budget was spent, and how far the rollouts are blended. Every process calls it.
+    """Computes how the KL budget was spent, and how far the rollouts are blended. Every process calls it.
 
     Args:
         generation: of one optimizer step.
@@ -61,7 +61,7 @@ def rollout_metrics(
 
 
 def drafting_metrics(generation: Generation, accelerator: Accelerator) -> dict[str, float]:
-    """Compute the gain of speculation, and the memory of the teacher's states. Every process calls it.
+    """Computes the gain of speculation, and the memory of the teacher's states. Every process calls it.
 
     Args:
         generation: of one optimizer step, with the teacher's states still in it.
@@ -104,5 +104,5 @@ def warn_of_idle_budget(metrics: dict[str, float], step: int) -> bool:
 
 
 def _percentile(values: Tensor, percent: int) -> float:
-    """Nearest-rank percentile; torch.quantile refuses more than 2^24 values, and a step of long rollouts has more."""
+    """Returns the nearest-rank percentile. torch.quantile refuses more than 2^24 values, which long rollouts exceed."""
     return values.kthvalue(max(1, math.ceil(len(values) * percent / 100))).values.item()

@@ -49,7 +49,7 @@ class Schedule:
     def make(
         cls, kind: str, epsilon: float, warmup_steps: int, points: Iterable[Iterable[float]] | None = None
     ) -> Schedule:
-        """A schedule from the plain values of a configuration.
+        """Makes a schedule from the plain values of a configuration.
 
         Args:
             kind: as `Schedule`.
@@ -83,7 +83,7 @@ class Schedule:
             raise ValueError(f'points belong only to the schedule "piecewise", got {self.points} with "{self.kind}"')
 
     def __call__(self, step: int) -> float:
-        """The budget at optimizer step `step`, 0-based: step 0 runs with eps_0, step K with 0."""
+        """Returns the budget at optimizer step `step`, 0-based: step 0 runs with eps_0, step K with 0."""
         _check_step("step", step)
         if self.points is not None:
             return _interpolate(self.points, step)
@@ -106,12 +106,14 @@ def check_duration(name: str, value: float) -> None:
 
 
 def duration(value: float, total_steps: int) -> int:
-    """The optimizer steps that `value` means in a run of `total_steps`: itself, or a share below 1, rounded up."""
+    """Returns the optimizer steps that `value` means in a run of `total_steps`: itself, or a share below 1, rounded
+    up."""
     return math.ceil(value * total_steps) if value < 1 else int(value)
 
 
 def decayed(start: float, step: int, steps: int) -> float:
-    """A value at optimizer step `step`, which falls from `start` at step 0 to 0 at step `steps`, and then is 0."""
+    """Returns a value at optimizer step `step`, which falls from `start` at step 0 to 0 at step `steps`, and then is
+    0."""
     return start * (1 - step / steps) if step < steps else 0.0
 
 

@@ -1,7 +1,7 @@
 """Gathers the weights of sharded models (FSDP2, DeepSpeed ZeRO-3) for as long as a rollout takes.
 
 Each forward of a sharded model gathers weights from all processes, so all must make equally many forwards. Rollouts end
-after different numbers of tokens on different processes, which would wait for each other for ever. To gather once,
+after different numbers of tokens on different processes, which would wait for each other for ever. Gathering once,
 before the first token, prevents this, and saves sending every weight again for every token.
 """
 

@@ -39,7 +39,7 @@ def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | 
 
 
 def load_processing_class(path: str, args: TRBConfig) -> Any:
-    """The tokenizer or processor at `path`, of the revision that `args.model_init_kwargs` names.
+    """Returns the tokenizer or processor at `path`, of the revision that `args.model_init_kwargs` names.
 
     Raises:
         ValueError: `path` is that of an adapter.

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def teacher_and_tokenizer(
     teacher: str | PreTrainedModel, args: TRBConfig, accelerator: Accelerator, student_tokenizer: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The teacher and its tokenizer, loaded if `teacher` is a path.
+    """Returns the teacher and its tokenizer, loaded if `teacher` is a path.
 
     Args:
         teacher: a path, or a model, whose tokenizer is not known.
@@ -45,7 +45,7 @@ def teacher_and_tokenizer(
 
 
 def load_teacher_tokenizer(path: str, args: TRBConfig) -> PreTrainedTokenizerBase | None:
-    """The tokenizer at `path`; None, with a warning, if there is none."""
+    """Returns the tokenizer at `path`; None, with a warning, if there is none."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code

@@ -25,7 +25,7 @@ class TrainerArguments(NamedTuple):
     def checked(
         cls, model: Any, teacher: Any, args: TRBConfig | None, policy: Policy | None, verifier: Verifier | None
     ) -> TrainerArguments:
-        """The arguments, completed from `args`.
+        """Returns the arguments, completed from `args`.
 
         Args:
             model: the student, a path or a model.

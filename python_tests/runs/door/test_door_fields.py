@@ -89,7 +89,7 @@ def test_values_that_begin_with_a_dash_are_no_options(
     assert (arguments.system_prompt, parsed.output_dir) == ("-x", "-runs")
 
 
-def test_null_is_unset_where_a_field_may_be_and_lists_and_mappings_keep_their_types(config: dict[str, Any]) -> None:
+def test_null_is_unset_if_a_field_may_be_unset_and_lists_and_mappings_keep_their_types(config: dict[str, Any]) -> None:
     options = {"enable_thinking": "5", "n": 5}
     path = write(
         config, eval_verifier=None, report_to=[], chat_template_kwargs=options, eval_strategy=False, label_names=["a"]

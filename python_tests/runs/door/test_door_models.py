@@ -128,7 +128,7 @@ def test_a_checkpoint_of_other_weights_is_refused_wherever_it_is_loaded(
         TRBTrainer(*(models | {role: "damaged"}).values(), args, train_dataset=prompts(8))
 
 
-def test_a_run_does_not_go_on_with_other_weights(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_does_not_continue_with_other_weights(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     path = write(config, save_strategy="steps", save_steps=1, lr_scheduler_type="constant")
     assert main(["train", path]) == 0
     weights = "run/checkpoint-1/model.safetensors"
@@ -189,7 +189,7 @@ def test_an_adapter_is_no_model_to_train_with(
         TRBTrainer(*(models | {role: adapter}).values(), TRBConfig("run", use_cpu=True), train_dataset=prompts(8))
 
 
-def test_an_adapter_is_merged_where_nothing_is_trained(
+def test_an_adapter_is_merged_if_nothing_is_trained(
     adapter: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokens = torch.arange(3, 12)[None]

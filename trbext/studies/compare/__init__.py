@@ -1,4 +1,4 @@
-"""`trb compare`: trains runs that differ in one thing each, over seeds, and reports their differences.
+"""Trains runs that differ in one thing each, over seeds, and reports their differences: `trb compare`.
 
 From the study file to the page:
 

@@ -20,7 +20,7 @@ from .wording import planned_power
 
 
 def compare(config: Path, *, report_only: bool = False) -> list[str]:
-    """Train the runs of a study that are not finished, then report all finished ones.
+    """Trains the runs of a study that are not finished, then reports all finished ones.
 
     Args:
         config: The study file.
@@ -52,7 +52,7 @@ def compare(config: Path, *, report_only: bool = False) -> list[str]:
 
 
 def report(findings: Findings, console: Console) -> Path:
-    """Write results.csv, figures/ and index.html into the study's folder, and print the findings.
+    """Writes results.csv, figures/ and index.html into the study's folder, and prints the findings.
 
     Args:
         findings: What the study found.

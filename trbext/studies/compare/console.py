@@ -13,7 +13,7 @@ SHOWN = ("final", "best", "area")  # views that fit beside each other on a scree
 
 
 def print_findings(findings: Findings, console: Console) -> None:
-    """Print what a study found by its declared metric.
+    """Prints what a study found by its declared metric.
 
     Args:
         findings: What the study found.

@@ -6,7 +6,7 @@
     secondary_metrics: [eval_loss]
     reference: OPD                  # or a list of runs; every other run is compared with it
     seeds: [100, 101, 102]
-    processes: 2                    # runs at a time, each on one GPU where there are several
+    processes: 2                    # runs at a time, each on one GPU if there are several
     threads: 1                      # of each
     keep_models: true
     base: {...}                     # fields of `trb train`, the same for all runs
@@ -67,6 +67,7 @@ class Metric:
 
     @property
     def words(self) -> str:
+        """The metric's title in the words of a report."""
         metric = METRICS[self.name]
         return f"{metric.title} ({metric.unit})" if metric.unit else metric.title
 
@@ -106,6 +107,7 @@ class Study:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
+        """The declared metric, and then the secondary ones."""
         return (self.metric, *self.secondary)
 
     @property
@@ -115,17 +117,18 @@ class Study:
         return [pair for i, pair in enumerate(pairs) if (pair[1], pair[0]) not in pairs[:i]]
 
     def run_folder(self, run: Run, seed: int) -> Path:
+        """Returns the folder of one run."""
         return self.folder / "runs" / run.folder_name / f"seed-{seed}"
 
     def settings(self, run: Run, seed: int) -> dict[str, Any]:
-        """Return the fields of `trb train` of one run."""
+        """Returns the fields of `trb train` of one run."""
         resumable = {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 1}
         folder = str(self.run_folder(run, seed))
         return {**resumable, **self.base, **run.overrides, "seed": seed, "output_dir": folder}
 
 
 def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
-    """Read and check a study. The settings of every run are parsed as `trb train` would.
+    """Reads and checks a study. It parses the settings of every run as `trb train` would.
 
     Args:
         path: The YAML file.
@@ -268,7 +271,7 @@ def _parsed(study: Study, run: Run) -> TRBConfig:
 
 
 def _check_evaluations(config: TRBConfig, metrics: tuple[Metric, ...], final_evaluations: int) -> int:
-    """The optimizer steps between two evaluations."""
+    """Returns the optimizer steps between two evaluations."""
     if config.max_steps < 1:
         raise UsageError("base must set max_steps, the number of optimizer steps of every run")
     if config.eval_strategy != "steps" or not config.eval_steps:

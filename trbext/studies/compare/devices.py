@@ -9,7 +9,7 @@ import torch
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that runs may be divided among, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the GPUs that runs may be divided among, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return [str(index) for index in range(torch.cuda.device_count())]
@@ -17,10 +17,10 @@ def visible_gpus() -> list[str]:
 
 
 def least_used(gpus: Sequence[str], in_use: Sequence[str | None]) -> str | None:
-    """Return the GPU with the fewest runs for the next run, None if there is at most one."""
+    """Returns the GPU with the fewest runs for the next run, None if there is at most one."""
     return min(gpus, key=in_use.count) if len(gpus) > 1 else None
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

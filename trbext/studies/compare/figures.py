@@ -45,7 +45,7 @@ class Picture:
 
 
 def draw_all(findings: Findings, folder: Path) -> list[Picture]:
-    """Draw every figure of a study.
+    """Draws every figure of a study.
 
     Args:
         findings: What the study found.
@@ -144,7 +144,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _band(axes: Axes, x: Floats, values: Floats, label: str, color: str, style: str) -> None:
-    """Mean over seeds, and one standard deviation of the seeds about it."""
+    """Means over seeds, and one standard deviation of the seeds about it."""
     mean = values.mean(0)
     axes.plot(x, mean, style, color=color, label=label, linewidth=1.5)
     if len(values) > 1:
@@ -153,7 +153,7 @@ def _band(axes: Axes, x: Floats, values: Floats, label: str, color: str, style: 
 
 
 def _looks(study: Study) -> dict[str, tuple[str, str]]:
-    """Color and line style of every run; the first reference is black."""
+    """Colors and line style of every run; the first reference is black."""
     others = [run.label for run in study.runs if run.label != study.references[0]]
     looks = {study.references[0]: (REFERENCE_COLOR, STYLES[0])}
     looks |= {

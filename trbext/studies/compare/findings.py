@@ -1,4 +1,4 @@
-"""Findings of a study: everything that its console output, page, figures and CSV file show, computed once."""
+"""Holds the findings of a study: everything that its console output, page, figures and CSV show, computed once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Findings:
 
     @classmethod
     def find(cls, study: Study, declared: Mapping[str, Any], results: Sequence[RunResult]) -> Findings:
-        """Compute the views of every run and the contrasts of every view.
+        """Computes the views of every run and the contrasts of every view.
 
         Args:
             study: The checked declaration.
@@ -49,22 +49,22 @@ class Findings:
         return cls(study, declared, results, values, compared)
 
     def finite(self, metric: Metric, view: str, run: str) -> Floats:
-        """Return the finite values of a run in a view, one per seed."""
+        """Returns the finite values of a run in a view, one per seed."""
         by_run = self.values[metric.name][view]
         return np.array([value for (label, _), value in by_run.items() if label == run and np.isfinite(value)])
 
     def mean(self, metric: Metric, view: str, run: str) -> float:
-        """Return the mean over the seeds of a run with a finite value, NaN if there is none."""
+        """Returns the mean over the seeds of a run with a finite value, NaN if there is none."""
         own = self.finite(metric, view, run)
         return float(own.mean()) if len(own) else float("nan")
 
     def contrast(self, metric: Metric, view: str, run: str, reference: str) -> Contrast | None:
-        """Return the comparison of a run with a reference, None if the study does not declare it."""
+        """Returns the comparison of a run with a reference, None if the study does not declare it."""
         compared = self.contrasts[metric.name][view]
         return next((c for c in compared if (c.run, c.reference) == (run, reference)), None)
 
     def mean_costs(self) -> dict[str, dict[str, float]]:
-        """Return the mean costs of every run that finished a seed, by label and kind of cost."""
+        """Returns the mean costs of every run that finished a seed, by label and kind of cost."""
         labels = dict.fromkeys(result.label for result in self.results)
         return {
             run.label: {
@@ -104,7 +104,7 @@ class Findings:
 
 
 def _values(study: Study, results: Sequence[RunResult]) -> dict[str, dict[str, dict[tuple[str, int], float]]]:
-    """The value of every run (label, seed), by metric and view.
+    """Returns the value of every run (label, seed), by metric and view.
 
     The budget of a view at equal cost is, for each seed, the least cost that a run had spent at its last evaluation:
     the curves of all runs reach it.

@@ -10,7 +10,7 @@ from .declaration import FREE_ON_RESUME, Study
 
 
 def open_folder(study: Study, declared: dict[str, Any]) -> None:
-    """Write the declaration into a new folder, or check that the folder holds the same one.
+    """Writes the declaration into a new folder, or checks that the folder holds the same one.
 
     Args:
         study: The checked declaration.

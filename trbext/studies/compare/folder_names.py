@@ -9,7 +9,7 @@ MOST_BYTES = 200  # of a name; file systems take 255, and a suffix may follow
 
 
 def folder_names(labels: Sequence[str]) -> list[str]:
-    """Make a name for each label.
+    """Makes a name for each label.
 
     Letters, marks, numbers and symbols of any script stay, in lower case, and so do "." "=" and "+"; anything else
     between them becomes "-". Labels that differ in nothing else get a number.

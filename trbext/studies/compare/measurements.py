@@ -32,7 +32,7 @@ class Series:
 
     @classmethod
     def read(cls, lines: list[Metrics], name: str, every: int = 1) -> Series:
-        """Take a metric from the lines of a run.
+        """Takes a metric from the lines of a run.
 
         A run that continues from a checkpoint may be evaluated at its first step. Other runs are not, so steps that
         are no multiple of `every` are left out.
@@ -63,7 +63,7 @@ class RunResult:
 
 
 def read_results(study: Study) -> list[RunResult]:
-    """Read the finished runs of a study, in its order.
+    """Reads the finished runs of a study, in its order.
 
     Raises:
         UsageError: A run lacks an evaluation.

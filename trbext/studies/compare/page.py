@@ -21,7 +21,7 @@ from .wording import VIEW_TITLES, caveats, difference, number, view_meaning, vie
 
 
 def write_page(findings: Findings, pictures: Sequence[Picture], path: Path) -> None:
-    """Write the page of a study.
+    """Writes the page of a study.
 
     Args:
         findings: What the study found.
@@ -51,7 +51,7 @@ def write_page(findings: Findings, pictures: Sequence[Picture], path: Path) -> N
 
 
 def _section(findings: Findings, metric: Metric) -> dict[str, Any]:
-    """All views of one metric."""
+    """Returns all views of one metric."""
     study, contrasts = findings.study, findings.contrasts[metric.name]
     views = [
         {
@@ -66,7 +66,7 @@ def _section(findings: Findings, metric: Metric) -> dict[str, Any]:
 
 
 def _summary(findings: Findings, metric: Metric) -> list[dict[str, Any]]:
-    """The views side by side: a row per run, each cell its mean and its difference to the first reference."""
+    """Returns the views side by side: per run a row of its means and its differences to the first reference."""
     rows = []
     reference = findings.study.references[0]
     for run in findings.study.runs:
@@ -85,7 +85,7 @@ def _summary(findings: Findings, metric: Metric) -> list[dict[str, Any]]:
 
 
 def _row(findings: Findings, metric: Metric, view: str, run: str) -> dict[str, Any]:
-    """One run in one view: mean and standard deviation, and its comparison with each reference."""
+    """Returns one run in one view: mean and standard deviation, and its comparison with each reference."""
     references, own = findings.study.references, findings.finite(metric, view, run)
     spread = f" ± {number(metric, float(own.std(ddof=1)))}" if len(own) > 1 else ""
     cells = []
@@ -123,7 +123,7 @@ def _inline(pictures: Sequence[Picture], prefix: str) -> list[Markup]:
 
 
 def _svg(picture: Picture) -> Markup:
-    """The SVG without its XML header, with its title for screen readers; the page's style gives its size."""
+    """Returns the SVG without its XML header, with its title for screen readers; the page's style gives its size."""
     body = picture.svg[picture.svg.index("<svg") :]
     body = re.sub(r' (width|height)="[^"]*pt"', "", body, count=2)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)

@@ -10,7 +10,7 @@ from .measurements import COSTS
 
 
 def write_csv(findings: Findings, path: Path) -> None:
-    """Write a row for each run, seed, metric and view, with the cost of the run.
+    """Writes a row for each run, seed, metric and view, with the cost of the run.
 
     Args:
         findings: What the study found.

@@ -58,7 +58,7 @@ class _Worker:
 
 
 def run_study(study: Study, declared: dict[str, Any], console: Console) -> list[str]:
-    """Train the runs of a study that are not finished.
+    """Trains the runs of a study that are not finished.
 
     Args:
         study: The checked declaration.
@@ -83,7 +83,7 @@ def run_study(study: Study, declared: dict[str, Any], console: Console) -> list[
 
 
 def check_inputs(study: Study) -> None:
-    """Check the inputs of every run before the study has a folder.
+    """Checks the inputs of every run before the study has a folder.
 
     Raises:
         UsageError: A run would end at its start.
@@ -151,7 +151,7 @@ class _Runner:
         gpu = least_used(self.gpus, [worker.gpu for worker in self.workers])
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        # A run imports what the study would: the same trbext, and a user's modules where the study found them.
+        # A run imports what the study would: the same trbext, and a user's modules from the same folders.
         environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
         command = [sys.executable, "-m", WORKER, str(settings)]
         with (folder.parent / f"{folder.name}.log").open("ab") as log:
@@ -204,7 +204,7 @@ class _Runner:
         return sum(finished(study.run_folder(run, seed)) for seed in study.seeds for run in study.runs)
 
     def _seconds_left(self) -> float | None:
-        """From the optimizer steps taken in this session and those to go; None before the first."""
+        """Estimates the time from the optimizer steps made in this session and those to go; None before the first."""
         steps = {id(w): _last_line(w.folder / "metrics.jsonl").get("step", w.first_step) for w in self.workers}
         done = self.steps_done + sum(max(0, steps[id(w)] - w.first_step) for w in self.workers)
         left = len(self.waiting) * self.study.max_steps + sum(self.study.max_steps - s for s in steps.values())
@@ -225,7 +225,7 @@ class _Runner:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect the signals to stop that come inside, in place of their usual effect."""
+    """Collects the signals to stop that come inside, in place of their usual effect."""
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -240,7 +240,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _last_line(metrics: Path) -> dict[str, Any]:
-    """The last whole line of a metrics.jsonl that is being written; {} before there is one."""
+    """Returns the last whole line of a metrics.jsonl that is being written; {} before there is one."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 16_384))

@@ -8,7 +8,7 @@ from ...errors import UsageError
 
 
 def mapping(declared: dict[str, Any], key: str) -> dict[str, Any]:
-    """Return the mapping under a key. UsageError if it is missing or empty."""
+    """Returns the mapping under a key. UsageError if it is missing or empty."""
     value = declared.get(key)
     if not isinstance(value, dict) or not value:
         raise UsageError(f"{key} must hold fields and values, got {value!r}")
@@ -16,7 +16,7 @@ def mapping(declared: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def text(declared: dict[str, Any], key: str, default: str) -> str:
-    """Return the text under a key. UsageError if YAML reads another type."""
+    """Returns the text under a key. UsageError if YAML reads another type."""
     value = declared.get(key) or default
     if not isinstance(value, str):
         raise UsageError(f"{key} is text, which YAML reads as {value!r}: quote it")
@@ -24,7 +24,7 @@ def text(declared: dict[str, Any], key: str, default: str) -> str:
 
 
 def truth(declared: dict[str, Any], key: str, default: bool) -> bool:
-    """Return the true or false under a key. UsageError if it is neither."""
+    """Returns the true or false under a key. UsageError if it is neither."""
     value = declared.get(key, default)
     if not isinstance(value, bool):
         raise UsageError(f"{key} must be true or false, got {value!r}")
@@ -32,12 +32,12 @@ def truth(declared: dict[str, Any], key: str, default: bool) -> bool:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list as it is, and another value as a list of one."""
+    """Returns a list as it is, and another value as a list of one."""
     return value if isinstance(value, list) else [value]
 
 
 def count(name: str, value: Any) -> int:
-    """Return a whole number of at least 1. UsageError if it is none."""
+    """Returns a whole number of at least 1. UsageError if it is none."""
     if type(value) is not int or value < 1:
         raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
     return value

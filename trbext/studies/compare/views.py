@@ -36,7 +36,7 @@ def view(
     last: int,
     selection: tuple[Floats, Better],
 ) -> float:
-    """Read a learning curve in one view.
+    """Reads a learning curve in one view.
 
     Args:
         name: One of VIEWS.
@@ -63,26 +63,26 @@ def view(
 
 
 def final(value: Floats, last: int) -> float:
-    """Return the mean of the `last` last evaluations."""
+    """Returns the mean of the `last` last evaluations."""
     return float(np.mean(value[-last:]))
 
 
 def best(value: Floats, better: Better) -> int:
-    """Return the index of the best evaluation, the earliest of equal ones. NaN is the best only if all are NaN."""
+    """Returns the index of the best evaluation, the earliest of equal ones. NaN is the best only if all are NaN."""
     if np.isnan(value).all():
         return 0
     return int(np.nanargmax(value) if better == "higher" else np.nanargmin(value))
 
 
 def area(step: Floats, value: Floats) -> float:
-    """Return the trapezoidal area under the curve divided by the steps it spans, in the unit of `value`."""
+    """Returns the trapezoidal area under the curve divided by the steps it spans, in the unit of `value`."""
     if len(value) < 2:
         return float(value[0])
     return float(trapezoid(value, step) / (step[-1] - step[0]))
 
 
 def at_cost(cost: Floats, value: Floats, budget: float) -> float:
-    """Interpolate the curve linearly at the cumulative `cost` `budget`; NaN outside the curve."""
+    """Interpolates the curve linearly at the cumulative `cost` `budget`; NaN outside the curve."""
     if not cost[0] <= budget <= cost[-1]:
         return float("nan")
     return float(np.interp(budget, cost, value))

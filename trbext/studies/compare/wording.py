@@ -21,7 +21,7 @@ VIEW_TITLES = {
 
 
 def number(metric: Metric, value: float, *, signed: bool = False) -> str:
-    """Format a value or difference of the metric: shares in percent, others with three decimals."""
+    """Formats a value or difference of the metric: shares in percent, others with three decimals."""
     if not math.isfinite(value):
         return "n/a"
     sign = "+" if signed else ""
@@ -29,7 +29,7 @@ def number(metric: Metric, value: float, *, signed: bool = False) -> str:
 
 
 def difference(metric: Metric, contrast: Contrast) -> str:
-    """Format a contrast as "+2.1 points [+0.4, +3.8]", its interval in brackets."""
+    """Formats a contrast as "+2.1 points [+0.4, +3.8]", its interval in brackets."""
     values = (contrast.mean, contrast.low, contrast.high)
     scale, form = (100, "{:+.1f}") if metric.is_share else (1, "{:+.3f}")
     mean, low, high = (form.format(scale * value) if math.isfinite(value) else "n/a" for value in values)
@@ -41,7 +41,7 @@ def _relation(p: float) -> str:
 
 
 def view_sentences(metric: Metric, contrasts: Sequence[Contrast]) -> list[str]:
-    """Return a sentence for each resolved difference of a view, and one sentence for all others."""
+    """Returns a sentence for each resolved difference of a view, and one sentence for all others."""
     sentences = []
     for contrast in contrasts:
         if contrast.resolved:
@@ -60,7 +60,7 @@ def view_sentences(metric: Metric, contrasts: Sequence[Contrast]) -> list[str]:
 
 
 def warnings_of(findings: Findings) -> list[str]:
-    """Say what a reader must know before the numbers.
+    """Says what a reader must know before the numbers.
 
     Args:
         findings: What the study found.
@@ -71,8 +71,8 @@ def warnings_of(findings: Findings) -> list[str]:
     found = []
     if findings.missing_runs:
         found.append(
-            f"Incomplete: {findings.missing_runs} of {findings.declared_runs} runs are missing. Looking at an "
-            "unfinished study and stopping where it pleases makes false findings likelier than the p-values say."
+            f"Incomplete: {findings.missing_runs} of {findings.declared_runs} runs are missing. Stopping a study when "
+            "its differences please makes false findings likelier than the p-values say."
         )
     lost = findings.runs_without_a_value
     if lost:
@@ -85,26 +85,26 @@ def warnings_of(findings: Findings) -> list[str]:
 
 
 def power_sentence(contrasts: Sequence[Contrast]) -> str | None:
-    """Return a warning if no difference could be resolved, whatever the runs show; None if one could."""
+    """Returns a warning if no difference could be resolved, whatever the runs show; None if one could."""
     seeds, comparisons = max((c.n for c in contrasts), default=0), len(contrasts)
     if smallest_p(seeds, comparisons) < LEVEL:
         return None
     plural = "" if comparisons == 1 else "s"
     return (
         f"With {seeds} seeds and {comparisons} comparison{plural} the smallest corrected p that exists is "
-        f"{smallest_p(seeds, comparisons):.2g}, so no difference can be resolved, however large: it takes "
-        f"{seeds_needed(comparisons)} seeds."
+        f"{smallest_p(seeds, comparisons):.2g}, so no difference can be resolved, however large, with "
+        f"fewer than {seeds_needed(comparisons)} seeds."
     )
 
 
 def planned_power(study: Study) -> str | None:
-    """Return the warning of `power_sentence` before anything has run."""
+    """Returns the warning of `power_sentence` before anything has run."""
     placeholder = Contrast("", "", len(study.seeds), 0.0, 0.0, 0.0, 1.0, 1.0)
     return power_sentence([placeholder] * len(study.contrasts))
 
 
 def caveats(study: Study) -> list[str]:
-    """Return sentences on what intervals and p-values cover and what they do not."""
+    """Returns sentences on what intervals and p-values cover and what they do not."""
     seeds = len(study.seeds)
     return [
         f"The unit is the seed ({seeds} of them). A seed decides the order of the prompts, for the built-in task the "
@@ -115,7 +115,7 @@ def caveats(study: Study) -> list[str]:
         "Intervals are bootstrap intervals (BCa) of the mean difference, 95 % each, not jointly. With few seeds they "
         "are too short: of normal differences they cover about 85 % with 5 seeds, 89 % with 8, 91 % with 10. P-values "
         f"are those of the exact sign-flip test, corrected by Holm for all {len(study.contrasts)} comparisons of a "
-        f"view. A difference is called resolved where the corrected p is below {LEVEL} and the interval excludes 0.",
+        f"view. A difference is called resolved if the corrected p is below {LEVEL} and the interval excludes 0.",
         "Views are different questions, not independent confirmations, and the correction is within a view, not "
         "across views or metrics. The metric declared before the runs is the first one.",
         "Best checkpoint takes the best of each run's evaluations on the very prompts it is judged on, as the paper "
@@ -127,7 +127,7 @@ def caveats(study: Study) -> list[str]:
 
 
 def view_meaning(study: Study, name: str) -> str:
-    """Return what a view reads, for this study."""
+    """Returns what a view reads, for this study."""
     if name == "final":
         return f"mean of the last {study.final_evaluations} evaluations"
     return VIEWS[name]

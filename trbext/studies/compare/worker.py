@@ -29,12 +29,12 @@ SECONDS_FOR_ANOTHER = 120  # to end its step, when the study was killed and star
 
 
 def finished(folder: Path) -> bool:
-    """Return whether the run in `folder` is complete."""
+    """Returns whether the run in `folder` is complete."""
     return (folder / FINISHED).exists()
 
 
 def main(config: Path, keep_model: bool) -> int:
-    """Train the run of a settings file in this process.
+    """Trains the run of a settings file in this process.
 
     Args:
         config: The settings file, beside the run folder.
@@ -56,7 +56,7 @@ def _train_locked(config: Path, keep_model: bool) -> None:
 
 
 def train(config: Path, keep_model: bool) -> None:
-    """Train the run of a settings file to its end, and remove what only served to resume it.
+    """Trains the run of a settings file to its end, and removes what only served to resume it.
 
     Args:
         config: The settings file.

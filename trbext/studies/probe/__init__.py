@@ -1,7 +1,7 @@
-"""`trb probe`: measures, before any training, how often prefixes of TRB's rollouts lead to right completions.
+"""Measures, before any training, how often prefixes of TRB's rollouts lead to right completions: `trb probe`.
 
-rollouts.py    rolls out at a KL budget, cuts at a length, has either model continue, judges
-intervals.py   shares with Wilson intervals, paired differences, AUROC
+rollouts.py    rolls out at a KL budget, cuts at a length, lets either model continue, judges
+intervals.py   estimates shares (Wilson intervals), paired differences and the AUROC
 figure.py      draws the figure
 command.py     measures all budgets and lengths, writes the JSON, prints
 """

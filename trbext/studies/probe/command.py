@@ -40,7 +40,7 @@ def probe(
     limit: int | None,
     output: Path | None,
 ) -> dict[str, Any]:
-    """Probe a configuration, write probe.json, probe.png and probe.svg, and print the findings.
+    """Probes a configuration, writes probe.json, probe.png and probe.svg, and prints the findings.
 
     Args:
         config: The YAML file of `trb train`.
@@ -90,7 +90,7 @@ def probe(
 
 
 def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
-    """Load the models, the prompts (held-out ones if the run has any) and the verifier of a run.
+    """Loads the models, the prompts (held-out ones if the run has any) and the verifier of a run.
 
     Raises:
         UsageError: The run has no verifier.
@@ -136,7 +136,7 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
 
 
 def measure(probe: Probe, epsilons: Sequence[float], lengths: Sequence[int]) -> dict[str, Any]:
-    """Roll out at every budget, and have either model continue from every length.
+    """Rolls out at every budget, and lets either model continue from every length.
 
     Args:
         probe: Models, prompts and verifier.

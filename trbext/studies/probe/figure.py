@@ -14,12 +14,12 @@ COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56
 
 
 def name_of(epsilon: float) -> str:
-    """Return the name of a budget in figures and tables."""
+    """Returns the name of a budget in figures and tables."""
     return "OPD" if epsilon == 0 else f"TRB epsilon={epsilon:g}"
 
 
 def draw(found: dict[str, Any], stem: Path) -> None:
-    """Draw what probe.json holds.
+    """Draws what probe.json holds.
 
     Args:
         found: The contents of the JSON.

@@ -29,7 +29,7 @@ NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 def share(right: Sequence[bool]) -> Estimate:
-    """Estimate a share with Wilson's interval (1927), which stays inside 0..1 and is valid at its ends."""
+    """Estimates a share with Wilson's interval (1927), which stays inside 0..1 and is valid at its ends."""
     if not right:
         return NOTHING
     found = stats.binomtest(sum(right), len(right)).proportion_ci(method="wilson")
@@ -37,7 +37,7 @@ def share(right: Sequence[bool]) -> Estimate:
 
 
 def paired_difference(right: Sequence[bool], reference: Sequence[bool]) -> tuple[Estimate, float]:
-    """Estimate the difference of two shares over the same prompts.
+    """Estimates the difference of two shares over the same prompts.
 
     Args:
         right: One entry per prompt.
@@ -57,7 +57,7 @@ def paired_difference(right: Sequence[bool], reference: Sequence[bool]) -> tuple
 
 
 def auroc(scores: Sequence[float], right: Sequence[bool]) -> Estimate:
-    """Estimate the probability that a right completion scores higher than a wrong one (Mann-Whitney).
+    """Estimates the probability that a right completion scores higher than a wrong one (Mann-Whitney).
 
     Ties count half. The interval resamples right and wrong completions separately (percentile bootstrap).
 
@@ -88,7 +88,7 @@ def _area(good: NDArray[np.float64], bad: NDArray[np.float64]) -> float:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """Estimate the mean of the finite values with a percentile bootstrap interval over them."""
+    """Estimates the mean of the finite values with a percentile bootstrap interval over them."""
     finite = np.array([value for value in values if np.isfinite(value)])
     if len(finite) == 0:
         return NOTHING

@@ -1,4 +1,4 @@
-"""Rolls out at a KL budget, and has one model continue from a prefix (the paper's step-0 probe).
+"""Rolls out at a KL budget, and lets one model continue from a prefix (the paper's step-0 probe).
 
 A prefix is useful if a model can still finish it: roll out with TRB and with the student (OPD), truncate at length t,
 continue with the teacher or with the student, and compare how often the result is right.
@@ -54,7 +54,7 @@ class Probe:
     chat_template: Mapping[str, Any]
 
     def roll_out(self, epsilon: float) -> Completions:
-        """Complete every prompt at the budget `epsilon` (nats per token; 0 is vanilla OPD)."""
+        """Completes every prompt at the budget `epsilon` (nats per token; 0 is vanilla OPD)."""
         prompts = self._prompt_ids()
         tokens: list[list[int]] = []
         finished: list[bool] = []
@@ -72,7 +72,7 @@ class Probe:
         return Completions(epsilon, tokens, finished, self._judged(tokens), scores["teacher"], scores["student"])
 
     def continued(self, completions: Completions, length: int, by: Continuer) -> list[bool]:
-        """Have one model write everything after the first tokens of each completion, and judge the result.
+        """Lets one model write everything after the first tokens of each completion, and judges the result.
 
         Args:
             completions: Rollouts; a completion that had ended by `length` stays as it is.

@@ -9,7 +9,7 @@ from transformers.trainer_callback import ExportableState
 
 
 def saved_attributes(callback: ExportableState, state: TrainerState) -> dict[str, Any]:
-    """The callback's `state()` in the checkpoint from which training continues; at the start, the present one.
+    """Returns the callback's `state()` in the checkpoint from which training continues; at the start, the present one.
 
     A checkpoint that was written without the callback has no entry. It gets one, because transformers' next save would
     look for it.

@@ -41,7 +41,7 @@ def check_checkpoint(checkpoint: Path, processes: int = 1, process: int = 0, *, 
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of optimizer steps that were finished when `checkpoint` was written."""
+    """Returns the number of optimizer steps that were finished when `checkpoint` was written."""
     return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"])
 
 
@@ -66,14 +66,15 @@ def _fault(checkpoint: Path, processes: int, process: int, sharded: bool) -> str
 
 
 def _is_of_other_processes(checkpoint: Path, processes: int) -> bool:
-    """Whether one process wrote `checkpoint` and several continue, or the reverse: random states do not fit then."""
+    """Returns whether one process wrote `checkpoint` and several continue, or the reverse: random states do not fit
+    then."""
     if processes == 1:
         return any(checkpoint.glob("rng_state_*.pth"))
     return (checkpoint / "rng_state.pth").is_file()
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """The files of weights in a folder; an empty list if one that its index names is missing."""
+    """Returns the files of weights in a folder; an empty list if one that its index names is missing."""
     names = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
     found = [path for name in names for path in checkpoint.glob(name)]
     for index in checkpoint.glob("*.index.json"):

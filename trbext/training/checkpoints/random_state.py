@@ -1,4 +1,4 @@
-"""Makes random numbers independent of what happened before: by place in a run, and after a block."""
+"""Makes random numbers independent of what was drawn before: by their place in a run, and after a block of code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def generator_at(*place: int) -> torch.Generator:
-    """A generator on the CPU whose numbers follow from `place` only: the seed of a run and a position in it."""
+    """Returns a generator on the CPU whose numbers follow from `place` only: the seed of a run and a position in it."""
     seed = np.random.SeedSequence(place).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed))
 

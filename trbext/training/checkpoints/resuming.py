@@ -1,4 +1,4 @@
-"""Continues a run from a checkpoint exactly, in cases in which transformers would continue from something else."""
+"""Continues a run from a checkpoint exactly, also if transformers would continue from something else."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
             super()._load_best_model()
 
     def _loads_whole_weights(self, checkpoint: Path) -> bool:
-        """Whether the student is a whole model of transformers, and so are the weights in `checkpoint`."""
+        """Returns whether the student is a whole model of transformers, and so are the weights in `checkpoint`."""
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and isinstance(self.model, PreTrainedModel)
         return whole and getattr(self.model, "hf_quantizer", None) is None and has_weights(checkpoint)
 
@@ -149,11 +149,11 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         )
 
     def _rollouts_of_a_step(self) -> int:
-        """Rollouts of one optimizer step, on all processes."""
+        """Returns the number of rollouts of one optimizer step, on all processes."""
         return int(self._train_batch_size * self.accelerator.num_processes * self.args.gradient_accumulation_steps)
 
     def _checked(self, resume_from_checkpoint: str | bool | None) -> Path | None:
-        """The complete checkpoint from which `train` is asked to continue; None to begin at the start."""
+        """Returns the complete checkpoint from which `train` is asked to continue; None to begin at the start."""
         if not resume_from_checkpoint:
             return None
         folder = self.args.output_dir

@@ -1,7 +1,7 @@
 """Gives a student all weights of its checkpoint, or names the one that is missing.
 
-transformers' trainer only matches names, and continues with a warning. A mixture of experts would so be left as it was:
-the model holds the experts of a layer together, and its checkpoint holds each by itself.
+transformers' trainer only matches names, and continues with a warning. It would leave a mixture of experts as it was,
+because the model holds the experts of a layer together, and its checkpoint holds each by itself.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def check_adapter(model: PeftModel, checkpoint: Path) -> None:
 
 
 def has_weights(checkpoint: Path) -> bool:
-    """Whether `checkpoint` holds the weights of a whole model."""
+    """Returns whether `checkpoint` holds the weights of a whole model."""
     return any(path.name.startswith(("model", "pytorch_model")) for path in weight_files(checkpoint))
 
 

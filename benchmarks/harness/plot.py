@@ -1,4 +1,4 @@
-"""Draws the plot of a benchmark: a grid of panels that share their y axis and one legend."""
+"""Makes the plot of a benchmark: a grid of panels that share their y axis and one legend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plot_panels(
     log_y: bool = True,
     level: float | None = None,
 ) -> None:
-    """Draws a grid of panels and writes it as an image. The x axes are logarithmic.
+    """Plots a grid of panels and writes it as an image. The x axes are logarithmic.
 
     Args:
         path: The image to write; its suffix names the format.

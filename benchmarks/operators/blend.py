@@ -287,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"({decoding.share:.2%}); medians of {decoding.steps} steps"
         )
     write_csv(records, options.output / "blend.csv", machine=machine)
-    cpu_report.draw(records, machine, options.output / "blend.png")
+    cpu_report.write_plot(records, machine, options.output / "blend.png")
     console.print(f"wrote {options.output / 'blend.csv'} and {options.output / 'blend.png'}")
     title = f"Bars, at V = {BAR_VOCAB} and {BAR_THREADS} threads (this run: {machine.threads}):"
     print_bars(bars(records, decoding), title, console)

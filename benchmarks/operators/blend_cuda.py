@@ -253,7 +253,7 @@ def write(records: Sequence[CudaRecord], machine: CudaMachine, output: Path, con
     output.mkdir(parents=True, exist_ok=True)
     cuda_report.print_table(records, machine, console)
     write_csv(records, output / "blend_cuda.csv", machine=machine)
-    cuda_report.draw(records, machine, output / "blend_cuda.png")
+    cuda_report.write_plot(records, machine, output / "blend_cuda.png")
     console.print(f"wrote {output / 'blend_cuda.csv'} and {output / 'blend_cuda.png'}")
     print_bars(bars(records, machine.copy_gb_per_s), f"Bars, at V = {BAR_VOCAB}, from cold caches:", console)
 

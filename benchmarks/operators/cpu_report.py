@@ -61,8 +61,8 @@ def _rows(records: Sequence[Record], methods: Sequence[str]) -> Iterator[list[st
             yield None
 
 
-def draw(records: Sequence[Record], machine: Machine, path: Path) -> None:
-    """Draws time per row over V at the binding budget: a panel for each N and dtype, a line per method.
+def write_plot(records: Sequence[Record], machine: Machine, path: Path) -> None:
+    """Plots time per row over V at the binding budget: a panel for each N and dtype, a line per method.
 
     Args:
         records: The measurements.

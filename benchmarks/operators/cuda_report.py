@@ -52,8 +52,8 @@ def _rows(records: Sequence[CudaRecord], methods: Sequence[str]) -> Iterator[lis
         yield [*map(str, line), *cells]
 
 
-def draw(records: Sequence[CudaRecord], machine: CudaMachine, path: Path) -> None:
-    """Draws percent of the copy over N from cold caches: a panel for each V and dtype, a line per method and launch.
+def write_plot(records: Sequence[CudaRecord], machine: CudaMachine, path: Path) -> None:
+    """Plots percent of the copy over N from cold caches: a panel for each V and dtype, a line per method and launch.
 
     Args:
         records: The measurements.

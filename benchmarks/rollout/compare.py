@@ -27,7 +27,7 @@ from ..harness.machine import this_machine
 from ..harness.records import write_csv
 from ..harness.timing import Method, turns
 from .pairs import Prompts, random_pair, smollm2_pair
-from .report import RolloutRecord, bars, draw, print_table
+from .report import RolloutRecord, bars, print_table, write_plot
 
 FIXED = (2, 4, 8)
 EPSILONS = (0.005, 0.01, 0.05, 0.2, 1.0)
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_csv(records, options.output / "rollout.csv", machine=machine)
     print_table(records, machine, console)
     print_bars(bars(records), "Bars:", console)
-    draw(records, machine, options.output / "rollout.png")
+    write_plot(records, machine, options.output / "rollout.png")
     return 0
 
 

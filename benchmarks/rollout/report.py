@@ -104,8 +104,8 @@ def bars(records: Sequence[RolloutRecord]) -> list[Bar]:
     ]
 
 
-def draw(records: Sequence[RolloutRecord], machine: Machine, path: Path) -> None:
-    """Draws the ratio to lockstep over the budget: a panel per pair and batch, a line per method.
+def write_plot(records: Sequence[RolloutRecord], machine: Machine, path: Path) -> None:
+    """Plots the ratio to lockstep over the budget: a panel per pair and batch, a line per method.
 
     Args:
         records: The measurements.

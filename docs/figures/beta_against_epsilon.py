@@ -1,4 +1,4 @@
-"""Draws beta-against-epsilon.svg: the coefficient that each KL budget allows, at four prefixes of the built-in models.
+"""Plots beta-against-epsilon.svg: the coefficient that each KL budget allows, at four prefixes of the built-in models.
 
     python docs/figures/beta_against_epsilon.py
 
@@ -21,7 +21,7 @@ from trbext.data.counting_sort import correct_completion, prompts
 from trbext.data.demo_models import model_path
 
 EPSILONS = torch.logspace(-4, 1, 201)  # nats
-QUANTILES = (0.25, 0.5, 0.75, 0.95)  # of KL(pi_T || pi_S) over the prefixes: which four are drawn
+QUANTILES = (0.25, 0.5, 0.75, 0.95)  # of KL(pi_T || pi_S) over the prefixes: which four are shown
 
 
 def logits_along_a_completion() -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def logits_along_a_completion() -> tuple[Tensor, Tensor]:
 
 
 def curves() -> tuple[Tensor, Tensor, Tensor]:
-    """Returns KL(pi_T || pi_S) [4] in nats, Var_S[r] [4], and beta at every epsilon [4, 201], of the prefixes drawn."""
+    """Returns KL(pi_T || pi_S) [4] in nats, Var_S[r] [4], and beta at every epsilon [4, 201], of the prefixes shown."""
     student, teacher = logits_along_a_completion()
     log_student, log_teacher = (logits.double().log_softmax(-1) for logits in (student, teacher))
     ratio = log_teacher - log_student
@@ -57,8 +57,8 @@ def curves() -> tuple[Tensor, Tensor, Tensor]:
     return divergence[drawn], variance[drawn], solved.beta
 
 
-def draw(path: Path) -> None:
-    """Draws the figure, and writes it to `path`."""
+def plot(path: Path) -> None:
+    """Plots the figure, and writes it to `path`."""
     divergence, variance, beta = curves()
     with mpl.rc_context({"svg.hashsalt": "trbext", "font.size": 11}):
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -76,11 +76,11 @@ def draw(path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws the figure into the file that the command line names."""
+    """Plots the figure into the file that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     default = Path(__file__).with_name("beta-against-epsilon.svg")
     parser.add_argument("--output", type=Path, default=default, help="the picture (default: beside this file)")
-    draw(parser.parse_args(arguments).output)
+    plot(parser.parse_args(arguments).output)
 
 
 if __name__ == "__main__":

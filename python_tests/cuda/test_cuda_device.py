@@ -133,7 +133,7 @@ def test_large_rows_misaligned_padded_strided_or_transposed_are_bitwise_the_same
 def test_large_batches_are_bitwise_their_rows_by_themselves(
     call: Callable[..., tuple[Tensor, ...]], vocab: int
 ) -> None:
-    """The GPU cannot hold that many rows at once, so that CTAs and clusters work through several."""
+    """The GPU cannot hold that many rows at once, so that blocks and clusters work through several."""
     rows, distinct = 700, 20
     few = batch(distinct, vocab)
     chosen = torch.randint(distinct, (rows,), generator=torch.Generator().manual_seed(1)).cuda()

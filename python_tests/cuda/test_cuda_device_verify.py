@@ -84,7 +84,7 @@ def test_models_of_different_dtype_width_and_layout() -> None:
 
 @pytest.mark.parametrize("vocab", [1000, 50_257, 151_936])
 def test_large_batches_are_bitwise_their_requests_by_themselves(vocab: int) -> None:
-    """The GPU cannot hold that many rows at once, so that CTAs and clusters work through several; rows by
+    """The GPU cannot hold that many rows at once, so that blocks and clusters work through several; rows by
     indirection."""
     few = batch([4] * 5, vocab)
     chosen = torch.randint(5, (180,), generator=torch.Generator().manual_seed(1))

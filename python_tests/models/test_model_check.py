@@ -264,7 +264,7 @@ def test_models_that_give_no_finite_logits_are_left_to_the_rollout() -> None:
     model = tiny(seed=1)
     model.lm_head.weight.data.fill_(torch.nan)
     check_model(model, "student", loss=True)
-    with pytest.raises(RuntimeError, match="row 0, step 0: no token can be drawn"):
+    with pytest.raises(RuntimeError, match="row 0, token 0: no token can be drawn"):
         roll(model, tiny(seed=2))
 
 

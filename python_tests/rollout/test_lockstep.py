@@ -280,7 +280,7 @@ def test_a_peft_student_decodes_like_the_model_inside() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("culprit", ["the student", "the teacher", "the student and the teacher"])
-def test_logits_at_fault_name_row_step_and_model(culprit: str, value: float) -> None:
+def test_logits_at_fault_name_row_token_and_model(culprit: str, value: float) -> None:
     models = {"the student": tiny(seed=1), "the teacher": tiny(seed=2)}
     clean = roll(*models.values(), max_new_tokens=40)
     row, step = int(clean.lengths.argmax()), 12
@@ -301,14 +301,14 @@ def test_logits_at_fault_name_row_step_and_model(culprit: str, value: float) -> 
                 ),
                 value,
             )
-    with pytest.raises(RuntimeError, match=f"row {row}, step {step}: .* the logits of {culprit} hold NaN"):
+    with pytest.raises(RuntimeError, match=f"row {row}, token {step}: .* the logits of {culprit} hold NaN"):
         roll(*models.values(), max_new_tokens=40)
 
 
 def test_a_row_at_fault_in_its_prompt_is_named() -> None:
     student, teacher = tiny(seed=1), tiny(seed=2)
     poison(teacher, lambda inputs: inputs["input_ids"][:, -1] == 8)
-    with pytest.raises(RuntimeError, match=r"row 2, step 0: .* the teacher"):
+    with pytest.raises(RuntimeError, match=r"row 2, token 0: .* the teacher"):
         roll(student, teacher, left_padded([3, 4], [5], [8], [9]), max_new_tokens=1)
 
 

@@ -187,7 +187,7 @@ def test_a_row_whose_logits_are_not_numbers_is_a_fault_by_name(name: str) -> Non
     models = dict(zip(("student", "teacher"), pair(), strict=True))
     with torch.no_grad():
         models[blamed].lm_head.weight.fill_(torch.nan)
-    with pytest.raises(RuntimeError, match=rf"row 0, step 0: no token .* the logits of the {blamed} hold NaN"):
+    with pytest.raises(RuntimeError, match=rf"row 0, token 0: no token .* the logits of the {blamed} hold NaN"):
         roll(policy, models=tuple(models.values()))
 
 

@@ -304,7 +304,7 @@ def test_a_draft_length_that_is_none_is_refused(draft_length: Any) -> None:
 
 
 @pytest.mark.parametrize("culprit", ["the student", "the teacher"])
-def test_logits_at_fault_name_row_step_and_model(culprit: str) -> None:
+def test_logits_at_fault_name_row_token_and_model(culprit: str) -> None:
     models = {"the student": tiny(seed=1), "the teacher": tiny(seed=2)}
     clean = roll(*models.values(), draft_length=3)
     row = int(clean.lengths.argmax())
@@ -322,7 +322,7 @@ def test_logits_at_fault_name_row_step_and_model(culprit: str) -> None:
 
     models[culprit].register_forward_hook(poison, with_kwargs=True)
     with pytest.raises(
-        RuntimeError, match=rf"row {row}, step {step}: no token can be drawn, the logits of {culprit} hold NaN"
+        RuntimeError, match=rf"row {row}, token {step}: no token can be drawn, the logits of {culprit} hold NaN"
     ):
         roll(*models.values(), draft_length=3)
 

@@ -235,7 +235,7 @@ def test_two_processes_do_not_train_in_one_folder(
     assert same_weights(RunFolder(tmp_path / "other"), whole[0])
 
 
-def test_a_plot_that_cannot_be_drawn_loses_no_model(
+def test_a_plot_that_cannot_be_made_loses_no_model(
     tmp_path: Path, whole: Run, copied: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, settings = copied
@@ -247,7 +247,7 @@ def test_a_plot_that_cannot_be_drawn_loses_no_model(
 
     monkeypatch.setattr(trbext.runs.plots, "plot_runs", failing)
     assert train(tmp_path, settings, "--resume") == 0
-    assert "plot.png could not be drawn, which `trb plot` may do later: [Errno 28] No space left" in caplog.text
+    assert "plot.png could not be made, which `trb plot` may do later: [Errno 28] No space left" in caplog.text
     assert trained(run).keys() == trained(whole[0]).keys()
     assert not run.plot.exists()
 

@@ -132,7 +132,7 @@ def _add_probe(commands: Subparsers) -> None:
 
 
 def _add_plot(commands: Subparsers) -> None:
-    plot = commands.add_parser("plot", help="draw the curves of runs", description="Draw the curves of finished runs.")
+    plot = commands.add_parser("plot", help="plot the curves of runs", description="Plot the curves of finished runs.")
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder of `trb train`")
     plot.add_argument("--output", type=Path, default=Path("plot.png"), help=".png or .svg (default: %(default)s)")
 

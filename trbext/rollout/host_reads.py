@@ -51,9 +51,9 @@ def raise_fault(
     if len(faulty) == 0:
         return
     row = int(rows[faulty[0]])
-    step = int((tokens[row] < 0).int().argmax())
+    token = int((tokens[row] < 0).int().argmax())
     input_ids, mask = prompts
-    prefix = torch.cat([input_ids[row][mask[row] != 0], tokens[row, :step]])[None]
+    prefix = torch.cat([input_ids[row][mask[row] != 0], tokens[row, :token]])[None]
     culprits = [
         name
         for name, model in zip(("student", "teacher"), models, strict=False)
@@ -61,6 +61,6 @@ def raise_fault(
     ]
     whose = " and ".join(f"the {name}" for name in culprits) or "both models together"
     raise NonFiniteLogits(
-        f"row {row}, step {step}: no token can be drawn, the logits of {whose} hold NaN, +inf or no finite value "
+        f"row {row}, token {token}: no token can be drawn, the logits of {whose} hold NaN, +inf or no finite value "
         f"({len(faulty)} of {len(state)} rows at fault)"
     )

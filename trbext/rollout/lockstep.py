@@ -1,10 +1,10 @@
-"""Decodes in lockstep: at every step both models see the same prefix, and a behavior policy draws the next token.
+"""Decodes in lockstep: at every token both models see the same prefix, and a behavior policy draws the next token.
 
     token_t ~ mu( . | prompt, token_<t),   mu = pi_S^(1-beta) pi_T^beta / Z,   KL(mu || pi_S) <= epsilon
 
 for the policy of arXiv 2605.31159; `rollout/policies.py` holds this policy and others. Each model has its own KV cache.
-All rows of a left-padded batch are decoded in step. Rows that have ended leave the batch at the next host read, so that
-a long row does not pay for short ones.
+All rows of a left-padded batch are decoded together. Rows that have ended leave the batch at the next host read, so
+that a long row does not pay for short ones.
 
 Randomness: the policy says how many uniform numbers it needs per token and row of the original batch. All of them are
 drawn before the first token. The draws of a row therefore do not depend on when other rows end, and the generator
@@ -88,7 +88,7 @@ def lockstep(
         ValueError: shapes do not match; a mask is not left padded; a budget is negative or NaN; a policy needs a
             teacher and there is none; models are on different devices; completions would outgrow
             `max_position_embeddings`.
-        NonFiniteLogits: (a RuntimeError) logits hold NaN, +inf or nothing finite; names row, step and model.
+        NonFiniteLogits: (a RuntimeError) logits hold NaN, +inf or nothing finite; names row, token and model.
         RuntimeError: a model has no KV cache.
     """
     return decode_in_lockstep(

@@ -1,4 +1,4 @@
-"""Draws the curves of run folders: the command `trb plot`."""
+"""Plots the curves of run folders: the command `trb plot`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .plots import plot_runs
 
 
 def plot_folders(folders: Sequence[Path], output: Path) -> None:
-    """Draws the curves of runs into one image, and prints its path.
+    """Plots the curves of runs into one image, and prints its path.
 
     Args:
         folders: Run folders of `trb train`.
@@ -19,7 +19,7 @@ def plot_folders(folders: Sequence[Path], output: Path) -> None:
 
     Raises:
         UsageError: `output` or a run folder cannot be used.
-        ValueError: No run has a metric to draw.
+        ValueError: No run has a metric to plot.
         OSError: The image cannot be written.
     """
     if output.suffix not in (".png", ".svg"):

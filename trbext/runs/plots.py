@@ -1,4 +1,4 @@
-"""Draws the curves of runs from their metrics.jsonl."""
+"""Plots the curves of runs from their metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ STYLES = ("-", "--")
 
 
 def plot_runs(runs: Sequence[tuple[str, Sequence[Metrics]]], output: Path, title: str | None = None) -> None:
-    """Draws the curves of `runs`, pairs (name, lines of metrics.jsonl), over optimizer steps into one PNG or SVG.
+    """Plots the curves of `runs`, pairs (name, lines of metrics.jsonl), over optimizer steps into one PNG or SVG.
 
-    Panels without data are left out. ValueError if no run has any metric to draw.
+    Panels without data are left out. ValueError if no run has any metric to plot.
     """
     panels = [panel for panel in PANELS if any(_series(lines, name)[0] for _, lines in runs for name in panel)]
     if not panels:
@@ -48,7 +48,7 @@ def plot_runs(runs: Sequence[tuple[str, Sequence[Metrics]]], output: Path, title
     axes = list(grid.flat)
     for axis, names in zip(axes, panels, strict=False):
         for index, (run, lines) in enumerate(runs):
-            _draw(axis, lines, names, run, f"C{index % 10}")
+            _plot_lines(axis, lines, names, run, f"C{index % 10}")
         metric = METRICS[names[0]]
         axis.set_title(TITLES.get(metric.name, metric.capitalized), fontsize=10)
         axis.set_ylabel(UNITS.get(metric.name, metric.unit), fontsize=9)
@@ -65,7 +65,7 @@ def plot_runs(runs: Sequence[tuple[str, Sequence[Metrics]]], output: Path, title
     plt.close(figure)
 
 
-def _draw(axis: Axes, lines: Sequence[Metrics], names: tuple[str, ...], run: str, color: str) -> None:
+def _plot_lines(axis: Axes, lines: Sequence[Metrics], names: tuple[str, ...], run: str, color: str) -> None:
     for name, style in zip(names, STYLES, strict=False):
         steps, values = _series(lines, name)
         if not steps:

@@ -47,7 +47,7 @@ def train_run(
         resume: True continues from the last checkpoint; False begins in an empty folder; "auto" continues if the folder
             holds a run. A run whose last step is trained trains nothing: what is missing of `model/` and the plot is
             written.
-        plot: Whether to draw plot.png. If it cannot be drawn, there is a warning: the model is saved before.
+        plot: Whether to make plot.png. If it cannot be made, there is a warning: the model is saved before.
 
     Returns:
         The folder of the run.
@@ -213,7 +213,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _plot(folder: RunFolder) -> bool:
-    """Returns whether there were curves to draw, and they could be drawn."""
+    """Returns whether there were curves, and they could be plotted."""
     lines = folder.read_metrics()
     if not any("trb/reverse_kl" in line for line in lines):
         return False
@@ -222,7 +222,7 @@ def _plot(folder: RunFolder) -> bool:
 
         plot_runs([(folder.path.name, lines)], folder.plot)
     except Exception as error:  # no matplotlib, no space, no font cache: the run is done all the same
-        logger.warning("%s could not be drawn, which `trb plot` may do later: %s", folder.plot, error)
+        logger.warning("%s could not be made, which `trb plot` may do later: %s", folder.plot, error)
         return False
     return True
 

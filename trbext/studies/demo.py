@@ -24,7 +24,7 @@ RUNS = {"OPD": "student", "TRB": "trb"}  # name -> rollout_policy
 def walk_through(
     output: Path, *, steps: int = 240, epsilon: float = 0.5, seed: int = 0, draft_length: str = "0"
 ) -> None:
-    """Trains both runs, prints their comparison and draws their curves. An interrupted demonstration continues.
+    """Trains both runs, prints their comparison and plots their curves. An interrupted demonstration continues.
 
     Args:
         output: Gets the run folders opd/ and trb/, and plot.png.

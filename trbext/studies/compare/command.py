@@ -9,7 +9,7 @@ from rich.console import Console
 from ...errors import UsageError
 from .console import print_findings
 from .declaration import read_study
-from .figures import draw_all
+from .figures import plot_all
 from .findings import Findings
 from .folder import open_folder
 from .measurements import read_results
@@ -63,7 +63,7 @@ def report(findings: Findings, console: Console) -> Path:
     """
     folder = findings.study.folder
     write_csv(findings, folder / "results.csv")
-    pictures = draw_all(findings, folder / "figures")
+    pictures = plot_all(findings, folder / "figures")
     write_page(findings, pictures, folder / "index.html")
     print_findings(findings, console)
     return folder / "index.html"

@@ -1,4 +1,4 @@
-"""Draws the figures of a study, each one panel: a phone shows them one below the other at a readable size."""
+"""Plots the figures of a study, each one panel: a phone shows them one below the other at a readable size."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Picture:
     svg: str
 
 
-def draw_all(findings: Findings, folder: Path) -> list[Picture]:
-    """Draws every figure of a study.
+def plot_all(findings: Findings, folder: Path) -> list[Picture]:
+    """Plots every figure of a study.
 
     Args:
         findings: What the study found.

@@ -2,6 +2,6 @@
 
 rollouts.py    rolls out at a KL budget, cuts at a length, lets either model continue, judges
 intervals.py   estimates shares (Wilson intervals), paired differences and the AUROC
-figure.py      draws the figure
+figure.py      plots the figure
 command.py     measures all budgets and lengths, writes the JSON, prints
 """

@@ -24,7 +24,7 @@ from ...runs.settings import RunArguments, parse_run
 from ...training.config import TRBConfig
 from ...vocab import align
 from ..statistics import holm, p_value
-from .figure import draw, name_of
+from .figure import name_of, plot_probe
 from .intervals import auroc, mean, paired_difference, share
 from .rollouts import Completions, Continuer, Probe
 
@@ -83,7 +83,7 @@ def probe(
         **measure(setting, budgets, lengths),
     }
     output.mkdir(parents=True, exist_ok=True)
-    draw(found, output / "probe")
+    plot_probe(found, output / "probe")
     (output / "probe.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     _print(found, output)
     return found

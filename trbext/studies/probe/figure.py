@@ -1,4 +1,4 @@
-"""Draws the figure of a probe: success by prefix length, and the models' log-probabilities by budget."""
+"""Plots the figure of a probe: success by prefix length, and the models' log-probabilities by budget."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def name_of(epsilon: float) -> str:
     return "OPD" if epsilon == 0 else f"TRB epsilon={epsilon:g}"
 
 
-def draw(found: dict[str, Any], stem: Path) -> None:
-    """Draws what probe.json holds.
+def plot_probe(found: dict[str, Any], stem: Path) -> None:
+    """Plots what probe.json holds.
 
     Args:
         found: The contents of the JSON.

@@ -36,9 +36,10 @@ def check_launch(
     arch: int,
     findings: Findings,
 ) -> bool:
-    """Reports each limit of `sm_<arch>` that a launch exceeds. Return False if it cannot be simulated either."""
+    """Reports each limit of `sm_<arch>` that a launch exceeds, and returns False if it cannot be simulated either."""
     if arch not in SHARED_PER_BLOCK:
         raise ValueError(f"limits of sm_{arch} are not known; known are {sorted(SHARED_PER_BLOCK)}")
+    # 1. Each limit that is exceeded is a finding.
     threads, before = prod(block), len(findings.list)
 
     def refuse(message: str) -> None:
@@ -68,5 +69,6 @@ def check_launch(
         refuse(f"grid {grid} is not divisible by a cluster of {cluster}")
     if grid[0] > 2**31 - 1 or max(grid[1:]) > 65535:
         refuse(f"grid {grid} is too large")
+    # 2. Only some of them leave nothing to simulate.
     impossible = grid[0] % cluster or not 1 <= threads <= MAX_THREADS or prod(grid) < 1
     return len(findings.list) == before or not impossible

@@ -92,6 +92,7 @@ class Machine:
 
     def run(self, seed: int | None, max_steps: int, counts: Counter[str]) -> None:
         """Runs one wave to its end, adding executed warp instructions to `counts`."""
+        # 1. All threads of the wave begin at the first statement.
         self._ready = ReadyLanes(seed)
         self._parked: dict[int, Lanes] = {}
         self.shared.start(self.findings, self.name_lane)
@@ -99,6 +100,7 @@ class Machine:
         self.cluster_barriers.start()
         executed = np.zeros(len(self.code) + 2, np.int64)
         self.push(0, Lanes(self.geometry, np.flatnonzero(self.geometry.exists)))
+        # 2. Lanes run one segment of straight code at a time, as long as no others are ready.
         steps = 0
         while True:
             if not self._ready and not self._force_progress():
@@ -125,6 +127,7 @@ class Machine:
                 where = self.code[min(pc, len(self.code) - 1)][1]
                 self.findings.add("timeout", where, f"{self.name_lane(lanes.index[0])} still runs after {steps} steps")
                 break
+        # 3. The executed segments are added up per statement.
         for pc, times in enumerate(np.cumsum(executed)[: len(self.code)]):
             if times:
                 counts[self.code[pc][1].name] += int(times)
@@ -234,6 +237,7 @@ class Machine:
         return run
 
     def _collective(self, operands: Operands, run: Run, mask_operand: int | None) -> Callable[[Lanes], Next]:
+        # 1. The mask says which lanes of a warp take part; without one, all of them do.
         pc = operands.pc
         mask = (
             None
@@ -242,6 +246,7 @@ class Machine:
         )
         exists = np.left_shift(1, self.geometry.warp_population) - 1
 
+        # 2. Lanes wait until all lanes of their mask are at the statement.
         def leave(lanes: Lanes) -> Next:
             parked = self._parked.pop(pc, None)
             if parked is not None:
@@ -259,6 +264,7 @@ class Machine:
             run(lanes)
             return pc + 1, lanes
 
+        # 3. If no lane can run, those that are here go without the others.
         def forced(lanes: Lanes) -> tuple[int, Lanes]:
             run(lanes)
             return pc + 1, lanes

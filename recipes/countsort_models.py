@@ -173,9 +173,11 @@ def train(recipe: Recipe, tokenizer: Any, progress: Progress, name: str) -> tupl
 
 def build(output: Path, console: Console) -> None:
     """Trains both models into `output`/{teacher,student}, and last writes `output`/provenance.json, which says how."""
+    # 1. Make the build reproducible.
     torch.set_num_threads(1)  # the order of sums, and so the bytes, would depend on the number of threads
     torch.use_deterministic_algorithms(True)
     questions = prompts(EVALUATION_PROMPTS, EVALUATION_SEED, "eval")
+    # 2. Train, save and measure each model.
     models: dict[str, dict[str, Any]] = {}
     columns = [TextColumn("{task.description:8}"), BarColumn(), TextColumn("step {task.completed:.0f}")]
     columns += [TextColumn("{task.fields[accuracy]}"), TimeElapsedColumn()]
@@ -202,6 +204,7 @@ def build(output: Path, console: Console) -> None:
             console.print(
                 f"{name}: solves {greedy:.1%} of {len(questions)} held-out prompts, {sampled:.1%} sampled at T = 1"
             )
+    # 3. Say how they were made.
     provenance = {
         "command": "python recipes/countsort_models.py",
         "task": "counting sort of 8 digits, trbext/data/counting_sort.py",

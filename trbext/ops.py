@@ -203,6 +203,7 @@ def verify(
         ... )
         >>> kept.tokens[r, : kept.emitted[r]]
     """
+    # 1. Check the arguments that the operator does not check, and spread single numbers over the requests.
     register_where_needed()
     if isinstance(student_kind, str):
         if student_kind not in STUDENT_KINDS:
@@ -216,6 +217,7 @@ def verify(
         check(value)
         return torch.full((requests,), value, dtype=torch.float32, device=student_logits.device)
 
+    # 2. Call the operator.
     return Verification(
         *torch.ops.trb.verify(
             student_logits,

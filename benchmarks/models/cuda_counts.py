@@ -85,6 +85,7 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
     Raises:
         ValueError: The probe did not write the file; the message names what is missing.
     """
+    # 1. Read the GPU and its costs.
     try:
         read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         stream, sweeps = read["stream"], read["sweep_cycles_per_pair"]
@@ -114,9 +115,11 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
         raise ValueError(f"{path} must be a file of the chip probe: {error}") from error
     except KeyError as error:
         raise ValueError(f"{path} must be a file of the chip probe, and has no {error}") from error
+    # 2. Keep the assumed decisions if no row was timed.
     decision = read.get("decision", {})
     if not decision:
         return architecture, chip, MEASURED
+    # 3. Otherwise take what is left of the timed row for its decisions.
     cycles = (decision["solve_us"] - decision["empty_launch_us"]) * 1e3 * architecture.clock_ghz
     # The parts of the timed row that the model counts elsewhere: its loads, and instructions outside of loops.
     waited = read["load_latency_cycles"]["cache"]

@@ -115,6 +115,7 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
     Raises:
         ValueError: The row does not fit in the cluster's shared memory, or the cluster does not fit on the GPU.
     """
+    # 1. Find how many rows are on the GPU at once, if a row fits.
     slots = gpu.clusters(kernel.cluster, kernel.ctas_per_sm)
     row_bytes = 2 * vocab * kernel.element_bytes
     room = kernel.cluster * gpu.row_bytes_per_cta(kernel.ctas_per_sm)
@@ -125,6 +126,7 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
         )
     if rows < 1 or kernel.sweeps < 1:
         raise ValueError(f"rows and sweeps must be at least 1, got {rows} and {kernel.sweeps}")
+    # 2. Count the cycles of a row that is on the GPU by itself.
     pairs = vocab / kernel.cluster  # of one CTA
     chip = kernel.chip
     fixed = kernel.counts.fixed_warp_instructions / (gpu.issue_slots * chip.issue_efficiency_of(1))
@@ -140,6 +142,7 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
         sharing = min(kernel.ctas_per_sm, max(1.0, active * kernel.cluster / gpu.sms))
         return residence_cycles(load0, alone, serial, active * row_bytes / bytes_per_cycle, sharing - 1)
 
+    # 3. Slow the row down by the others, and let all rows take turns.
     turns, rest = divmod(rows, slots)
     full = residence(slots)
     cycles = turns * full + (residence(rest) if rest else 0.0)
@@ -148,6 +151,7 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
     sharing = min(kernel.ctas_per_sm, max(1.0, active * kernel.cluster / gpu.sms))
     slowed = 1 / (1 - (sharing - 1) * alone / stay)
 
+    # 4. Find how busy each resource is meanwhile.
     def busy(per_pair: float, lanes: float, extra: float = 0.0) -> float:
         return active * (vocab * per_pair + kernel.cluster * extra) / (lanes * gpu.sms * stay)
 
@@ -164,6 +168,7 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
         "mufu": busy(per_pair("mufu"), gpu.mufu_lanes * chip.mufu_efficiency),
         "fp32": busy(per_pair("fp32"), gpu.fp32_lanes),
     }
+    # 5. Name the bound, and compare the time with that of the roofline.
     busiest = max(resources, key=lambda name: resources[name])
     roofline = rows * row_bytes / bytes_per_cycle
     to_us = 1e-3 / gpu.clock_ghz

@@ -50,19 +50,22 @@ def methods(student: Tensor, teacher: Tensor, truths: dict[str, tuple[float, Tru
     rows, vocab = student.shape
     out = torch.empty(rows, vocab)
     uniform = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # 1. The read, the fills and two log_softmax bound the time from below.
     found = [
         Method("read", peers.read(student, teacher)),
         Method("fill", lambda: out.fill_(0.0)),
         Method("new fill", lambda: torch.full((rows, vocab), 1.0)),
         Method("2 log_softmax", lambda: peers.two_log_softmax(student, teacher)),
     ]
+    # 2. The operators run at both budgets, and so does Newton that stops once all rows have converged.
     for budget, (epsilon, truth) in truths.items():
         found += operators(student, teacher, epsilon, uniform, truth, budget)
     moments = peers.Moments(rows, vocab)
     newton, stopping = (peers.eager_newton(moments, stop=stop) for stop in (False, True))
     for budget, (epsilon, truth) in truths.items():
         found.append(solver("Newton stop", stopping, student, teacher, epsilon, truth, budget))
-    # The time of the others does not depend on the budget; brentq has nothing to search for if it does not bind.
+    # 3. The others run at the binding budget only. Their time does not depend on it, and brentq has nothing to search
+    # for if it does not bind.
     epsilon, truth = truths["binding"]
     found.append(solver("Newton 10", newton, student, teacher, epsilon, truth))
     for steps in (16, 50):

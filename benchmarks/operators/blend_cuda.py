@@ -109,6 +109,7 @@ def time_case(
     Returns:
         The records.
     """
+    # 1. Make the methods, by call and by replay of a CUDA graph.
     rows, vocab = batch.student.shape
     at_bar = (vocab, dtype) == (BAR_VOCAB, BAR_DTYPE) and rows >= BAR_ROWS
     compiled = options.compile == "all" or (options.compile == "bars" and at_bar)
@@ -120,6 +121,7 @@ def time_case(
             for c in candidates
             if not c.note and c.name != "Newton compiled"
         ]
+    # 2. Time them from each state of the cache, and record them.
     counted = trbext.solve(batch.student[:DISTINCT], batch.teacher[:DISTINCT], batch.epsilon).sweeps
     records = []
     for launch, launched in launches.items():

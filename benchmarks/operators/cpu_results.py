@@ -95,6 +95,7 @@ def bars(records: Sequence[Record], decoding: Decoding | None) -> list[Bar]:
         case = Case("synthetic", BAR_VOCAB, BAR_ROWS, dtype)
         return quotient(median(records, case, above), median(records, case, below))
 
+    # 1. Compare the peers with solve.
     faster = (
         ("float32", "Newton 10", 60),
         ("float32", "bisection 16", 100),
@@ -106,9 +107,11 @@ def bars(records: Sequence[Record], decoding: Decoding | None) -> list[Bar]:
         Bar(f"{peer} / solve, N = {BAR_ROWS} {dtype}", ratio(dtype, peer, "solve"), True, k)
         for dtype, peer, k in faster
     ]
+    # 2. Compare solve with the read.
     for dtype, limit, stretch in (("float32", 4.5, 3.0), ("bfloat16", 8.0, 5.5)):
         text, measured = f"solve / read, N = {BAR_ROWS} {dtype}", ratio(dtype, "solve", "read")
         found += [Bar(text, measured, False, limit), Bar(f"stretch: {text}", measured, False, stretch)]
+    # 3. Compare a single row with two log_softmax, at the V that is worst.
     for dtype in DTYPES:
         single = [case for case in _cases(records) if case.rows == 1 and case.dtype == dtype]
         ratios = [
@@ -119,6 +122,7 @@ def bars(records: Sequence[Record], decoding: Decoding | None) -> list[Bar]:
         worst = max(ratios, default=(None, 0))
         at = f", worst at V = {worst[1]}" if ratios else ""
         found.append(Bar(f"solve / 2 log_softmax, N = 1 {dtype}, any V{at}", worst[0], False, 1))
+    # 4. Compare sample and blend with solve.
     for dtype in DTYPES:
         found.append(Bar(f"sample / solve, N = {BAR_ROWS} {dtype}", ratio(dtype, "sample", "solve"), False, 1.1))
     for dtype in DTYPES:
@@ -130,6 +134,7 @@ def bars(records: Sequence[Record], decoding: Decoding | None) -> list[Bar]:
             # The bar uses the fill in place, because blend is not to blame for the page faults of a fresh tensor.
             prefix = "for comparison: " if fill == "new fill" else ""
             found.append(Bar(f"{prefix}(blend - solve) / {fill}, N = {BAR_ROWS} {dtype}", extra, False, 3))
+    # 5. Compare the operator with the decoding step that it is part of.
     text = "sample's share of a decoding step of the SmolLM2 pair"
     if decoding:
         text += f", batch {decoding.batch}"

@@ -142,6 +142,7 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[Prompts, int, float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Times every case, prints the table and the bars, and writes CSV file and plot; returns the exit code."""
+    # 1. Parse the command line.
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout.compare", description=__doc__)
     parser.add_argument("--pairs", nargs="+", choices=["random", "smollm2"], default=["random"])
     parser.add_argument("--real-models", type=Path, help="folder written by recipes/smollm2_pruned.py, for smollm2")
@@ -160,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options: Any = parser.parse_args(arguments)
     if "smollm2" in options.pairs and options.real_models is None:
         parser.error("--pairs smollm2 needs --real-models")
+    # 2. Time each case.
     machine, console = this_machine(), Console(width=150)
     options.output.mkdir(parents=True, exist_ok=True)
     records: list[RolloutRecord] = []
@@ -170,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{pair.name}, batch {batch}, epsilon {epsilon:g}, tokens/s: {rates}")
         # Written after each case, so that an interrupted run keeps its finished cases.
         write_csv(records, options.output / "rollout.csv", machine=machine)
+    # 3. Print and plot everything.
     print_table(records, machine, console)
     print_bars(bars(records), "Bars:", console)
     write_plot(records, machine, options.output / "rollout.png")

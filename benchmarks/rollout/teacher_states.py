@@ -41,6 +41,7 @@ def time_parts(
     """
     input_ids, mask = pair.first(batch)
 
+    # 1. Make the rollout, and the sequences over which the loss is computed.
     def roll(limit: float, seed: int) -> Rollout:
         return speculative(
             pair.student,
@@ -63,6 +64,7 @@ def time_parts(
     attended = torch.cat([mask, rollout.mask.long()], 1)
     heads = [lm_head(model).narrowed(pair.alignment.width) for model in (pair.student, pair.teacher)]
 
+    # 2. Define the parts of a step.
     def hidden(model: torch.nn.Module) -> torch.Tensor:
         found: torch.Tensor = model(input_ids=sequences, attention_mask=attended, use_cache=False).last_hidden_state
         return found[:, :-1][:, -tokens:]
@@ -84,6 +86,7 @@ def time_parts(
         "teacher forward": lambda _: teacher_forward(),
         "student forward and backward": lambda _: student_step(),
     }
+    # 3. Time the parts in turns.
     seconds: dict[str, list[float]] = {name: [] for name in PARTS}
     for turn in range(rounds + 1):  # the first one is warmup
         for name, call in calls.items():

@@ -45,6 +45,7 @@ class SharedMemory:
 
     def access(self, lanes: Lanes, address: np.ndarray, width: int, instruction: Instruction, kind: str) -> np.ndarray:
         """Returns byte offsets into `bytes` after all checks; a lane in error gets the unused bytes at the end."""
+        # 1. An address with a rank belongs to another block of the cluster.
         cta = lanes.cta_of
         offset = address
         if int(address.max()) >> RANK_SHIFT:
@@ -57,6 +58,7 @@ class SharedMemory:
             if (target != cta).any():
                 self._check_lives(lanes, target, instruction, kind)
             cta = target
+        # 2. Accesses out of bounds and misaligned ones are findings, and go nowhere.
         bad = offset < 0
         bad |= offset > self.size - width
         crooked = (offset & (width - 1)) != 0
@@ -75,6 +77,7 @@ class SharedMemory:
                 place[good] = cta[good] * self.stride + offset[good]
                 self._races.check(lanes, place[good], width, cta[good], instruction, kind)
             return place
+        # 3. The races of all others are checked.
         place = cta * self.stride + offset
         self._races.check(lanes, place, width, cta, instruction, kind)
         return place

@@ -38,6 +38,7 @@ def _one_by_one(name: str) -> Callable[..., object]:
 
 @opcode("atom", "red")
 def _atomic(op: Operands) -> Run:
+    # 1. Check the form, and find the operands.
     name = op.one_of(*_UFUNCS, "exch", "cas", "inc", "dec")
     check_modifiers(op, {*_SPACES, *_UFUNCS, "exch", "cas", "inc", "dec"})
     if op.type.startswith(("f16", "bf16")) or (op.type[0] == "f" and name in ("min", "max")):
@@ -52,6 +53,7 @@ def _atomic(op: Operands) -> Run:
     c = op.source(first + 2) if name == "cas" else b
     update = _one_by_one(name)
 
+    # 2. Update the memory: at once if the old values are not needed, else in the order of the lanes.
     def run(lanes: Lanes) -> None:
         for some, _, views, offset in find(lanes, address(lanes)):
             s = some.sel

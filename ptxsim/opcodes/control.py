@@ -82,6 +82,7 @@ def _ret(op: Operands) -> Leave:
 @control("call")
 def _call(op: Operands) -> Leave:
     """Implements `call.uni (result), name, (argument, ...)`, whose operands are `.param` variables of the call site."""
+    # 1. Take the statement apart.
     op.accept("uni")
     groups = [
         [x.strip() for x in o[1:-1].split(",") if x.strip()] for o in op.instruction.operands if o.startswith("(")
@@ -92,6 +93,7 @@ def _call(op: Operands) -> Leave:
     machine, module = op.machine, op.function.module
     if names[0] == "__assertfail":
         return _trap(op)
+    # 2. Pair the variables of the call site with those of the function.
     callee = module.functions.get(names[0])
     if callee is None or not callee.is_defined:
         raise op.unknown()
@@ -105,6 +107,7 @@ def _call(op: Operands) -> Leave:
         (_formal(op, callee, p.name), _variable(op, name)) for name, p in zip(results, callee.returns, strict=True)
     ]
 
+    # 3. The caller copies the arguments in, and the return copies the result out.
     def take_result(lanes: Lanes) -> None:
         for source, target in copies_out:
             target[lanes.sel] = source[lanes.sel]

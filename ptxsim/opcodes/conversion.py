@@ -79,6 +79,7 @@ def _to_float(op: Operands, target: str, source: str) -> Callable[[np.ndarray], 
 
 @opcode("cvt")
 def _cvt(op: Operands) -> Run:
+    # 1. Refuse the forms that no kernel uses.
     if len(op.modifiers) < 2 or op.modifiers[-1] not in DTYPES or op.modifiers[-2] not in DTYPES:
         raise op.unknown()
     target, source = op.modifiers[-2:]
@@ -89,6 +90,7 @@ def _cvt(op: Operands) -> Run:
     if source in ("f16x2", "bf16x2"):
         raise op.unknown()
     op.has("sat", "ftz", "relu", *_INTEGER_ROUNDING)  # one that does not apply is no error in PTX
+    # 2. Choose the conversion by the kinds of both types.
     dtype = DTYPES[target]
     convert: Callable[[np.ndarray], np.ndarray]
     if target in _FLOATS:
@@ -106,6 +108,7 @@ def _cvt(op: Operands) -> Run:
         def convert(x: np.ndarray) -> np.ndarray:
             return _narrow_integer(x, dtype, saturate)
 
+    # 3. Run it on the active lanes.
     d = op.dest(0, "b16" if target in ("f16", "bf16") else target)
     a = op.source(1, "b16" if source in ("f16", "bf16") else source)
 

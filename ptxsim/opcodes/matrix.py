@@ -19,6 +19,7 @@ def _halves(registers: list[np.ndarray], lanes: Lanes, type_name: str) -> np.nda
 
 @collective("mma", mask_operand=None)
 def _mma(op: Operands) -> Run:
+    # 1. Check the form, and find the registers of the four tiles.
     if not op.has("m16n8k16") or op.modifiers[-4::3] != ("f32", "f32") or op.modifiers[-3] not in ("f16", "bf16"):
         raise op.unknown()
     type_name = op.modifiers[-3]
@@ -32,6 +33,7 @@ def _mma(op: Operands) -> Run:
     lane = np.arange(WARP)
     group, pair = lane // 4, lane % 4 * 2
 
+    # 2. Lay the registers of a warp out as matrices, multiply, and lay the product out as registers.
     def run(lanes: Lanes) -> None:
         if not lanes.whole_warps or lanes.count % WARP:
             op.machine.findings.add("partial_warp", op.instruction, "executed by part of a warp")

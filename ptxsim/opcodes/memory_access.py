@@ -65,6 +65,7 @@ def check_modifiers(op: Operands, known: set[str]) -> None:
 
 def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, np.ndarray], Iterator[Place]]:
     """Returns code that finds the memory of the active lanes' addresses; generic ones may be of several spaces."""
+    # 1. One function per state space checks addresses and finds their memory.
     machine, instruction = op.machine, op.instruction
 
     def in_global(lanes: Lanes, address: np.ndarray) -> tuple[dict[int, np.ndarray], np.ndarray]:
@@ -91,6 +92,7 @@ def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, 
             raise NotImplementedError(f"{instruction}: address outside the parameters")
         return {w: machine.state.parameters.view(dtype) for w, dtype in UNSIGNED.items()}, address
 
+    # 2. A generic address belongs to the space in whose window it lies.
     finders = {
         "shared": in_shared,
         "shared::cta": in_shared,
@@ -117,6 +119,7 @@ def places(op: Operands, space: str, width: int, kind: str) -> Callable[[Lanes, 
                     yield some, chosen, *find(some, address[chosen] - max(start, 0))
             top = start
 
+    # 3. Any other address belongs to the space that the instruction names.
     if space == "generic":
         return generic
 
@@ -194,12 +197,14 @@ def _load_parameter(op: Operands, offset: int, dests: list[np.ndarray], dtype: n
 
 @opcode("st")
 def _store(op: Operands) -> Run:
+    # 1. Check the form, and find the operands.
     space, type_name, width, count = _shape(op)
     names = op.elements(1)
     if len(names) != count:
         raise op.unknown()
     sources = [op.source(name, type_name) for name in names]
     unsigned = UNSIGNED[width]
+    # 2. A variable of a call is written in place.
     if space.startswith("param"):
         base, displacement = op.address(0)
         variable = op.machine.state.param_variable(op.function, base)
@@ -214,6 +219,7 @@ def _store(op: Operands) -> Run:
                 d[s] = a[s].view(unsigned)
 
         return run_param
+    # 3. All other memory is found by its address.
     address, find = op.address_source(0), places(op, space, width * count, "store")
 
     def run(lanes: Lanes) -> None:

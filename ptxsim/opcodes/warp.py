@@ -11,6 +11,7 @@ from .registry import collective, opcode
 
 @collective("shfl", mask_operand=-1)
 def _shfl(op: Operands) -> Run:
+    # 1. Check the form, and find the operands.
     if not op.has("sync") or op.type not in ("b32", "u32", "s32", "f32"):
         raise op.unknown()
     kind = op.one_of("up", "down", "bfly", "idx")
@@ -20,6 +21,7 @@ def _shfl(op: Operands) -> Run:
     lane_id = geometry.lane_id
     base = np.arange(geometry.lanes) - lane_id
 
+    # 2. Each lane reads another one of its segment, or itself if that one is out of range.
     def route(lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
         """Returns the lane that each lane reads, and whether it is in range."""
         s = lanes.sel
@@ -45,6 +47,7 @@ def _shfl(op: Operands) -> Run:
     everybody = Lanes(geometry, np.arange(geometry.lanes))
     fixed_source, fixed_valid = route(everybody) if fixed else (None, None)
 
+    # 3. The lane that is read must take part.
     def run(lanes: Lanes) -> None:
         s = lanes.sel
         if fixed_source is not None and fixed_valid is not None:

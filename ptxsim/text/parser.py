@@ -145,6 +145,7 @@ class _Scopes:
 
 
 def _parse_body(source: _Source, start: int, end: int) -> Body:
+    # 1. Replace each name by the unique name of its innermost declaration.
     body, scopes, names = Body(), _Scopes(), set()
 
     def rename(match: re.Match[str]) -> str:
@@ -152,6 +153,7 @@ def _parse_body(source: _Source, start: int, end: int) -> Body:
         names.add(name)
         return name
 
+    # 2. Take in each statement: a scope, a declaration, a label or an instruction.
     for position, text in source.statements(start, end):
         if text == "{":
             scopes.enter()

@@ -138,6 +138,7 @@ def evaluate_prompts(
     Raises:
         ValueError: `output` is a file of another evaluation, a prompt cannot be used, or the verifier always raised.
     """
+    # 1. Find what an earlier evaluation with the same settings has judged.
     settings = settings | {
         "samples": samples,
         "max_completion_length": max_completion_length,
@@ -145,12 +146,14 @@ def evaluate_prompts(
         "prompts_per_batch": max(1, batch_size // samples),
     }
     lines = _previous(output, settings)
+    # 2. Check the prompts, and begin the file.
     positions = {"model": position_limit(loaded.model.config)}
     source, template = str(settings["prompts"]), loaded.template
     check_encodings(prompts, source, loaded.tokenizer, template, max_completion_length, positions)
     if output is not None and not lines:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
+    # 3. Sample and judge the rest, a batch at a time, and write each batch as soon as it is judged.
     step = int(settings["prompts_per_batch"])
     first_error: str | None = None
     starts = range(len(lines), len(prompts), step)

@@ -99,6 +99,7 @@ def evaluate_pass_at_1(
     Raises:
         ValueError: `samples` or `batch_size` is below 1.
     """
+    # 1. Check the arguments, and complete those that were not given.
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     if batch_size < 1:
@@ -106,6 +107,7 @@ def evaluate_pass_at_1(
     alignment = alignment or align(student, student, tokenizer, tokenizer)
     encode = encode or (lambda prompts: encode_prompts(tokenizer, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else alignment.stop
+    # 2. Sample the completions, a batch at a time.
     texts: list[list[str]] = [[] for _ in rows]
     clipped = tokens = 0
     tasks = [index for index in range(len(rows)) for _ in range(samples)]
@@ -128,5 +130,6 @@ def evaluate_pass_at_1(
         tokens += int(rollout.lengths.sum())
         for index, ids, kept in zip(batch, rollout.tokens, rollout.mask, strict=True):
             texts[index].append(str(tokenizer.decode(ids[kept], skip_special_tokens=True)))
+    # 3. Judge them.
     correct, errors, first_error = judge(rows, texts, verifier)
     return Evaluation(samples, correct, texts, errors, first_error, clipped, tokens)

@@ -107,6 +107,7 @@ def evaluate_suite(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         ValueError: A suite, model, prompts or verifier cannot be used, or a file is of another evaluation.
         OSError: One of them cannot be read or written.
     """
+    # 1. Read the suite, its verifiers and its prompts, and check them.
     suite = Suite.read(options.suite)
     if options.benchmarks is not None:
         suite = suite.only(options.benchmarks)
@@ -124,6 +125,7 @@ def evaluate_suite(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     }
     for name, verifier in verifiers.items():
         check_verifier(verifier, prompts[name], suite.benchmarks[name].verifier)
+    # 2. Evaluate each model on each benchmark.
     found: dict[str, dict[str, float]] = {}
     for model in options.model:
         loaded = LoadedModel.load(model, suite.chat_template_kwargs)
@@ -143,6 +145,7 @@ def evaluate_suite(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             found[model][name] = result.pass_at_1
             print(f"{model} {name}: {result}", flush=True)
         found[model]["mean"] = sum(found[model].values()) / len(suite.benchmarks)
+    # 3. Write and print the table, and name the best model.
     if options.output is not None:
         (options.output / "pass_at_1.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     Console().print(_table(found))

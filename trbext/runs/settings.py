@@ -97,6 +97,7 @@ def parse_settings(
         UsageError: There is no such field, or a value does not fit.
     """
     kinds: Any = (RunArguments, TRBConfig)  # transformers' annotation does not admit two different dataclasses
+    # 1. Refuse names that are no fields, before argparse lists all of them.
     parser = HfArgumentParser(kinds, prog="trb train", add_help=False)
     known = {action.dest for action in parser._actions}
     named = [word.removeprefix("--").split("=")[0] for word in overrides if word.startswith("--")]
@@ -107,6 +108,7 @@ def parse_settings(
             close = difflib.get_close_matches(name, known, 1)
             raise UsageError(f"unknown field {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
 
+    # 2. Convert the values.
     def fail(message: str) -> NoReturn:
         raise UsageError(message)
 
@@ -122,6 +124,7 @@ def parse_settings(
         raise UsageError(f"a mapping on the command line is written as JSON, got {error.doc!r}: {error}") from error
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from error
+    # 3. Refuse what a run cannot begin with.
     if unused:
         raise UsageError(f"unrecognized arguments: {' '.join(unused)}")
     if trb_config.resume_from_checkpoint is not None:

@@ -58,6 +58,7 @@ def train_run(
         Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step.
         NonFiniteTraining: A loss or gradient is NaN or infinite; checkpoints of earlier steps are as they were.
     """
+    # 1. Decide by the folder whether a run begins, continues or is finished.
     folder = RunFolder(Path(config.output_dir))
     with printing_survives(), ExitStack() as held:
         try:
@@ -77,6 +78,7 @@ def train_run(
             raise UsageError(
                 f"{folder.path} has trained {step_of(checkpoint)} steps, more than max_steps {config.max_steps}"
             )
+        # 2. Load everything; then lock the folder, and write what the run consists of.
         stop = StopOnSignal()
         try:
             with left_as_it_was(folder.path):
@@ -93,12 +95,14 @@ def train_run(
                 folder.write_origin(origin)
         except (ValueError, OSError) as error:  # an OSError is transformers' "no such model"
             raise UsageError(_first_line(error)) from error
+        # 3. Train.
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt:
             stop.stopped = True
         except IncompleteCheckpoint as error:
             raise UsageError(str(error)) from error
+        # 4. Save the model, the plot and the card, or say from where an interrupted run continues.
         if not stop.stopped:
             _save_model(trainer, folder)
         if plot and trainer.is_world_process_zero() and folder.metrics.exists() and _plot(folder) and not stop.stopped:

@@ -139,6 +139,7 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
     Raises:
         UsageError: The study could not run, or would not be fair.
     """
+    # 1. Read the keys, each by its type.
     declared = read_yaml(path)
     for key in declared:
         if key not in KEYS:
@@ -166,17 +167,20 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
         max_steps=0,
         eval_every=0,
     )
+    # 2. Parse the settings of every run, and check that only what may differ differs.
     for name in ("seed", "output_dir"):
         if name in base:
             raise UsageError(f"base must not hold {name}: a study sets it for each run")
     for run in runs:
         _check_overrides(run, metrics)
         config = _parsed(study, run)
+    # 3. Check that the evaluations yield what the metrics need.
     every = _check_evaluations(config, metrics, final_evaluations)
     return dataclasses.replace(study, max_steps=config.max_steps, eval_every=every), declared
 
 
 def _runs(declared: dict[str, Any]) -> tuple[Run, ...]:
+    # 1. Make a run of every combination of a sweep's values.
     runs: list[tuple[str, dict[str, Any]]] = []
     for label, fields in declared.items():
         if not isinstance(label, str):
@@ -198,12 +202,14 @@ def _runs(declared: dict[str, Any]) -> tuple[Run, ...]:
             point = dict(zip(sweep, values, strict=True))
             words = [f"{name.removeprefix('trb_')}={value}" for name, value in point.items()]
             runs.append((" ".join([label, *words]), fixed | point))
+    # 2. Refuse equal labels, and a study of one run.
     labels = [label for label, _ in runs]
     name, times = Counter(labels).most_common(1)[0]
     if times > 1:
         raise UsageError(f"two runs are named {name!r}: give one of them, or the values of its sweep, other names")
     if len(runs) < 2:
         raise UsageError(f"a study compares at least two runs, got {len(runs)}")
+    # 3. Name the folders.
     folders = folder_names(labels)
     for folder in folders:
         try:

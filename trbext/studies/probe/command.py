@@ -97,6 +97,7 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
         ValueError: A model, the prompts or the verifier cannot be used.
         OSError: One of them cannot be read.
     """
+    # 1. Find the verifier, and load the prompts.
     if config.eval_verifier is None:
         raise UsageError("eval_verifier is not set: a probe counts right completions")
     verifier = verifier_by_name(config.eval_verifier)
@@ -105,6 +106,7 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
     rows = load_prompts(
         prompts, split=split, column=arguments.prompt_column, system_prompt=arguments.system_prompt, limit=limit
     )
+    # 2. Load the tokenizers and the models.
     teacher_path = config.teacher_model_name_or_path
     assert teacher_path is not None
     paths = {"student": model_path(arguments.model_name_or_path), "teacher": model_path(teacher_path)}
@@ -116,6 +118,7 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
     disable_progress_bar()
     for name, path in paths.items():
         models[name] = load_for_inference(path, name, device, trust_remote_code=trust, **(options[name] or {}))
+    # 3. Check the prompts and the verifier before anything is sampled.
     positions = {name: position_limit(model.config) for name, model in models.items()}
     template, longest = config.chat_template_kwargs or {}, config.max_completion_length or 0
     check_encodings(rows, prompts, tokenizer, template, longest, positions)

@@ -25,6 +25,7 @@ def plot_probe(found: dict[str, Any], stem: Path) -> None:
         found: The contents of the JSON.
         stem: The figure is written to `stem`.png and `stem`.svg.
     """
+    # 1. Two panels have the success of prefixes by their length, one for each model that continues.
     figure = Figure(figsize=(13.5, 7), layout="constrained")
     axes = figure.subplots(2, 3)
     epsilons = [rollouts["epsilon"] for rollouts in found["rollouts"]]
@@ -40,6 +41,7 @@ def plot_probe(found: dict[str, Any], stem: Path) -> None:
         axis.set_ylabel("success")
         axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axes[0, 0].legend(fontsize=8)
+    # 2. Four panels have one number of whole rollouts each.
     panels = (
         (axes[0, 2], "reward", "Success of whole rollouts", "share"),
         (axes[1, 0], "teacher_log_prob", "Teacher log-prob of rollouts", "nats/token"),
@@ -55,6 +57,7 @@ def plot_probe(found: dict[str, Any], stem: Path) -> None:
         axis.set_xlabel("epsilon, nats/token")
         axis.set_ylabel(unit)
         axis.set_title(title, fontsize=10, loc="left")
+    # 3. The figure is written twice.
     axes[1, 2].axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     for axis in axes.flat:
         axis.grid(alpha=0.3)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .engine import check_settings
 from .hook import Hook, Settings
-from .versions import draft_model
+from .versions import check_version, draft_model
 from .vocabulary import Vocabulary
 
 CHUNK = 2**24  # elements of a parameter whose checksum is taken at a time
@@ -59,6 +59,7 @@ class WorkerExtension:
 
         import trbext
 
+        known = check_version()
         runner = self.model_runner
         check_settings(runner)
         old = getattr(runner, "_trb_hook", None)
@@ -69,6 +70,7 @@ class WorkerExtension:
         return {
             "trbext": trbext.__version__,
             "vllm": vllm.__version__,
+            "vllm_known_by": known,
             "runner": type(runner).__name__,
             "asynchronous": bool(runner.use_async_scheduling),
             "draft_length": runner._trb_hook.draft_length,

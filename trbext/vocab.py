@@ -10,7 +10,7 @@ maps every way of stopping to one event e* before blending and before any KL: wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 
 class VocabularyMismatch(ValueError):
     """The same ids are not the same tokens for student and teacher."""
+
+
+class Configured(Protocol):
+    """What an alignment has to know of a model."""
+
+    @property
+    def config(self) -> Any:
+        """transformers' PreTrainedConfig."""
+
+    @property
+    def generation_config(self) -> Any:
+        """transformers' GenerationConfig; None if the model has none."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,26 @@ def align(
     """
     from .models.cached_model import unwrap  # which imports this module
 
-    student_model, teacher_model = unwrap(student_model), unwrap(teacher_model)
+    return align_configurations(unwrap(student_model), unwrap(teacher_model), student_tokenizer, teacher_tokenizer)
+
+
+def align_configurations(
+    student_model: Configured,
+    teacher_model: Configured,
+    student_tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Alignment:
+    """Aligns as `align`, by what is configured of two models, which need not be loaded.
+
+    Args:
+        student_model: a model, or its configurations.
+        teacher_model: likewise.
+        student_tokenizer: as in `align`.
+        teacher_tokenizer: as in `align`.
+
+    Raises:
+        VocabularyMismatch: as `align`.
+    """
     widths = [_vocabulary_size(model) for model in (student_model, teacher_model)]
     width = min(widths)
     if student_tokenizer is not None and teacher_tokenizer is not None:
@@ -170,11 +201,11 @@ def _id_text(vocabulary: dict[str, int], token: str) -> str:
     return f"id {vocabulary[token]}" if token in vocabulary else "no id"
 
 
-def _vocabulary_size(model: PreTrainedModel) -> int:
+def _vocabulary_size(model: Configured) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+def _eos_ids(model: Configured, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
     # Only generation_config if it names ids, as in `generate`: a config has the default EOS id of its class if nobody
     # set one (Llama's is 2), which would turn an ordinary token into a stop.
     generation = getattr(model, "generation_config", None)

@@ -21,3 +21,7 @@ class NonFiniteTraining(FloatingPointError):
 
 class NonFiniteLogits(RuntimeError):
     """A rollout cannot continue: the logits of a model hold NaN or +inf, or exclude every token."""
+
+
+class EngineFailed(RuntimeError):
+    """A rollout engine has ended, or could not do what it was asked. The message says which one and why."""

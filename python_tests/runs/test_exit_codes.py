@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from trbext.errors import Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
+from trbext.errors import EngineFailed, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
 from trbext.runs.exit_codes import exit_code
 
 
@@ -18,6 +18,7 @@ from trbext.runs.exit_codes import exit_code
         (Interrupted("stopped at step 3"), 130, "trb: stopped at step 3 with --resume"),
         (NonFiniteTraining("the loss is NaN"), 1, "trb: the loss is NaN"),
         (NonFiniteLogits("no token can be drawn"), 1, "trb: no token can be drawn"),
+        (EngineFailed("the server is gone"), 1, "trb: the server is gone"),
     ],
 )
 def test_each_error_has_its_line_and_exit_code(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from ..errors import INTERRUPTED, USAGE_ERROR, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
+from ..errors import INTERRUPTED, USAGE_ERROR, EngineFailed, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
 from .standard_output import is_of_output
 
 FAILED = 1  # a fault of the program, the machine or the numbers
@@ -40,7 +40,7 @@ def exit_code(
     except Interrupted as error:
         print(f"trb: {error} {to_continue}".rstrip(), file=sys.stderr)
         return INTERRUPTED
-    except (NonFiniteTraining, NonFiniteLogits) as error:
+    except (NonFiniteTraining, NonFiniteLogits, EngineFailed) as error:
         print(f"trb: {error}", file=sys.stderr)
         return FAILED
     return 0

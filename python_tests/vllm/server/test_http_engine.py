@@ -1,0 +1,228 @@
+"""The client of a TRB server asks for rollouts as it must, and says in one line what is wrong with a server."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from python_tests.vllm.server.fake_server import BREAK, HANDSHAKE, FakeServer, fake_server
+from trbext.errors import EngineFailed, UsageError
+from trbext.vllm import http as http_module
+from trbext.vllm.http import HTTPEngine
+from trbext.vllm.transport import Completion, RolloutRequest
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with fake_server() as fake:
+        yield fake
+
+
+def request(key: int, prompt: list[int] | None = None, **changes: Any) -> RolloutRequest:
+    given: dict[str, Any] = {"max_new_tokens": 3, "temperature": 0.7, "stop": 2, "epsilon": 0.25, **changes}
+    return RolloutRequest(prompt=[5, 6, 7] if prompt is None else prompt, key=key, **given)
+
+
+def completed(body: dict[str, Any], reason: str = "stop") -> tuple[int, Any]:
+    held_out = body["vllm_xargs"]["trb_held_out"]
+    return 200, {"choices": [{"token_ids": [held_out, body["vllm_xargs"]["trb_key"]], "finish_reason": reason}]}
+
+
+def test_a_rollout_is_asked_for_with_all_that_a_generation_config_could_change(server: FakeServer) -> None:
+    server.answers["/v1/completions"] = completed
+    assert HTTPEngine(server.url).generate([request(9, epsilon=math.inf), request(8, epsilon=None)]) == [
+        Completion([7, 9], True),
+        Completion([7, 8], True),
+    ]
+    bodies = {body["vllm_xargs"]["trb_key"]: body for body in server.of("/v1/completions")}
+    assert bodies[9] == {
+        "prompt": [5, 6],
+        "max_tokens": 4,
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "ignore_eos": True,
+        "stop_token_ids": [2],
+        "return_token_ids": True,
+        "vllm_xargs": {"trb_held_out": 7, "trb_key": 9, "trb_epsilon": math.inf},
+    }
+    assert bodies[8]["vllm_xargs"] == {"trb_held_out": 7, "trb_key": 8}
+
+
+def test_as_many_rollouts_as_the_replicas_decode_are_under_way_and_answers_keep_their_order(server: FakeServer) -> None:
+    barrier = threading.Barrier(8)  # 2 replicas of 4 sequences: fewer at a time would never meet, and time out
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        barrier.wait(30)
+        return completed(body, "length")
+
+    server.answers["/v1/completions"] = answer
+    completions = HTTPEngine(server.url).generate([request(key) for key in range(16)])
+    assert completions == [Completion([7, key], False) for key in range(16)]
+
+
+def test_settings_and_weights_reach_the_server(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.answers |= {
+        "/trb/enable": (200, {"answers": [[{"draft_length": 3}], [{"draft_length": 3}]]}),
+        "/trb/counters": (200, {"answers": [[{"tokens": 1}, {"tokens": 1}], [{"tokens": 2}, {"tokens": 2}]]}),
+        "/trb/digest": (200, {"answers": [[{"student": "a"}], [{"student": "b"}]]}),
+        **{f"/trb/{name}": (200, {"answers": []}) for name in ("epsilon", "seed", "student", "transfer")},
+    }
+    engine = HTTPEngine(server.url + "/")
+    assert engine.enable(width=9, stop=2) == {"draft_length": 3}
+    assert engine.counters(clear=True) == [{"tokens": 1}, {"tokens": 2}]
+    assert engine.digest() == [{"student": "a"}, {"student": "b"}]
+    engine.set_epsilon(math.inf)
+    engine.seed(4)
+    engine.load_student("model")
+    engine.transfer("start")
+    assert server.asked[1:] == [
+        ("/trb/enable", {"width": 9, "stop": 2}),
+        ("/trb/counters", {"clear": True}),
+        ("/trb/digest", {}),
+        ("/trb/epsilon", {"epsilon": math.inf}),
+        ("/trb/seed", {"seed": 4}),
+        ("/trb/student", {"path": str(tmp_path / "model")}),
+        ("/trb/transfer", {"step": "start"}),
+    ]
+
+
+def test_the_records_of_each_replica_come_apart(server: FakeServer) -> None:
+    records = [{"key": np.arange(3), "beta": np.ones(3, np.float32)}, {"key": np.empty(0, np.int64)}]
+    parts = [save(record) for record in records]
+    server.answers["/trb/records"] = (200, b"".join(parts), {"trb-lengths": ",".join(str(len(part)) for part in parts)})
+    for record, expected in zip(HTTPEngine(server.url).take_records(), records, strict=True):
+        assert record.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(record[name], array)
+
+
+def test_metrics_of_all_replicas_are_added(server: FakeServer) -> None:
+    engine = HTTPEngine(server.url)
+    lines = [
+        "# HELP vllm:num_preemptions_total Preemptions",
+        'vllm:num_preemptions_total{engine="0",model_name="m"} 3.0',
+        'vllm:num_preemptions_total{engine="1",model_name="m"} 4.0',
+        'vllm:num_preemptions_created{engine="0",model_name="m"} 1.7e+09',
+        'vllm:num_requests_running{engine="0",model_name="m"} 2.0',
+        'vllm:num_requests_waiting{engine="1",model_name="m"} 1.0',
+        'vllm:num_requests_waiting_by_reason{engine="1",model_name="m",reason="capacity"} 1.0',
+    ]
+    server.answers["/metrics"] = (200, "\n".join(lines).encode())
+    assert (engine.preemptions(), engine.running()) == (7, 3)
+    server.answers["/metrics"] = (200, b"# no engine is measured")
+    assert (engine.preemptions(), engine.running()) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        ((404, b"<html>"), "is no TRB server, its /trb/handshake gave status 404: start one with trb vllm-serve"),
+        ((200, b"<html>"), "is no TRB server, its /trb/handshake gave status 200"),
+        ((200, {"model": "m"}), "is no TRB server"),
+        ((200, {**HANDSHAKE, "trb": 0}), "must speak protocol 1 of trbext, got 0: use the same trbext on both sides"),
+        ((401, {"error": "Unauthorized"}), "wants its --api-key: set VLLM_API_KEY"),
+    ],
+)
+def test_what_is_no_server_of_ours_is_said_in_one_line(server: FakeServer, answer: Any, line: str) -> None:
+    server.answers["/trb/handshake"] = answer
+    with pytest.raises(UsageError) as error:
+        HTTPEngine(server.url)
+    assert str(error.value).startswith(f"the server at {server.url} ")
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_is_not_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_server() as gone:
+        url = gone.url
+    with pytest.raises(UsageError, match=rf"no server answers at {url} .*: start one with trb vllm-serve"):
+        HTTPEngine(url)
+    looks = []
+    real = HTTPEngine.handshake
+
+    def handshake(engine: HTTPEngine) -> dict[str, Any]:
+        looks.append(1)
+        return real(engine) if len(looks) < 3 else HANDSHAKE
+
+    monkeypatch.setattr(HTTPEngine, "handshake", handshake)
+    monkeypatch.setattr(http_module, "POLL_SECONDS", 0.0)
+    HTTPEngine(url, wait=60)
+    assert len(looks) == 3
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://a", "http://", "http://a:port"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="must be like http://localhost:8000, got"):
+        HTTPEngine(url)
+
+
+def test_a_refused_rollout_is_a_value_error_and_a_failed_engine_is_not(server: FakeServer) -> None:
+    engine = HTTPEngine(server.url)
+    server.answers["/v1/completions"] = (400, {"error": {"message": "top_p must be 1.0", "code": 400}})
+    with pytest.raises(ValueError, match=r"answered a rollout with status 400: top_p must be 1\.0$"):
+        engine.generate([request(key) for key in range(3)])
+    server.answers["/v1/completions"] = (500, {"error": {"message": "EngineCore encountered\nan issue", "code": 500}})
+    with pytest.raises(EngineFailed, match=r"answered a rollout with status 500: EngineCore encountered an issue$"):
+        engine.generate([request(0)])
+    server.answers["/v1/completions"] = lambda body: completed(body, "abort")
+    with pytest.raises(EngineFailed, match="ended a rollout by 'abort'"):
+        engine.generate([request(0)])
+    server.answers["/trb/student"] = (409, {"error": "requests are running in replica 1"})
+    with pytest.raises(EngineFailed, match="answered /trb/student with status 409: requests are running in replica 1"):
+        engine.load_student("/x")
+
+
+def test_a_server_that_dies_ends_all_rollouts_and_no_request_is_sent_again(server: FakeServer) -> None:
+    asked, dead = threading.Semaphore(0), threading.Event()
+
+    def answer(body: dict[str, Any]) -> Any:
+        asked.release()
+        if body["vllm_xargs"]["trb_key"] == 5:
+            for _ in range(8):
+                asked.acquire()  # all eight are under way
+            return BREAK
+        dead.wait()  # the others would never be answered
+        return completed(body)
+
+    server.answers["/v1/completions"] = answer
+    try:
+        with pytest.raises(
+            EngineFailed, match=rf"the server at {server.url} broke off while it answered /v1/completions"
+        ):
+            HTTPEngine(server.url).generate([request(key) for key in range(20)])
+    finally:
+        dead.set()
+    keys = [body["vllm_xargs"]["trb_key"] for body in server.of("/v1/completions")]
+    assert sorted(keys) == list(range(8))
+
+
+def test_a_server_that_is_gone_later_is_said_to_have_ended() -> None:
+    with fake_server() as server:
+        engine = HTTPEngine(server.url)
+    for call in (lambda: engine.generate([request(0)]), lambda: engine.counters(), lambda: engine.take_records()):
+        with pytest.raises(EngineFailed, match=r"no server answers at .* it has ended since the last call"):
+            call()
+
+
+def test_the_key_of_the_server_is_sent(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    HTTPEngine(server.url)
+    monkeypatch.setenv("VLLM_API_KEY", "from the environment")
+    HTTPEngine(server.url)
+    HTTPEngine(server.url, api_key="given")
+    sent = [headers.get("authorization") for headers in server.headers]
+    assert sent == [None, "Bearer from the environment", "Bearer given"]

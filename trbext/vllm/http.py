@@ -1,0 +1,200 @@
+"""Reaches a TRB engine that is a server of `trb vllm-serve`, with any number of data-parallel replicas."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from ..errors import EngineFailed, UsageError
+from .requests import EPSILON, HELD_OUT, KEY
+from .server.calls import LENGTHS, PROTOCOL
+from .server.connection import Reply, ServerConnection, Unreachable
+from .transport import Completion, Records, RolloutRequest
+
+POLL_SECONDS = 2.0  # between two looks for a server that is starting
+MOST_AT_A_TIME = 2048  # requests under way, each of which has a thread that sleeps
+
+
+class HTTPEngine:
+    """The `Engine` of a server, for this process only: a draw takes all records that the server holds.
+
+    No request is sent twice. One that was cut off may have drawn tokens, and to draw again the rollouts that took long
+    would favor the short ones.
+
+    Args:
+        url: of the server, http://HOST:PORT.
+        api_key: its --api-key; None is that of VLLM_API_KEY in the environment, if there is one.
+        wait: seconds to wait for a server that is starting.
+
+    Raises:
+        UsageError: nothing answers at the URL, or what answers is no TRB server of this protocol.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, wait: float = 0.0) -> None:
+        self._server = ServerConnection(url, api_key)
+        self.url = self._server.url
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                self._facts = self.handshake()
+                break
+            except Unreachable as error:
+                if time.monotonic() >= deadline:
+                    waited = f" after {wait:g} seconds" if wait else ""
+                    raise UsageError(f"{error}{waited}: start one with trb vllm-serve") from error
+                time.sleep(POLL_SECONDS)
+
+    def handshake(self) -> dict[str, Any]:
+        """What the server says of itself: versions, models, sizes, settings.
+
+        Raises:
+            UsageError: it is no TRB server, or one of another protocol.
+        """
+        reply = self._server.send("GET", "/trb/handshake")
+        answer = reply.json()
+        if reply.status == 401:
+            raise UsageError(f"the server at {self.url} wants its --api-key: set VLLM_API_KEY")
+        if reply.status != 200 or not isinstance(answer, dict) or "trb" not in answer:
+            raise UsageError(
+                f"the server at {self.url} is no TRB server, its /trb/handshake gave status {reply.status}: start one "
+                "with trb vllm-serve"
+            )
+        if answer["trb"] != PROTOCOL:
+            raise UsageError(
+                f"the server at {self.url} must speak protocol {PROTOCOL} of trbext, got {answer['trb']}: use the same "
+                "trbext on both sides"
+            )
+        return answer
+
+    def enable(self, **settings: Any) -> dict[str, Any]:
+        """Sets the settings of `WorkerExtension.trb_enable` on every worker of every replica.
+
+        Returns:
+            What the workers answered; the server has checked that all gave the same answer.
+        """
+        first: dict[str, Any] = self._call("enable", settings)[0][0]
+        return first
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Completion]:
+        """Decodes all requests. The server shares them among its replicas.
+
+        Raises:
+            ValueError: the server refuses a request.
+            EngineFailed: the server failed, or is gone.
+        """
+        at_a_time = int(self._facts["replicas"]) * int(self._facts["max_num_seqs"])
+        try:
+            replies = self._server.send_all(
+                "/v1/completions", [_body(request) for request in requests], at_a_time=min(at_a_time, MOST_AT_A_TIME)
+            )
+        except Unreachable as error:
+            raise EngineFailed(f"{error}: it has ended since the last call") from error
+        if replies and replies[0].status != 200:
+            self._raise(replies[0], "answered a rollout")
+        return [self._completion(reply) for reply in replies]
+
+    def set_epsilon(self, epsilon: float) -> None:
+        """Sets the budget of requests that name none, nats per token, on every replica."""
+        self._call("epsilon", {"epsilon": epsilon})
+
+    def seed(self, seed: int) -> None:
+        """Sets the seed from which each replica gets one of its own."""
+        self._call("seed", {"seed": seed})
+
+    def counters(self, *, clear: bool = False) -> list[dict[str, Any]]:
+        """The counters of each replica."""
+        return [workers[0] for workers in self._call("counters", {"clear": clear})]
+
+    def take_records(self) -> list[Records]:
+        """The records of each replica since the last call."""
+        from safetensors.numpy import load
+
+        reply = self._post("records", {})
+        lengths = [int(length) for length in reply.headers[LENGTHS].split(",")]
+        ends = [sum(lengths[: at + 1]) for at in range(len(lengths))]
+        return [load(reply.body[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+
+    def preemptions(self) -> int | None:
+        """Preemptions in all replicas since the server started; None if it was started with --disable-log-stats."""
+        metrics = self._server.send("GET", "/metrics").body.decode()
+        counts = re.findall(r"^vllm:num_preemptions_total(?:\{[^}]*\})? (\S+)$", metrics, re.M)
+        return int(sum(map(float, counts))) if counts else None
+
+    def running(self) -> int:
+        """Requests that the server works on, of any client; 0 if it does not count them."""
+        metrics = self._server.send("GET", "/metrics").body.decode()
+        counts = re.findall(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", metrics, re.M)
+        return int(sum(map(float, counts)))
+
+    def load_student(self, folder: str) -> None:
+        """Loads the student's weights from a folder of safetensors into every replica, and empties their caches.
+
+        Args:
+            folder: on a disk that the server and its replicas share, under the same path.
+
+        Raises:
+            ValueError: the server finds no weights there.
+            EngineFailed: a replica could not load them, or was not idle.
+        """
+        self._call("student", {"path": str(Path(folder).resolve())})
+
+    def digest(self) -> list[dict[str, str]]:
+        """`WorkerExtension.trb_digest` of each worker of each replica."""
+        return [worker for workers in self._call("digest", {}) for worker in workers]
+
+    def random_state(self) -> AbstractContextManager[None]:
+        """The caller's random numbers are not the server's."""
+        return nullcontext()
+
+    def transfer(self, step: str, info: dict[str, Any] | None = None) -> None:
+        """Takes one step of vLLM's weight transfer (`StudentTransfer`) on every worker. It has not been run."""
+        self._call("transfer", {"step": step, **({} if info is None else {"info": info})})
+
+    def _call(self, name: str, arguments: dict[str, Any]) -> list[list[Any]]:
+        answers: list[list[Any]] = self._post(name, arguments).json()["answers"]
+        return answers
+
+    def _post(self, name: str, arguments: dict[str, Any]) -> Reply:
+        try:
+            reply = self._server.send("POST", f"/trb/{name}", arguments)
+        except Unreachable as error:
+            raise EngineFailed(f"{error}: it has ended since the last call") from error
+        if reply.status != 200:
+            self._raise(reply, f"answered /trb/{name}")
+        return reply
+
+    def _raise(self, reply: Reply, what: str) -> None:
+        message = f"the server at {self.url} {what} with status {reply.status}: {reply.error()}"
+        raise ValueError(message) if reply.status in (400, 404, 422) else EngineFailed(message)
+
+    def _completion(self, reply: Reply) -> Completion:
+        (choice,) = reply.json()["choices"]
+        if choice["finish_reason"] not in ("stop", "length"):
+            raise EngineFailed(f"the server at {self.url} ended a rollout by {choice['finish_reason']!r}")
+        return Completion(choice["token_ids"], choice["finish_reason"] == "stop")
+
+
+def _body(request: RolloutRequest) -> dict[str, Any]:
+    """A request of /v1/completions. What the server would otherwise take from a generation config is said here."""
+    extra: dict[str, Any] = {HELD_OUT: request.prompt[-1], KEY: request.key}
+    if request.epsilon is not None:
+        extra[EPSILON] = request.epsilon
+    return {
+        "prompt": request.prompt[:-1],
+        "max_tokens": request.max_new_tokens + 1,  # and the held-out token
+        "temperature": request.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "ignore_eos": True,  # vLLM's is the teacher's
+        "stop_token_ids": [request.stop],
+        "return_token_ids": True,
+        "vllm_xargs": extra,
+    }

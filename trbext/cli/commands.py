@@ -1,4 +1,4 @@
-"""Runs the commands of `trb`: train, eval, compare, probe, plot, demo and info.
+"""Runs the commands of `trb`: train, eval, compare, probe, plot, demo, vllm-serve, vllm-check and info.
 
 Exit codes: 0 done, 1 a fault of the program or the machine, 2 a usage error (one line on stderr), 130 interrupted.
 """
@@ -138,6 +138,18 @@ def _demo(options: argparse.Namespace, fields: list[str]) -> int:
     )
 
 
+def _vllm_serve(options: argparse.Namespace, fields: list[str]) -> int:
+    from ..vllm.server.serve import serve
+
+    return exit_code(lambda: serve(options))
+
+
+def _vllm_check(options: argparse.Namespace, fields: list[str]) -> int:
+    from ..vllm.server.check import check
+
+    return exit_code(lambda: check(options.url, wait=options.wait))
+
+
 def _info(options: argparse.Namespace, fields: list[str]) -> int:
     from ..build_info import build_info
 
@@ -153,5 +165,7 @@ COMMANDS = {
     "probe": _probe,
     "plot": _plot,
     "demo": _demo,
+    "vllm-serve": _vllm_serve,
+    "vllm-check": _vllm_check,
     "info": _info,
 }

@@ -24,7 +24,12 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         SystemExit: The words are wrong (exit code 2, one line on standard error) or ask for help (exit code 0).
     """
-    options, fields = parser().parse_known_args(_joined(list(words)))
+    words, rest = _split(list(words))
+    options, fields = parser().parse_known_args(_joined(words))
+    if options.command == "vllm-serve":
+        options.vllm_flags = rest
+    else:
+        fields += rest
     if fields and options.command not in ("train", "probe"):
         parser().error(f"unrecognized arguments: {' '.join(fields)}")
     return options, fields
@@ -49,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     _add_probe(commands)
     _add_plot(commands)
     _add_demo(commands)
+    _add_vllm_serve(commands)
+    _add_vllm_check(commands)
     commands.add_parser("info", help="versions, the build, and the places of files")
     return parser
 
@@ -159,6 +166,52 @@ def _add_demo(commands: Subparsers) -> None:
     demo.add_argument("--seed", type=int, default=0, help="of prompts and sampling (default: %(default)s)")
 
 
+def _add_vllm_serve(commands: Subparsers) -> None:
+    serve = commands.add_parser(
+        "vllm-serve",
+        usage="trb vllm-serve --teacher MODEL --student MODEL [--draft-length K] [--print] [-- FLAG ...]",
+        help="start a vLLM server that draws TRB rollouts",
+        description="Start vLLM's API server with the teacher as its model and the student as its draft model, so that "
+        "rollouts follow the behavior policy. Flags after -- go to vLLM, tensor and data parallelism among them; those "
+        "under which tokens would follow another law are refused. The process becomes the server.",
+        epilog="The server answers at the address of vLLM's --host and --port (default: every address of the machine, "
+        "8000). `trb vllm-check URL` looks at it.",
+    )
+    serve.add_argument("--teacher", required=True, metavar="MODEL", help="a folder or a model of the Hub")
+    serve.add_argument("--student", required=True, metavar="MODEL", help="a folder or a model of the Hub")
+    serve.add_argument(
+        "--draft-length",
+        type=_positive,
+        default=4,
+        metavar="K",
+        help="tokens the student drafts ahead for one pass of the teacher (default: %(default)s)",
+    )
+    serve.add_argument("--print", action="store_true", help="print the command and its environment, and start nothing")
+
+
+def _add_vllm_check(commands: Subparsers) -> None:
+    check = commands.add_parser(
+        "vllm-check",
+        help="look at a vLLM server of TRB rollouts, and draw a few",
+        description="Print what a server of `trb vllm-serve` says of itself, draw a few short rollouts, and check that "
+        "they follow the behavior policy. Not while another client draws from it.",
+    )
+    check.add_argument("url", metavar="URL", help="of the server, such as http://localhost:8000")
+    check.add_argument(
+        "--wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait for a server that is starting (default: 0)",
+    )
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words before and after the first `--`, which begins the flags of another program."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
 def _joined(words: list[str]) -> list[str]:
     """Joins `--resume auto` to one word, because `--resume` takes no value: it would take CONFIG.yaml for one."""
     joined: list[str] = []
@@ -174,3 +227,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, at least 0, got {text!r}")
+    return seconds

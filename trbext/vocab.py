@@ -112,7 +112,7 @@ class Alignment:
 
 def align(
     student_model: PreTrainedModel,
-    teacher_model: PreTrainedModel,
+    teacher_model: Any,
     student_tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Alignment:
@@ -123,7 +123,7 @@ def align(
 
     Args:
         student_model: may be inside DDP or PEFT.
-        teacher_model: likewise; None of the two runs.
+        teacher_model: likewise, or anything with its `config` and `generation_config`; None of the two runs.
         student_tokenizer: adds its EOS id.
         teacher_tokenizer: adds its EOS id; two tokenizers are also compared by `check_tokenizers`.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from trbext.rollout import Rollout, speculative
+
+if TYPE_CHECKING:
+    from python_tests.training.fake_engines import FakeEngines
 
 
 @pytest.fixture
@@ -34,3 +37,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
 
     monkeypatch.setattr("trbext.training.trainer.speculative", recording)
     return seen
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeEngines:
+    """Returns the book of the engines that trainers build in the place of vLLM's."""
+    from python_tests.training.fake_engines import FakeEngines
+
+    book = FakeEngines()
+    book.install(monkeypatch)
+    return book

@@ -28,7 +28,7 @@ METRICS = {
     "trb/reverse_kl",
     "trb/tokens_per_second",
 }
-TIMINGS = ("per_second", "runtime", "step_time", "compute/seconds")
+TIMINGS = ("per_second", "runtime", "step_time", "compute/seconds", "sync_seconds")
 
 
 def make_trainer(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -52,6 +54,15 @@ class Rollout:
     def lengths(self) -> Tensor:
         """[B] int64: the number of generated tokens of each row, the EOS included."""
         return self.mask.sum(1)
+
+    def with_each_tensor(self, change: Callable[[Tensor], Tensor]) -> Rollout:
+        """The same rollout with `change(tensor)` for each of its tensors."""
+        changed: dict[str, Any] = {n: change(value) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **changed)
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same rollout with all tensors on `device`."""
+        return self.with_each_tensor(lambda tensor: tensor.to(device))
 
     @classmethod
     def trim(

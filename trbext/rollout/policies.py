@@ -337,10 +337,22 @@ class LambdaCoin(Policy):
     def draw(
         self, step: int, student_logits: Tensor, teacher_logits: Tensor | None, uniforms: Tensor, temperature: float
     ) -> Sample:
-        budget: float | Tensor = 0.0 if self.is_student(step) else math.inf
-        if self.per == "sequence" and teacher_logits is not None:
-            budget = torch.where(uniforms[-1] < self.student_share, 0.0, math.inf).float()
+        budget = 0.0 if teacher_logits is None else self.budget(step, uniforms[-1])
         return TrustRegion(budget).draw(step, student_logits, teacher_logits, uniforms, temperature)
+
+    def budget(self, step: int, coins: Tensor) -> float | Tensor:
+        """The KL budget that draws from the one or the other: 0 is the student, infinity the teacher.
+
+        Args:
+            step: optimizer step, 0-based.
+            coins: [n] uniform random numbers, one for each rollout, which only decisions per sequence read.
+
+        Returns:
+            One for all rollouts, or [n] float32.
+        """
+        if self.per == "sequence":
+            return torch.where(coins < self.student_share, 0.0, math.inf).float()
+        return 0.0 if self.is_student(step) else math.inf
 
     def needs_teacher(self, step: int) -> bool:
         return not self.is_student(step)

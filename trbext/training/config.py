@@ -13,6 +13,7 @@ from ..limits import is_epsilon, not_an_epsilon
 from ..rollout import Policy
 from .fields.checks import check_optimization, check_ranges, check_reporters, device_has_bf16
 from .fields.decoding import DecodingFields
+from .fields.engine import EngineFields, check_engine
 from .fields.loss import LossFields
 from .fields.policy import PolicyFields
 from .objective import Objective
@@ -38,11 +39,12 @@ _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass
-class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  # type: ignore[misc]  # TRL is untyped
+class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, DistillationConfig):  # type: ignore[misc]  # TRL is untyped
     """Configuration of `TRBTrainer`: the fields of TRL's `DistillationConfig`, and those of trbext.
 
-    trbext's fields say who writes the prefixes (`PolicyFields`), how they are decoded (`DecodingFields`), what is
-    minimized there (`LossFields`), and below how the KL budget changes and how the student is evaluated.
+    trbext's fields say who writes the prefixes (`PolicyFields`), how they are decoded (`DecodingFields`, and
+    `EngineFields` for vLLM), what is minimized there (`LossFields`), and below how the KL budget changes and how the
+    student is evaluated.
 
     The method and its letters are those of Trust-Region Behavior Blending (arXiv 2605.31159). TRL's `beta` keeps its
     meaning, the divergence of the loss (1.0 = reverse KL). The paper's coefficient beta is solved for, never set.
@@ -55,6 +57,7 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
         *DistillationConfig._VALID_DICT_FIELDS,
         "trb_schedule_points",
         "rollout_policy_kwargs",
+        "vllm_engine_args",
     ]
 
     # Defaults that differ from TRL's: a warmup of 50 steps is worth seeing step by step.
@@ -152,6 +155,7 @@ class TRBConfig(DecodingFields, LossFields, PolicyFields, DistillationConfig):  
             raise ValueError(f"max_completion_length must be at least 1 token, got {self.max_completion_length}")
         if self.budget_active or self.rollout_policy not in ("trb", "student"):
             self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
+        check_engine(self)
 
     def refuse_altered_sampling(self, chosen: str) -> None:
         """Refuses generation options that change the distribution from which `chosen`, a policy, draws.

@@ -3,7 +3,7 @@
 A policy that needs the teacher at every token costs more than one that does not, so runs are compared at equal cost as
 well as at equal steps. Positions are counted as they enter the backbone of a model. Everything that decodes or scores
 is counted, with prefill and padding, because the model computes all of it. Completions of vLLM do not enter a backbone
-of this process; `add_student_tokens` counts them. The backward pass is not counted.
+of the trainer; `add_tokens` counts them. The backward pass is not counted.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ class ComputeCount(TrainerCallback, ExportableState):
 
     Args:
         student: its backbone is observed; may be inside DDP, DeepSpeed or PEFT.
-        teacher: likewise.
+        teacher: likewise; None if only an engine has it.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module | None) -> None:
         self._seconds = 0.0
         self._tokens = {"student": 0, "teacher": 0}  # of all processes, to the last optimizer step
         self._step = {"student": 0, "teacher": 0}  # of this process, in the present step
         self._since: float | None = None  # when counting began; None while nothing is counted
         self._watch("student", student)
-        self._watch("teacher", teacher)
+        if teacher is not None:
+            self._watch("teacher", teacher)
 
     def _watch(self, name: str, model: nn.Module) -> None:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -57,9 +58,11 @@ class ComputeCount(TrainerCallback, ExportableState):
         """Whether training has begun, so that there is something to report."""
         return self._since is not None or self._seconds > 0
 
-    def add_student_tokens(self, tokens: int) -> None:
-        """Counts positions that the student computed in another process."""
-        self._step["student"] += tokens if self._since is not None else 0
+    def add_tokens(self, *, student: int = 0, teacher: int = 0) -> None:
+        """Counts positions that an engine computed."""
+        if self._since is not None:
+            self._step["student"] += student
+            self._step["teacher"] += teacher
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rollout import Rollout
+from ..vllm.client import EngineDraw
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from .engine_turn import EngineTurn
 
 
 @dataclass
@@ -25,15 +28,24 @@ class Generation:
     """
 
     rollouts: list[Rollout] = field(default_factory=list)  # one per turn and part, in order
+    draws: list[EngineDraw] = field(default_factory=list)  # of them, those of an engine with the teacher
     turns: int = 0  # finished ones
     tokens: int = 0  # generated in them
     seconds: float = 0.0  # of decoding them
+    sync_seconds: float = 0.0  # of sending the student's weights to an engine
 
     def end_turn(self, completion_ids: Sequence[Sequence[int]], seconds: float) -> None:
         """Counts a turn that wrote `completion_ids` in so many seconds."""
         self.turns += 1
         self.tokens += sum(map(len, completion_ids))
         self.seconds += seconds
+
+    def add_turn(self, turn: EngineTurn, device: torch.device) -> None:
+        """Adds what an engine wrote, its rollouts moved to `device`."""
+        self.sync_seconds += turn.sync_seconds
+        if turn.draw is not None:
+            self.rollouts.append(turn.draw.rollout.to(device))
+            self.draws.append(turn.draw)
 
     def place(self, part: int) -> tuple[int, ...]:
         """The place of a part of the current turn, from which its random numbers follow."""
@@ -64,6 +76,28 @@ class Generation:
             weights[row : row + rows, :length] = rollout.student_log_prob - rollout.log_prob
             row += rows
         return weights
+
+    def teacher_top(self, completion_ids: Tensor) -> dict[str, Tensor]:
+        """What an engine says of the teacher at each prefix of one turn.
+
+        Args:
+            completion_ids: [B, C], the completions of the batch, in the order of the rollouts.
+
+        Returns:
+            By the names of a batch: "top_ids" and "top_log_prob" [B, C, k], "rest_log_prob" and "teacher_log_prob" (of
+            the completions' tokens) [B, C]; 0 past the end of a rollout.
+        """
+        (draw,), (rollout,) = self.draws, self.rollouts
+        assert draw.teacher_top is not None
+        assert rollout.teacher_log_prob is not None
+        padding = completion_ids.shape[1] - rollout.tokens.shape[1]
+        ids, log_prob, rest = (part.to(completion_ids.device) for part in draw.teacher_top)
+        return {
+            "top_ids": F.pad(ids, (0, 0, 0, padding)),
+            "top_log_prob": F.pad(log_prob, (0, 0, 0, padding)),
+            "rest_log_prob": F.pad(rest, (0, padding)),
+            "teacher_log_prob": F.pad(rollout.teacher_log_prob, (0, padding)),
+        }
 
     @property
     def teacher_state_bytes(self) -> int:

@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 from ..models.cached_model import unwrap
 from ..models.completion_states import completion_states
 from ..models.lm_head import lm_head
+from ..vllm.teacher_top import TeacherTop
 from ..vocab import Alignment
 from .checkpoints.resuming import ResumableTrainer
 from .config import TRBConfig
 from .finite import stop_non_finite
 from .objective import Objective, prefix_loss
 from .prefix_means import PrefixMeans
+from .teacher_top_loss import prefix_loss_of_top
 
 
 class LossTrainer(ResumableTrainer):
@@ -24,7 +26,7 @@ class LossTrainer(ResumableTrainer):
 
     args: TRBConfig
     alignment: Alignment
-    teacher_model: torch.nn.Module
+    teacher_model: torch.nn.Module | None  # None if only an engine has it
     _fused_loss: bool  # whether TRL's fused loss serves these models
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -82,6 +84,8 @@ class LossTrainer(ResumableTrainer):
         scored = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         kept = inputs["completion_ids"].shape[1]
         student_hidden = self._get_last_hidden_state(unwrapped_student, input_ids, attention_mask, kept)
+        if self.teacher_model is None:
+            return self._loss_of_top(unwrapped_student, student_hidden, scored, inputs, num_items_in_batch)
         unwrapped_teacher = self.accelerator.unwrap_model(self.teacher_model)
         teacher_hidden = inputs.get("teacher_states")  # of the rollout, if they were kept
         if teacher_hidden is None:
@@ -95,11 +99,8 @@ class LossTrainer(ResumableTrainer):
                     attention_mask,
                     kept,
                 )
-        # 2. The objective. Held-out prompts are judged by the divergence from the teacher, whatever is minimized.
-        objective = Objective("full" if self.args.loss_top_k is None else "top_k", self.args.loss_top_k)
-        if self.model.training:
-            objective = self.args.objective(self.state.global_step, self.state.max_steps)
-        # 3. The loss, from the states and the heads.
+        # 2. The loss, from the states and the heads.
+        objective = self._objective()
         fused = self._fused_loss and objective.is_plain
         student_head, teacher_head = (
             lm_head(model, gather_zero3=not fused).narrowed(self.alignment.width)
@@ -124,11 +125,46 @@ class LossTrainer(ResumableTrainer):
         self._prefix_sums = terms.prefix_sums
         return terms.loss, terms.entropy_sum, prefixes
 
+    def _objective(self) -> Objective:
+        """Held-out prompts are judged by the divergence from the teacher, whatever is minimized."""
+        if self.model.training:
+            return self.args.objective(self.state.global_step, self.state.max_steps)
+        return Objective("full" if self.args.loss_top_k is None else "top_k", self.args.loss_top_k)
+
+    def _loss_of_top(
+        self,
+        unwrapped_student: PreTrainedModel,
+        student_hidden: Tensor,
+        scored: Tensor,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_compute_loss`, if only an engine has the teacher, and the batch holds what it said of it."""
+        head = lm_head(unwrapped_student).narrowed(self.alignment.width)
+        prefixes = (scored != 0).sum()
+        terms = prefix_loss_of_top(
+            student_hidden,
+            head,
+            scored != 0,
+            inputs["completion_ids"],
+            TeacherTop(*(inputs[name] for name in ("top_ids", "top_log_prob", "rest_log_prob"))),
+            inputs["teacher_log_prob"],
+            objective=self._objective(),
+            items=prefixes.clamp(min=1) if num_items_in_batch is None else num_items_in_batch,
+            alignment=self.alignment,
+            temperature=self.temperature,
+        )
+        self._prefix_sums = terms.prefix_sums
+        return terms.loss, terms.entropy_sum, prefixes
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         for name, value in self._prefix_means[mode].pop().items():
-            if name != "trb/reverse_kl" or self.beta == 1.0:  # with another beta the loss is another divergence
-                self._metrics[mode][name].append(value)
+            if name == "trb/reverse_kl" and self.beta != 1.0:  # with another beta the loss is another divergence
+                continue
+            if name == "trb/teacher_entropy" and self.teacher_model is None:  # top tokens do not tell it
+                continue
+            self._metrics[mode][name].append(value)
         if self.compute.started:
             logs = {**logs, **self.compute.totals()}
         super().log(logs, start_time)

@@ -52,10 +52,15 @@ def reverse_kl(
         the same if C is everything, finite, zero only at equality, and moves mass off the excluded tokens. Without any
         common token the result is inf, with gradient 0.
     """
-    student, teacher = _tempered(student_logits, temperature), _tempered(teacher_logits, temperature)
+    student, teacher = tempered(student_logits, temperature), tempered(teacher_logits, temperature)
     if top_k is not None and top_k < student.shape[-1]:
         top = student.detach().topk(top_k).indices
-        student, teacher = _top_and_rest(student, top), _top_and_rest(teacher, top)
+        student, teacher = top_and_rest(student, top), top_and_rest(teacher, top)
+    return kl_of_logits(student, teacher)
+
+
+def kl_of_logits(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(pi_S || pi_T) `[...]` in nats of logits `[..., N]` over any N outcomes, as `reverse_kl` says."""
     common = (student > -torch.inf) & (teacher > -torch.inf)
     inside = student.masked_fill(~common, -torch.inf)  # also stops the NaN gradient of a row without common tokens
     log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)  # log pi_S(C); exactly 0 if C is everything
@@ -91,7 +96,7 @@ def sampled_reverse_kl(
     Returns:
         `[...]` nats.
     """
-    student, teacher = _tempered(student_logits, temperature), _tempered(teacher_logits, temperature)
+    student, teacher = tempered(student_logits, temperature), tempered(teacher_logits, temperature)
     common = (student > -torch.inf) & (teacher > -torch.inf)
     inside = student.masked_fill(~common, -torch.inf)
     log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)
@@ -117,7 +122,7 @@ def cross_entropy(student_logits: Tensor, token: Tensor, *, temperature: float =
     Returns:
         `[...]` nats.
     """
-    return -_tempered(student_logits, temperature).log_softmax(-1).gather(-1, token[..., None])[..., 0]
+    return -tempered(student_logits, temperature).log_softmax(-1).gather(-1, token[..., None])[..., 0]
 
 
 def veto_target(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:
@@ -140,15 +145,16 @@ def veto_target(student_logits: Tensor, teacher_logits: Tensor, exponent: float)
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Returns the entropy [...] in nats of the softmax of `logits` [..., V] divided by the temperature."""
-    log_probs = _tempered(logits, temperature).log_softmax(-1)
+    log_probs = tempered(logits, temperature).log_softmax(-1)
     return -(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0.0)).sum(-1)
 
 
-def _tempered(logits: Tensor, temperature: float) -> Tensor:
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """`logits` divided by the temperature, in float32 or wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
 
 
-def _top_and_rest(logits: Tensor, top: Tensor) -> Tensor:
+def top_and_rest(logits: Tensor, top: Tensor) -> Tensor:
     """Returns the logits [..., k + 1] of the tokens `top` [..., k], and of all other tokens taken together."""
     rest = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([logits.gather(-1, top), rest], -1)
@@ -191,8 +197,8 @@ def teacher_terms(
         return _teacher_terms(alignment.canonical(head(hidden), temperature), token, temperature)
 
     with torch.no_grad():
-        tokens = _emitted_as_stop(tokens, alignment)
-        return TeacherTerms(*_in_chunks(terms, head.weight.shape[0], teacher_hidden, tokens))
+        tokens = emitted_as_stop(tokens, alignment)
+        return TeacherTerms(*in_chunks(terms, head.weight.shape[0], teacher_hidden, tokens))
 
 
 def chunked_reverse_kl(
@@ -237,27 +243,27 @@ def chunked_reverse_kl(
         return kl, student_entropy, log_prob, teacher_entropy, minimized
 
     vocabulary = max(student_head.weight.shape[0], teacher_head.weight.shape[0])
-    tokens = _emitted_as_stop(tokens, alignment)
+    tokens = emitted_as_stop(tokens, alignment)
     weights = torch.zeros(tokens.shape, device=tokens.device) if log_weight is None else log_weight
-    kl, student_entropy, log_prob, teacher_entropy, minimized = _in_chunks(
+    kl, student_entropy, log_prob, teacher_entropy, minimized = in_chunks(
         terms, vocabulary, student_hidden, teacher_hidden, tokens, weights, chunk_elements=chunk_elements
     )
     return PrefixTerms(kl, student_entropy, TeacherTerms(log_prob, teacher_entropy), minimized)
 
 
 def _teacher_terms(logits: Tensor, token: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    log_probs = _tempered(logits, temperature).log_softmax(-1)
+    log_probs = tempered(logits, temperature).log_softmax(-1)
     return log_probs.gather(-1, token[:, None])[:, 0], entropy(logits, temperature)
 
 
-def _emitted_as_stop(tokens: Tensor, alignment: Alignment) -> Tensor:
+def emitted_as_stop(tokens: Tensor, alignment: Alignment) -> Tensor:
     """Replaces every EOS id in `tokens` by `stop`, which has their merged mass: another engine may stop with any."""
     if alignment.is_slice:
         return tokens
     return torch.where(torch.isin(tokens, tokens.new_tensor(alignment.duplicates)), alignment.stop, tokens)
 
 
-def _in_chunks(
+def in_chunks(
     terms: Callable[..., tuple[Tensor, ...]], vocabulary: int, *rows: Tensor, chunk_elements: int = CHUNK_ELEMENTS
 ) -> tuple[Tensor, ...]:
     """Computes `terms` of N rows in chunks of rows, and again in the backward pass."""

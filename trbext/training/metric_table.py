@@ -47,6 +47,13 @@ METRICS = {
             "trb/teacher_log_prob", "teacher log-prob of the rollouts", "nats/token", "{:.3f}", "teacher log-prob"
         ),
         LoggedMetric("trb/teacher_entropy", "teacher entropy on visited prefixes", "nats/token", "{:.3f}"),
+        LoggedMetric("trb/kl_max", "largest KL of a token", "nats", "{:.4g}"),
+        LoggedMetric("trb/tokens_per_second", "rollout speed", "tokens/second", "{:.1f}"),
+        LoggedMetric("trb/acceptance", "accepted share of the drafts", "", "{:.1%}"),
+        LoggedMetric("trb/tokens_per_teacher_pass", "tokens per pass of the teacher", "tokens", "{:.2f}"),
+        LoggedMetric("trb/repaired_rows", "rollouts repaired in vLLM", "rollouts", "{:.0f}"),
+        LoggedMetric("trb/preemptions", "preemptions in vLLM", "requests", "{:.0f}"),
+        LoggedMetric("trb/sync_seconds", "sending the weights to vLLM", "seconds", "{:.2f}"),
         LoggedMetric("completions/mean_length", "completion length", "tokens", "{:.1f}"),
         LoggedMetric("eval_pass@1", "pass@1", "", "{:.1%}", better="higher"),
         LoggedMetric("eval_loss", "held-out reverse KL", "nats/token", "{:.4f}", better="lower"),
@@ -54,6 +61,7 @@ METRICS = {
     )
 }
 
+OF_ENGINES = ("trb/repaired_rows", "trb/preemptions", "trb/sync_seconds")  # only runs with use_vllm log them
 SUMMARY = ("trb/reverse_kl", "eval_loss", "eval_pass@1", "trb/teacher_log_prob", "completions/mean_length")
 PROGRESS = ("trb/epsilon", "trb/beta_mean", "trb/reverse_kl", "trb/teacher_log_prob", "eval_loss", "eval_pass@1")
 JUDGES = tuple(metric.name for metric in METRICS.values() if metric.better)  # what a study may be judged by

@@ -71,20 +71,56 @@ def drafting_metrics(generation: Generation, accelerator: Accelerator) -> dict[s
         The acceptance and the tokens per teacher pass, unless all rollouts were decoded in lockstep; and the GiB of
         teacher states on the process with the most.
     """
-    speculative = [(rollout, rollout.speculation) for rollout in generation.rollouts if rollout.speculation is not None]
+    mine = (*_speculation(generation), generation.teacher_state_bytes / 2**30)
+    gathered = accelerator.gather(torch.tensor([mine], dtype=torch.float32, device=accelerator.device))
+    return {"trb/teacher_states_gib": float(gathered[:, -1].max()), **_gain(gathered)}
+
+
+def engine_metrics(generation: Generation, accelerator: Accelerator) -> dict[str, float]:
+    """Compute how the engine fared. Every process calls it.
+
+    Args:
+        generation: of one optimizer step or evaluation batch, whose rollouts an engine drew.
+        accelerator: of the run.
+
+    Returns:
+        The seconds for sending the student's weights on the slowest process; of an engine that holds the teacher also
+        the acceptance and the tokens per teacher pass, the rollouts that were drawn again from where drafts were lost,
+        and, if the engine counts them, its preemptions.
+    """
+    preemptions = [draw.preemptions for draw in generation.draws]
     mine = (
+        *_speculation(generation),
+        sum(draw.repaired for draw in generation.draws),
+        sum(count or 0 for count in preemptions),
+        generation.sync_seconds,
+    )
+    gathered = accelerator.gather(torch.tensor([mine], dtype=torch.float32, device=accelerator.device))
+    metrics = {"trb/sync_seconds": float(gathered[:, -1].max())}
+    if generation.draws:
+        metrics |= {**_gain(gathered), "trb/repaired_rows": float(gathered[:, -3].sum())}
+        if None not in preemptions:
+            metrics["trb/preemptions"] = float(gathered[:, -2].sum())
+    return metrics
+
+
+def _speculation(generation: Generation) -> tuple[int, int, int, int]:
+    """Drafts accepted and tested, tokens written, and passes of the teacher over rows, of one process."""
+    speculative = [(rollout, rollout.speculation) for rollout in generation.rollouts if rollout.speculation is not None]
+    return (
         sum(part.accepted for _, part in speculative),
         sum(part.drafted for _, part in speculative),
         sum(int(rollout.mask.sum()) for rollout, _ in speculative),
         sum(part.row_passes for _, part in speculative),
-        generation.teacher_state_bytes / 2**30,
     )
-    gathered = accelerator.gather(torch.tensor([mine], dtype=torch.float32, device=accelerator.device))
-    accepted, drafted, tokens, passes, _ = gathered.sum(0).tolist()
-    metrics = {"trb/teacher_states_gib": float(gathered[:, 4].max())}
-    if passes > 0:
-        metrics |= {"trb/acceptance": accepted / drafted, "trb/tokens_per_teacher_pass": tokens / passes}
-    return metrics
+
+
+def _gain(gathered: Tensor) -> dict[str, float]:
+    """The gain of speculation, from the numbers of `_speculation` in the first columns, one row per process."""
+    accepted, drafted, tokens, passes = gathered.sum(0)[:4].tolist()
+    if not passes > 0:
+        return {}
+    return {"trb/acceptance": accepted / drafted, "trb/tokens_per_teacher_pass": tokens / passes}
 
 
 def warn_of_idle_budget(metrics: dict[str, float], step: int) -> bool:

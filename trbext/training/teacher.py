@@ -1,14 +1,25 @@
-"""Loads the teacher of a run and its tokenizer, and places it beside the student on every process."""
+"""Loads the teacher of a run and its tokenizer, and places it beside the student on every process.
+
+Of a teacher that only an engine loads, the configuration is read.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl.models import prepare_deepspeed, prepare_fsdp
 
-from ..models.loading import load_for_training
+from ..models.loading import load_for_training, named_errors
 from ..vocab import check_tokenizers
 
 if TYPE_CHECKING:
@@ -19,10 +30,38 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class DescribedTeacher:
+    """What a vocabulary is aligned by, of a teacher that this process does not load."""
+
+    config: PreTrainedConfig
+    generation_config: GenerationConfig | None
+
+
+def describe_teacher(path: str, args: TRBConfig) -> DescribedTeacher:
+    """Reads the configurations of a teacher.
+
+    Args:
+        path: a folder or a name on the Hub.
+        args: of the run.
+
+    Raises:
+        ValueError: there is no configuration.
+    """
+    named = {} if args.teacher_model_revision is None else {"revision": args.teacher_model_revision}
+    with named_errors(path, "teacher"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=args.trust_remote_code, **named)
+    try:
+        generation = GenerationConfig.from_pretrained(path, **named)
+    except OSError:  # a checkpoint need not have one
+        generation = None
+    return DescribedTeacher(config, generation)
+
+
 def teacher_and_tokenizer(
     teacher: str | PreTrainedModel, args: TRBConfig, accelerator: Accelerator, student_tokenizer: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Returns the teacher and its tokenizer, loaded if `teacher` is a path.
+) -> tuple[PreTrainedModel | DescribedTeacher, PreTrainedTokenizerBase | None]:
+    """Returns the teacher and its tokenizer, loaded if `teacher` is a path; described if only an engine loads it.
 
     Args:
         teacher: a path, or a model, whose tokenizer is not known.
@@ -41,7 +80,8 @@ def teacher_and_tokenizer(
     tokenizer = load_teacher_tokenizer(teacher, args)
     if tokenizer is not None:
         check_tokenizers(student_tokenizer, tokenizer)  # in seconds, before minutes of loading weights
-    return load_teacher(teacher, args, accelerator), tokenizer
+    loaded = describe_teacher(teacher, args) if args.teacher_from_engine else load_teacher(teacher, args, accelerator)
+    return loaded, tokenizer
 
 
 def load_teacher_tokenizer(path: str, args: TRBConfig) -> PreTrainedTokenizerBase | None:

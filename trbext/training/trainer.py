@@ -38,20 +38,25 @@ from .checkpoints.random_state import generator_at
 from .config import TRBConfig
 from .cost import ComputeCount
 from .drafting import Drafting
+from .engine_build import EngineModels, check_can_draw
+from .engine_rollouts import SEEDS, RolloutEngines, budgets
+from .fields.engine import engine_draft_length
 from .fused_loss import choose_fused_loss
 from .generation import Generation
 from .loss_trainer import LossTrainer
 from .model_card import PAPER, Provenance, name_of, write_model_card
-from .rollout_metrics import drafting_metrics, rollout_metrics, warn_of_idle_budget
+from .rollout_metrics import drafting_metrics, engine_metrics, rollout_metrics, warn_of_idle_budget
 from .sharding import check_can_unshard, save_whole_model, whole_for_decoding
 from .student import load_processing_class, load_student, without_init_kwargs
-from .teacher import prepare_teacher, teacher_and_tokenizer
+from .teacher import DescribedTeacher, prepare_teacher, teacher_and_tokenizer
 from .trainer_arguments import TrainerArguments
-from .trl_decoding import check_completions, keep_to_alignment, without_leftovers
+from .trl_decoding import check_completions, keep_to_alignment, without_engine, without_leftovers
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch.utils.data import DataLoader
+
+    from .engine_turn import EngineTurn
 
 # Streams of random numbers of one optimizer step; a run's numbers change if these do.
 TRAIN_STREAM, EVAL_STREAM, PASS_STREAM = 0, 1, 2
@@ -113,6 +118,8 @@ class TRBTrainer(LossTrainer):
     ) -> None:
         # 1. Complete and check the arguments, before anything is loaded.
         args, teacher_model, policy, verifier = TrainerArguments.checked(model, teacher_model, args, policy, verifier)
+        adapter, quantized = peft_config is not None, quantization_config is not None
+        check_can_draw(args, model, teacher_model, policy, adapter=adapter, quantized=quantized, tools=bool(tools))
         check_datasets(train_dataset, eval_dataset)
         self.made_from = Provenance(name_of(model), name_of(teacher_model))  # for the model card
         # 2. Load the student, and set up TRL's trainer without the teacher: it would refuse one of another logit width.
@@ -120,7 +127,7 @@ class TRBTrainer(LossTrainer):
         if isinstance(model, str):
             processing_class = processing_class or load_processing_class(model, args)
             model, quantization_config = load_student(model, args, quantization_config), None
-        with without_init_kwargs(args) if loaded_here else nullcontext():
+        with without_init_kwargs(args) if loaded_here else nullcontext(), without_engine(args):
             super().__init__(
                 model=model,
                 teacher_model=None,
@@ -138,25 +145,33 @@ class TRBTrainer(LossTrainer):
             raise ValueError("TRBTrainer decodes text: processing_class must be a tokenizer, got a processor")
         self.verifier = verifier
         # 3. Load the teacher, and align the two vocabularies.
-        teacher_model, teacher_tokenizer = teacher_and_tokenizer(teacher_model, args, self.accelerator, self._tokenizer)
-        check_separate(self.model, teacher_model)
-        self.alignment = align(self.model, teacher_model, self._tokenizer, teacher_tokenizer)
+        teacher, teacher_tokenizer = teacher_and_tokenizer(teacher_model, args, self.accelerator, self._tokenizer)
+        self.alignment = align(self.model, teacher, self._tokenizer, teacher_tokenizer)
         stop_with_all_eos_ids(self.model, self.alignment)
         # 4. Choose the loss, and see whether these models can be decoded and trained.
-        self._fused_loss = choose_fused_loss(
-            self.model, teacher_model, self.alignment, args, zero3=self._dist.is_zero3, tools=bool(tools)
-        )
         check_can_unshard(self._dist, args, tools=bool(tools))
-        self.teacher_model = prepare_teacher(teacher_model, self.accelerator)
+        args.check_top_k(self.alignment.width)
+        self.teacher_model = None
+        if not isinstance(teacher, DescribedTeacher):
+            check_separate(self.model, teacher)
+            self._fused_loss = choose_fused_loss(
+                self.model, teacher, self.alignment, args, zero3=self._dist.is_zero3, tools=bool(tools)
+            )
+            self.teacher_model = prepare_teacher(teacher, self.accelerator)
         if not (self._dist.is_fsdp or self.is_deepspeed_enabled):  # those two: with the first rollout, on whole weights
-            self._check_models(self.model, self.teacher_model)
+            self._check_models(self.model, *([] if self.teacher_model is None else [self.teacher_model]))
         # 5. What is kept over the run: its cost and its draft length.
-        self.compute = ComputeCount(self.model, teacher_model)
+        self.compute = ComputeCount(self.model, None if isinstance(teacher, DescribedTeacher) else teacher)
         self.add_callback(self.compute)
-        self.drafting = Drafting(args.draft_length)
+        self.drafting = Drafting(engine_draft_length(args) if args.use_vllm else args.draft_length)
         self.add_callback(self.drafting)
-        # 6. Who decodes. TRL decodes the student if our decoder cannot: by vLLM, or with altered sampling.
-        self._trl_decodes_student = args.use_vllm or any(True for _ in args.altered_sampling())
+        # 6. Who decodes: vLLM, or we, or TRL with altered sampling of the student.
+        self.engines: RolloutEngines | None = None
+        if args.use_vllm:
+            models = EngineModels.of(args, self.model, str(teacher_model))
+            self.engines = RolloutEngines(args, models, self.accelerator, self.model, self._tokenizer, self.alignment)
+            self.add_callback(self.engines)
+        self._trl_decodes_student = any(True for _ in args.altered_sampling())
         keep_to_alignment(self, self.alignment, int(self.model.config.get_text_config().vocab_size))
         self._policy = policy
         self._generation = Generation()
@@ -166,7 +181,7 @@ class TRBTrainer(LossTrainer):
     def _check_models(self, *models: PreTrainedModel) -> None:
         if self.args.check_models:
             for name, model in zip(("student", "teacher"), models, strict=False):
-                check_model(model, name, loss=True, decode=not self.args.use_vllm or self.args.budget_active)
+                check_model(model, name, loss=True, decode=not self.args.use_vllm)
 
     # ---- The budget and who writes the prefixes ----
 
@@ -192,15 +207,15 @@ class TRBTrainer(LossTrainer):
         has_tool_images: bool = False,
     ) -> list[list[int]]:
         policy = self.policy if self.model.training else STUDENT
+        completion_ids: list[list[int]]
         start = time.perf_counter()
-        if policy.is_student(self.state.global_step) and self._trl_decodes_student:
+        if self.engines is not None:
+            turn = self._draw_from_engine(self.engines, prompt_ids, policy)
+            completion_ids, start = turn.completion_ids, time.perf_counter() - turn.seconds
+        elif policy.is_student(self.state.global_step) and self._trl_decodes_student:
             with without_leftovers(self.accelerator.unwrap_model(self.model_wrapped)):
-                completion_ids: list[list[int]] = super()._generate_single_turn(
-                    prompt_ids, images, multimodal_fields, has_tool_images
-                )
+                completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
             check_completions(completion_ids, len(prompt_ids), self.alignment)
-            if self.args.use_vllm:
-                self.compute.add_student_tokens(sum(map(len, [*prompt_ids, *completion_ids])))
         else:
             size = self.args.rollout_batch_size or len(prompt_ids)
             parts = [prompt_ids[start : start + size] for start in range(0, len(prompt_ids), size)]
@@ -211,17 +226,14 @@ class TRBTrainer(LossTrainer):
     def _decode(self, prompt_ids: list[list[int]], policy: Policy, part: int) -> list[list[int]]:
         # 1. Lay out the prompts, and take the random numbers of this place in the run.
         input_ids, attention_mask = left_padded(prompt_ids, self._tokenizer.pad_token_id, self.accelerator.device)
-        place = self._generation.place(part)
-        if self.model.training:
-            generator = self._generator(TRAIN_STREAM, *place)
-        else:
-            generator = self._generator(EVAL_STREAM, self._eval_batches, *place)
+        generator = self._generator_of_part(part)
         # 2. Decode on whole weights; the teacher's are gathered only if the policy needs the teacher.
         step = self.state.global_step
         with ExitStack() as stack:
             student = stack.enter_context(whole_for_decoding(self.model_wrapped, self.accelerator, self.args))
             teacher = None
             if policy.needs_teacher(step):
+                assert self.teacher_model is not None
                 teacher = stack.enter_context(whole_for_decoding(self.teacher_model, self.accelerator, self.args))
                 with self.compute.paused():  # a process that resumes tries the models anew
                     self._check_models(student, teacher)
@@ -245,6 +257,26 @@ class TRBTrainer(LossTrainer):
         self._generation.rollouts.append(rollout)
         return [ids[kept].tolist() for ids, kept in zip(rollout.tokens.cpu(), rollout.mask.cpu(), strict=True)]
 
+    def _draw_from_engine(self, engines: RolloutEngines, prompt_ids: list[list[int]], policy: Policy) -> EngineTurn:
+        step, generator = self.state.global_step, self._generator_of_part(0)
+        turn = engines.draw(
+            prompt_ids,
+            budgets(policy, step, len(prompt_ids), generator),
+            blended=engines.needs_teacher(self.policy, step, self.state.max_steps),
+            step=step,
+            seed=generator.initial_seed() % SEEDS,
+            max_new_tokens=self.max_completion_length,
+        )
+        self._generation.add_turn(turn, self.accelerator.device)
+        self.compute.add_tokens(student=turn.student_tokens, teacher=turn.teacher_tokens)
+        return turn
+
+    def _generator_of_part(self, part: int) -> torch.Generator:
+        place = self._generation.place(part)
+        if self.model.training:
+            return self._generator(TRAIN_STREAM, *place)
+        return self._generator(EVAL_STREAM, self._eval_batches, *place)
+
     def _generator(self, stream: int, *position: int) -> torch.Generator:
         """Random numbers that depend on the place in the run at which they are used, and on nothing before it."""
         return generator_at(self.args.seed, stream, self.state.global_step, self.accelerator.process_index, *position)
@@ -265,7 +297,7 @@ class TRBTrainer(LossTrainer):
             # 3. What the loss needs of the rollouts.
             if self.args.loss_estimator == "sampled" and not of_student:
                 output["log_weight"] = generation.log_weights(output["completion_ids"])
-            if self.policy.needs_teacher(self.state.global_step):
+            if self.engines is None and self.policy.needs_teacher(self.state.global_step):
                 self.drafting.end_step()
                 metrics |= drafting_metrics(generation, self.accelerator)
                 kept = generation.take_teacher_states(output["completion_ids"], self.accelerator)
@@ -273,6 +305,10 @@ class TRBTrainer(LossTrainer):
                     output["teacher_states"] = kept
         else:
             self._eval_batches += 1
+        if self.engines is not None:
+            metrics |= engine_metrics(generation, self.accelerator)
+            if self.args.teacher_from_engine:
+                output |= generation.teacher_top(output["completion_ids"])
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         return output
@@ -292,6 +328,11 @@ class TRBTrainer(LossTrainer):
             steps = (self.state.global_step, self.state.max_steps)
             write_model_card(folder, self.made_from, self.args, steps, lines, picture)
 
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self.engines is not None:
+            self.engines.check_teacher()
+        super()._save_checkpoint(model, trial)
+
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
@@ -309,7 +350,7 @@ class TRBTrainer(LossTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self._eval_batches = 0
-        with self.compute.paused():
+        with self.compute.paused(), nullcontext() if self.engines is None else self.engines.evaluating():
             output: EvalLoopOutput = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )

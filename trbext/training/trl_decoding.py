@@ -1,4 +1,4 @@
-"""Makes TRL's own decoding of the student (vLLM, or altered sampling) keep what our decoder promises.
+"""Makes TRL's own decoding of the student, with altered sampling, keep what our decoder promises.
 
 Its sequences end at every EOS id of either model, its ids are in the vocabulary that both models share, and only the
 fields of the run say how it samples.
@@ -17,6 +17,8 @@ from ..vocab import Alignment
 if TYPE_CHECKING:
     from trl import DistillationTrainer
 
+    from .config import TRBConfig
+
 
 def keep_to_alignment(trainer: DistillationTrainer, alignment: Alignment, student_width: int) -> None:
     """Sets the EOS ids of a trainer, and suppresses the ids that only its student has.
@@ -34,10 +36,6 @@ def keep_to_alignment(trainer: DistillationTrainer, alignment: Alignment, studen
         fields["suppress_tokens"] = suppressed
     trainer.generation_kwargs = {**trainer.generation_kwargs, **fields}
     trainer.generation_config = GenerationConfig(**trainer.generation_kwargs, disable_compile=True)
-    if trainer.use_vllm:
-        engine = trainer.vllm_generation
-        given = dict(engine.generation_kwargs or {})
-        engine.generation_kwargs = {**given, "stop_token_ids": sorted({*given.get("stop_token_ids", ()), *stops})}
 
 
 @contextmanager
@@ -80,3 +78,13 @@ def check_completions(completions: Sequence[Sequence[int]], prompts: int, alignm
             f"the student wrote id {highest}, which is outside the vocabulary both models share, [0, "
             f"{alignment.width}): resize its embeddings to {alignment.width}"
         )
+
+
+@contextmanager
+def without_engine(args: TRBConfig) -> Iterator[None]:
+    """Hides `use_vllm` from TRL, which would build an engine of the student before it is known what is needed."""
+    asked, args.use_vllm = args.use_vllm, False
+    try:
+        yield
+    finally:
+        args.use_vllm = asked

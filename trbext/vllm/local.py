@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from .in_process import keeping_random_state, reset_prefix_cache, shut_down, worker_of
 from .requests import EPSILON, HELD_OUT, KEY, check_request
 from .transport import Completion, Records, RolloutRequest
 
@@ -90,7 +90,7 @@ class LocalEngine:
     def load_student(self, folder: str) -> None:
         """Loads the student's weights from a folder of safetensors, and drops what was cached of the old ones."""
         self.llm.collective_rpc("trb_load_student", args=(folder,))
-        self._reset_prefix_cache()
+        reset_prefix_cache(self.llm)
 
     def load_student_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Loads the student's weights from this process.
@@ -102,7 +102,7 @@ class LocalEngine:
             RuntimeError: the workers are processes of their own.
         """
         self.worker.trb_load_student_weights(weights)
-        self._reset_prefix_cache()
+        reset_prefix_cache(self.llm)
 
     @property
     def worker(self) -> Any:
@@ -111,25 +111,16 @@ class LocalEngine:
         Raises:
             RuntimeError: the workers are processes of their own.
         """
-        worker = getattr(getattr(self.llm.llm_engine, "model_executor", None), "driver_worker", None)
-        if worker is None:
-            raise RuntimeError(
-                "the engine must be in this process, so that it takes tensors: set VLLM_ENABLE_V1_MULTIPROCESSING=0, "
-                "or load the student from a folder"
-            )
-        return getattr(worker, "worker", worker)
+        return worker_of(self.llm)
 
     def digest(self) -> list[dict[str, str]]:
         """`WorkerExtension.trb_digest` of each worker."""
         return list(self.llm.collective_rpc("trb_digest"))
 
-    @contextmanager
-    def random_state(self) -> Iterator[None]:
+    def random_state(self) -> AbstractContextManager[None]:
         """Keeps torch's global generators as they were, from which the drafts of an engine in this process come."""
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):
-            yield
+        return keeping_random_state()
 
-    def _reset_prefix_cache(self) -> None:
-        if not self.llm.reset_prefix_cache():  # it holds keys and values of the student's old weights
-            raise RuntimeError("the prefix cache could not be reset: requests are still running")
+    def shut_down(self) -> None:
+        """Ends an engine of this process. Its memory is free once nothing refers to this object any more."""
+        shut_down(self.llm)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .engine import check_settings
 from .hook import Hook, Settings
+from .in_process import reload_weights
 from .versions import check_version, draft_model
 from .vocabulary import Vocabulary
 
@@ -139,27 +140,18 @@ class WorkerExtension:
     def trb_load_student_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
         """Loads the student's weights, by their names on the Hugging Face hub, into the draft model only.
 
-        vLLM's layerwise reload also serves backends that repack the weights.
-
         Returns:
             How many parameters of the draft model were loaded.
 
         Raises:
             RuntimeError: the engine has no draft model of its own.
         """
-        from vllm.config import set_current_vllm_config
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
         _ = self._hook  # refuses an engine that was not enabled
         student = draft_model(self.model_runner)
         if student is None or student is self.model_runner.model:
             raise RuntimeError("the student's weights belong into a draft model, and this engine has none")
         config = self.vllm_config
-        with set_current_vllm_config(config), torch.no_grad():
-            initialize_layerwise_reload(student)
-            loaded = student.load_weights(weights)
-            finalize_layerwise_reload(student, config.speculative_config.draft_model_config)
-        return len(loaded)
+        return reload_weights(student, weights, config, config.speculative_config.draft_model_config)
 
     def trb_digest(self) -> dict[str, str]:
         """A digest of the parameters of each model, by which a test or a run sees which of them changed."""

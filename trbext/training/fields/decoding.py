@@ -16,7 +16,7 @@ class DecodingFields:
         metadata={
             "help": "Tokens the student drafts ahead for one pass of the teacher, which then writes up to one more; "
             "the law of a rollout is the same for all: 'auto' = chosen round by round, by costs measured in the first "
-            "step; 0 = lockstep; or a number."
+            "step (with use_vllm: 4); 0 = lockstep; or a number."
         },
     )
     reuse_teacher_states: bool = field(

@@ -1,0 +1,96 @@
+"""Reaches into a vLLM engine of this process: its worker, its weights, its caches and its end."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Read by vLLM when an engine is made: in this process, and with the model runner that the hook knows.
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+
+
+def make_llm(**arguments: Any) -> Any:
+    """Makes a `vllm.LLM` whose models are in this process.
+
+    Args:
+        arguments: of `LLM`.
+    """
+    os.environ.update(ENVIRONMENT)
+    from vllm import LLM
+
+    return LLM(**arguments)
+
+
+def worker_of(llm: Any) -> Any:
+    """The worker of an engine in this process, which has its model runner.
+
+    Raises:
+        RuntimeError: its workers are processes of their own.
+    """
+    worker = getattr(getattr(llm.llm_engine, "model_executor", None), "driver_worker", None)
+    if worker is None:
+        raise RuntimeError(
+            "the engine must be in this process, so that it takes tensors: set VLLM_ENABLE_V1_MULTIPROCESSING=0, "
+            "or load the student from a folder"
+        )
+    return getattr(worker, "worker", worker)
+
+
+def reload_weights(model: Any, weights: Iterable[tuple[str, Tensor]], vllm_config: Any, model_config: Any) -> int:
+    """Replaces the weights of a model that serves, in place.
+
+    vLLM's layerwise reload also serves backends that repack the weights, on which `model.load_weights` by itself fails.
+
+    Args:
+        model: vLLM's module.
+        weights: by their names on the Hugging Face hub.
+        vllm_config: of the engine.
+        model_config: of the model.
+
+    Returns:
+        How many parameters were loaded.
+    """
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    with set_current_vllm_config(vllm_config), torch.no_grad():
+        initialize_layerwise_reload(model)
+        loaded: Any = model.load_weights(weights)
+        finalize_layerwise_reload(model, model_config)
+    return len(loaded)
+
+
+def reset_prefix_cache(llm: Any) -> None:
+    """Drops the keys and values of earlier prefixes, which are of the old weights.
+
+    Raises:
+        RuntimeError: requests are still running.
+    """
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("the prefix cache could not be reset: requests are still running")
+
+
+@contextmanager
+def keeping_random_state() -> Iterator[None]:
+    """Restores torch's global generators on leaving, which an engine in this process seeds and draws from."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+def shut_down(llm: Any) -> None:
+    """Ends an engine in this process. Its memory is free once the caller has dropped its last reference to `llm`."""
+    llm.llm_engine.engine_core.shutdown()
+
+
+def free_memory() -> None:
+    """Collects what was dropped, and gives freed device memory back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -14,7 +14,7 @@ from torch import nn
 from python_tests.models.tiny_models import END_OF_TURN, VOCABULARY, prompts, tiny_llama
 from python_tests.training.trainer_cases import METRICS, make_trainer, steps
 from trbext.rollout import Rollout
-from trbext.training import metric_table
+from trbext.training.metrics import metric_table
 
 # ---- What is logged ----
 

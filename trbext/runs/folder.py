@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..data.yaml_file import dump_yaml, read_yaml
 from ..training.checkpoints.completeness import weight_files
-from ..training.metric_table import Metrics
+from ..training.metrics.metric_table import Metrics
 
 
 @dataclass(frozen=True)

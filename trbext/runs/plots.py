@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ..training.metric_table import METRICS, Metrics
+from ..training.metrics.metric_table import METRICS, Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from ..data.demo_models import model_path
 from ..errors import Interrupted, UsageError
 from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
 from ..training.config import TRBConfig
-from ..training.metric_table import first_and_last
+from ..training.metrics.metric_table import first_and_last
 from ..training.model_card import Provenance
 from ..training.trainer import TRBTrainer
 from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal

@@ -13,7 +13,7 @@ from ..runs.folder import RunFolder
 from ..runs.plots import plot_runs
 from ..runs.settings import parse_settings
 from ..runs.train import train_run
-from ..training.metric_table import METRICS, Metrics
+from ..training.metrics.metric_table import METRICS, Metrics
 
 BATCH = 32
 HELD_OUT_PROMPTS = 128

@@ -16,8 +16,8 @@ from ..vocab import Alignment
 from .checkpoints.resuming import ResumableTrainer
 from .config import TRBConfig
 from .finite import stop_non_finite
+from .metrics.prefix_means import PrefixMeans
 from .objective import Objective, prefix_loss
-from .prefix_means import PrefixMeans
 from .teacher_top_loss import prefix_loss_of_top
 
 

@@ -14,7 +14,7 @@ from trl.trainer.utils import get_config_model_id
 from .. import __version__
 from ..build_info import version_of
 from .config import TRBConfig
-from .metric_table import METRICS, Metrics, first_and_last
+from .metrics.metric_table import METRICS, Metrics, first_and_last
 from .schedule import duration
 
 PAPER = {

@@ -12,7 +12,7 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from ..models.lm_head import LMHead
 from ..vocab import Alignment
 from .losses import chunked_reverse_kl, cross_entropy, reverse_kl, sampled_reverse_kl, teacher_terms, veto_target
-from .prefix_means import PrefixMeans
+from .metrics.prefix_means import PrefixMeans
 
 
 @dataclass(frozen=True)

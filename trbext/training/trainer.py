@@ -36,7 +36,6 @@ from ..rollout.policies import STUDENT
 from ..vocab import align, stop_with_all_eos_ids
 from .checkpoints.random_state import generator_at
 from .config import TRBConfig
-from .cost import ComputeCount
 from .drafting import Drafting
 from .engine_build import EngineModels, check_can_draw
 from .engine_rollouts import SEEDS, RolloutEngines, budgets
@@ -44,8 +43,9 @@ from .fields.engine import engine_draft_length
 from .fused_loss import choose_fused_loss
 from .generation import Generation
 from .loss_trainer import LossTrainer
+from .metrics.cost import ComputeCount
+from .metrics.rollout_metrics import drafting_metrics, engine_metrics, rollout_metrics, warn_of_idle_budget
 from .model_card import PAPER, Provenance, name_of, write_model_card
-from .rollout_metrics import drafting_metrics, engine_metrics, rollout_metrics, warn_of_idle_budget
 from .sharding import check_can_unshard, save_whole_model, whole_for_decoding
 from .student import load_processing_class, load_student, without_init_kwargs
 from .teacher import DescribedTeacher, prepare_teacher, teacher_and_tokenizer

@@ -33,7 +33,7 @@ from ...data.yaml_file import read_yaml
 from ...errors import UsageError
 from ...runs.settings import parse_settings
 from ...training.config import TRBConfig
-from ...training.metric_table import JUDGES, METRICS, Better
+from ...training.metrics.metric_table import JUDGES, METRICS, Better
 from .folder_names import folder_names
 from .values import as_list, count, mapping, text, truth
 

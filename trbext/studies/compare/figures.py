@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...training.metric_table import DIAGNOSTICS, METRICS
+from ...training.metrics.metric_table import DIAGNOSTICS, METRICS
 from .contrasts import Contrast
 from .declaration import Metric, Study
 from .findings import Findings

@@ -9,12 +9,12 @@ import numpy as np
 
 from ...errors import UsageError
 from ...runs.folder import RunFolder
-from ...training.metric_table import DIAGNOSTICS, Metrics
+from ...training.metrics.metric_table import DIAGNOSTICS, Metrics
 from .declaration import Study
 from .views import Floats
 from .worker import finished
 
-# Cumulative costs that every log holds (trbext/training/cost.py).
+# Cumulative costs that every log holds (trbext/training/metrics/cost.py).
 COSTS = {
     "compute/seconds": "seconds",
     "compute/student_tokens": "student_tokens",

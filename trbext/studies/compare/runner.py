@@ -30,7 +30,7 @@ from ...data.yaml_file import dump_yaml
 from ...errors import INTERRUPTED, USAGE_ERROR, Interrupted, UsageError
 from ...runs.inputs import load_inputs
 from ...runs.settings import parse_settings
-from ...training.metric_table import figures
+from ...training.metrics.metric_table import figures
 from .declaration import Run, Study
 from .devices import cores, least_used, visible_gpus
 from .folder import open_folder

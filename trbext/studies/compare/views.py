@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
-from ...training.metric_table import Better
+from ...training.metrics.metric_table import Better
 
 Floats = NDArray[np.float64]
 

@@ -14,8 +14,8 @@ from trl import DistillationTrainer
 
 from ...data.prompt_order import ResumableSampler, prompts_of_a_step
 from ...data.prompt_stream import EndlessPrompts
-from ..cost import ComputeCount
 from ..drafting import Drafting
+from ..metrics.cost import ComputeCount
 from .completeness import check_checkpoint
 from .random_state import forked_random_state
 from .weights import check_adapter, has_weights, load_weights

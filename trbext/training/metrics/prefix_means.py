@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .losses import TeacherTerms
+    from ..losses import TeacherTerms
 
 
 class PrefixMeans:

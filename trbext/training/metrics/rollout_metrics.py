@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .generation import Generation
+from ..generation import Generation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -20,8 +20,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..models.cached_model import unwrap
-from .checkpoints.callback_state import saved_attributes
+from ...models.cached_model import unwrap
+from ..checkpoints.callback_state import saved_attributes
 
 
 class ComputeCount(TrainerCallback, ExportableState):

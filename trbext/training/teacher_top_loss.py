@@ -23,8 +23,8 @@ from .losses import (
     tempered,
     top_and_rest,
 )
+from .metrics.prefix_means import PrefixMeans
 from .objective import LossTerms, Objective
-from .prefix_means import PrefixMeans
 
 
 def reverse_kl_of_top(student_logits: Tensor, top: TeacherTop, *, temperature: float = 1.0) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from trbext.data.encoding import left_padded
 from trbext.rollout import Rollout, speculative
 from trbext.training.config import TRBConfig
-from trbext.training.engine_build import EngineModels
+from trbext.training.engine.build import EngineModels
 from trbext.training.fields.engine import engine_draft_length
 from trbext.vllm.transport import Completion, Records, RolloutRequest
 from trbext.vocab import Alignment
@@ -49,9 +49,9 @@ class FakeEngines:
         def student(args: TRBConfig, models: EngineModels, alignment: Alignment) -> FakeStudent:
             return FakeStudent(self, models, alignment)
 
-        monkeypatch.setattr("trbext.training.engine_rollouts.trb_engine", trb)
-        monkeypatch.setattr("trbext.training.engine_rollouts.student_engine", student)
-        monkeypatch.setattr("trbext.training.engine_build.vllm_is_installed", lambda: True)
+        monkeypatch.setattr("trbext.training.engine.rollouts.trb_engine", trb)
+        monkeypatch.setattr("trbext.training.engine.rollouts.student_engine", student)
+        monkeypatch.setattr("trbext.training.engine.build.vllm_is_installed", lambda: True)
 
 
 class OneOfThem:

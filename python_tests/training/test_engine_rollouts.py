@@ -20,7 +20,7 @@ from python_tests.training.trainer_cases import METRICS, make_trainer, steps, we
 from trbext.rollout.policies import FixedBeta, LambdaCoin, TrustRegion
 from trbext.training import metric_table
 from trbext.training.config import TRBConfig
-from trbext.training.engine_rollouts import budgets, last_blended_step
+from trbext.training.engine.rollouts import budgets, last_blended_step
 from trbext.training.trainer import TRBTrainer
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
@@ -324,7 +324,7 @@ def test_tools_are_refused(tmp_path: Path, fakes: FakeEngines) -> None:
 
 
 def test_without_vllm_a_colocated_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trbext.training.engine_build.vllm_is_installed", lambda: False)
+    monkeypatch.setattr("trbext.training.engine.build.vllm_is_installed", lambda: False)
     with pytest.raises(ValueError, match="needs vLLM in this environment, and it is not installed"):
         make_trainer(tmp_path, "nowhere", "nowhere either", use_vllm=True)
 

@@ -17,7 +17,7 @@ from ..vllm.client import EngineDraw
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .engine_turn import EngineTurn
+    from .engine.turn import EngineTurn
 
 
 @dataclass

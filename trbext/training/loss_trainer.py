@@ -15,10 +15,10 @@ from ..vllm.teacher_top import TeacherTop
 from ..vocab import Alignment
 from .checkpoints.resuming import ResumableTrainer
 from .config import TRBConfig
+from .engine.teacher_top_loss import prefix_loss_of_top
 from .finite import stop_non_finite
 from .metrics.prefix_means import PrefixMeans
 from .objective import Objective, prefix_loss
-from .teacher_top_loss import prefix_loss_of_top
 
 
 class LossTrainer(ResumableTrainer):

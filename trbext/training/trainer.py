@@ -37,8 +37,8 @@ from ..vocab import align, stop_with_all_eos_ids
 from .checkpoints.random_state import generator_at
 from .config import TRBConfig
 from .drafting import Drafting
-from .engine_build import EngineModels, check_can_draw
-from .engine_rollouts import SEEDS, RolloutEngines, budgets
+from .engine.build import EngineModels, check_can_draw
+from .engine.rollouts import SEEDS, RolloutEngines, budgets
 from .fields.engine import engine_draft_length
 from .fused_loss import choose_fused_loss
 from .generation import Generation
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch.utils.data import DataLoader
 
-    from .engine_turn import EngineTurn
+    from .engine.turn import EngineTurn
 
 # Streams of random numbers of one optimizer step; a run's numbers change if these do.
 TRAIN_STREAM, EVAL_STREAM, PASS_STREAM = 0, 1, 2

@@ -20,22 +20,22 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..rollout import Policy
-from ..rollout.policies import LambdaCoin, TrustRegion
-from ..vllm.client import EngineDraw, EngineRollouts
-from ..vllm.in_process import free_memory
-from .engine_build import EngineModels, student_engine, trb_engine
-from .engine_turn import EngineTurn, rows_of
-from .fields.engine import engine_draft_length
+from ...rollout import Policy
+from ...rollout.policies import LambdaCoin, TrustRegion
+from ...vllm.client import EngineDraw, EngineRollouts
+from ...vllm.in_process import free_memory
+from ..fields.engine import engine_draft_length
+from .build import EngineModels, student_engine, trb_engine
 from .student_weights import StudentWeights
+from .turn import EngineTurn, rows_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-    from ..vllm.student_engine import StudentEngine
-    from ..vocab import Alignment
-    from .config import TRBConfig
+    from ...vllm.student_engine import StudentEngine
+    from ...vocab import Alignment
+    from ..config import TRBConfig
 
 SEEDS = 2**62  # seeds of an engine lie below: they travel as signed integers, and one is added to them
 

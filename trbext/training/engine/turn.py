@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..rollout.output import Speculation
-from ..vllm.client import EngineDraw
-from ..vllm.teacher_top import TeacherTop
+from ...rollout.output import Speculation
+from ...vllm.client import EngineDraw
+from ...vllm.teacher_top import TeacherTop
 
 
 @dataclass(frozen=True)

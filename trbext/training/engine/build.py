@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..rollout import Policy
-from ..rollout.policies import LambdaCoin, Teacher, TrustRegion
-from ..vllm.engine import engine_args, slack
-from ..vllm.in_process import make_llm
-from ..vllm.local import LocalEngine
-from ..vllm.student_engine import StudentEngine
-from .fields.engine import POLICIES, engine_draft_length
+from ...rollout import Policy
+from ...rollout.policies import LambdaCoin, Teacher, TrustRegion
+from ...vllm.engine import engine_args, slack
+from ...vllm.in_process import make_llm
+from ...vllm.local import LocalEngine
+from ...vllm.student_engine import StudentEngine
+from ..fields.engine import POLICIES, engine_draft_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..vllm.transport import Engine
-    from ..vocab import Alignment
-    from .config import TRBConfig
+    from ...vllm.transport import Engine
+    from ...vocab import Alignment
+    from ..config import TRBConfig
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def student_path(student: str | PreTrainedModel) -> str:
 def trb_engine(args: TRBConfig, models: EngineModels) -> Engine:
     """An engine of teacher and student: one of this process, or the server that `args` names."""
     if args.vllm_mode == "server":
-        from ..vllm.http import HTTPEngine
+        from ...vllm.http import HTTPEngine
 
         return HTTPEngine(server_url(args), wait=args.vllm_server_timeout)
     k = engine_draft_length(args)

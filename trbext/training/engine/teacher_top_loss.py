@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..models.lm_head import LMHead
-from ..vllm.teacher_top import TeacherTop
-from ..vocab import Alignment
-from .losses import (
+from ...models.lm_head import LMHead
+from ...vllm.teacher_top import TeacherTop
+from ...vocab import Alignment
+from ..losses import (
     TeacherTerms,
     cross_entropy,
     emitted_as_stop,
@@ -23,8 +23,8 @@ from .losses import (
     tempered,
     top_and_rest,
 )
-from .metrics.prefix_means import PrefixMeans
-from .objective import LossTerms, Objective
+from ..metrics.prefix_means import PrefixMeans
+from ..objective import LossTerms, Objective
 
 
 def reverse_kl_of_top(student_logits: Tensor, top: TeacherTop, *, temperature: float = 1.0) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from trl.generation.vllm_generation import VLLMGeneration
 
 if TYPE_CHECKING:
-    from ..vllm.transport import Engine
+    from ...vllm.transport import Engine
 
 
 class StudentWeights(VLLMGeneration):  # type: ignore[misc]  # TRL is untyped

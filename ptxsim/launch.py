@@ -23,7 +23,7 @@ from .text.syntax import Kernel
 assert opcodes.__all__  # importing them registers the opcodes
 
 WAVE_LANES = 8192  # blocks run in waves of about this many threads, each wave to its end
-KEPT_MACHINES = 4  # each may hold some 100 MB of registers
+KEPT_LANES = 4 * WAVE_LANES  # of all machines that are kept: a wave of 8192 may hold some 100 MB of registers
 MAX_STEPS = 5_000_000  # basic blocks per wave
 
 
@@ -110,13 +110,18 @@ _machines: OrderedDict[tuple[object, ...], Machine] = OrderedDict()
 
 
 def _machine(kernel: Kernel, block: tuple[int, int, int], ctas: int, cluster: int, dynamic_shared: int) -> Machine:
-    """Returns a machine, kept for later launches of the same shape; the least recently used one is dropped."""
-    key = kernel, block, ctas, cluster, dynamic_shared
-    machine = _machines.pop(key, None) or Machine(
-        kernel, Geometry(block, ctas, cluster), kernel.shared_bytes + dynamic_shared
-    )
+    """Returns a machine, kept for later launches of the same shape; the least recently used ones are dropped.
+
+    Decoding a kernel takes longer than most launches. Machines are made for a power of two of shared memory, so that
+    rows of unlike lengths run on the same one.
+    """
+    size = kernel.shared_bytes + dynamic_shared
+    capacity = max(1 << (size - 1).bit_length(), 4096)
+    key = kernel, block, ctas, cluster, capacity
+    machine = _machines.pop(key, None) or Machine(kernel, Geometry(block, ctas, cluster), capacity)
+    machine.shared.size = size
     _machines[key] = machine
-    while len(_machines) > KEPT_MACHINES:
+    while len(_machines) > 1 and sum(kept.geometry.lanes for kept in _machines.values()) > KEPT_LANES:
         _machines.popitem(last=False)
     return machine
 

@@ -35,7 +35,7 @@ class _Segment:
 class Machine:
     """Bound code for one kernel and one geometry. Instructions are decoded when first reached, then kept."""
 
-    def __init__(self, kernel: Kernel, geometry: Geometry, shared_size: int) -> None:
+    def __init__(self, kernel: Kernel, geometry: Geometry, shared_capacity: int) -> None:
         self.kernel, self.geometry = kernel, geometry
         self.shared_layout = kernel.shared_layout
         self.state = LaneState(kernel, geometry)
@@ -49,7 +49,7 @@ class Machine:
             self.code += [(function, instruction) for instruction in function.body.instructions]
         self._label_pcs = set(self.labels.values())
         self.shared = SharedMemory(
-            geometry, shared_size, narrowest_access([instruction for _, instruction in self.code])
+            geometry, shared_capacity, narrowest_access([instruction for _, instruction in self.code])
         )
         self.block_barriers = BlockBarriers(self)
         self.cluster_barriers = ClusterBarriers(self)

@@ -1,6 +1,7 @@
 """Sets up pytest before anything is imported: no test may reach a network (TRL reports the use of its trainers)."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,6 +15,15 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 import pytest
 
 from python_tests.packaging.optional_packages import LeavesOutWhatIsMissing
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives the processes of this run, which compile the same kernels, one folder of their PTX."""
+    if "PTXSIM_CACHE" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="trbext-ptx-")
+        os.environ["PTXSIM_CACHE"] = folder.name
+        config.add_cleanup(lambda: os.environ.pop("PTXSIM_CACHE"))
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:

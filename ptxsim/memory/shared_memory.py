@@ -22,12 +22,13 @@ _PAD = 32  # widest access; every block's window is a multiple of it
 
 
 class SharedMemory:
-    """`size` bytes per block; `granule` is the narrowest access the kernel makes, the resolution of the race check."""
+    """`size` bytes per block, which each launch sets, at most `capacity`; `granule` is the narrowest access the kernel
+    makes, the resolution of the race check."""
 
-    def __init__(self, geometry: Geometry, size: int, granule: int) -> None:
+    def __init__(self, geometry: Geometry, capacity: int, granule: int) -> None:
         self._geometry = geometry
-        self.size = size
-        self.stride = max(-(-size // _PAD) * _PAD, _PAD)
+        self.size = capacity
+        self.stride = max(-(-capacity // _PAD) * _PAD, _PAD)
         self._granule = granule
         self.bytes = np.zeros(geometry.ctas * self.stride + _PAD, np.uint8)
         self.views = {width: self.bytes.view(dtype) for width, dtype in UNSIGNED.items()}

@@ -16,9 +16,8 @@ SOURCE = Path(__file__).parents[1] / "kernels" / "arithmetic.cu"
 
 
 @pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Module]:
-    cache = tmp_path_factory.mktemp("ptx")
-    return {arch: Module.parse(compile_ptx(SOURCE, arch, cache=cache)) for arch in (80, 90, 100)}
+def modules() -> dict[int, Module]:
+    return {arch: Module.parse(compile_ptx(SOURCE, arch)) for arch in (80, 90, 100)}
 
 
 def bits(x: np.ndarray) -> np.ndarray:

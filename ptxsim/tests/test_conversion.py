@@ -17,8 +17,8 @@ SOURCE = Path(__file__).parents[1] / "kernels" / "arithmetic.cu"
 
 
 @pytest.fixture(scope="module")
-def module(tmp_path_factory: pytest.TempPathFactory) -> Module:
-    return Module.parse(compile_ptx(SOURCE, 90, cache=tmp_path_factory.mktemp("ptx")))
+def module() -> Module:
+    return Module.parse(compile_ptx(SOURCE, 90))
 
 
 def test_conversion_to_halves_rounds_to_nearest_even(module: Module) -> None:

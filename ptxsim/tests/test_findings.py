@@ -17,18 +17,13 @@ _DEFINED = re.findall(r"^#define (\w+) (\d+)$", (KERNELS / "planted_bugs.cu").re
 BUGS = {"NONE": 0, **{name: int(number) for name, number in _DEFINED}}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ptx")
-
-
 def kinds(result: Result) -> set[str]:
     return {f.kind for f in result.findings}
 
 
 @pytest.fixture(scope="module")
-def bugs(cache: Path) -> Module:
-    return Module.parse(compile_ptx(KERNELS / "planted_bugs.cu", 90, cache=cache))
+def bugs() -> Module:
+    return Module.parse(compile_ptx(KERNELS / "planted_bugs.cu", 90))
 
 
 def variant(bugs: Module, kernel: str, bug: str) -> Kernel:
@@ -161,13 +156,13 @@ def test_every_planted_bug_is_tested() -> None:
 
 
 @pytest.fixture(scope="module")
-def module(cache: Path) -> Module:
-    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 90, cache=cache))
+def module() -> Module:
+    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 90))
 
 
 @pytest.fixture(scope="module")
-def module80(cache: Path) -> Module:
-    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 80, cache=cache))
+def module80() -> Module:
+    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 80))
 
 
 def launch_findings(kernel: Kernel, arguments: int, **options: object) -> list[str]:
@@ -184,6 +179,23 @@ def test_too_much_shared_memory_is_refused(module80: Module, arch: int, limit: i
     assert kernel.shared_bytes == 256
     assert launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left) == []
     assert "bytes of shared memory per block" in launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left + 1)[0]
+
+
+def test_a_launch_sees_no_shared_memory_beyond_its_own_size(module: Module) -> None:
+    """Launches of unlike sizes share a machine, whose memory is larger."""
+    kernel = module.kernels["split_cluster_barrier"]  # 32 floats of static and 32 of dynamic shared memory
+
+    def findings(shared: int) -> list[tuple[str, str]]:
+        device = Device()
+        x, out = device.upload(np.zeros(64, np.float32)), device.empty(64, np.float32)
+        result = launch(device, kernel, 2, 32, [x, out], shared=shared, cluster=2)
+        return [(finding.kind, finding.message) for finding in result.findings]
+
+    assert findings(128) == []
+    small = findings(124)
+    assert {kind for kind, _ in small} == {"out_of_bounds"}
+    assert all("4 bytes at shared+252 of 252" in message for _, message in small)
+    assert findings(2048) == findings(128) == []
 
 
 def test_launch_limits(module: Module, module80: Module) -> None:

@@ -15,18 +15,13 @@ SCHEDULES = [None, 1, 2, 3]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ptx")
+def module() -> Module:
+    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 90))
 
 
 @pytest.fixture(scope="module")
-def module(cache: Path) -> Module:
-    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 90, cache=cache))
-
-
-@pytest.fixture(scope="module")
-def module80(cache: Path) -> Module:
-    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 80, cache=cache))
+def module80() -> Module:
+    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 80))
 
 
 def kinds(result: Result) -> set[str]:
@@ -346,8 +341,8 @@ def test_unknown_statements_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100, 120])
-def test_every_statement_is_understood_on_every_architecture(cache: Path, arch: int) -> None:
-    kernels = Module.parse(compile_ptx(KERNELS / "cooperation.cu", arch, cache=cache)).kernels
+def test_every_statement_is_understood_on_every_architecture(arch: int) -> None:
+    kernels = Module.parse(compile_ptx(KERNELS / "cooperation.cu", arch)).kernels
     assert {name: unsupported_statements(kernel) for name, kernel in kernels.items()} == {name: [] for name in kernels}
 
 

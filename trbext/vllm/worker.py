@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ class WorkerExtension:
 
         Raises:
             FileNotFoundError: the folder has none.
+            SafetensorError: one of them is damaged; the weights are those from before.
         """
         from safetensors import safe_open
 
@@ -129,13 +131,11 @@ class WorkerExtension:
         if not files:
             raise FileNotFoundError(f"the student's folder must have *.safetensors files, got {path}")
 
-        def tensors() -> Iterable[tuple[str, Tensor]]:
-            for file in files:
-                with safe_open(file, framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118  (it is no mapping)
-                        yield name, opened.get_tensor(name)
-
-        return self.trb_load_student_weights(tensors())
+        with ExitStack() as stack:
+            # All are opened first: an error while weights are loaded would leave the draft model without any.
+            opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+            tensors = ((name, file.get_tensor(name)) for file in opened for name in file.keys())  # noqa: SIM118
+            return self.trb_load_student_weights(tensors)
 
     def trb_load_student_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
         """Loads the student's weights, by their names on the Hugging Face hub, into the draft model only.

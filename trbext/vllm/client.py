@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..limits import is_epsilon, not_an_epsilon
 from ..rollout.output import Rollout, Speculation
 from ..vocab import Alignment
 from .assembly import Assembly
 from .engine import slack
+from .requests import check_temperature
 from .teacher_top import TeacherTop
 from .transport import Engine, RolloutRequest
 
@@ -73,12 +75,14 @@ class EngineRollouts:
             repair: draws a rollout again from where the engine lost its drafts, and the teacher drew; False raises.
 
         Raises:
-            ValueError: a prompt is too short, or a rollout too long for the engine.
+            ValueError: a budget is negative or NaN, the temperature or a prompt too small, or a rollout too long for
+                the engine.
             RuntimeError: logits were at fault, the budget was not kept, or the engine keeps losing drafts.
         """
         # 1. Check what the engine would answer wrongly.
         budgets = [float(epsilon)] * len(prompts) if isinstance(epsilon, int | float) else [float(e) for e in epsilon]
         self._check(prompts, budgets, max_new_tokens)
+        check_temperature(temperature)
         # 2. Ask until every rollout is whole.
         preempted = self.engine.preemptions()
         self.engine.counters(clear=True)
@@ -135,6 +139,9 @@ class EngineRollouts:
     def _check(self, prompts: Sequence[Sequence[int]], budgets: Sequence[float], max_new_tokens: int) -> None:
         if len(budgets) != len(prompts):
             raise ValueError(f"epsilon must be one number, or one per prompt ({len(prompts)}), got {len(budgets)}")
+        for budget in budgets:
+            if not is_epsilon(budget):
+                raise ValueError(not_an_epsilon(budget))
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if not prompts:

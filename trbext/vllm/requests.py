@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..limits import is_epsilon, not_an_epsilon
+
 # Keys of SamplingParams.extra_args ("vllm_xargs" of an HTTP request).
 HELD_OUT = "trb_held_out"  # int: the last token of the prompt, which the engine gives back as its first token
 KEY = "trb_key"  # int: the name of the rollout in the engine's records; without one nothing is recorded
@@ -26,10 +28,24 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bad_words": (None, []),
     "structured_outputs": (None,),
     "thinking_token_budget": (None,),
+    "repetition_detection": (None,),  # it would end a rollout early
+    "trace_decode_token_ids": (None,),
     "logprobs": (None,),  # these would be the teacher's; the engine's records hold those of mu and both models
+    "logprob_token_ids": (None,),
     "prompt_logprobs": (None,),
+    "prompt_logprob_token_ids": (None,),
     "seed": (None,),  # the draft model ignores it
 }
+
+
+def check_temperature(temperature: float) -> None:
+    """Checks that vLLM samples at a temperature.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not LEAST_TEMPERATURE <= temperature < float("inf"):
+        raise ValueError(f"a TRB rollout needs a temperature of at least {LEAST_TEMPERATURE}, got {temperature}")
 
 
 def check_request(parameters: Any) -> None:
@@ -45,9 +61,7 @@ def check_request(parameters: Any) -> None:
         value = getattr(parameters, name, neutral[0])
         if value not in neutral:
             raise ValueError(f"a TRB rollout follows mu only: {name} must be {neutral[0]!r}, got {value!r}")
-    temperature = parameters.temperature
-    if not LEAST_TEMPERATURE <= temperature < float("inf"):
-        raise ValueError(f"a TRB rollout needs a temperature of at least {LEAST_TEMPERATURE}, got {temperature}")
+    check_temperature(parameters.temperature)
     extra = parameters.extra_args or {}
     held_out = extra.get(HELD_OUT)
     if not isinstance(held_out, int) or held_out < 0:
@@ -59,5 +73,5 @@ def check_request(parameters: Any) -> None:
     if key is not None and not isinstance(key, int):
         raise ValueError(f"{KEY} must be an integer, got {key!r}")
     epsilon = extra.get(EPSILON)
-    if epsilon is not None and not (isinstance(epsilon, int | float) and epsilon >= 0):
-        raise ValueError(f"{EPSILON} must be a KL budget in nats per token, at least 0, got {epsilon!r}")
+    if epsilon is not None and not (isinstance(epsilon, int | float) and is_epsilon(epsilon)):
+        raise ValueError(not_an_epsilon(epsilon, EPSILON))

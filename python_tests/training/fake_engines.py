@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, set_seed
 
 from trbext.data.encoding import left_padded
 from trbext.rollout import Rollout, speculative
@@ -61,6 +61,7 @@ class OneOfThem:
 
     def __init__(self, book: FakeEngines, models: EngineModels) -> None:
         self.book = book
+        set_seed(0)  # as vLLM does: of Python, NumPy and torch
         self.student = LlamaForCausalLM.from_pretrained(models.student, dtype=models.dtype).eval()
         book.built.append(self.name)
         book.engines.append(self)

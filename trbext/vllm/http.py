@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import EngineFailed, UsageError
 from .requests import EPSILON, HELD_OUT, KEY
-from .server.calls import LENGTHS, PROTOCOL
+from .server.calls import LENGTHS, PROTOCOL, STATE
 from .server.connection import Reply, ServerConnection, Unreachable
 from .transport import Completion, Records, RolloutRequest
 
 POLL_SECONDS = 2.0  # between two looks for a server that is starting
 MOST_AT_A_TIME = 2048  # requests under way, each of which has a thread that sleeps
+CHANGES = ("enable", "student", "transfer")  # calls after which the server has another state
+KEYS = 2**20  # rollouts of a draw, at most
+# Arrays of the records, with the array of their keys; those that are not here have "key".
+NOT_OF_KEY = {"teacher_index": "teacher_key", "fault_key": "fault_key"}
 
 
 class HTTPEngine:
-    """The `Engine` of a server, for this process only: a draw takes all records that the server holds.
+    """The `Engine` of a server, for one client at a time: a draw takes all records that the server holds.
 
+    A client whose server has started again, or of which another client has changed weights or settings, is told so.
     No request is sent twice. One that was cut off may have drawn tokens, and to draw again the rollouts that took long
     would favor the short ones.
 
@@ -37,6 +45,8 @@ class HTTPEngine:
     def __init__(self, url: str, *, api_key: str | None = None, wait: float = 0.0) -> None:
         self._server = ServerConnection(url, api_key)
         self.url = self._server.url
+        self._first_key = secrets.randbits(40) * KEYS  # no other client's records are taken for this one's
+        self._state: str | None = None
         deadline = time.monotonic() + wait
         while True:
             try:
@@ -68,6 +78,7 @@ class HTTPEngine:
                 f"the server at {self.url} must speak protocol {PROTOCOL} of trbext, got {answer['trb']}: use the same "
                 "trbext on both sides"
             )
+        self._state = reply.headers.get(STATE)
         return answer
 
     def enable(self, **settings: Any) -> dict[str, Any]:
@@ -89,7 +100,9 @@ class HTTPEngine:
         at_a_time = int(self._facts["replicas"]) * int(self._facts["max_num_seqs"])
         try:
             replies = self._server.send_all(
-                "/v1/completions", [_body(request) for request in requests], at_a_time=min(at_a_time, MOST_AT_A_TIME)
+                "/v1/completions",
+                [self._body(request) for request in requests],
+                at_a_time=min(at_a_time, MOST_AT_A_TIME),
             )
         except Unreachable as error:
             raise EngineFailed(f"{error}: it has ended since the last call") from error
@@ -116,7 +129,16 @@ class HTTPEngine:
         reply = self._post("records", {})
         lengths = [int(length) for length in reply.headers[LENGTHS].split(",")]
         ends = [sum(lengths[: at + 1]) for at in range(len(lengths))]
-        return [load(reply.body[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+        return [self._own(load(reply.body[end - length : end])) for end, length in zip(ends, lengths, strict=True)]
+
+    def _own(self, records: Records) -> Records:
+        """The records of this client's rollouts, by its own keys."""
+        keys = {name: records[name].astype(np.int64) - self._first_key for name in ("key", *NOT_OF_KEY.values())}
+        own = {name: (key >= 0) & (key < KEYS) for name, key in keys.items()}
+        return {
+            name: keys.get(name, array)[own[name if name in keys else NOT_OF_KEY.get(name, "key")]]
+            for name, array in records.items()
+        }
 
     def preemptions(self) -> int | None:
         """Preemptions in all replicas since the server started; None if it was started with --disable-log-stats."""
@@ -168,6 +190,13 @@ class HTTPEngine:
             raise EngineFailed(f"{error}: it has ended since the last call") from error
         if reply.status != 200:
             self._raise(reply, f"answered /trb/{name}")
+        state = reply.headers.get(STATE)
+        if name not in CHANGES and state != self._state:
+            raise EngineFailed(
+                f"the server at {self.url} is not as this client left it: it has started again, or another client has "
+                "changed its weights or settings"
+            )
+        self._state = state
         return reply
 
     def _raise(self, reply: Reply, what: str) -> None:
@@ -180,24 +209,23 @@ class HTTPEngine:
             raise EngineFailed(f"the server at {self.url} ended a rollout by {choice['finish_reason']!r}")
         return Completion(choice["token_ids"], choice["finish_reason"] == "stop")
 
-
-def _body(request: RolloutRequest) -> dict[str, Any]:
-    """A request of /v1/completions. What the server would otherwise take from a generation config is said here."""
-    extra: dict[str, Any] = {HELD_OUT: request.prompt[-1], KEY: request.key}
-    if request.epsilon is not None:
-        extra[EPSILON] = request.epsilon
-    return {
-        "prompt": request.prompt[:-1],
-        "max_tokens": request.max_new_tokens + 1,  # and the held-out token
-        "temperature": request.temperature,
-        "top_p": 1.0,
-        "top_k": 0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "ignore_eos": True,  # vLLM's is the teacher's
-        "stop_token_ids": [request.stop],
-        "return_token_ids": True,
-        "vllm_xargs": extra,
-    }
+    def _body(self, request: RolloutRequest) -> dict[str, Any]:
+        """A request of /v1/completions. What the server would otherwise take from a generation config is said here."""
+        extra: dict[str, Any] = {HELD_OUT: request.prompt[-1], KEY: self._first_key + request.key}
+        if request.epsilon is not None:
+            extra[EPSILON] = request.epsilon
+        return {
+            "prompt": request.prompt[:-1],
+            "max_tokens": request.max_new_tokens + 1,  # and the held-out token
+            "temperature": request.temperature,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "ignore_eos": True,  # vLLM's is the teacher's
+            "stop_token_ids": [request.stop],
+            "return_token_ids": True,
+            "vllm_xargs": extra,
+        }

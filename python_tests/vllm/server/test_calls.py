@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from trbext.vllm.server import replicas as replicas_module
-from trbext.vllm.server.calls import LENGTHS, Answer, ServerCalls
+from trbext.vllm.server.calls import LENGTHS, STATE, Answer, ServerCalls
 from trbext.vllm.server.endpoints import TRBEndpoints, _is_allowed
 from trbext.vllm.server.replicas import Replicas, replica_seed
 
@@ -83,6 +83,27 @@ def test_a_budget_reaches_every_replica_and_is_kept_when_the_engines_are_enabled
     for rank, named in engines.of("trb_enable")[-2:]:
         seed = replica_seed(5, rank, 2)
         assert named == {"width": 9, "stop": 2, "merged": [3], "epsilon": math.inf, "top_k": 4, "seed": seed}
+
+
+def test_an_answer_names_a_state_that_changes_with_weights_and_settings_only(weights: dict[str, str]) -> None:
+    engines = Engines(2)
+    calls = calls_of(engines)
+    states = [calls.handshake().headers[STATE]]
+    settings = {"width": 9, "stop": 2, "merged": [3], "top_k": 4}
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("enable", settings),
+        ("student", weights),
+        ("student", weights),
+        ("transfer", {"step": "start"}),
+        ("enable", {"top_k": 0}),
+    ]
+    for name, body in changes:
+        assert ask(calls, name, body).status == 200
+        states.append(calls.handshake().headers[STATE])
+        for other, nothing in (("epsilon", {"epsilon": 1}), ("seed", {"seed": 1}), ("digest", {}), ("enable", {})):
+            assert ask(calls, other, nothing).headers[STATE] == states[-1]
+    assert len(set(states)) == len(states)
+    assert calls_of(engines).handshake().headers[STATE] not in states
 
 
 def test_no_two_replicas_have_the_same_random_numbers_at_any_time() -> None:

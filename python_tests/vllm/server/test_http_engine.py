@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from python_tests.vllm.server.fake_server import BREAK, HANDSHAKE, FakeServer, fake_server
 from trbext.errors import EngineFailed, UsageError
 from trbext.vllm import http as http_module
-from trbext.vllm.http import HTTPEngine
+from trbext.vllm.http import KEYS, HTTPEngine
 from trbext.vllm.transport import Completion, RolloutRequest
 
 
@@ -32,7 +32,12 @@ def request(key: int, prompt: list[int] | None = None, **changes: Any) -> Rollou
 
 def completed(body: dict[str, Any], reason: str = "stop") -> tuple[int, Any]:
     held_out = body["vllm_xargs"]["trb_held_out"]
-    return 200, {"choices": [{"token_ids": [held_out, body["vllm_xargs"]["trb_key"]], "finish_reason": reason}]}
+    return 200, {"choices": [{"token_ids": [held_out, key_of(body)], "finish_reason": reason}]}
+
+
+def key_of(body: dict[str, Any]) -> int:
+    """The key of a request, without what makes it the client's own."""
+    return int(body["vllm_xargs"]["trb_key"] % KEYS)
 
 
 def test_a_rollout_is_asked_for_with_all_that_a_generation_config_could_change(server: FakeServer) -> None:
@@ -41,7 +46,9 @@ def test_a_rollout_is_asked_for_with_all_that_a_generation_config_could_change(s
         Completion([7, 9], True),
         Completion([7, 8], True),
     ]
-    bodies = {body["vllm_xargs"]["trb_key"]: body for body in server.of("/v1/completions")}
+    bodies = {key_of(body): body for body in server.of("/v1/completions")}
+    keys = {key: body["vllm_xargs"].pop("trb_key") for key, body in bodies.items()}
+    assert keys[9] - 9 == keys[8] - 8
     assert bodies[9] == {
         "prompt": [5, 6],
         "max_tokens": 4,
@@ -55,9 +62,9 @@ def test_a_rollout_is_asked_for_with_all_that_a_generation_config_could_change(s
         "ignore_eos": True,
         "stop_token_ids": [2],
         "return_token_ids": True,
-        "vllm_xargs": {"trb_held_out": 7, "trb_key": 9, "trb_epsilon": math.inf},
+        "vllm_xargs": {"trb_held_out": 7, "trb_epsilon": math.inf},
     }
-    assert bodies[8]["vllm_xargs"] == {"trb_held_out": 7, "trb_key": 8}
+    assert bodies[8]["vllm_xargs"] == {"trb_held_out": 7}
 
 
 def test_as_many_rollouts_as_the_replicas_decode_are_under_way_and_answers_keep_their_order(server: FakeServer) -> None:
@@ -101,14 +108,59 @@ def test_settings_and_weights_reach_the_server(
     ]
 
 
-def test_the_records_of_each_replica_come_apart(server: FakeServer) -> None:
-    records = [{"key": np.arange(3), "beta": np.ones(3, np.float32)}, {"key": np.empty(0, np.int64)}]
-    parts = [save(record) for record in records]
+def test_the_records_of_each_replica_come_apart_and_another_clients_are_left_out(server: FakeServer) -> None:
+    server.answers["/v1/completions"] = completed
+    engine = HTTPEngine(server.url)
+    engine.generate([request(0)])
+    first = server.of("/v1/completions")[0]["vllm_xargs"]["trb_key"]
+    others = {"teacher_key": [], "teacher_index": [], "fault_key": []}
+    records = [
+        {"key": [first, 5, first + 2], "beta": [0.1, 0.2, 0.3], "teacher_log_prob": [1.0, 2.0, 3.0], **others},
+        {
+            "key": [first - 1, first + KEYS],
+            "beta": [0.0, 0.0],
+            "teacher_log_prob": [0.0, 0.0],
+            "teacher_key": [first + 1, 7],
+            "teacher_index": [4, 5],
+            "fault_key": [first + 3, first + KEYS],
+        },
+    ]
+    parts = [save({name: np.array(values) for name, values in record.items()}) for record in records]
     server.answers["/trb/records"] = (200, b"".join(parts), {"trb-lengths": ",".join(str(len(part)) for part in parts)})
-    for record, expected in zip(HTTPEngine(server.url).take_records(), records, strict=True):
-        assert record.keys() == expected.keys()
-        for name, array in expected.items():
-            np.testing.assert_array_equal(record[name], array)
+    found = [{name: array.tolist() for name, array in record.items()} for record in engine.take_records()]
+    assert found == [
+        {"key": [0, 2], "beta": [0.1, 0.3], "teacher_log_prob": [1.0, 3.0], **others},
+        {
+            "key": [],
+            "beta": [],
+            "teacher_log_prob": [],
+            "teacher_key": [1],
+            "teacher_index": [4],
+            "fault_key": [3],
+        },
+    ]
+
+
+def test_a_server_that_was_changed_by_others_is_not_drawn_from(server: FakeServer) -> None:
+    def answer(state: str) -> tuple[int, Any, dict[str, str]]:
+        return 200, {**HANDSHAKE, "answers": [[{}], [{}]]}, {"trb-state": state}
+
+    server.answers |= {f"/trb/{name}": answer("a") for name in ("handshake", "counters", "digest")}
+    engine = HTTPEngine(server.url)
+    engine.counters()
+    for name in ("enable", "student", "transfer"):  # this client's own changes
+        server.answers |= {f"/trb/{name}": answer(name), "/trb/counters": answer(name)}
+        {
+            "enable": engine.enable,
+            "student": lambda: engine.load_student("x"),
+            "transfer": lambda: engine.transfer("init"),
+        }[name]()
+        engine.counters()
+    server.answers["/trb/counters"] = answer("another's")
+    with pytest.raises(
+        EngineFailed, match="it has started again, or another client has changed its weights or settings"
+    ):
+        engine.counters()
 
 
 def test_metrics_of_all_replicas_are_added(server: FakeServer) -> None:
@@ -192,7 +244,7 @@ def test_a_server_that_dies_ends_all_rollouts_and_no_request_is_sent_again(serve
 
     def answer(body: dict[str, Any]) -> Any:
         asked.release()
-        if body["vllm_xargs"]["trb_key"] == 5:
+        if key_of(body) == 5:
             for _ in range(8):
                 asked.acquire()  # all eight are under way
             return BREAK
@@ -207,7 +259,7 @@ def test_a_server_that_dies_ends_all_rollouts_and_no_request_is_sent_again(serve
             HTTPEngine(server.url).generate([request(key) for key in range(20)])
     finally:
         dead.set()
-    keys = [body["vllm_xargs"]["trb_key"] for body in server.of("/v1/completions")]
+    keys = [key_of(body) for body in server.of("/v1/completions")]
     assert sorted(keys) == list(range(8))
 
 

@@ -109,6 +109,19 @@ def test_the_first_two_tokens_follow_mu_before_and_after_new_weights(engine: HTT
     assert p_value(second, models, models.student, 0.1) < 1e-12
 
 
+def test_a_client_is_told_that_another_one_has_loaded_weights(
+    engine: HTTPEngine, server: ServerProcess, models: Models
+) -> None:
+    other = connected(server)
+    other.set_epsilon(0.3)
+    other.seed(4)
+    engine.counters()
+    other.load_student(str(models.trained))
+    other.counters()
+    with pytest.raises(EngineFailed, match="another client has changed its weights or settings"):
+        engine.counters()
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.02, math.inf])
 def test_a_budget_of_the_server_reaches_both_replicas(engine: HTTPEngine, epsilon: float) -> None:
     rollouts(engine)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from .replicas import ReplicaBusy, Replicas, replica_seed
 
 PROTOCOL = 1  # of the calls; a client refuses a server of another one
 LENGTHS = "trb-lengths"  # header of `records`: bytes of each replica's records, in the order of the body
+STATE = "trb-state"  # header of all answers: names the weights and the settings that the law depends on
 TRANSFER_STEPS = {
     "init": "init_weight_transfer_engine",
     "start": "start_draft_weight_update",
@@ -45,6 +48,7 @@ class ServerCalls:
         self._settings: dict[str, Any] = {}
         self._handshake: dict[str, Any] = {}
         self._seed, self._turn = seed, 0
+        self._started, self._loads = secrets.token_hex(8), 0
         self._lock = asyncio.Lock()
         self._calls: dict[str, Callable[[dict[str, Any]], Any]] = {
             "enable": self.enable,
@@ -85,11 +89,19 @@ class ServerCalls:
             return _error(409, str(error))
         except Exception as error:  # of the engine, which may live on: its client decides
             return _error(500, f"{error or type(error).__name__}")
-        return answer if isinstance(answer, Answer) else Answer(200, json.dumps({"answers": answer}).encode())
+        return self._stamped(
+            answer if isinstance(answer, Answer) else Answer(200, json.dumps({"answers": answer}).encode())
+        )
 
     def handshake(self) -> Answer:
         """Answers GET /trb/handshake."""
-        return Answer(200, json.dumps({"trb": PROTOCOL, **self._facts, **self._handshake}).encode())
+        return self._stamped(Answer(200, json.dumps({"trb": PROTOCOL, **self._facts, **self._handshake}).encode()))
+
+    def _stamped(self, answer: Answer) -> Answer:
+        """Adds what changes if the server starts again, or if anyone changes its weights or settings."""
+        settings = {name: value for name, value in self._settings.items() if name != "epsilon"}
+        state = json.dumps([self._started, self._loads, settings], sort_keys=True)
+        return replace(answer, headers={**answer.headers, STATE: hashlib.sha256(state.encode()).hexdigest()[:16]})
 
     async def enable(self, arguments: Mapping[str, Any]) -> list[list[Any]]:
         """Calls `trb_enable` on every worker. A setting that is not given keeps its last value.
@@ -145,6 +157,7 @@ class ServerCalls:
                 f"its replicas share, got {path!r}"
             )
         await self._replicas.reset_prefix_cache()  # fails before a weight is changed if requests are running
+        self._loads += 1
         answers = await self._replicas.call("trb_load_student", arguments)
         await self._replicas.reset_prefix_cache()
         return answers
@@ -156,6 +169,7 @@ class ServerCalls:
         named = {"init": {"init_info": info}, "update": {"update_info": info}}.get(step, {})
         if step == "start":
             await self._replicas.reset_prefix_cache()
+            self._loads += 1
         answers = await self._replicas.call(TRANSFER_STEPS[step], named)
         if step == "finish":
             await self._replicas.reset_prefix_cache()

@@ -91,11 +91,11 @@ OF_A_REQUEST = (
     (lambda: verified(teacher_logits=torch.zeros(4, 0)), r"at least one token, .* teacher_logits \[4, 0\]"),
     (
         lambda: verified(student_logits=torch.zeros(3, 5)),
-        "student_logits must have at least N = 4 rows where student_r",
+        "student_logits must have at least N = 4 rows if student_r",
     ),
     (
         lambda: verified(teacher_logits=torch.zeros(3, 6)),
-        "teacher_logits must have at least N = 4 rows where teacher_r",
+        "teacher_logits must have at least N = 4 rows if teacher_r",
     ),
     (lambda: verified(vocab=6), r"vocab must be between 0 \(.*\) and 5, got 6"),
     (lambda: verified(vocab=-1), r"vocab must be between 0 \(.*\) and .*, got -1"),

@@ -111,3 +111,28 @@ def check_settings(runner: Any) -> None:
             "a TRB engine needs pipeline_parallel_size 1: only the last stage has the logits, got "
             f"{parallel.pipeline_parallel_size}"
         )
+
+
+def check_settings_v2(runner: Any) -> None:
+    """Checks what Model Runner V2 could be set up with beyond `check_settings`, so that its tokens would not follow mu.
+
+    Args:
+        runner: vLLM's Model Runner V2, after the models were loaded.
+
+    Raises:
+        RuntimeError: a setting does not fit. Names it.
+    """
+    # Each of these changes which rows or which logits the samplers get.
+    unlike = {
+        "adaptive draft verification": runner.adaptive_verification,
+        "batch-sharded sampling": runner.batch_sharder,
+        "prefill context parallelism": runner.pcp_manager,
+        "watermarking": getattr(runner.vllm_config, "watermark_config", None),
+        "num_speculative_tokens_per_batch_size": runner.speculative_config.num_speculative_tokens_per_batch_size,
+        "return_sampling_mask": runner.sampler.return_sampling_mask or None,
+    }
+    for name, value in unlike.items():
+        if value is not None:
+            raise RuntimeError(f"a TRB engine with Model Runner V2 must run without {name}, got {value!r}")
+    if runner.speculator.draft_logits is None:
+        raise RuntimeError("a TRB engine needs the student's logits of its drafts, got a speculator that keeps none")

@@ -73,6 +73,10 @@ class Hook:
         self._runner.__dict__.pop("_sample", None)
         self._runner.drafter._sample_from_logits = self._stock_draft
 
+    def reseed(self, seed: int) -> None:
+        """Sets the seed of the verification of drafts."""
+        self.generator.manual_seed(seed)
+
     def set_epsilon(self, epsilon: float) -> None:
         """Sets the budget of requests that name none of their own, nats per token."""
         self.epsilon, self._metadata = epsilon, None

@@ -90,30 +90,27 @@ V1_USES: tuple[Use, ...] = (
 
 V2_RUNNER = "v1.worker.gpu.model_runner"
 V2_SPECULATOR = "v1.worker.gpu.spec_decode.speculator"
-V2_REJECTION = "v1.worker.gpu.spec_decode.rejection_sampler"
 
 # The adapter of Model Runner V2 (`model_runner_v2.py`), which drafts with a model of its own from 0.32 on.
 V2_USES: tuple[Use, ...] = (
     *_attributes(V2_RUNNER, "GPUModelRunner", "sampler rejection_sampler speculator req_states max_num_reqs device"),
-    *_attributes(V2_RUNNER, "GPUModelRunner", "batch_sharder adaptive_verification pcp_manager vllm_config"),
+    *_attributes(V2_RUNNER, "GPUModelRunner", "batch_sharder adaptive_verification pcp_manager vllm_config model"),
+    *_attributes(V2_RUNNER, "GPUModelRunner", "speculative_config scheduler_config parallel_config max_model_len"),
+    *_functions(V2_RUNNER, "GPUModelRunner", get_draft_model=""),
     *_functions("v1.worker.gpu.sample.sampler", "Sampler", add_request="req_idx sampling_params"),
     *_functions("v1.worker.gpu.sample.sampler", "Sampler", apply_staged_writes="", __call__="logits input_batch"),
-    *_attributes("v1.worker.gpu.sample.sampler", "Sampler", "sampling_states req_states return_sampling_mask"),
-    *_attributes("v1.worker.gpu.sample.states", "SamplingStates", "temperature"),
-    *_functions(V2_REJECTION, "RejectionSampler", __call__="logits input_batch draft_logits invalid_drafts"),
+    *_attributes("v1.worker.gpu.sample.sampler", "Sampler", "sampling_states return_sampling_mask"),
+    *_attributes("v1.worker.gpu.sample.states", "SamplingStates", "temperature seeds"),
     *_functions(
-        V2_REJECTION,
-        "",
-        gather_draft_sampled=("input_ids positions logits_indices expanded_idx_mapping expanded_local_pos prefill_len"),
-    ),
-    *_functions(
-        "v1.worker.gpu.input_batch",
-        "",
-        get_num_sampled_and_rejected="num_sampled seq_lens cu_num_logits idx_mapping prefill_len",
+        "v1.worker.gpu.spec_decode.rejection_sampler",
+        "RejectionSampler",
+        __call__="logits input_batch draft_logits invalid_drafts",
     ),
     *_attributes("v1.worker.gpu.input_batch", "InputBatch", "num_reqs idx_mapping idx_mapping_np seq_lens input_ids"),
     *_attributes("v1.worker.gpu.input_batch", "InputBatch", "expanded_idx_mapping expanded_local_pos positions"),
     *_attributes("v1.worker.gpu.input_batch", "InputBatch", "logits_indices cu_num_logits num_draft_tokens_per_req"),
+    *_attributes("v1.worker.gpu.input_batch", "InputBatch", "is_prefilling_np prefill_len_np num_scheduled_tokens"),
+    *_attributes("v1.worker.gpu.input_batch", "InputBatch", "num_computed_prefill_tokens_np"),
     *_functions(
         "v1.worker.gpu.sample.output",
         "",
@@ -122,8 +119,7 @@ V2_USES: tuple[Use, ...] = (
     *_attributes("v1.worker.gpu.states", "RequestState", "prompt_len prefill_len total_len"),
     *_functions(V2_SPECULATOR, "DraftModelSpeculator", compute_draft_logits="hidden_states spec_step_idx"),
     *_attributes(V2_SPECULATOR, "DraftModelSpeculator", "draft_logits temperature idx_mapping num_speculative_steps"),
-    *_functions(
-        "v1.worker.gpu.buffer_utils", "UvaBackedTensor", copy_to_uva="n", __init__="size dtype max_concurrency"
-    ),
+    *_attributes("config.speculative", "SpeculativeConfig", "num_speculative_tokens_per_batch_size"),
     *_attributes("v1.worker.gpu.buffer_utils", "UvaBackedTensor", "np gpu"),
+    *_attributes("v1.worker.gpu.buffer_utils", "StagedWriteTensor", "gpu"),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .declarations import differences
-from .interface import V1_USES, Use
+from .interface import V1_USES, V2_USES, Use
 
 TESTED = ("0.31.0", "0.32.0")  # rollouts were drawn with these
 # Of these only the sources were read: every function and attribute of `interface.py` is there.
@@ -72,6 +72,23 @@ def check_runner(runner: Any) -> None:
         "SpecDecodeBaseProposer": getattr(runner, "drafter", None),
     }
     check_uses(V1_USES, instances)
+
+
+def check_runner_v2(runner: Any) -> None:
+    """Checks that a model runner is vLLM's Model Runner V2, with everything that the adapter uses.
+
+    Args:
+        runner: vLLM's model runner, after the models were loaded.
+
+    Raises:
+        RuntimeError: something is missing or takes other arguments. Names the version, the thing and what was found.
+    """
+    instances = {
+        "GPUModelRunner": runner,
+        "DraftModelSpeculator": getattr(runner, "speculator", None),
+        "RequestState": getattr(runner, "req_states", None),
+    }
+    check_uses(V2_USES, instances)
 
 
 def check_uses(uses: Sequence[Use], instances: Mapping[str, Any]) -> None:

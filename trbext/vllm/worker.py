@@ -18,6 +18,7 @@ from torch import Tensor
 from .engine import check_settings
 from .hook import Hook, Settings
 from .in_process import reload_weights
+from .model_runner_v2 import HookV2, is_wanted
 from .versions import check_version, draft_model
 from .vocabulary import Vocabulary
 
@@ -68,15 +69,18 @@ class WorkerExtension:
         if old is not None:
             old.remove()
         settings = Settings(Vocabulary(width, stop, tuple(merged)), epsilon, seed, top_k)
-        runner._trb_hook = Hook(runner, settings)
+        runner._trb_hook = (HookV2 if is_wanted(runner) else Hook)(runner, settings)
+        drafter_limit = runner.speculative_config.draft_model_config.max_model_len  # of Model Runner V2
         return {
             "trbext": trbext.__version__,
             "vllm": vllm.__version__,
             "vllm_known_by": known,
             "runner": type(runner).__name__,
-            "asynchronous": bool(runner.use_async_scheduling),
+            "asynchronous": bool(runner.scheduler_config.async_scheduling),
             "draft_length": runner._trb_hook.draft_length,
-            "max_model_len": min(runner.max_model_len, runner.effective_drafter_max_model_len),
+            "max_model_len": min(
+                runner.max_model_len, getattr(runner, "effective_drafter_max_model_len", drafter_limit)
+            ),
             "width": width,
             "stop": stop,
             "merged": list(merged),
@@ -84,8 +88,8 @@ class WorkerExtension:
         }
 
     @property
-    def _hook(self) -> Hook:
-        hook: Hook | None = getattr(self.model_runner, "_trb_hook", None)
+    def _hook(self) -> Hook | HookV2:
+        hook: Hook | HookV2 | None = getattr(self.model_runner, "_trb_hook", None)
         if hook is None:
             raise RuntimeError("trb_enable comes first: until then this engine samples the teacher")
         return hook
@@ -97,9 +101,9 @@ class WorkerExtension:
         self._hook.set_epsilon(epsilon)
 
     def trb_seed(self, seed: int) -> None:
-        """Sets the seed of the drafts, which come from torch's global generator, and that of their verification."""
+        """Sets the seed of the drafts, which come from torch's global generator in Model Runner V1, and of the hook."""
         torch.manual_seed(seed)
-        self._hook.generator.manual_seed(seed + 1)
+        self._hook.reseed(seed + 1)
 
     def trb_counters(self, clear: bool = False) -> dict[str, Any]:
         """What `Counters.read` counts."""

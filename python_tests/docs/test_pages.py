@@ -48,7 +48,7 @@ BLOCKS = [
     pytest.param(block, id=f"{title(page)}-{index}")
     for page in PAGES
     for index, block in enumerate(python_blocks(page.read_text(encoding="utf-8")))
-    if "from vllm import" not in block  # python_tests/vllm/test_page.py runs that one
+    if "from vllm import" not in block  # python_tests/vllm/engine/test_engine_page.py runs it
 ]
 
 

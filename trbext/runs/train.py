@@ -155,6 +155,7 @@ def _save_model(trainer: TRBTrainer, folder: RunFolder) -> None:
 def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -> TRBTrainer:
     inputs = load_inputs(arguments, config)
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("vllm").setLevel(logging.WARNING)
     config.dataloader_pin_memory = torch.cuda.is_available()
     config.disable_tqdm = True  # ProgressDisplay takes its place
     if config.eval_verifier is not None:

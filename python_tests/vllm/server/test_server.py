@@ -265,8 +265,13 @@ def test_a_server_that_dies_while_it_draws_ends_the_draw_in_one_line(models: Mod
 
 
 def test_a_server_whose_engine_cannot_be_enabled_does_not_come_up(models: Models, tmp_path: Path) -> None:
-    greedy = {"method": "draft_model", "model": str(models.student), "num_speculative_tokens": 3}
-    flags = ["--speculative-config", json.dumps({**greedy, "draft_sample_method": "greedy"})]
-    with server_process(models, tmp_path, unchecked=flags) as process:
+    speculation = {
+        "method": "draft_model",
+        "model": str(models.student),
+        "num_speculative_tokens": 3,
+        "draft_sample_method": "probabilistic",
+        "rejection_sample_method": "block",
+    }
+    with server_process(models, tmp_path, unchecked=["--speculative-config", json.dumps(speculation)]) as process:
         assert process.ends() != 0
-    assert "a TRB engine needs draft_sample_method 'probabilistic'" in process.output()
+    assert "rejection_sample_method must be 'standard', got 'block'" in process.output()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import trbext
-from trbext.vllm.step_records import NO_KEY
+from trbext.vllm.sampler.step_records import NO_KEY
 
 from ..harness.bars import Bar, print_bars, quotient
 from ..harness.machine import this_machine, wide_console

@@ -18,7 +18,7 @@ from python_tests.training.trainer_cases import make_trainer, steps, weights, wi
 from trbext.training.engine.teacher_top_loss import reverse_kl_of_top
 from trbext.training.losses import reverse_kl
 from trbext.training.trainer import TRBTrainer
-from trbext.vllm.teacher_top import TeacherTop
+from trbext.vllm.sampler.teacher_top import TeacherTop
 
 HIDDEN = 48  # of the teacher: no other model here has this width
 

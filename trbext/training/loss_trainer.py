@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..models.cached_model import unwrap
 from ..models.completion_states import completion_states
 from ..models.lm_head import lm_head
-from ..vllm.teacher_top import TeacherTop
+from ..vllm.sampler.teacher_top import TeacherTop
 from ..vocab import Alignment
 from .checkpoints.resuming import ResumableTrainer
 from .config import TRBConfig

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..rollout.output import Rollout, Speculation
-from .teacher_top import TeacherTop
+from .sampler.teacher_top import TeacherTop
 from .transport import Completion, Records, RolloutRequest
 
 # In the order that `Rollout.trim` takes them.

@@ -13,7 +13,7 @@ from ..vocab import Alignment
 from .assembly import Assembly
 from .engine import slack
 from .requests import check_temperature
-from .teacher_top import TeacherTop
+from .sampler.teacher_top import TeacherTop
 from .transport import Engine, RolloutRequest
 
 STALLED_ROUNDS = 5  # repairs without a new token, after which the engine is too small for these rollouts

@@ -1,7 +1,7 @@
 """Lists what trbext uses of vLLM beyond its public interface.
 
-vLLM promises nothing of it. `python_tests/vllm/check_wheels.py` looks it up in the sources of each release, and
-`trbext/vllm/versions.py` in the running engine before the first rollout.
+vLLM promises nothing of it. `python_tests/vllm/versions/check_wheels.py` looks it up in the sources of each release,
+and `trbext/vllm/versions.py` in the running engine before the first rollout.
 """
 
 from __future__ import annotations

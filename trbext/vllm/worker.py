@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from .engine import check_settings
-from .hook import Hook, Settings
 from .in_process import reload_weights
-from .model_runner_v2 import HookV2, is_wanted
+from .sampler.hook import Hook, Settings
+from .sampler.model_runner_v2 import HookV2, is_wanted
+from .sampler.vocabulary import Vocabulary
 from .versions import check_version, draft_model
-from .vocabulary import Vocabulary
 
 CHUNK = 2**24  # elements of a parameter whose checksum is taken at a time
 ODD = 0x9E3779B97F4A7C16 - 2**64  # even, so that place * ODD + 1 is odd

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...models.lm_head import LMHead
-from ...vllm.teacher_top import TeacherTop
+from ...vllm.sampler.teacher_top import TeacherTop
 from ...vocab import Alignment
 from ..losses import (
     TeacherTerms,

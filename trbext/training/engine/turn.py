@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...rollout.output import Speculation
 from ...vllm.client import EngineDraw
-from ...vllm.teacher_top import TeacherTop
+from ...vllm.sampler.teacher_top import TeacherTop
 
 
 @dataclass(frozen=True)

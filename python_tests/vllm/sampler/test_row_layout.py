@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trbext.vllm.row_layout import RowLayout, on_device
+from trbext.vllm.sampler.row_layout import RowLayout, on_device
 
 LENGTH = 3  # drafts of a request at most
 

@@ -12,9 +12,9 @@ from scipy import stats
 from torch import Tensor
 
 import trbext
-from python_tests.vllm.fake_runner_v2 import FakeRunner, Request
+from python_tests.vllm.sampler.fake_runner_v2 import FakeRunner, Request
 from trbext import reference
-from trbext.vllm.slot_layout import DraftRows, HostLayout, draft_rows, sampled
+from trbext.vllm.sampler.slot_layout import DraftRows, HostLayout, draft_rows, sampled
 
 LENGTH, WIDTH, SLOTS = 3, 40, 3000
 Change = Callable[[DraftRows, "Step"], DraftRows]

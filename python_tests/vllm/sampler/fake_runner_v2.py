@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests.vllm.vllm_sources import install, write_sources
+from python_tests.vllm.versions.vllm_sources import install, write_sources
 from trbext.vllm.interface import V2_USES
 from trbext.vllm.requests import EPSILON, HELD_OUT, KEY
 

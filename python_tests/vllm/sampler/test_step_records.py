@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trbext.vllm.step_records import NO_KEY, Step, StepRecords
-from trbext.vllm.teacher_top import TeacherTop
+from trbext.vllm.sampler.step_records import NO_KEY, Step, StepRecords
+from trbext.vllm.sampler.teacher_top import TeacherTop
 
 
 def step(

@@ -16,12 +16,12 @@ from torch import Tensor
 
 import trbext  # noqa: F401  # registers torch.ops.trb
 
+from ..requests import EPSILON, HELD_OUT, KEY, check_request
+from ..versions import check_runner
 from .counters import Counters
-from .requests import EPSILON, HELD_OUT, KEY, check_request
 from .row_layout import Flags, RowLayout, on_device
 from .step_records import NO_KEY, Step, StepRecords
 from .teacher_top import teacher_top
-from .versions import check_runner
 from .vocabulary import Vocabulary
 
 PROBABILITIES = 1  # verify's student_kind

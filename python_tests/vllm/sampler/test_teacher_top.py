@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trbext.vllm.teacher_top import teacher_top
+from trbext.vllm.sampler.teacher_top import teacher_top
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .requests import EPSILON, HELD_OUT, KEY, check_request
+from ..requests import EPSILON, HELD_OUT, KEY, check_request
 from .row_layout import on_device
 from .step_records import NO_KEY
 

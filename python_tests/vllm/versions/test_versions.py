@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from python_tests.vllm.vllm_sources import Batch, Drafter, Runner, install, replace_in, write_sources
+from python_tests.vllm.versions.vllm_sources import Batch, Drafter, Runner, install, replace_in, write_sources
 from trbext.vllm.declarations import differences, in_source
 from trbext.vllm.interface import V1_USES, V2_USES
 from trbext.vllm.versions import OVERRIDE, SIGNATURES_CHECKED, TESTED, check_runner, check_version, draft_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trbext.vllm.vocabulary import Vocabulary
+from trbext.vllm.sampler.vocabulary import Vocabulary
 from trbext.vocab import Alignment
 
 

@@ -188,15 +188,15 @@ class HTTPEngine:
             reply = self._server.send("POST", f"/trb/{name}", arguments)
         except Unreachable as error:
             raise EngineFailed(f"{error}: it has ended since the last call") from error
+        if name in CHANGES:
+            self._state = reply.headers.get(STATE)
         if reply.status != 200:
             self._raise(reply, f"answered /trb/{name}")
-        state = reply.headers.get(STATE)
-        if name not in CHANGES and state != self._state:
+        if reply.headers.get(STATE) != self._state:
             raise EngineFailed(
                 f"the server at {self.url} is not as this client left it: it has started again, or another client has "
                 "changed its weights or settings"
             )
-        self._state = state
         return reply
 
     def _raise(self, reply: Reply, what: str) -> None:

@@ -102,6 +102,11 @@ def test_an_answer_names_a_state_that_changes_with_weights_and_settings_only(wei
         states.append(calls.handshake().headers[STATE])
         for other, nothing in (("epsilon", {"epsilon": 1}), ("seed", {"seed": 1}), ("digest", {}), ("enable", {})):
             assert ask(calls, other, nothing).headers[STATE] == states[-1]
+    engines.answers["trb_load_student"] = lambda *_: 1 / 0
+    failed = ask(calls, "student", weights)
+    assert failed.status == 500
+    assert failed.headers[STATE] == calls.handshake().headers[STATE]
+    states.append(failed.headers[STATE])
     assert len(set(states)) == len(states)
     assert calls_of(engines).handshake().headers[STATE] not in states
 

@@ -156,6 +156,13 @@ def test_a_server_that_was_changed_by_others_is_not_drawn_from(server: FakeServe
             "transfer": lambda: engine.transfer("init"),
         }[name]()
         engine.counters()
+    server.answers |= {
+        "/trb/student": (500, {"error": "no space"}, {"trb-state": "failed"}),
+        "/trb/counters": answer("failed"),
+    }
+    with pytest.raises(EngineFailed, match="no space"):
+        engine.load_student("x")
+    engine.counters()
     server.answers["/trb/counters"] = answer("another's")
     with pytest.raises(
         EngineFailed, match="it has started again, or another client has changed its weights or settings"

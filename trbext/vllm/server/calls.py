@@ -84,11 +84,11 @@ class ServerCalls:
             async with self._lock:
                 answer = await self._calls[name](arguments)
         except ValueError as error:
-            return _error(400, str(error))
+            answer = _error(400, str(error))
         except ReplicaBusy as error:
-            return _error(409, str(error))
+            answer = _error(409, str(error))
         except Exception as error:  # of the engine, which may live on: its client decides
-            return _error(500, f"{error or type(error).__name__}")
+            answer = _error(500, f"{error or type(error).__name__}")
         return self._stamped(
             answer if isinstance(answer, Answer) else Answer(200, json.dumps({"answers": answer}).encode())
         )

@@ -77,3 +77,27 @@ def test_the_teacher_is_freed_with_the_budget(runs: tuple[Path, dict[str, Any]])
     for log in runs[1]["whole"]["steps"][WARMUP:]:
         assert "trb/acceptance" not in log
         assert log["trb/kl_max"] == 0
+
+
+def test_the_recipe_of_the_page_trains_a_tiny_pair(runs: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"{n}+{n}="}) + "\n" for n in range(3, 35)))
+    small = {
+        "model_name_or_path": runs[0] / "models" / "student",
+        "teacher_model_name_or_path": runs[0] / "models" / "teacher",
+        "prompts": prompts,
+        "eval_prompts": prompts,
+        "output_dir": tmp_path / "run",
+        "vllm_max_model_length": 40,
+        "max_steps": 3,
+        "trb_warmup_steps": 2,
+        "eval_steps": 3,
+        "save_steps": 3,
+    }
+    words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "trbext", "train", str(ROOT / "recipes" / "smollm2-vllm.yaml"), *words]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **QUIET})
+    assert process.returncode == 0, (process.stdout + process.stderr)[-6000:]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["trb/acceptance" in line for line in lines if "loss" in line] == [True, True, False]
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from python_tests.vllm import check_wheels
+from python_tests.vllm.versions import check_wheels
 from python_tests.vllm.versions.check_wheels import SAME, lacking, look_up, modules, of_release, read_table, thing
 from python_tests.vllm.versions.vllm_sources import replace_in, write_sources
 from trbext.vllm.interface import V1_USES, V2_USES

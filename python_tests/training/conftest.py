@@ -9,7 +9,7 @@ import pytest
 from trbext.rollout import Rollout, speculative
 
 if TYPE_CHECKING:
-    from python_tests.training.fake_engines import FakeEngines
+    from python_tests.training.engine.fake_engines import FakeEngines
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeEngines:
     """Returns the book of the engines that trainers build in the place of vLLM's."""
-    from python_tests.training.fake_engines import FakeEngines
+    from python_tests.training.engine.fake_engines import FakeEngines
 
     book = FakeEngines()
     book.install(monkeypatch)

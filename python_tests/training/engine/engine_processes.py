@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from python_tests.models.tiny_models import prompts
-from python_tests.training.fake_engines import FakeEngines
+from python_tests.training.engine.fake_engines import FakeEngines
 from python_tests.training.sharded_run import as_if_on_gpus, backend_fields
 from python_tests.training.trainer_cases import make_trainer, steps, without_timings
 from trbext.training.trainer import TRBTrainer

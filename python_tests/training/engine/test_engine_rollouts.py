@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, saved, tiny_llama, tiny_tokenizer
-from python_tests.training.fake_engines import FakeEngines, same_weights
+from python_tests.training.engine.fake_engines import FakeEngines, same_weights
 from python_tests.training.trainer_cases import METRICS, make_trainer, steps, weights, without_timings
 from trbext.rollout.policies import FixedBeta, LambdaCoin, TrustRegion
 from trbext.training.config import TRBConfig

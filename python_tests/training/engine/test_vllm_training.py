@@ -20,12 +20,12 @@ if importlib.util.find_spec("vllm") is None:
 
 from transformers import AutoTokenizer  # noqa: E402
 
+from python_tests.training.engine.vllm_run import STEPS, WARMUP, watched  # noqa: E402
 from python_tests.training.trainer_cases import make_trainer, steps  # noqa: E402
-from python_tests.training.vllm_run import STEPS, WARMUP, watched  # noqa: E402
 from python_tests.vllm.server.served_models import make_models  # noqa: E402
 from python_tests.vllm.server.server_process import connected, server_process  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -37,7 +37,7 @@ QUIET = {
 
 def run(task: str, folder: Path, status: int) -> str:
     """Runs a task of vllm_run.py in a process of its own, which must end with `status`."""
-    command = [sys.executable, "-m", "python_tests.training.vllm_run", task, str(folder)]
+    command = [sys.executable, "-m", "python_tests.training.engine.vllm_run", task, str(folder)]
     environment = {**os.environ, **QUIET, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert process.returncode == status, (process.stdout + process.stderr)[-6000:]

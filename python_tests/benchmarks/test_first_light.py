@@ -51,7 +51,7 @@ def test_a_stage_that_is_too_slow_is_ended(tmp_path: Path) -> None:
     slow = tmp_path / "python"
     slow.write_text(f'#!/bin/sh\ncase "$*" in *first_light.report*) exec {sys.executable} "$@";; esac\nexec sleep 60\n')
     slow.chmod(0o755)
-    done = run_script("--device", "cpu", "--limit", "6", "--output", str(tmp_path / "out"), python=slow)
+    done = run_script("--device", "cpu", "--limit", "12", "--output", str(tmp_path / "out"), python=slow)
     assert done.returncode == 1
     assert outcomes(tmp_path / "out")["machine"] == "too slow"
     assert outcomes(tmp_path / "out")["build"] == "left out: no time left"

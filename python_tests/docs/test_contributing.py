@@ -38,7 +38,7 @@ def test_hooks_have_the_versions_of_the_extra_dev() -> None:
 
 def test_hooks_run_every_linter_of_ci() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    stage = ci.split('stage "linters"\n')[1].split("\n\n")[0]
+    stage = ci.split('stage "linters"\n')[1].split("\n}")[0]
     linters = {shlex.split(line)[0].split("/")[-1] for line in stage.splitlines()}
     assert linters == {"ruff", "mypy", "clang-format"}
     assert {hook["entry"].split()[0] for hook in hooks()} == linters

@@ -277,7 +277,7 @@ def test_the_launch_configuration_shards_both_models_and_leaves_checkpoints_that
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
     words = dry_run(RECIPES[0], tmp_path, pair, per_device_train_batch_size=2, bf16=True, loss_estimator="top_k")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *rendezvous, script, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, cwd=tmp_path)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert set(re.findall(r"weights: (\w+ \w+ \w+)", done.stdout)) == {"FSDP DTensor DTensor"}
     run = RunFolder(tmp_path / "run")

@@ -7,6 +7,7 @@ Reads tasks from standard input, one JSON object per line, and answers each by t
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -22,8 +23,16 @@ import torch
 
 torch.set_num_threads(1)  # before the first operation: the threads of a pool would be missing in a child
 
-import matplotlib.font_manager  # noqa: E402, F401  (what a run imports as it goes)
+# What a run imports as it goes. Each child would import it again.
+import matplotlib.backends.backend_agg  # noqa: E402, F401
+import matplotlib.font_manager  # noqa: E402, F401
+import PIL.Image  # noqa: E402
+import rich._emoji_codes  # noqa: E402, F401
+import scipy.io  # noqa: E402, F401
+import torch.distributed.tensor.experimental  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
+import trbext.rollout.speculative_rounds  # noqa: E402, F401
 import trbext.runs.plots  # noqa: E402, F401
 from trbext.cli import main  # noqa: E402
 from trbext.studies.compare import worker  # noqa: E402
@@ -83,5 +92,9 @@ def run(task: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    PIL.Image.init()  # imports the formats
+    Figure.tight_layout = lambda *_: None  # where labels lie takes a third of the time of a plot
+    gc.collect()
+    gc.freeze()  # a run collects garbage, for which a child would copy and search all that was imported
     for line in sys.stdin:
         print(run(json.loads(line)), flush=True)

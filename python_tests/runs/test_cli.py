@@ -113,7 +113,7 @@ def test_train_writes_a_run_folder_and_resumes_exactly(
 def test_an_interrupted_run_resumes_to_the_same_end(
     number: signal.Signals, exit_code: int, tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    config |= {"max_steps": 60, "trb_warmup_steps": 40, "save_steps": 3, "save_total_limit": 2}
+    config |= {"max_steps": 40, "trb_warmup_steps": 27, "save_steps": 3, "save_total_limit": 2}
     path = write(tmp_path, config)
     # As many threads as this process, which resumes the run: a matrix product rounds differently on some machines.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -122,14 +122,14 @@ def test_an_interrupted_run_resumes_to_the_same_end(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
     run = RunFolder(tmp_path / "run")
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 1800
     while run.last_checkpoint() is None and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=1800)
     assert process.returncode == exit_code, err
     stopped_at = json.loads((run.last_checkpoint() / "trainer_state.json").read_text())["global_step"]
-    assert 3 <= stopped_at < 60
+    assert 3 <= stopped_at < 40
     if number == signal.SIGINT:  # nothing of the last step is lost
         assert f"it continues from checkpoint-{stopped_at} with --resume" in err
         assert run.read_metrics()[-1]["step"] == stopped_at
@@ -281,9 +281,14 @@ def test_the_demo_runs_compares_and_continues(tmp_path: Path, capsys: pytest.Cap
     assert "TRB" in out
     assert "is noise" in out
     assert (tmp_path / "demo" / "plot.png").stat().st_size > 10_000
-    started = time.monotonic()
+
+    def trained() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("metrics.jsonl")}
+
+    before = trained()
+    assert len(before) == 2
     assert trb(*words) == 0  # both runs are there: only the table and the plot are made again
-    assert time.monotonic() - started < 10
+    assert trained() == before
     capsys.readouterr()
     assert trb(*words, "--seed", "1") == 2
     assert "was started with other settings (seed: 0 -> 1)" in one_line(capsys)

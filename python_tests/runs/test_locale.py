@@ -71,7 +71,7 @@ def test_files_are_utf_8_in_an_ascii_locale(tmp_path: Path) -> None:
     study = declaration(tmp_path, title="\u57fa\u7ebf", base=BASE | {"system_prompt": "h\u00f6flich"})
     pretend_finished(write_study(tmp_path, study), lambda run, seed, step: seed / 10)
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS], cwd=tmp_path, env={**os.environ, **ASCII}, capture_output=True, timeout=600
+        [sys.executable, "-c", COMMANDS], cwd=tmp_path, env={**os.environ, **ASCII}, capture_output=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))

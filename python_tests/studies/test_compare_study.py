@@ -52,7 +52,7 @@ def start(study: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=study.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait(condition: Callable[[], bool], seconds: float = 1800) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -90,7 +90,7 @@ def test_a_killed_study_leaves_no_process_behind_and_continues_to_the_same_end(
     stopped = start(study)
     wait(lambda: (run.path / "finished.json").exists())
     stopped.send_signal(signal.SIGTERM)
-    out, _ = stopped.communicate(timeout=120)
+    out, _ = stopped.communicate(timeout=1800)
     assert stopped.returncode == 130, out
     assert "stopped with 3 of 4 runs to go; the same command continues from their checkpoints" in out
     assert not at_work(folder)

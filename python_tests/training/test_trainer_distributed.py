@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[Rank]:
     """Returns what each of two processes saw."""
-    run_two_processes(Path(distributed_run.__file__), str(folder), timeout=240)
+    run_two_processes(Path(distributed_run.__file__), str(folder), timeout=1800)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

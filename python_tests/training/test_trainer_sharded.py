@@ -1,7 +1,7 @@
 """Sharded models (FSDP2, DeepSpeed ZeRO) train, resume, stop and are saved as whole ones are, by every loss.
 
 Two gloo processes train each case under each backend, all cases of a backend in one launch. `pytest -m sharded` runs
-the matrix; a plain `pytest` also runs DDP and FSDP2 by every loss.
+the matrix if deepspeed is installed; without it, DDP and FSDP2 train by every loss.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from python_tests.training.two_processes import run_two_processes
 
 SCRIPT = Path(sharded_run.__file__)
 FEATURES = [name for name in CASES if name not in LOSSES]
+TIMEOUT = 1800  # seconds of a launch, of which it needs some forty on two idle cores
 CHECKPOINTS = {"fsdp": ["FULL_STATE_DICT", "SHARDED_STATE_DICT"]}
-has_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (DS_BUILD_OPS=0 builds it)"
-)
+IN_THE_MATRIX = importlib.util.find_spec("deepspeed") is not None
+has_deepspeed = pytest.mark.skipif(not IN_THE_MATRIX, reason="deepspeed is not installed (DS_BUILD_OPS=0 builds it)")
 
 
 def in_the_matrix(test: Any) -> Any:
@@ -54,21 +54,21 @@ class Launches:
         self.of = cache(self._of)
 
     def losses(self, backend: str) -> dict[str, Any]:
-        return self.of(backend, *LOSSES)
+        return self.every_case(backend) if IN_THE_MATRIX else self.of(backend, *LOSSES)
 
-    def features(self, backend: str) -> dict[str, Any]:
+    def every_case(self, backend: str) -> dict[str, Any]:
         resumed = [f"resumed:{kind}" for kind in CHECKPOINTS.get(backend, [""])]
-        return self.of(backend, *FEATURES, *resumed, *stopped(backend))
+        return self.of(backend, *CASES, *resumed, *stopped(backend))
 
     def _of(self, backend: str, *cases: str) -> dict[str, Any]:
         if backend == "one":
             search = os.pathsep.join([str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
             alone = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search}
             command = [sys.executable, str(SCRIPT), backend, str(self.folder), *cases]
-            done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=400)
+            done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=TIMEOUT)
             assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
         else:
-            run_two_processes(SCRIPT, backend, str(self.folder), *cases, timeout=400, DS_ACCELERATOR="cpu")
+            run_two_processes(SCRIPT, backend, str(self.folder), *cases, timeout=TIMEOUT, DS_ACCELERATOR="cpu")
         found: dict[str, Any] = json.loads((self.folder / f"{backend}.json").read_text(encoding="utf-8"))
         assert found.keys() == set(cases)
         return found
@@ -94,30 +94,30 @@ def test_sharded_models_train_as_whole_ones_by_every_loss(backend: str, launches
 
 @in_the_matrix
 def test_two_processes_train_as_one_does_on_the_same_rollouts(launches: Launches) -> None:
-    launches.losses("ddp"), launches.features("ddp")
+    whole = launches.every_case("ddp")  # whose rollouts it writes
     alone = launches.of("one", *CASES)
     for case in CASES:
-        check_same_steps(alone, (launches.losses if case in LOSSES else launches.features)("ddp"), case)
+        check_same_steps(alone, whole, case)
 
 
 @in_the_matrix
 @pytest.mark.parametrize("backend", SHARDED)
 @pytest.mark.parametrize("feature", FEATURES)
 def test_sharded_models_train_as_whole_ones_with_each_feature(feature: str, backend: str, launches: Launches) -> None:
-    check_same_steps(launches.features(backend), launches.features("ddp"), feature)
+    check_same_steps(launches.every_case(backend), launches.every_case("ddp"), feature)
 
 
 @in_the_matrix
 @pytest.mark.parametrize("backend", ["ddp", *SHARDED])
 def test_processes_decode_to_unlike_lengths(backend: str, launches: Launches) -> None:
-    long, short = launches.features(backend)["uneven"]["longest"]
+    long, short = launches.every_case(backend)["uneven"]["longest"]
     assert min(long) > max(short)
 
 
 @in_the_matrix
 @pytest.mark.parametrize("backend", ["ddp", *SHARDED])
 def test_a_saved_adapter_is_the_trained_one(backend: str, launches: Launches) -> None:
-    assert launches.features(backend)["lora"]["saved"] == 0
+    assert launches.every_case(backend)["lora"]["saved"] == 0
 
 
 def resumed(found: dict[str, Any]) -> dict[str, Any]:
@@ -127,8 +127,8 @@ def resumed(found: dict[str, Any]) -> dict[str, Any]:
 @in_the_matrix
 @pytest.mark.parametrize("backend", ["ddp", *SHARDED])
 def test_a_resumed_run_is_the_uninterrupted_one(backend: str, launches: Launches) -> None:
-    runs = resumed(launches.features(backend))
-    (whole,) = resumed(launches.features("ddp")).values()
+    runs = resumed(launches.every_case(backend))
+    (whole,) = resumed(launches.every_case("ddp")).values()
     for run in runs.values():
         assert run["same_logs"]
         assert run["weights_apart"] == 0
@@ -144,7 +144,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(backend: str, launches: Launches
 @in_the_matrix
 @pytest.mark.parametrize("backend", ["ddp", *SHARDED])
 def test_a_saved_model_loads_and_is_the_trained_one(backend: str, launches: Launches) -> None:
-    launches.features(backend)
+    launches.every_case(backend)
     for kind in CHECKPOINTS.get(backend, [None]):
         loaded = AutoModelForCausalLM.from_pretrained(launches.folder / f"{backend}-{kind}-model")
         weights = torch.load(launches.folder / f"{backend}-{kind}.weights")
@@ -155,7 +155,7 @@ def test_a_saved_model_loads_and_is_the_trained_one(backend: str, launches: Laun
 @pytest.mark.parametrize("backend", ["ddp", *SHARDED])
 def test_a_gradient_that_is_not_finite_stops_the_run_before_its_step(backend: str, launches: Launches) -> None:
     for dtype in stopped(backend):
-        found = launches.features(backend)[dtype]
+        found = launches.every_case(backend)[dtype]
         assert "the gradient norm of optimizer step 2 is" in found["message"], dtype
         assert "The student's weights are finite" in found["message"]
         assert (found["step"], found["weights_apart"]) == (1, 0)

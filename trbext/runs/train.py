@@ -104,6 +104,8 @@ def train_run(
             raise UsageError(str(error)) from error
         # 4. Save the model, the plot and the card, or say from where an interrupted run continues.
         if not stop.stopped:
+            if trainer.engines is not None:
+                trainer.engines.end()
             _save_model(trainer, folder)
         if plot and trainer.is_world_process_zero() and folder.metrics.exists() and _plot(folder) and not stop.stopped:
             trainer.write_model_card(folder.model, folder.plot)

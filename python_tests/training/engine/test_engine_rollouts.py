@@ -238,7 +238,8 @@ def test_an_evaluation_before_training_needs_no_teacher_in_the_engine(
 def test_weights_that_no_step_made_are_evaluated(tmp_path: Path, pair: tuple[str, str], fakes: FakeEngines) -> None:
     trainer = engine_trainer(tmp_path, pair, held_out=prompts(4))
     trainer.train()
-    with torch.no_grad():
+    trainer.evaluate()
+    with torch.no_grad():  # as loading the best checkpoint does, at the same step
         trainer.model.lm_head.weight += 0.5
     trainer.evaluate()
     assert same_weights(fakes.engines[-1], trainer.model)

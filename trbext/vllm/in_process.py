@@ -55,14 +55,24 @@ def reload_weights(model: Any, weights: Iterable[tuple[str, Tensor]], vllm_confi
 
     Returns:
         How many parameters were loaded.
+
+    Raises:
+        ValueError: weights are missing, as vLLM requires when it loads a model. The model is then undefined until the
+            next load.
     """
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+    names = {name for name, _ in model.named_parameters()}
     with set_current_vllm_config(vllm_config), torch.no_grad():
         initialize_layerwise_reload(model)
         loaded: Any = model.load_weights(weights)
         finalize_layerwise_reload(model, model_config)
+    missing = sorted(names - loaded) if model_config.quantization is None else []
+    if missing:
+        raise ValueError(
+            f"the weights must be all of the model's, but {len(missing)} are missing, such as {missing[0]}"
+        )
     return len(loaded)
 
 

@@ -77,6 +77,13 @@ def test_a_prefix_cache_of_the_old_student_is_seen(engine: LocalEngine, pair: Mo
     assert_follows(first_token(fresh, newer_law, LONG_PROMPT, EPSILON))
 
 
+def test_weights_that_are_not_all_are_refused_by_name(engine: LocalEngine, pair: ModelPair) -> None:
+    client(engine, pair)
+    weights = load_file(pair.student / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1 are missing, such as model\.norm\.weight"):
+        engine.load_student_weights((name, weights[name]) for name in weights if name != "model.norm.weight")
+
+
 def test_a_folder_without_weights_is_refused_and_the_student_stays(
     engine: LocalEngine, pair: ModelPair, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

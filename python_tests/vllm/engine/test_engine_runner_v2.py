@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from python_tests.vllm.chi_square import FITS, along_rollouts, assert_deviates, assert_follows, first_three_tokens
+from python_tests.vllm.chi_square import along_rollouts, assert_deviates, assert_follows
 from python_tests.vllm.engine.engines import ENGINE_ARGS, skip_without_vllm
 from python_tests.vllm.model_pairs import PROMPT, ModelPair
 from python_tests.vllm.token_law import TokenLaw
@@ -24,7 +24,7 @@ if importlib.util.find_spec("triton") is None:
 
 ROOT = Path(__file__).resolve().parents[3]
 LOW, HIGH = 0.02, 1.5  # budgets
-ROLLOUTS = 400  # a tenth of a second each
+ROLLOUTS = 120  # most of a second each
 
 
 def drawn_by_v2(pair: ModelPair, folder: Path, *, engine: dict[str, Any] | None = None, **case: Any) -> dict[str, Any]:
@@ -45,14 +45,12 @@ def drawn_by_v2(pair: ModelPair, folder: Path, *, engine: dict[str, Any] | None 
 def test_tokens_of_two_budgets_in_one_batch_follow_mu(pair: ModelPair, law: TokenLaw, tmp_path: Path) -> None:
     budgets = [LOW, HIGH] * (ROLLOUTS // 2)
     prompts = [PROMPT] * ROLLOUTS
-    found = drawn_by_v2(pair, tmp_path, draw={"prompts": prompts, "epsilon": budgets, "max_new_tokens": 3, "seed": 1})
+    draw = {"prompts": prompts, "epsilon": budgets, "max_new_tokens": 8, "seed": 1}
+    found = drawn_by_v2(pair, tmp_path, engine={"max_num_seqs": 64}, draw=draw)
     assert (found["rounds"], found["repaired"]) == (1, 0)
-    for budget, other, rows in ((LOW, HIGH, slice(0, None, 2)), (HIGH, LOW, slice(1, None, 2))):
-        tokens = found["tokens"][rows]
-        assert_follows(first_three_tokens(tokens, law, PROMPT, budget))
-        assert not all(one.z < FITS for one in first_three_tokens(tokens, law, PROMPT, other).values())
+    for rows, budget in ((slice(0, None, 2), LOW), (slice(1, None, 2), HIGH)):
+        assert_follows(along_rollouts(found["tokens"][rows], law, prompts[rows], budgets[rows]))
         assert max(max(row) for row in found["kl"][rows]) <= budget * (1 + 1e-4)
-    assert_follows(along_rollouts(found["tokens"], law, prompts, budgets))
     assert_deviates(along_rollouts(found["tokens"], law, prompts, budgets[::-1]))
 
 

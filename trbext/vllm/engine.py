@@ -99,6 +99,14 @@ def check_settings(runner: Any) -> None:
             "a TRB engine verifies drafts itself, so rejection_sample_method must be 'standard', got "
             f"{speculative.rejection_sample_method!r}"
         )
+    if speculative.parallel_drafting:
+        raise RuntimeError(
+            "a TRB engine needs parallel_drafting False: drafts must each be drawn after the one before, got True"
+        )
+    # From vLLM 0.24 on. It may draft nothing for a large batch, whose requests would lose their drafts.
+    by_size = getattr(speculative, "num_speculative_tokens_per_batch_size", None)
+    if by_size is not None:
+        raise RuntimeError(f"a TRB engine needs num_speculative_tokens_per_batch_size None, got {by_size!r}")
     least = token_budget(scheduler.max_num_seqs, speculative.num_speculative_tokens)
     if scheduler.max_num_batched_tokens < least:
         raise RuntimeError(
@@ -128,7 +136,6 @@ def check_settings_v2(runner: Any) -> None:
         "batch-sharded sampling": runner.batch_sharder,
         "prefill context parallelism": runner.pcp_manager,
         "watermarking": getattr(runner.vllm_config, "watermark_config", None),
-        "num_speculative_tokens_per_batch_size": runner.speculative_config.num_speculative_tokens_per_batch_size,
         "return_sampling_mask": runner.sampler.return_sampling_mask or None,
     }
     for name, value in unlike.items():

@@ -84,6 +84,7 @@ V1_USES: tuple[Use, ...] = (
     *_functions("config.speculative", "SpeculativeConfig", verify_equal_vocab_size_if_draft_model=""),
     *_attributes("config.speculative", "SpeculativeConfig", "method num_speculative_tokens draft_model_config"),
     *_attributes("config.speculative", "SpeculativeConfig", "draft_sample_method rejection_sample_method"),
+    *_attributes("config.speculative", "SpeculativeConfig", "parallel_drafting"),
     *_attributes("config.parallel", "ParallelConfig", "worker_extension_cls pipeline_parallel_size"),
     *_attributes("exceptions", "", "VLLMValidationError"),
 )
@@ -119,7 +120,6 @@ V2_USES: tuple[Use, ...] = (
     *_attributes("v1.worker.gpu.states", "RequestState", "prompt_len prefill_len total_len"),
     *_functions(V2_SPECULATOR, "DraftModelSpeculator", compute_draft_logits="hidden_states spec_step_idx"),
     *_attributes(V2_SPECULATOR, "DraftModelSpeculator", "draft_logits temperature idx_mapping num_speculative_steps"),
-    *_attributes("config.speculative", "SpeculativeConfig", "num_speculative_tokens_per_batch_size"),
     *_attributes("v1.worker.gpu.buffer_utils", "UvaBackedTensor", "np gpu"),
     *_attributes("v1.worker.gpu.buffer_utils", "StagedWriteTensor", "gpu"),
 )

@@ -268,11 +268,6 @@ def test_drafts_that_are_no_draws_are_refused() -> None:
         ("batch_sharder", object(), "without batch-sharded sampling"),
         ("pcp_manager", object(), "without prefill context parallelism"),
         ("vllm_config", SimpleNamespace(watermark_config="key"), "without watermarking, got 'key'"),
-        (
-            "speculative_config",
-            SimpleNamespace(num_speculative_tokens_per_batch_size=[(1, 8, 4)]),
-            r"without num_speculative_tokens_per_batch_size, got \[\(1, 8, 4\)\]",
-        ),
         ("sampler", SimpleNamespace(return_sampling_mask=True), "without return_sampling_mask, got True"),
         ("speculator", None, "DraftModelSpeculator must have compute_draft_logits, got none"),
     ],

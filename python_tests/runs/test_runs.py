@@ -147,6 +147,7 @@ def test_a_run_whose_steps_depend_on_its_length_cannot_be_extended(
         check_changes({"max_steps": "4 -> 8"}, config)
     assert reason in str(refusal.value)
     check_changes({"eval_steps": "4 -> 8"}, config)
+    check_changes({"vllm_server_base_url": "http://a:8000 -> http://b:8000"}, config)
 
 
 def test_a_changed_length_that_does_not_fit_is_refused_by_name(

@@ -56,12 +56,12 @@ class Rollout:
         return self.mask.sum(1)
 
     def with_each_tensor(self, change: Callable[[Tensor], Tensor]) -> Rollout:
-        """The same rollout with `change(tensor)` for each of its tensors."""
+        """Returns the same rollout with `change(tensor)` for each of its tensors."""
         changed: dict[str, Any] = {n: change(value) for n, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **changed)
 
     def to(self, device: torch.device | str) -> Rollout:
-        """The same rollout with all tensors on `device`."""
+        """Returns the same rollout with all tensors on `device`."""
         return self.with_each_tensor(lambda tensor: tensor.to(device))
 
     @classmethod

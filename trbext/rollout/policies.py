@@ -341,7 +341,7 @@ class LambdaCoin(Policy):
         return TrustRegion(budget).draw(step, student_logits, teacher_logits, uniforms, temperature)
 
     def budget(self, step: int, coins: Tensor) -> float | Tensor:
-        """The KL budget that draws from the one or the other: 0 is the student, infinity the teacher.
+        """Returns the KL budget that draws from the one or the other: 0 is the student, infinity the teacher.
 
         Args:
             step: optimizer step, 0-based.

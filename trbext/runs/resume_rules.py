@@ -7,12 +7,14 @@ from typing import Any
 
 from ..training.config import TRBConfig
 
-# They say how often and to which place the run is logged, evaluated and saved. No step depends on them.
+# They say how often and to which place the run is logged, evaluated and saved, and where its server is. No step depends
+# on them.
 FREE_ON_RESUME = {
     *("output_dir", "save_steps", "save_total_limit", "save_strategy", "report_to", "run_name", "disable_tqdm"),
     *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_completions"),
     *("num_completions_to_print", "eval_steps", "eval_strategy", "eval_on_start", "eval_delay"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
+    *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout"),
 }
 # They may change if an optimizer step has as many rollouts as before.
 OF_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps"}

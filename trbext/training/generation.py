@@ -78,7 +78,7 @@ class Generation:
         return weights
 
     def teacher_top(self, completion_ids: Tensor) -> dict[str, Tensor]:
-        """What an engine says of the teacher at each prefix of one turn.
+        """Returns what an engine says of the teacher at each prefix of one turn.
 
         Args:
             completion_ids: [B, C], the completions of the batch, in the order of the rollouts.

@@ -139,7 +139,7 @@ class LossTrainer(ResumableTrainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_compute_loss`, if only an engine has the teacher, and the batch holds what it said of it."""
+        """Returns what `_compute_loss` does, if only an engine has the teacher and the batch holds what it said."""
         head = lm_head(unwrapped_student).narrowed(self.alignment.width)
         prefixes = (scored != 0).sum()
         terms = prefix_loss_of_top(

@@ -28,7 +28,7 @@ def make_llm(**arguments: Any) -> Any:
 
 
 def worker_of(llm: Any) -> Any:
-    """The worker of an engine in this process, which has its model runner.
+    """Returns the worker of an engine in this process, which has its model runner.
 
     Raises:
         RuntimeError: its workers are processes of their own.

@@ -36,7 +36,7 @@ class EngineModels:
 
     @classmethod
     def of(cls, args: TRBConfig, student: PreTrainedModel, teacher: str) -> EngineModels:
-        """Those of a run, which computes rollouts in the precision of autocast, else in that of the student."""
+        """Returns those of a run, which computes rollouts in the precision of autocast, else in that of the student."""
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else student.dtype
         rollouts = args.rollout_batch_size or args.per_device_train_batch_size * args.gradient_accumulation_steps
         return cls(student_path(student), teacher, dtype, int(rollouts))
@@ -90,17 +90,17 @@ def check_can_draw(
 
 
 def vllm_is_installed() -> bool:
-    """Whether vLLM can be imported."""
+    """Returns whether vLLM can be imported."""
     return importlib.util.find_spec("vllm") is not None
 
 
 def student_path(student: str | PreTrainedModel) -> str:
-    """The path from which the student was loaded; "" if it is not known."""
+    """Returns the path from which the student was loaded; "" if it is not known."""
     return student if isinstance(student, str) else str(getattr(student, "name_or_path", ""))
 
 
 def trb_engine(args: TRBConfig, models: EngineModels) -> Engine:
-    """An engine of teacher and student: one of this process, or the server that `args` names."""
+    """Makes an engine of teacher and student: one of this process, or the server that `args` names."""
     if args.vllm_mode == "server":
         return _server_engine(args, models)
     k = engine_draft_length(args)
@@ -122,7 +122,7 @@ def trb_engine(args: TRBConfig, models: EngineModels) -> Engine:
 
 
 def student_engine(args: TRBConfig, models: EngineModels, alignment: Alignment) -> StudentEngine:
-    """An engine of the student alone in this process."""
+    """Makes an engine of the student alone in this process."""
     common = _arguments(args, models, room=0)
     common.pop("speculative_config", None)
     revision = (args.model_init_kwargs or {}).get("revision")
@@ -149,7 +149,7 @@ def _server_engine(args: TRBConfig, models: EngineModels) -> Engine:
 
 
 def _arguments(args: TRBConfig, models: EngineModels, *, room: int) -> dict[str, Any]:
-    """Arguments of vLLM's engine that do not depend on whether it has a draft model.
+    """Returns the arguments of vLLM's engine that do not depend on whether it has a draft model.
 
     Args:
         args: of the run.

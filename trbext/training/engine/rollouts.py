@@ -41,7 +41,7 @@ SEEDS = 2**62  # seeds of an engine lie below: they travel as signed integers, a
 
 
 def budgets(policy: Policy, step: int, rows: int, generator: torch.Generator) -> list[float]:
-    """The KL budget of each of `rows` rollouts at an optimizer step.
+    """Returns the KL budget of each of `rows` rollouts at an optimizer step.
 
     Args:
         policy: one of `POLICIES`.
@@ -60,7 +60,7 @@ def budgets(policy: Policy, step: int, rows: int, generator: torch.Generator) ->
 
 
 def last_blended_step(policy: Policy, total_steps: int) -> int:
-    """The last optimizer step of a run whose rollouts are not the student's; -1 if all are."""
+    """Returns the last optimizer step of a run whose rollouts are not the student's; -1 if all are."""
     return next((step for step in reversed(range(total_steps)) if not policy.is_student(step)), -1)
 
 
@@ -97,7 +97,7 @@ class RolloutEngines(TrainerCallback):
         self._last_blended: tuple[int, int] | None = None  # of a run of so many steps, see `needs_teacher`
 
     def needs_teacher(self, policy: Policy, step: int, total_steps: int) -> bool:
-        """Whether the engine must hold the teacher at a step: for its rollouts, for later ones, or for the loss.
+        """Returns whether the engine must hold the teacher at a step: for its rollouts, later ones, or the loss.
 
         Args:
             policy: of the run.

@@ -28,7 +28,7 @@ from ..objective import LossTerms, Objective
 
 
 def reverse_kl_of_top(student_logits: Tensor, top: TeacherTop, *, temperature: float = 1.0) -> Tensor:
-    """The reverse KL over k + 1 outcomes in nats at each prefix, differentiable in the student.
+    """Returns the reverse KL over k + 1 outcomes in nats at each prefix, differentiable in the student.
 
     It equals `reverse_kl(student_logits, teacher_logits, top_k=k)` if `top` is of the same teacher and its ids are the
     student's k most probable tokens.
@@ -59,7 +59,7 @@ def prefix_loss_of_top(
     alignment: Alignment,
     temperature: float,
 ) -> LossTerms:
-    """The loss over the prefixes of a micro-batch, as `prefix_loss` computes it with a teacher.
+    """Returns the loss over the prefixes of a micro-batch, as `prefix_loss` computes it with a teacher.
 
     Args:
         student_hidden: [B, C, H], the student's last hidden states at the prefix of each token of the completions.

@@ -26,12 +26,12 @@ class EngineTurn:
 
     @classmethod
     def of_student(cls, prompts: Sequence[Sequence[int]], completion_ids: list[list[int]]) -> EngineTurn:
-        """The turn of an engine of the student alone."""
+        """Returns the turn of an engine of the student alone."""
         return cls(completion_ids, None, sum(map(len, [*prompts, *completion_ids])), 0)
 
     @classmethod
     def of_draw(cls, prompts: Sequence[Sequence[int]], draw: EngineDraw, draft_length: int) -> EngineTurn:
-        """The turn of an engine that holds the teacher.
+        """Returns the turn of an engine that holds the teacher.
 
         A pass of the teacher takes the last token of a row and its drafts. The student takes as many in its first pass
         of a round, and one in each further pass.
@@ -48,7 +48,7 @@ class EngineTurn:
 
 
 def rows_of(draw: EngineDraw, first: int, rows: int, *, counted: bool) -> EngineDraw:
-    """The rollouts of one process out of those of all.
+    """Returns the rollouts of one process out of those of all.
 
     Args:
         draw: of all processes.

@@ -81,7 +81,7 @@ def check_engine(config: Any) -> None:
 
 
 def _refusals(config: Any) -> Iterator[str]:
-    """The reasons why vLLM cannot draw the rollouts of a run."""
+    """Yields the reasons why vLLM cannot draw the rollouts of a run."""
     if config.vllm_mode not in MODES:
         yield f"vllm_mode must be one of {', '.join(MODES)}, got {config.vllm_mode!r}"
     if config.rollout_policy not in POLICIES:
@@ -122,5 +122,5 @@ def _refusals(config: Any) -> Iterator[str]:
 
 
 def engine_draft_length(config: Any) -> int:
-    """The draft length of the engine of a `TRBConfig`; nothing measures costs there, so "auto" is a fixed number."""
+    """Returns the draft length of an engine. Nothing measures costs there, so "auto" is a fixed number."""
     return DRAFT_LENGTH if config.draft_length == "auto" else int(config.draft_length)

@@ -116,7 +116,7 @@ def _speculation(generation: Generation) -> tuple[int, int, int, int]:
 
 
 def _gain(gathered: Tensor) -> dict[str, float]:
-    """The gain of speculation, from the numbers of `_speculation` in the first columns, one row per process."""
+    """Returns the gain of speculation, from the numbers of `_speculation` in the first columns, one row per process."""
     accepted, drafted, tokens, passes = gathered.sum(0)[:4].tolist()
     if not passes > 0:
         return {}

@@ -24,6 +24,7 @@ from python_tests.training.engine.vllm_run import STEPS, WARMUP, watched  # noqa
 from python_tests.training.trainer_cases import make_trainer, steps  # noqa: E402
 from python_tests.vllm.server.served_models import make_models  # noqa: E402
 from python_tests.vllm.server.server_process import connected, server_process  # noqa: E402
+from trbext.data.prompts import load_prompts  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 QUIET = {
@@ -123,6 +124,7 @@ def test_a_run_with_a_server_of_two_replicas_draws_each_step_from_its_student(tm
             str(models.student),
             str(models.teacher),
             processing_class=AutoTokenizer.from_pretrained(models.student),
+            rows=load_prompts("demo", limit=24),
             use_vllm=True,
             vllm_mode="server",
             vllm_server_base_url=server.url,

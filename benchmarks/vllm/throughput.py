@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from trbext.vllm.requests import HELD_OUT
+
 from ..harness.machine import this_machine, wide_console
 from ..harness.records import write_csv
 from ..harness.table import print_table
@@ -112,7 +114,13 @@ class Engines:
     def _decode(self, llm: Any) -> int:
         from vllm import SamplingParams
 
-        parameters = SamplingParams(temperature=1.0, max_tokens=self._new_tokens, ignore_eos=True, detokenize=False)
+        parameters = SamplingParams(
+            temperature=1.0,
+            max_tokens=self._new_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={HELD_OUT: 0},  # the engine of the pair admits no other requests; vLLM's samplers ignore it
+        )
         prompts = [{"prompt_token_ids": prompt} for prompt in self._prompts]
         return sum(len(one.outputs[0].token_ids) for one in llm.generate(prompts, parameters, use_tqdm=False))
 

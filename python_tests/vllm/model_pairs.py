@@ -25,7 +25,14 @@ class ModelPair:
 
 
 def save_model(
-    folder: Path, seed: int, *, layers: int, vocabulary: int = VOCABULARY, eos: int = EOS, positions: int = 512
+    folder: Path,
+    seed: int,
+    *,
+    layers: int,
+    vocabulary: int = VOCABULARY,
+    eos: int = EOS,
+    positions: int = 512,
+    tied: bool = False,
 ) -> Path:
     """Saves a random Llama whose distributions are far from flat. vLLM's attention on the CPU needs heads of 32."""
     config = LlamaConfig(
@@ -40,7 +47,7 @@ def save_model(
         initializer_range=0.2,
         bos_token_id=1,
         eos_token_id=eos,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

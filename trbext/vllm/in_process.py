@@ -68,12 +68,29 @@ def reload_weights(model: Any, weights: Iterable[tuple[str, Tensor]], vllm_confi
         initialize_layerwise_reload(model)
         loaded: Any = model.load_weights(weights)
         finalize_layerwise_reload(model, model_config)
+        _process_shared_weights(model)
     missing = sorted(names - loaded) if model_config.quantization is None else []
     if missing:
         raise ValueError(
             f"the weights must be all of the model's, but {len(missing)} are missing, such as {missing[0]}"
         )
     return len(loaded)
+
+
+def _process_shared_weights(model: Any) -> None:
+    """Lets every layer that shares a weight process it, as lm_head does with the embeddings of a tied model.
+
+    vLLM's layerwise reload lets only one of them do so. On the CPU lm_head would keep a packed copy of its old weight.
+    """
+    owners: dict[int, list[Any]] = {}
+    for layer in model.modules():
+        for parameter in layer.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(layer)
+    for layers in owners.values():
+        for layer in layers if len(layers) > 1 else ():
+            process = getattr(getattr(layer, "quant_method", None), "process_weights_after_loading", None)
+            if process is not None:
+                process(layer)
 
 
 def reset_prefix_cache(llm: Any) -> None:

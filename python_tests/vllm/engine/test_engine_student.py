@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from python_tests.vllm.chi_square import assert_deviates, assert_follows, first_three_tokens, first_token
 from python_tests.vllm.engine.engines import Engines, client, drawn_tokens, skip_without_vllm
-from python_tests.vllm.model_pairs import PROMPT, ModelPair
+from python_tests.vllm.model_pairs import EOS, PROMPT, VOCABULARY, ModelPair, save_model
 from python_tests.vllm.token_law import TokenLaw
 from trbext.vllm.local import LocalEngine
+from trbext.vocab import Alignment
 
 pytestmark = pytest.mark.vllm
 skip_without_vllm()
@@ -75,6 +78,24 @@ def test_a_prefix_cache_of_the_old_student_is_seen(engine: LocalEngine, pair: Mo
     fresh = drawn()
     assert_deviates(first_token(stale, newer_law, LONG_PROMPT, EPSILON))
     assert_follows(first_token(fresh, newer_law, LONG_PROMPT, EPSILON))
+
+
+def test_a_student_of_tied_embeddings_is_loaded_into_both_ends(
+    engines: Engines, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """vLLM's reload processes a shared weight for one of its layers only."""
+    folder = tmp_path_factory.mktemp("tied")
+    teacher, student, newer = (save_model(folder / str(seed), seed, layers=1, tied=True) for seed in (1, 2, 3))
+    tied = ModelPair(teacher, student, newer, Alignment(VOCABULARY, (EOS,), (EOS,)))
+    engine = engines.of(tied, 3)
+    engine.load_student(str(newer))
+    rollout = client(engine, tied).draw([PROMPT] * 20, epsilon=EPSILON, max_new_tokens=5, seed=1).rollout
+    model = LlamaForCausalLM.from_pretrained(newer).eval()
+    sequences = torch.cat([torch.tensor([PROMPT] * 20), rollout.tokens], 1)
+    with torch.no_grad():
+        log_probs = model(sequences).logits[:, len(PROMPT) - 1 : -1].log_softmax(-1)
+    expected = log_probs.gather(-1, rollout.tokens[..., None])[..., 0]
+    torch.testing.assert_close(rollout.student_log_prob[rollout.mask], expected[rollout.mask], rtol=0, atol=1e-4)
 
 
 def test_weights_that_are_not_all_are_refused_by_name(engine: LocalEngine, pair: ModelPair) -> None:

@@ -88,8 +88,9 @@ def test_a_student_of_tied_embeddings_is_loaded_into_both_ends(
     teacher, student, newer = (save_model(folder / str(seed), seed, layers=1, tied=True) for seed in (1, 2, 3))
     tied = ModelPair(teacher, student, newer, Alignment(VOCABULARY, (EOS,), (EOS,)))
     engine = engines.of(tied, 3)
+    rollouts = client(engine, tied)
     engine.load_student(str(newer))
-    rollout = client(engine, tied).draw([PROMPT] * 20, epsilon=EPSILON, max_new_tokens=5, seed=1).rollout
+    rollout = rollouts.draw([PROMPT] * 20, epsilon=EPSILON, max_new_tokens=5, seed=1).rollout
     model = LlamaForCausalLM.from_pretrained(newer).eval()
     sequences = torch.cat([torch.tensor([PROMPT] * 20), rollout.tokens], 1)
     with torch.no_grad():

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from trbext.vllm.in_process import ENVIRONMENT, make_llm, worker_of
+
 SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, where its sampler can be called
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    **ENVIRONMENT,  # the engine in this process, where its sampler can be called
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -32,16 +33,13 @@ def configure(threads: int) -> None:
 
 def start(arguments: dict[str, Any]) -> Any:
     """Return a `vllm.LLM` of `arguments`, with what every benchmark here shares."""
-    from vllm import LLM
-
     shared = {"enforce_eager": True, "async_scheduling": False, "enable_prefix_caching": False, "seed": 0}
-    return LLM(**{**shared, **arguments})
+    return make_llm(**{**shared, **arguments})
 
 
 def runner_of(llm: Any) -> Any:
     """Return the model runner of an engine in this process."""
-    worker = llm.llm_engine.model_executor.driver_worker
-    return getattr(worker, "worker", worker).model_runner
+    return worker_of(llm).model_runner
 
 
 def write_small_llama(folder: Path, vocab: int) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineFailed, UsageError
-from .requests import EPSILON, HELD_OUT, KEY
 from .server.calls import LENGTHS, PROTOCOL, STATE
 from .server.connection import Reply, ServerConnection, Unreachable
 from .transport import Completion, Records, RolloutRequest
@@ -211,9 +210,6 @@ class HTTPEngine:
 
     def _body(self, request: RolloutRequest) -> dict[str, Any]:
         """A request of /v1/completions. What the server would otherwise take from a generation config is said here."""
-        extra: dict[str, Any] = {HELD_OUT: request.prompt[-1], KEY: self._first_key + request.key}
-        if request.epsilon is not None:
-            extra[EPSILON] = request.epsilon
         return {
             "prompt": request.prompt[:-1],
             "max_tokens": request.max_new_tokens + 1,  # and the held-out token
@@ -227,5 +223,5 @@ class HTTPEngine:
             "ignore_eos": True,  # vLLM's is the teacher's
             "stop_token_ids": [request.stop],
             "return_token_ids": True,
-            "vllm_xargs": extra,
+            "vllm_xargs": request.extra_args(self._first_key),
         }

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .in_process import keeping_random_state, reset_prefix_cache, shut_down, worker_of
-from .requests import EPSILON, HELD_OUT, KEY, check_request
+from .requests import check_request
 from .transport import Completion, Records, RolloutRequest
 
 
@@ -38,15 +38,12 @@ class LocalEngine:
         """Decodes all requests.
 
         Raises:
-            RuntimeError: a completion does not begin with the token that its request held out.
+            ValueError: a request is one that `check_request` refuses.
         """
         from vllm import SamplingParams
 
         parameters = []
         for request in requests:
-            extra: dict[str, Any] = {HELD_OUT: request.prompt[-1], KEY: request.key}
-            if request.epsilon is not None:
-                extra[EPSILON] = request.epsilon
             parameters.append(
                 SamplingParams(
                     temperature=request.temperature,
@@ -54,7 +51,7 @@ class LocalEngine:
                     ignore_eos=True,  # vLLM's is the teacher's
                     stop_token_ids=[request.stop],
                     detokenize=False,
-                    extra_args=extra,
+                    extra_args=request.extra_args(),
                 )
             )
             check_request(parameters[-1])

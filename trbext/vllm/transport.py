@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from .requests import EPSILON, HELD_OUT, KEY
+
 Records = dict[str, NDArray[Any]]  # see `StepRecords.take`
 
 
@@ -22,6 +24,11 @@ class RolloutRequest:
     temperature: float
     stop: int  # the id that ends it
     epsilon: float | None = None  # KL budget, nats per token; None is the engine's
+
+    def extra_args(self, first_key: int = 0) -> dict[str, Any]:
+        """Returns what the engine's hook reads of the request. Its key counts from `first_key`."""
+        extra: dict[str, Any] = {HELD_OUT: self.prompt[-1], KEY: first_key + self.key}
+        return extra if self.epsilon is None else {**extra, EPSILON: self.epsilon}
 
 
 @dataclass(frozen=True)

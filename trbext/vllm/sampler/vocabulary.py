@@ -16,11 +16,6 @@ class Vocabulary:
     stop: int = 0  # the id that ends a rollout
     merged: tuple[int, ...] = ()  # the other EOS ids of either model
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether there are no ids to merge."""
-        return not self.merged
-
     def cuts(self, logits: Tensor) -> bool:
         """Whether `logits` [n, V] have tokens that the other model lacks."""
         return 0 < self.width < logits.shape[-1]

@@ -26,7 +26,7 @@ def load_compiled_module(package: Path, failure: ImportError) -> ModuleType:
     """Returns `trbext._C` for the package folder `package`, which has none that can be imported (`failure`).
 
     Raises:
-        ImportError: one line that says what to install. `package` is not part of a checkout; no build is installed; the
+        ImportError: One line that says what to install. `package` is not part of a checkout; no build is installed; the
             installed ones were built from other sources.
     """
     if (package / FILE_NAME).is_file():
@@ -62,7 +62,7 @@ def check_sources(package: Path, module: ModuleType) -> None:
     An editable install takes its Python from the checkout as it is now, and its binaries from when it was installed.
 
     Raises:
-        ImportError: it was built from other sources.
+        ImportError: It was built from other sources.
     """
     root = package.parent
     if (root / "csrc" / "schema.cpp").exists() and getattr(module, "sources", None) != source_digest(root):

@@ -51,7 +51,7 @@ def blend(
 
     Raises:
         ValueError: epsilon is negative or NaN as a float, the temperature is out of range, or shapes do not match.
-        RuntimeError: the operator does not take a dtype or device.
+        RuntimeError: The operator does not take a dtype or device.
 
     Examples:
         >>> behavior = trbext.blend(student_logits, teacher_logits, epsilon=0.02)
@@ -77,8 +77,8 @@ def solve(
         beta [...]; KL(mu || pi_S) [...] in nats; int32 [...], how often the row was read.
 
     Raises:
-        ValueError: as `blend`.
-        RuntimeError: as `blend`.
+        ValueError: As `blend`.
+        RuntimeError: As `blend`.
     """
     student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
     outputs = _overload(torch.ops.trb.solve, budget)(student, teacher, budget, temperature=temperature)
@@ -102,7 +102,7 @@ def sample(
         epsilon: KL budget in nats, as in `blend`.
         uniform: [...] float64 in [0, 1), which makes the draw a pure function; a value out of this range puts its row
             at fault. None draws it by torch.rand.
-        generator: of `uniform` if that is None; None is the default generator of the device. Give one or the other.
+        generator: Of `uniform` if that is None; None is the default generator of the device. Give one or the other.
         temperature: 1e-6 to 1e6, divides both logits.
 
     Returns:
@@ -110,8 +110,8 @@ def sample(
         teacher's is -inf if it masks the token); beta [...]; KL(mu || pi_S) [...] in nats.
 
     Raises:
-        ValueError: as `blend`; the shape of `uniform` is not [...]; both `uniform` and `generator` are given.
-        RuntimeError: as `blend`.
+        ValueError: As `blend`; the shape of `uniform` is not [...]; both `uniform` and `generator` are given.
+        RuntimeError: As `blend`.
 
     Examples:
         >>> token = trbext.sample(student_logits, teacher_logits, 0.02, generator=generator).token
@@ -181,11 +181,11 @@ def verify(
             that of the row at which a request stops is used.
         student_rows: [N] int32 or int64, the row of `student_logits` that each row is; None is 0 .. N - 1.
         teacher_rows: [N] int32 or int64, likewise of `teacher_logits`.
-        width: columns of the returned tokens, at least the rows of any request.
-        vocab: columns that count; tokens from there on have probability 0 in both models. 0: those that both have.
+        width: Columns of the returned tokens, at least the rows of any request.
+        vocab: Columns that count; tokens from there on have probability 0 in both models. 0: those that both have.
         student_kind: 0 or "logits"; 1 or "probabilities" at the temperature, as engines keep them, 0 for tokens that
             the student never draws; 2 or "scaled_logits", already divided by the temperature.
-        log_probs: whether log-probabilities are returned.
+        log_probs: Whether log-probabilities are returned.
 
     Returns:
         tokens [B, width] int64, padded with -1; emitted [B] int32, of which `accepted` [B] int32 are drafts; beta [N]
@@ -195,7 +195,7 @@ def verify(
     Raises:
         ValueError: epsilon as a float is negative or NaN, temperature as a float is out of range, or the name of a
             kind is unknown.
-        RuntimeError: shapes, dtypes or devices do not fit.
+        RuntimeError: Shapes, dtypes or devices do not fit.
 
     Examples:
         >>> kept = trbext.verify(

@@ -46,7 +46,7 @@ def behavior_log_probs(
         student_logits: [..., V], any float dtype.
         teacher_logits: [..., V], likewise.
         beta: [...] in [0, 1].
-        temperature: divides both logits.
+        temperature: Divides both logits.
 
     Returns:
         [..., V] float64, nats; -inf if mu is 0.
@@ -70,7 +70,7 @@ def behavior_kl(student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, te
         student_logits: [..., V], any float dtype.
         teacher_logits: [..., V], likewise.
         beta: [...] in [0, 1].
-        temperature: divides both logits.
+        temperature: Divides both logits.
 
     Returns:
         [...] float64, nats.
@@ -93,7 +93,7 @@ def solve(
         student_logits: [..., V], any float dtype.
         teacher_logits: [..., V], likewise.
         epsilon: KL budget in nats, a float or [...].
-        temperature: divides both logits.
+        temperature: Divides both logits.
 
     Returns:
         beta [...] float64; KL(mu || pi_S) [...] float64, nats; the bisections [...] int32.
@@ -133,7 +133,7 @@ def blend(
         student_logits: [..., V], any float dtype.
         teacher_logits: [..., V], likewise.
         epsilon: KL budget in nats, a float or [...].
-        temperature: divides both logits.
+        temperature: Divides both logits.
 
     Returns:
         log mu [..., V] in nats; beta [...]; KL(mu || pi_S) [...] in nats. All are float64.
@@ -176,7 +176,7 @@ def sample(
         teacher_logits: [..., V], likewise.
         epsilon: KL budget in nats, a float or [...].
         uniform: [...] float64 in [0, 1).
-        temperature: divides both logits.
+        temperature: Divides both logits.
 
     Returns:
         As `trbext.sample`, in float64.
@@ -228,15 +228,15 @@ def verify(
         draft_tokens: [N], -1 for no draft.
         offsets: [B + 1], the first row of each request.
         epsilon: KL budget in nats, a float or [B].
-        temperature: a float or [B].
+        temperature: A float or [B].
         accept_uniform: [N] float64 in [0, 1).
         draw_uniform: [N] float64 in [0, 1).
         student_rows: [N], the row of `student_logits` that each row is.
         teacher_rows: [N], the row of `teacher_logits` that each row is.
-        width: columns of the returned tokens.
-        vocab: columns that count; 0: those that both models have.
+        width: Columns of the returned tokens.
+        vocab: Columns that count; 0: those that both models have.
         student_kind: 0 or "logits", 1 or "probabilities", 2 or "scaled_logits".
-        log_probs: whether log-probabilities are returned.
+        log_probs: Whether log-probabilities are returned.
 
     Returns:
         As `trbext.verify`, in float64.

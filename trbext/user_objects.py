@@ -15,11 +15,11 @@ def load_object(kind: str, name: str) -> Callable[..., Any]:
     """Imports the callable that `name` names as "module:object".
 
     Args:
-        kind: what the error calls it, such as "rollout policy".
+        kind: What the error calls it, such as "rollout policy".
         name: "module:object".
 
     Raises:
-        ValueError: there is no such module or object, or it is not callable.
+        ValueError: There is no such module or object, or it is not callable.
     """
     module, _, attribute = name.partition(":")
     if not (module and attribute):
@@ -38,12 +38,12 @@ def made_with(name: str, make: Callable[..., Any], kwargs: dict[str, Any]) -> An
     """Calls `make(**kwargs)`.
 
     Args:
-        name: what the error calls it.
-        make: a class or function of a user.
-        kwargs: its arguments by name.
+        name: What the error calls it.
+        make: A class or function of a user.
+        kwargs: Its arguments by name.
 
     Raises:
-        ValueError: the arguments do not fit, or `make` raises.
+        ValueError: The arguments do not fit, or `make` raises.
     """
     try:
         signature = inspect.signature(make)
@@ -65,12 +65,12 @@ def check_takes(what: str, function: Callable[..., Any], arguments: tuple[str, .
     """Checks that `function` can be called with so many positional arguments.
 
     Args:
-        what: what the error calls the function.
-        function: of a user.
-        arguments: the names of the arguments, for the error.
+        what: What the error calls the function.
+        function: Of a user.
+        arguments: The names of the arguments, for the error.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: It cannot.
     """
     try:
         signature = inspect.signature(function)

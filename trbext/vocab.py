@@ -45,7 +45,7 @@ class Alignment:
     which that mass exceeds epsilon. A student that draws such an id has stopped.
 
     Raises:
-        VocabularyMismatch: the student has no EOS id, or an EOS id of either model is outside [0, width).
+        VocabularyMismatch: The student has no EOS id, or an EOS id of either model is outside [0, width).
     """
 
     width: int  # how many logits the two models share
@@ -84,8 +84,8 @@ class Alignment:
 
         Args:
             logits: [..., V], V >= width, any float dtype.
-            temperature: at which the softmax will be taken, above 0.
-            in_place: writes the merged ids into `logits`, which nothing else may use.
+            temperature: At which the softmax will be taken, above 0.
+            in_place: Writes the merged ids into `logits`, which nothing else may use.
 
         Returns:
             [..., width], same dtype. It is a view if there is nothing to merge; else a new tensor with -inf at the
@@ -93,7 +93,7 @@ class Alignment:
             T log sum exp(logit / T).
 
         Raises:
-            ValueError: there are fewer than `width` logits.
+            ValueError: There are fewer than `width` logits.
         """
         if logits.shape[-1] < self.width:
             raise ValueError(f"logits must have at least {self.width} entries, got shape {tuple(logits.shape)}")
@@ -122,13 +122,13 @@ def align(
     (`generation_config.eos_token_id`, an int or a list, else that of the config) and that of the tokenizer.
 
     Args:
-        student_model: may be inside DDP or PEFT.
-        teacher_model: likewise, or anything with its `config` and `generation_config`; None of the two runs.
-        student_tokenizer: adds its EOS id.
-        teacher_tokenizer: adds its EOS id; two tokenizers are also compared by `check_tokenizers`.
+        student_model: May be inside DDP or PEFT.
+        teacher_model: Likewise, or anything with its `config` and `generation_config`; None of the two runs.
+        student_tokenizer: Adds its EOS id.
+        teacher_tokenizer: Adds its EOS id; two tokenizers are also compared by `check_tokenizers`.
 
     Raises:
-        VocabularyMismatch: as `check_tokenizers` and `Alignment`; also if a tokenizer has a token whose logit only the
+        VocabularyMismatch: As `check_tokenizers` and `Alignment`; also if a tokenizer has a token whose logit only the
             wider model has.
     """
     from .models.cached_model import unwrap  # which imports this module
@@ -145,13 +145,13 @@ def align_configurations(
     """Aligns as `align`, by what is configured of two models, which need not be loaded.
 
     Args:
-        student_model: a model, or its configurations.
-        teacher_model: likewise.
-        student_tokenizer: as in `align`.
-        teacher_tokenizer: as in `align`.
+        student_model: A model, or its configurations.
+        teacher_model: Likewise.
+        student_tokenizer: As in `align`.
+        teacher_tokenizer: As in `align`.
 
     Raises:
-        VocabularyMismatch: as `align`.
+        VocabularyMismatch: As `align`.
     """
     widths = [_vocabulary_size(model) for model in (student_model, teacher_model)]
     width = min(widths)
@@ -182,7 +182,7 @@ def check_tokenizers(student_tokenizer: PreTrainedTokenizerBase, teacher_tokeniz
     """Checks that both tokenizers give every token, added tokens included, the same id.
 
     Raises:
-        VocabularyMismatch: they do not; names the differing token of lowest id and both its ids.
+        VocabularyMismatch: They do not; names the differing token of lowest id and both its ids.
     """
     student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     if student == teacher:

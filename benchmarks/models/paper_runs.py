@@ -125,8 +125,8 @@ def engine_seconds(student: Qwen3, teacher: Qwen3 | None) -> float:
     others have MEAN_LENGTH tokens.
 
     Args:
-        student: drafts, or decodes by itself if there is no teacher.
-        teacher: verifies the drafts; None decodes the student only.
+        student: Drafts, or decodes by itself if there is no teacher.
+        teacher: Verifies the drafts; None decodes the student only.
     """
     rows = ROLLOUTS / GPUS
     prefixes = rows * MEAN_LENGTH * MEAN_PREFIX

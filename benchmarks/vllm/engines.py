@@ -24,7 +24,7 @@ def configure(threads: int) -> None:
     """Set what vLLM and torch read when they start. Call it before the first engine.
 
     Args:
-        threads: of the engine; a benchmark of the operators takes one.
+        threads: Of the engine; a benchmark of the operators takes one.
     """
     os.environ.update(SETTINGS)
     os.environ["OMP_NUM_THREADS"] = str(threads)

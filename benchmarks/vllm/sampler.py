@@ -52,11 +52,11 @@ class SamplerTimes:
     """Times the samplers inside the first step of an engine in which every request has all its drafts.
 
     Args:
-        vocab: logits of both models.
-        batch: requests.
-        draft_length: drafts of each.
+        vocab: Logits of both models.
+        batch: Requests.
+        draft_length: Drafts of each.
         epsilons: KL budgets in nats.
-        seconds: for all methods together.
+        seconds: For all methods together.
     """
 
     def __init__(self, vocab: int, batch: int, draft_length: int, epsilons: Sequence[float], seconds: float) -> None:
@@ -121,7 +121,7 @@ class SamplerTimes:
         """Return a record per method.
 
         Args:
-            copy_rate: bytes per second that a copy reads and writes on this machine.
+            copy_rate: Bytes per second that a copy reads and writes on this machine.
         """
         vocab, batch, draft_length = self._shape
         floor = batch * draft_length * vocab * (2 + 4) / copy_rate

@@ -55,11 +55,11 @@ class Engines:
     """An engine of teacher and student, and one of the student only.
 
     Args:
-        folder: of recipes/smollm2_pruned.py.
-        batch: rollouts, decoded at once.
-        new_tokens: of each rollout, which no EOS ends.
-        draft_length: of the student.
-        dtype: of both models.
+        folder: Of recipes/smollm2_pruned.py.
+        batch: Rollouts, decoded at once.
+        new_tokens: Of each rollout, which no EOS ends.
+        draft_length: Of the student.
+        dtype: Of both models.
     """
 
     def __init__(self, folder: Path, batch: int, new_tokens: int, draft_length: int, dtype: str) -> None:

@@ -81,11 +81,11 @@ def first_three_tokens(
     """Tests completions of one prompt: their first token, their first two, and their third by itself.
 
     Args:
-        tokens: at least three of each completion that has not ended before.
-        law: of the models.
-        prompt: token ids.
+        tokens: At least three of each completion that has not ended before.
+        law: Of the models.
+        prompt: Token ids.
         epsilon: KL budget, nats per token.
-        temperature: of the rollouts.
+        temperature: Of the rollouts.
     """
     width = law.alignment.width
     first, pair, third = _law_of_three(law, tuple(prompt), epsilon, temperature)

@@ -33,9 +33,9 @@ class TokenLaw:
     """The law of tokens of a pair of models.
 
     Args:
-        teacher: folder of its weights.
-        student: folder of its weights.
-        alignment: the vocabulary that both models share.
+        teacher: Folder of its weights.
+        student: Folder of its weights.
+        alignment: The vocabulary that both models share.
     """
 
     def __init__(self, teacher: Path, student: Path, alignment: Alignment) -> None:
@@ -52,9 +52,9 @@ class TokenLaw:
 
         Args:
             sequences: [n, L] int64, prompts with completions, all of one length.
-            begin: the place of the first token, at least 1.
+            begin: The place of the first token, at least 1.
             epsilon: KL budget in nats per token, one for all or [n].
-            temperature: above 0.
+            temperature: Above 0.
 
         Returns:
             Distributions of shape [n, L - begin + 1, V].

@@ -19,14 +19,14 @@ class EndlessPrompts(torch.utils.data.IterableDataset[dict[str, Any]]):
     all of it in the first pass. (A stream whose rows are not the same each time it is read cannot be resumed exactly.)
 
     Args:
-        stream: has a column "prompt".
-        prompts: different prompts of an optimizer step.
-        rollouts_per_prompt: how often each comes within the step.
-        repeats: how often the rows of a step come, one after another (for gradient accumulation).
-        shuffle_seed: of the buffered shuffle; None keeps the stream's order.
+        stream: Has a column "prompt".
+        prompts: Different prompts of an optimizer step.
+        rollouts_per_prompt: How often each comes within the step.
+        repeats: How often the rows of a step come, one after another (for gradient accumulation).
+        shuffle_seed: Of the buffered shuffle; None keeps the stream's order.
 
     Raises:
-        ValueError: on iteration, the stream has fewer rows than an optimizer step needs.
+        ValueError: On iteration, the stream has fewer rows than an optimizer step needs.
     """
 
     def __init__(

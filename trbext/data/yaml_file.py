@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping from names to values that a YAML file, UTF-8 or UTF-16, holds.
 
     Raises:
-        UsageError: the file cannot be read, is not YAML, holds no mapping, names a key twice, or has a key that is no
+        UsageError: The file cannot be read, is not YAML, holds no mapping, names a key twice, or has a key that is no
             text (numbers may be keys of inner mappings).
     """
     try:

@@ -27,7 +27,7 @@ def check_no_adapter(path: str, role: str) -> None:
     """Refuses a folder that holds an adapter.
 
     Raises:
-        ValueError: it holds one; says what to do.
+        ValueError: It holds one; says what to do.
     """
     base = base_of(path)
     if base is not None:
@@ -42,7 +42,7 @@ def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
     """Merges the adapter in the folder `path` into `base`.
 
     Raises:
-        ValueError: the adapter does not fit, or cannot be merged.
+        ValueError: The adapter does not fit, or cannot be merged.
     """
     from peft import PeftModel
 

@@ -33,8 +33,8 @@ class CachedModel:
     """A causal LM and its KV cache over a batch: `prefill` the prompts, `advance` by one token per row, `keep_rows`.
 
     Args:
-        model: may be inside DDP, DeepSpeed or PEFT.
-        calling: how to call it; None is what `remember_calling` was told.
+        model: May be inside DDP, DeepSpeed or PEFT.
+        calling: How to call it; None is what `remember_calling` was told.
     """
 
     def __init__(self, model: PreTrainedModel, *, calling: Calling | None = None) -> None:
@@ -63,7 +63,7 @@ class CachedModel:
             The logits [B, V] after the prompts.
 
         Raises:
-            RuntimeError: the model returns no KV cache.
+            RuntimeError: The model returns no KV cache.
         """
         from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 

@@ -19,10 +19,10 @@ def completion_states(model: Any, input_ids: Tensor, attention_mask: Tensor, kep
     another sequence.
 
     Args:
-        model: a causal LM out of DDP, DeepSpeed and PEFT.
+        model: A causal LM out of DDP, DeepSpeed and PEFT.
         input_ids: [B, S] int64.
         attention_mask: [B, S], the ones of each row in one piece.
-        kept: how many of the last columns to return, below S.
+        kept: How many of the last columns to return, below S.
 
     Returns:
         [B, kept, H], of the model's dtype, at the prefix of each token. States at tokens that the mask excludes mean

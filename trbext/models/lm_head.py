@@ -49,8 +49,8 @@ def lm_head(model: PreTrainedModel, *, gather_zero3: bool = True) -> LMHead:
     Sharded weights (FSDP2, ZeRO-3) are gathered once here rather than once per chunk, with their gradient.
 
     Args:
-        model: out of DDP, DeepSpeed and PEFT.
-        gather_zero3: gathers the weights of ZeRO-3; False leaves them to TRL's fused loss, which gathers them itself.
+        model: Out of DDP, DeepSpeed and PEFT.
+        gather_zero3: Gathers the weights of ZeRO-3; False leaves them to TRL's fused loss, which gathers them itself.
     """
     head: Any = model.get_output_embeddings()
     config = model.config.get_text_config()

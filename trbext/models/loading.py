@@ -44,11 +44,11 @@ def load_for_training(path: str, role: str, **kwargs: Any) -> PreTrainedModel:
 
     Args:
         role: "student" or "teacher", for messages.
-        kwargs: of `from_pretrained`.
+        kwargs: Of `from_pretrained`.
 
     Raises:
-        IncompleteWeights: the checkpoint lacks weights of the model, holds them in another shape, or holds others.
-        OSError, ValueError: as transformers; a PEFT adapter, which is no whole model.
+        IncompleteWeights: The checkpoint lacks weights of the model, holds them in another shape, or holds others.
+        OSError, ValueError: As transformers; a PEFT adapter, which is no whole model.
     """
     check_no_adapter(path, role)
     with reported_once(), named_errors(path, role):
@@ -63,15 +63,15 @@ def load_for_inference(path: str, role: str, device: torch.device | str, **kwarg
     A PEFT adapter is merged into its model.
 
     Args:
-        path: a folder or a name on the Hub.
+        path: A folder or a name on the Hub.
         role: "student" or "teacher", for messages.
-        device: of the model.
-        kwargs: of `from_pretrained`.
+        device: Of the model.
+        kwargs: Of `from_pretrained`.
 
     Raises:
-        IncompleteWeights: as `load_for_training`.
-        OSError: as transformers.
-        ValueError: as transformers; an adapter does not fit, or cannot be merged.
+        IncompleteWeights: As `load_for_training`.
+        OSError: As transformers.
+        ValueError: As transformers; an adapter does not fit, or cannot be merged.
     """
     options: dict[str, Any] = {"dtype": "auto"} | kwargs
     with reported_once(), named_errors(path, role):
@@ -89,14 +89,14 @@ def check_weights(path: str, role: str, config: PreTrainedConfig, **kwargs: Any)
     """Checks a checkpoint as `load_for_training` does, by the names and sizes in it: no weight is read.
 
     Args:
-        path: a folder or a name on the Hub.
+        path: A folder or a name on the Hub.
         role: "student" or "teacher", for messages.
-        config: of the model. If it is quantized or sharded while it is loaded, it may not be possible to check it.
-        kwargs: of `from_pretrained`.
+        config: Of the model. If it is quantized or sharded while it is loaded, it may not be possible to check it.
+        kwargs: Of `from_pretrained`.
 
     Raises:
-        IncompleteWeights: as `load_for_training`.
-        ValueError: as `load_for_training`.
+        IncompleteWeights: As `load_for_training`.
+        ValueError: As `load_for_training`.
     """
     later = hasattr(config, "quantization_config") or not {"quantization_config", "tp_plan"}.isdisjoint(kwargs)
     try:
@@ -113,13 +113,13 @@ def load_tokenizer(path: str, role: str, **kwargs: Any) -> PreTrainedTokenizerBa
     """Returns the tokenizer at `path`, which pads on the left.
 
     Args:
-        path: a folder or a name on the Hub.
-        role: of its model, for messages.
-        kwargs: of `from_pretrained`.
+        path: A folder or a name on the Hub.
+        role: Of its model, for messages.
+        kwargs: Of `from_pretrained`.
 
     Raises:
-        OSError: it cannot be loaded.
-        ValueError: it cannot be loaded.
+        OSError: It cannot be loaded.
+        ValueError: It cannot be loaded.
     """
     with named_errors(path, f"tokenizer of the {role}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, padding_side="left", **kwargs)
@@ -146,10 +146,10 @@ def check_report(path: str, role: str, model: PreTrainedModel, report: Mapping[s
     """Checks transformers' loading report of a model.
 
     Args:
-        path: a folder or a name on the Hub, for messages.
+        path: A folder or a name on the Hub, for messages.
         role: "student" or "teacher", for messages.
-        model: was loaded from there.
-        report: what transformers returns with `output_loading_info`.
+        model: Was loaded from there.
+        report: What transformers returns with `output_loading_info`.
 
     Raises:
         IncompleteWeights: `fault_in` finds a fault.

@@ -46,14 +46,14 @@ def check_model(
     """Checks that rollouts and the loss of `model` will be right. Each question is asked once per model.
 
     Args:
-        model: on its device, with whole weights; may be inside DDP or PEFT.
-        name: what an error calls it, "student" or "teacher".
-        loss: also compares `lm_head` and states padded at the right, which the loss needs (and TRL installed).
-        decode: compares decoding from a KV cache.
-        longest: tokens of the longest row to come; sliding windows and chunks below it are crossed once.
+        model: On its device, with whole weights; may be inside DDP or PEFT.
+        name: What an error calls it, "student" or "teacher".
+        loss: Also compares `lm_head` and states padded at the right, which the loss needs (and TRL installed).
+        decode: Compares decoding from a KV cache.
+        longest: Tokens of the longest row to come; sliding windows and chunks below it are crossed once.
 
     Raises:
-        UnsupportedModel: they would be wrong; names the class and the reason.
+        UnsupportedModel: They would be wrong; names the class and the reason.
     """
     check_kind(model, name)
     inner = unwrap(model)
@@ -77,8 +77,8 @@ def probe_models(models: list[PreTrainedModel], longest: int) -> None:
     """Calls `check_model` for decoding: of the student, and of the teacher if it is there.
 
     Args:
-        models: the student, and the teacher if it decodes.
-        longest: tokens of the longest row to come.
+        models: The student, and the teacher if it decodes.
+        longest: Tokens of the longest row to come.
     """
     for name, model in zip(("student", "teacher"), models, strict=False):
         check_model(model, name, longest=longest)

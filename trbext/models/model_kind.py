@@ -21,11 +21,11 @@ def check_kind(model: Any, name: str) -> None:
     """Refuses models of kinds that are known without a forward.
 
     Args:
-        model: may be inside DDP or PEFT.
-        name: what an error calls it, "student" or "teacher".
+        model: May be inside DDP or PEFT.
+        name: What an error calls it, "student" or "teacher".
 
     Raises:
-        UnsupportedModel: it is prompt-tuned, an encoder-decoder, without weights or without a head.
+        UnsupportedModel: It is prompt-tuned, an encoder-decoder, without weights or without a head.
     """
     wrapped, inner = getattr(model, "module", model), unwrap(model)
     kind, reason = type(inner).__name__, ""
@@ -45,7 +45,7 @@ def check_whole(model: Any, name: str) -> None:
     """Refuses weights that FSDP2 has sharded: processes that decode different numbers of tokens would wait for ever.
 
     Raises:
-        UnsupportedModel: the weights of `model`, which the error calls `name`, are sharded.
+        UnsupportedModel: The weights of `model`, which the error calls `name`, are sharded.
     """
     inner = unwrap(model)
     sharded = any(isinstance(module, FSDPModule) for module in inner.modules())
@@ -60,7 +60,7 @@ def check_separate(student: Any, teacher: Any) -> None:
     """Checks that training the student does not change the teacher.
 
     Raises:
-        ValueError: a parameter that will be trained belongs to the teacher as well.
+        ValueError: A parameter that will be trained belongs to the teacher as well.
     """
     trained = {
         parameter.untyped_storage().data_ptr(): name
@@ -98,13 +98,13 @@ def check_rotary(model: Any, name: str, shortest: int, longest: int) -> None:
     """Checks that no row grows past a change of its rotary factors.
 
     Args:
-        model: may be inside DDP or PEFT.
-        name: what an error calls it.
-        shortest: tokens of the shortest prompt.
-        longest: tokens of the longest row to come.
+        model: May be inside DDP or PEFT.
+        name: What an error calls it.
+        shortest: Tokens of the shortest prompt.
+        longest: Tokens of the longest row to come.
 
     Raises:
-        UnsupportedModel: a row would.
+        UnsupportedModel: A row would.
     """
     inner = unwrap(model)
     switch = rotary_switch(inner.config)

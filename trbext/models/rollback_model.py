@@ -104,9 +104,9 @@ class RollbackModel:
     """A causal LM and its KV cache over a batch: `extend` at any columns, `keep_rows`.
 
     Args:
-        model: may be inside DDP, DeepSpeed or PEFT.
+        model: May be inside DDP, DeepSpeed or PEFT.
         first: [B, 1] int64, the column of the first token of each row; the columns before it are padding.
-        capacity: columns to allocate at first; more are allocated when they are needed.
+        capacity: Columns to allocate at first; more are allocated when they are needed.
     """
 
     def __init__(self, model: PreTrainedModel, first: Tensor, capacity: int) -> None:
@@ -137,11 +137,11 @@ class RollbackModel:
         Args:
             tokens: [B, q] int64.
             columns: [B, q] int64, in increasing order per row.
-            seen: columns that exist for the farthest row, this forward included; known to the host.
-            logits: how many of the last tokens need logits.
-            level: the columns are the last q of the seen ones in all rows. If no row is `padded` either, one token and
+            seen: Columns that exist for the farthest row, this forward included; known to the host.
+            logits: How many of the last tokens need logits.
+            level: The columns are the last q of the seen ones in all rows. If no row is `padded` either, one token and
                 a prompt need no mask.
-            padded: whether any row has padding.
+            padded: Whether any row has padding.
             last_position: [B, 1] int64, an upper bound for positions, also of tokens that will be dropped, because
                 tables of positions have an end.
 

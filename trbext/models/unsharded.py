@@ -16,8 +16,8 @@ def unsharded(model: torch.nn.Module, *, reshard_after_forward: bool = True) -> 
     Other models are left as they are.
 
     Args:
-        model: the whole model, or one with parts that are sharded.
-        reshard_after_forward: that with which the model was sharded, restored on leaving.
+        model: The whole model, or one with parts that are sharded.
+        reshard_after_forward: That with which the model was sharded, restored on leaving.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:

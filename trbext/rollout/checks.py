@@ -20,11 +20,11 @@ def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
     """Checks the KL budget of a rollout, in nats.
 
     Args:
-        epsilon: one budget for all prompts, or [B] of any float dtype.
+        epsilon: One budget for all prompts, or [B] of any float dtype.
         input_ids: [B, P], the prompts.
 
     Raises:
-        ValueError: a budget is negative or NaN, or their number is not that of the prompts.
+        ValueError: A budget is negative or NaN, or their number is not that of the prompts.
     """
     if not isinstance(epsilon, Tensor):
         if not is_epsilon(epsilon):
@@ -50,7 +50,7 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Te
         The prompts [B, longest], their mask [B, longest] int64, and their lengths [B] int64 on the CPU.
 
     Raises:
-        ValueError: the shapes differ or hold a 0, or a row is not left padded or is empty.
+        ValueError: The shapes differ or hold a 0, or a row is not left padded or is empty.
     """
     if input_ids.dim() != 2 or 0 in input_ids.shape or attention_mask.shape != input_ids.shape:
         raise ValueError(
@@ -74,12 +74,12 @@ def check_models(models: list[PreTrainedModel], lengths: Tensor, max_new_tokens:
     """Checks by what the models declare that they can decode `max_new_tokens` after prompts of these lengths.
 
     Args:
-        models: the student, and the teacher if it is needed.
+        models: The student, and the teacher if it is needed.
         lengths: [B] int64 on the CPU, tokens of each prompt.
-        max_new_tokens: the longest completion, in tokens.
+        max_new_tokens: The longest completion, in tokens.
 
     Raises:
-        ValueError: a model is of a kind that cannot decode, holds too few positions, or is on another device.
+        ValueError: A model is of a kind that cannot decode, holds too few positions, or is on another device.
     """
     prompt = int(lengths.max())
     if max_new_tokens < 1:

@@ -30,7 +30,7 @@ class DraftLength:
     rollout. A run that is resumed with `state()` has the same numbers.
 
     Args:
-        longest: the most drafts that a round may have, at least 1.
+        longest: The most drafts that a round may have, at least 1.
 
     Raises:
         ValueError: `longest` is below 1.
@@ -54,7 +54,7 @@ class DraftLength:
         1 - sqrt(epsilon / pi) for small epsilon.
 
         Args:
-            epsilon: the KL budget of the rollout, nats; one for all rows or [B].
+            epsilon: The KL budget of the rollout, nats; one for all rows or [B].
         """
         budget = torch.as_tensor(epsilon, dtype=torch.float64)
         expected = float((1 - (budget / math.pi).sqrt()).clamp(min=0.3).mean())
@@ -74,10 +74,10 @@ class DraftLength:
         """Records the cost of one round.
 
         Args:
-            rows: rows of the batch.
-            k: drafts of the round.
-            student_seconds: of its k + 1 student steps together.
-            teacher_seconds: of its teacher pass over k + 1 tokens per row.
+            rows: Rows of the batch.
+            k: Drafts of the round.
+            student_seconds: Of its k + 1 student steps together.
+            teacher_seconds: Of its teacher pass over k + 1 tokens per row.
         """
         if not self.frozen:
             bucket = _bucket(rows)
@@ -88,8 +88,8 @@ class DraftLength:
         """Returns the number of drafts of the next round, 0 .. longest.
 
         Args:
-            rows: rows of the batch.
-            left: the most tokens that any row may still write.
+            rows: Rows of the batch.
+            left: The most tokens that any row may still write.
         """
         most, bucket = min(self.longest, left - 1), _bucket(rows)
         probe = self._probe(bucket)

@@ -22,9 +22,9 @@ class HiddenStates:
     """Collects the states of a batch while `model` decodes, in a `with` block.
 
     Args:
-        model: the teacher, whose forwards are observed.
-        batch: rows B of the rollout.
-        limit_bytes: the most memory that the states may take. If they need more, all of them are dropped and
+        model: The teacher, whose forwards are observed.
+        batch: Rows B of the rollout.
+        limit_bytes: The most memory that the states may take. If they need more, all of them are dropped and
             `of_lengths` returns None: some of the states would save no forward, and a rollout must not run out of
             memory for the sake of speed.
     """
@@ -56,7 +56,7 @@ class HiddenStates:
             rows: [n] int64, the rows of the forward, as indices in the original batch.
             token: [n, q] int64, the index in the completion of the token that each state predicts. The state of an
                 index that was kept before is written over.
-            end: an upper bound of `token`, exclusive, that the host knows.
+            end: An upper bound of `token`, exclusive, that the host knows.
         """
         if self._last is None:
             return

@@ -40,12 +40,12 @@ def raise_fault(
     Args:
         state: [n] int64 on the CPU, the status of each row that is still decoded.
         rows: [n] int64, the index of each of these rows in the original batch.
-        prompts: token ids and mask of the original batch, [B, P] each.
+        prompts: Token ids and mask of the original batch, [B, P] each.
         tokens: [B, max_new_tokens] int64, -1 at the token of a fault.
-        models: the student, and the teacher if it is needed.
+        models: The student, and the teacher if it is needed.
 
     Raises:
-        NonFiniteLogits: a row is at fault.
+        NonFiniteLogits: A row is at fault.
     """
     faulty = (state == FAULT).nonzero()[:, 0]
     if len(faulty) == 0:

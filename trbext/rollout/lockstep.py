@@ -55,29 +55,29 @@ def lockstep(
     """Completes a batch of prompts with tokens that the behavior policy draws.
 
     Args:
-        student: a causal LM with a KV cache. It and the teacher run in eval mode without gradients, and get their
+        student: A causal LM with a KV cache. It and the teacher run in eval mode without gradients, and get their
             training flags back afterwards: neither dropout nor gradient checkpointing reaches the rollout. Parameters
             that are sharded over processes (FSDP, ZeRO-3) must be gathered first, because each process decodes for as
             long as its own rows need.
-        teacher: another causal LM on the same device. It may be None if the policy does not need it at
+        teacher: Another causal LM on the same device. It may be None if the policy does not need it at
             `optimizer_step`, as with the float epsilon 0.
         input_ids: [B, P] int64, token ids of the prompts, left padded.
         attention_mask: [B, P], 1 for tokens and 0 for padding.
         epsilon: KL budget per token in nats, 0 to inf, or one per row, [B]. It is short for
             `policy=TrustRegion(epsilon)`: give one of the two. The float 0 samples the student without calling the
             teacher, with the same uniform numbers, so it is the limit of small budgets.
-        policy: draws the tokens.
+        policy: Draws the tokens.
         optimizer_step: 0-based, for policies that change over a run.
-        max_new_tokens: length limit of a completion, in tokens. A row ends earlier if it draws `alignment.stop`.
-        alignment: the vocabulary that both models share (`trbext.align`).
-        pad_token_id: the id that follows the end of a row.
-        temperature: above 0; divides the logits of both models.
-        generator: of random numbers, on any device; None is the default generator of the device of the prompts. The
+        max_new_tokens: Length limit of a completion, in tokens. A row ends earlier if it draws `alignment.stop`.
+        alignment: The vocabulary that both models share (`trbext.align`).
+        pad_token_id: The id that follows the end of a row.
+        temperature: Above 0; divides the logits of both models.
+        generator: Of random numbers, on any device; None is the default generator of the device of the prompts. The
             same seed gives a bitwise equal rollout. A row depends only on its prompt, its index in the batch and the
             seed, up to the rounding of the models' own kernels, which may change with the batch size.
-        teacher_states_limit: bytes up to which `Rollout.teacher_states` are kept; 0 keeps none. If they would need
+        teacher_states_limit: Bytes up to which `Rollout.teacher_states` are kept; 0 keeps none. If they would need
             more, `teacher_states` is None.
-        check: probe both models once, before they first decode (`model_check.py`: six small forwards each); False
+        check: Probe both models once, before they first decode (`model_check.py`: six small forwards each); False
             trusts them.
 
     Returns:
@@ -85,11 +85,11 @@ def lockstep(
 
     Raises:
         UnsupportedModel: (a ValueError) the rollouts of a model would be wrong; names its class and the reason.
-        ValueError: shapes do not match; a mask is not left padded; a budget is negative or NaN; a policy needs a
+        ValueError: Shapes do not match; a mask is not left padded; a budget is negative or NaN; a policy needs a
             teacher and there is none; models are on different devices; completions would outgrow
             `max_position_embeddings`.
         NonFiniteLogits: (a RuntimeError) logits hold NaN, +inf or nothing finite; names row, token and model.
-        RuntimeError: a model has no KV cache.
+        RuntimeError: A model has no KV cache.
     """
     return decode_in_lockstep(
         Decoding(

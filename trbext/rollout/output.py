@@ -86,10 +86,10 @@ class Rollout:
             values: [5, B, N] float32: log_prob, student_log_prob, teacher_log_prob, beta, kl.
             lengths: [B] int64, generated tokens of each row.
             finished: [B] bool, whether the row drew the stop token.
-            pad_token_id: the id that follows the end of a row.
-            teacher: whether the teacher took part, without which its log-probabilities mean nothing.
-            teacher_states: what was kept of the teacher's hidden states, if anything.
-            speculation: the counts of a speculative rollout.
+            pad_token_id: The id that follows the end of a row.
+            teacher: Whether the teacher took part, without which its log-probabilities mean nothing.
+            teacher_states: What was kept of the teacher's hidden states, if anything.
+            speculation: The counts of a speculative rollout.
         """
         longest = int(lengths.max())
         mask = torch.arange(longest, device=tokens.device) < lengths[:, None]

@@ -54,11 +54,11 @@ class Policy:
         """Draws one token after each of n prefixes, as a pure function of the arguments.
 
         Args:
-            step: optimizer step, 0-based. It may differ from call to call, so nothing may be kept between calls.
+            step: Optimizer step, 0-based. It may differ from call to call, so nothing may be kept between calls.
             student_logits: [n, V], any float dtype, -inf for tokens that do not exist.
             teacher_logits: [n, V], likewise; None if `needs_teacher(step)` is False.
             uniforms: [uniforms_per_token + uniforms_per_row, n] float64 in [0, 1), those of the token first.
-            temperature: of the run, above 0, at which the log-probabilities of both models are reported.
+            temperature: Of the run, above 0, at which the log-probabilities of both models are reported.
 
         Returns:
             Each [n]: token (int64; -1 if none can be drawn, which ends the rollout with an error), log_prob (under mu),
@@ -99,9 +99,9 @@ def draw_from(
         student_logits: [n, V], as in `Policy.draw`.
         teacher_logits: [n, V] or None, as in `Policy.draw`.
         uniform: [n] float64 in [0, 1).
-        temperature: at which the log-probabilities of both models are reported.
+        temperature: At which the log-probabilities of both models are reported.
         token: [n] int64, drawn from mu in another way; None draws it here.
-        beta: is reported as it is.
+        beta: Is reported as it is.
 
     Returns:
         As `Policy.draw`.
@@ -215,7 +215,7 @@ class InterleavedTeacher(Policy):
         teacher_temperature: tau, from 1e-6 to 1e6, of the replacements only; the merged EOS counts as one token there.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
 
     uniforms_per_token = 2
@@ -251,7 +251,7 @@ class ArithmeticMixture(Policy):
     """The arithmetic mixture alpha pi_T + (1 - alpha) pi_S.
 
     Args:
-        alpha: the teacher's share, 0 to 1.
+        alpha: The teacher's share, 0 to 1.
 
     Raises:
         ValueError: alpha is out of range.
@@ -320,10 +320,10 @@ class LambdaCoin(Policy):
         per: "batch" decides once per optimizer step, as a function of `seed` and the step on which all processes agree
             (the paper's algorithm). "sequence" decides for each rollout, and then needs the teacher at every step
             unless lambda is 1.
-        seed: of the decisions per batch.
+        seed: Of the decisions per batch.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, student_share: float, per: str = "batch", seed: int = 0) -> None:
@@ -344,7 +344,7 @@ class LambdaCoin(Policy):
         """Returns the KL budget that draws from the one or the other: 0 is the student, infinity the teacher.
 
         Args:
-            step: optimizer step, 0-based.
+            step: Optimizer step, 0-based.
             coins: [n] uniform random numbers, one for each rollout, which only decisions per sequence read.
 
         Returns:

@@ -18,11 +18,11 @@ def check_policy_methods(name: str, policy: Policy) -> None:
     """Checks that a policy defines `draw`, and that its methods take the arguments of `trbext.rollout.Policy`.
 
     Args:
-        name: what the error calls the policy.
-        policy: an object of a user's class.
+        name: What the error calls the policy.
+        policy: An object of a user's class.
 
     Raises:
-        ValueError: it does not.
+        ValueError: It does not.
     """
     if type(policy).draw is Policy.draw:
         raise ValueError(f"the rollout policy {name} must define draw({', '.join(POLICY['draw'])})")

@@ -69,31 +69,31 @@ def speculative(
     warning that names its class.
 
     Args:
-        student: as in `lockstep`, like all arguments that are not described here.
-        teacher: as in `lockstep`.
+        student: As in `lockstep`, like all arguments that are not described here.
+        teacher: As in `lockstep`.
         input_ids: [B, P] int64, token ids of the prompts, left padded.
         attention_mask: [B, P], 1 for tokens and 0 for padding.
         epsilon: KL budget per token in nats, one for all rows or [B].
-        policy: draws the tokens; give it or `epsilon`.
+        policy: Draws the tokens; give it or `epsilon`.
         optimizer_step: 0-based, for policies that change over a run.
-        max_new_tokens: length limit of a completion, in tokens.
-        alignment: the vocabulary that both models share (`trbext.align`).
-        pad_token_id: the id that follows the end of a row.
+        max_new_tokens: Length limit of a completion, in tokens.
+        alignment: The vocabulary that both models share (`trbext.align`).
+        pad_token_id: The id that follows the end of a row.
         draft_length: k tokens that the student drafts ahead; a pass of the teacher tests these k and draws one more.
             "auto" measures costs and chooses k round by round. So does a `DraftLength`, which may be kept from one
             rollout to the next. 0 is `lockstep` itself. The law is the same for all. The rollout is the same for "auto"
             and all k >= 1, up to rounding.
-        temperature: above 0; divides the logits of both models.
-        generator: of random numbers, on any device.
-        teacher_states_limit: bytes up to which `Rollout.teacher_states` are kept.
-        check: probe both models once, before they first decode.
+        temperature: Above 0; divides the logits of both models.
+        generator: Of random numbers, on any device.
+        teacher_states_limit: Bytes up to which `Rollout.teacher_states` are kept.
+        check: Probe both models once, before they first decode.
 
     Returns:
         As `lockstep`, with `Rollout.speculation` if the rollout was decoded by speculation.
 
     Raises:
-        ValueError: as `lockstep`, and for a draft length that is none.
-        RuntimeError: as `lockstep`.
+        ValueError: As `lockstep`, and for a draft length that is none.
+        RuntimeError: As `lockstep`.
     """
     auto = DraftLength() if draft_length == "auto" else draft_length if isinstance(draft_length, DraftLength) else None
     fixed = 0 if auto is not None else check_draft_length(draft_length)
@@ -134,7 +134,7 @@ def check_draft_length(draft_length: Any) -> int:
         The number of drafts k; 0 for "auto".
 
     Raises:
-        ValueError: it is neither "auto" nor an int of at least 0.
+        ValueError: It is neither "auto" nor an int of at least 0.
     """
     if draft_length == "auto":
         return 0

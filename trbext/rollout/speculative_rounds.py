@@ -29,8 +29,8 @@ class Rounds:
     """One rollout by speculation: the rows still in the batch, and what all rows have written.
 
     Args:
-        decoding: the checked arguments, of a policy with a KL budget.
-        longest: an upper bound for the draft length.
+        decoding: The checked arguments, of a policy with a KL budget.
+        longest: An upper bound for the draft length.
     """
 
     def __init__(self, decoding: Decoding, *, longest: int) -> None:

@@ -50,7 +50,7 @@ class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, Distilla
     meaning, the divergence of the loss (1.0 = reverse KL). The paper's coefficient beta is solved for, never set.
 
     Raises:
-        ValueError: a field is out of range, or generation options contradict the KL budget.
+        ValueError: A field is out of range, or generation options contradict the KL budget.
     """
 
     _VALID_DICT_FIELDS: ClassVar = [
@@ -161,7 +161,7 @@ class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, Distilla
         """Refuses generation options that change the distribution from which `chosen`, a policy, draws.
 
         Raises:
-            ValueError: one is set; names it.
+            ValueError: One is set; names it.
         """
         for name, value in self.altered_sampling():
             wrong = "the KL budget would be enforced on another one" if self.budget_active else "it is the policy's"
@@ -183,7 +183,7 @@ class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, Distilla
         """The policy that writes the training prefixes of a run of `total_steps`.
 
         Raises:
-            ValueError: as `make_policy`.
+            ValueError: As `make_policy`.
         """
         return self.make_policy(self.schedule(total_steps), total_steps, self.seed)
 

@@ -19,9 +19,9 @@ def stop_non_finite(what: str, value: Any, step: int, student: torch.nn.Module) 
 
     Args:
         what: "loss" or "gradient norm", for the error.
-        value: a number, or a tensor [].
-        step: the optimizer step, from 1.
-        student: its weights are checked only if `value` is not finite, to tell what is at fault.
+        value: A number, or a tensor [].
+        step: The optimizer step, from 1.
+        student: Its weights are checked only if `value` is not finite, to tell what is at fault.
 
     Raises:
         NonFiniteTraining: `value` is NaN or infinite.

@@ -25,15 +25,15 @@ def choose_fused_loss(
     """Returns whether TRL's fused loss serves this pair of models; if not, our own loss does, for the reverse KL.
 
     Args:
-        student: with whole weights.
-        teacher: with whole weights.
-        alignment: the vocabulary that both models share.
-        args: of the run.
+        student: With whole weights.
+        teacher: With whole weights.
+        alignment: The vocabulary that both models share.
+        args: Of the run.
         zero3: DeepSpeed ZeRO-3 shards the models; its weights cannot be cut.
-        tools: conversations hold tokens that tools wrote.
+        tools: Conversations hold tokens that tools wrote.
 
     Raises:
-        ValueError: the divergence that `args.beta` names needs the fused loss, or the loss estimator or top k is wrong.
+        ValueError: The divergence that `args.beta` names needs the fused loss, or the loss estimator or top k is wrong.
     """
     args.check_top_k(alignment.width)
     excluding = any(excludes_tokens(model) for model in (student, teacher))

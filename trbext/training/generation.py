@@ -113,7 +113,7 @@ class Generation:
 
         Args:
             completion_ids: [B, T], the completions of the batch.
-            accelerator: of the run.
+            accelerator: Of the run.
 
         Returns:
             [B, T, H]; None unless every process has the states of all its completions. A process that calls the teacher

@@ -44,7 +44,7 @@ def reverse_kl(
             of the full KL, zero and stationary if the student equals the teacher. The bare partial sum over the k
             tokens is not stationary there: its gradient is that of their total mass, which then escapes the top k.
             Renormalizing both models on the k tokens prevents this, but ignores how much mass the others have.
-        temperature: divides both logits.
+        temperature: Divides both logits.
 
     Returns:
         `[...]` nats, float32 (float64 for float64 logits). If the teacher excludes tokens that the student does not,
@@ -90,8 +90,8 @@ def sampled_reverse_kl(
         teacher_logits: `[..., V]`, as in `reverse_kl`.
         token: `[...]` int64, drawn from the behavior policy mu.
         log_weight: `[...]` log pi_S(token) - log mu(token) when it was drawn, nats; 0 for rollouts of the student.
-        weight_cap: the largest w, which biases the estimate; None sets no limit.
-        temperature: divides both logits.
+        weight_cap: The largest w, which biases the estimate; None sets no limit.
+        temperature: Divides both logits.
 
     Returns:
         `[...]` nats.
@@ -117,7 +117,7 @@ def cross_entropy(student_logits: Tensor, token: Tensor, *, temperature: float =
     Args:
         student_logits: `[..., V]`, any float dtype.
         token: `[...]` int64.
-        temperature: divides the logits.
+        temperature: Divides the logits.
 
     Returns:
         `[...]` nats.
@@ -187,10 +187,10 @@ def teacher_terms(
 
     Args:
         teacher_hidden: [N, H], its last hidden states.
-        head: the teacher's.
+        head: The teacher's.
         tokens: [N] int64, the sampled tokens.
-        alignment: cuts the logits to the common width and merges EOS ids.
-        temperature: divides the logits.
+        alignment: Cuts the logits to the common width and merges EOS ids.
+        temperature: Divides the logits.
     """
 
     def terms(hidden: Tensor, token: Tensor) -> tuple[Tensor, ...]:
@@ -220,15 +220,15 @@ def chunked_reverse_kl(
     Args:
         student_hidden: [N, H_S], the student's last hidden states.
         teacher_hidden: [N, H_T], the teacher's.
-        student_head: turns the student's states into logits.
-        teacher_head: turns the teacher's states into logits.
+        student_head: Turns the student's states into logits.
+        teacher_head: Turns the teacher's states into logits.
         tokens: [N] int64, the token sampled at each prefix.
-        alignment: cuts both models to the common width and merges their EOS ids.
-        top_k: as in `reverse_kl`.
-        temperature: divides the logits of both models.
-        loss: is minimized instead, a function of the aligned logits; the reverse KL then has no gradient.
+        alignment: Cuts both models to the common width and merges their EOS ids.
+        top_k: As in `reverse_kl`.
+        temperature: Divides the logits of both models.
+        loss: Is minimized instead, a function of the aligned logits; the reverse KL then has no gradient.
         log_weight: [N] nats, passed to `loss`; None is zeros.
-        chunk_elements: logits per chunk and model, which change the memory but not the result.
+        chunk_elements: Logits per chunk and model, which change the memory but not the result.
     """
 
     def terms(student_part: Tensor, teacher_part: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, ...]:

@@ -62,12 +62,12 @@ def write_model_card(
     """Writes README.md into `folder`, and copies the picture beside it.
 
     Args:
-        folder: of the model; it exists.
-        made_from: the names of what the model was made from.
-        config: of the run.
-        steps: optimizer steps taken, and those of the whole run.
-        lines: of metrics.jsonl.
-        picture: the curves, an image file.
+        folder: Of the model; it exists.
+        made_from: The names of what the model was made from.
+        config: Of the run.
+        steps: Optimizer steps taken, and those of the whole run.
+        lines: Of metrics.jsonl.
+        picture: The curves, an image file.
     """
     name = None if picture is None else f"curves{picture.suffix}"
     if picture is not None:
@@ -90,14 +90,14 @@ def model_card(
     """Returns the card as Markdown with the Hub's metadata.
 
     Args:
-        name: of the run, the title.
-        made_from: the names of what the model was made from.
-        config: of the run.
-        steps: optimizer steps taken.
-        max_steps: optimizer steps of the whole run.
-        lines: of metrics.jsonl.
+        name: Of the run, the title.
+        made_from: The names of what the model was made from.
+        config: Of the run.
+        steps: Optimizer steps taken.
+        max_steps: Optimizer steps of the whole run.
+        lines: Of metrics.jsonl.
         citation: BibTeX of the paper.
-        picture: the curves, a file beside the card.
+        picture: The curves, a file beside the card.
     """
     parts = [
         _front_matter(made_from),

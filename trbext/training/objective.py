@@ -41,7 +41,7 @@ class Objective:
             teacher_logits: [n, V], aligned.
             token: [n] int64, the tokens that were drawn.
             log_weight: [n] log pi_S(token) - log mu(token) when they were drawn, nats.
-            temperature: divides both logits.
+            temperature: Divides both logits.
 
         Returns:
             [n] nats.
@@ -84,22 +84,22 @@ def prefix_loss(
     Args:
         student_hidden: [B, C, H_S], the student's last hidden states at the prefix of each token of the completions.
         teacher_hidden: [B, C, H_T], the teacher's.
-        student_head: turns the student's states into logits.
-        teacher_head: turns the teacher's states into logits; on the device of the student's head.
+        student_head: Turns the student's states into logits.
+        teacher_head: Turns the teacher's states into logits; on the device of the student's head.
         valid: [B, C] bool, the prefixes that count.
         completion_ids: [B, C] int64.
         log_weight: [B, C] log pi_S - log mu of the completions' tokens, nats; None if mu = pi_S.
-        objective: what is minimized.
-        fused_beta: computes a plain objective by TRL's fused loss with this `beta` (1 = reverse KL); None uses ours.
-        items: the sum over prefixes is divided by it.
-        alignment: the vocabulary that both models share.
-        temperature: divides the logits of both models.
+        objective: What is minimized.
+        fused_beta: Computes a plain objective by TRL's fused loss with this `beta` (1 = reverse KL); None uses ours.
+        items: The sum over prefixes is divided by it.
+        alignment: The vocabulary that both models share.
+        temperature: Divides the logits of both models.
 
     Returns:
         The loss, which carries the gradient, and sums without a gradient.
 
     Raises:
-        ValueError: the heads are on different devices.
+        ValueError: The heads are on different devices.
     """
     # 1. Bring all tensors to the device of the heads, and keep the prefixes that count.
     device = student_head.weight.device  # a device_map may end the backbone elsewhere than the head

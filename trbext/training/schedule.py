@@ -29,13 +29,13 @@ class Schedule:
       `epsilon` and `warmup_steps`.
 
     Args:
-        kind: one of these four.
+        kind: One of these four.
         epsilon: eps_0 in nats per token; inf is the teacher itself. The default is from the paper's sweep.
         warmup_steps: K in optimizer steps. The default is from the paper's sweep.
-        points: for "piecewise", pairs (step, epsilon) of increasing steps.
+        points: For "piecewise", pairs (step, epsilon) of increasing steps.
 
     Raises:
-        ValueError: the kind is unknown; epsilon is negative or NaN; warmup_steps is negative; points are missing, out
+        ValueError: The kind is unknown; epsilon is negative or NaN; warmup_steps is negative; points are missing, out
             of order, have a negative or infinite epsilon, or are given to another kind.
         TypeError: warmup_steps or a step is not an int.
     """
@@ -52,14 +52,14 @@ class Schedule:
         """Makes a schedule from the plain values of a configuration.
 
         Args:
-            kind: as `Schedule`.
-            epsilon: as `Schedule`, any number.
-            warmup_steps: as `Schedule`.
-            points: as `Schedule`, but pairs may be lists, as a YAML file gives them.
+            kind: As `Schedule`.
+            epsilon: As `Schedule`, any number.
+            warmup_steps: As `Schedule`.
+            points: As `Schedule`, but pairs may be lists, as a YAML file gives them.
 
         Raises:
-            ValueError: as `Schedule`, and for a point that is no pair.
-            TypeError: as `Schedule`.
+            ValueError: As `Schedule`, and for a point that is no pair.
+            TypeError: As `Schedule`.
         """
         if points is None:
             return cls(kind, float(epsilon), warmup_steps)
@@ -99,7 +99,7 @@ def check_duration(name: str, value: float) -> None:
     """Checks that `value` is a whole number of optimizer steps, or a share of the run below 1.
 
     Raises:
-        ValueError: it is neither; the error calls it `name`.
+        ValueError: It is neither; the error calls it `name`.
     """
     if not 0 <= value < math.inf or (value >= 1 and value != int(value)):
         raise ValueError(f"{name} must be a whole number of optimizer steps or a share of them below 1, got {value}")

@@ -27,12 +27,12 @@ def check_can_unshard(backend: DistributedBackend, args: DistillationConfig, *, 
     """Checks that processes will not wait for each other for ever.
 
     Args:
-        backend: shards the models, or does not.
-        args: of the run.
-        tools: conversations call tools.
+        backend: Shards the models, or does not.
+        args: Of the run.
+        tools: Conversations call tools.
 
     Raises:
-        ValueError: rollouts would use sharded weights, or tool calls, of which each process makes its own number, would
+        ValueError: Rollouts would use sharded weights, or tool calls, of which each process makes its own number, would
             come between two gatherings of weights.
     """
     if tools and (backend.is_fsdp or backend.is_zero3):
@@ -54,9 +54,9 @@ def whole_for_decoding(
     All processes enter and leave together.
 
     Args:
-        model: wrapped by the accelerator.
-        accelerator: of the run.
-        args: of the run.
+        model: Wrapped by the accelerator.
+        accelerator: Of the run.
+        args: Of the run.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     with (
@@ -97,8 +97,8 @@ def save_whole_model(trainer: Trainer, folder: str) -> bool:
     That is under FSDP with sharded checkpoints, and under ZeRO-3 without stage3_gather_16bit_weights_on_model_save.
 
     Args:
-        trainer: of the run.
-        folder: of the weights; it exists.
+        trainer: Of the run.
+        folder: Of the weights; it exists.
 
     Returns:
         Whether the weights were saved; if not, nothing was done.

@@ -19,12 +19,12 @@ def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | 
     """Loads the student.
 
     Args:
-        path: a folder or a name on the Hub.
-        args: its `model_init_kwargs` are those of `from_pretrained`.
-        quantization: of the weights, or None.
+        path: A folder or a name on the Hub.
+        args: Its `model_init_kwargs` are those of `from_pretrained`.
+        quantization: Of the weights, or None.
 
     Raises:
-        IncompleteWeights: as `load_for_training`.
+        IncompleteWeights: As `load_for_training`.
         ValueError: `quantization` is given twice.
     """
     kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}

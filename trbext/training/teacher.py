@@ -42,11 +42,11 @@ def describe_teacher(path: str, args: TRBConfig) -> DescribedTeacher:
     """Reads the configurations of a teacher.
 
     Args:
-        path: a folder or a name on the Hub.
-        args: of the run.
+        path: A folder or a name on the Hub.
+        args: Of the run.
 
     Raises:
-        ValueError: there is no configuration.
+        ValueError: There is no configuration.
     """
     named = {} if args.teacher_model_revision is None else {"revision": args.teacher_model_revision}
     with named_errors(path, "teacher"):
@@ -64,10 +64,10 @@ def teacher_and_tokenizer(
     """Returns the teacher and its tokenizer, loaded if `teacher` is a path; described if only an engine loads it.
 
     Args:
-        teacher: a path, or a model, whose tokenizer is not known.
-        args: of the run.
-        accelerator: of the run.
-        student_tokenizer: must give every token the same id.
+        teacher: A path, or a model, whose tokenizer is not known.
+        args: Of the run.
+        accelerator: Of the run.
+        student_tokenizer: Must give every token the same id.
 
     Raises:
         VocabularyMismatch: (a ValueError) the tokenizers give a token different ids.
@@ -100,12 +100,12 @@ def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTra
     """Loads the teacher, by default in the precision in which it is stored.
 
     Args:
-        path: a folder or a name on the Hub.
-        args: its `teacher_model_init_kwargs` are those of `from_pretrained`.
-        accelerator: of the run.
+        path: A folder or a name on the Hub.
+        args: Its `teacher_model_init_kwargs` are those of `from_pretrained`.
+        accelerator: Of the run.
 
     Raises:
-        IncompleteWeights: as `load_for_training`.
+        IncompleteWeights: As `load_for_training`.
     """
     kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
     if args.teacher_model_revision is not None:

@@ -69,24 +69,24 @@ class TRBTrainer(LossTrainer):
     was not interrupted.
 
     Args:
-        model: the student: a path, or a causal LM, which may be a PEFT model.
-        teacher_model: a path, a causal LM, or None to load `args.teacher_model_name_or_path`. Its tokenizer must give
+        model: The student: a path, or a causal LM, which may be a PEFT model.
+        teacher_model: A path, a causal LM, or None to load `args.teacher_model_name_or_path`. Its tokenizer must give
             the same ids as the student's (checked if it is given by path); logit widths and EOS ids may differ.
-        args: the configuration; None is the default one.
-        train_dataset: rows with a column "prompt", text or messages.
-        eval_dataset: held-out rows of the same kind.
-        processing_class: the tokenizer; None loads the one of a student given by path.
-        callbacks: as TRL's `DistillationTrainer`, like the arguments up to `tools`.
-        optimizers: an optimizer and a learning rate schedule, or None for those of `args`.
-        quantization_config: of a student given by path.
-        peft_config: wraps the student in an adapter.
-        tools: functions that the student may call in its completions.
-        verifier: judges completions as verifier(prompt, completion, row) -> bool, for `eval_pass@1` on the eval
+        args: The configuration; None is the default one.
+        train_dataset: Rows with a column "prompt", text or messages.
+        eval_dataset: Held-out rows of the same kind.
+        processing_class: The tokenizer; None loads the one of a student given by path.
+        callbacks: As TRL's `DistillationTrainer`, like the arguments up to `tools`.
+        optimizers: An optimizer and a learning rate schedule, or None for those of `args`.
+        quantization_config: Of a student given by path.
+        peft_config: Wraps the student in an adapter.
+        tools: Functions that the student may call in its completions.
+        verifier: Judges completions as verifier(prompt, completion, row) -> bool, for `eval_pass@1` on the eval
             dataset; None is the one that `args.eval_verifier` names, if any.
-        policy: writes the training prefixes; None is the one that `args.rollout_policy` names.
+        policy: Writes the training prefixes; None is the one that `args.rollout_policy` names.
 
     Raises:
-        ValueError: there is no teacher, the processing class is that of a vision-language model, a combination of
+        ValueError: There is no teacher, the processing class is that of a vision-language model, a combination of
             options cannot keep its promise, a policy or verifier cannot be called as one, or a prompt cannot be used
             (of a stream, when it comes).
         IncompleteWeights: (a ValueError) the checkpoint of a model given by a path lacks some of its weights, or holds

@@ -28,15 +28,15 @@ class TrainerArguments(NamedTuple):
         """Returns the arguments, completed from `args`.
 
         Args:
-            model: the student, a path or a model.
-            teacher: a path or a model; None is `args.teacher_model_name_or_path`.
+            model: The student, a path or a model.
+            teacher: A path or a model; None is `args.teacher_model_name_or_path`.
             args: None is the default configuration, in a folder named after the student.
             policy: None is the one that `args.rollout_policy` names.
             verifier: None is the one that `args.eval_verifier` names, if any.
 
         Raises:
             TypeError: `args` is not a `TRBConfig`.
-            ValueError: there is no teacher, a policy or verifier cannot be called as one, options contradict each
+            ValueError: There is no teacher, a policy or verifier cannot be called as one, options contradict each
                 other, or a model is of a kind that cannot be trained.
         """
         if args is None:

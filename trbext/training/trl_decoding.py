@@ -24,9 +24,9 @@ def keep_to_alignment(trainer: DistillationTrainer, alignment: Alignment, studen
     """Sets the EOS ids of a trainer, and suppresses the ids that only its student has.
 
     Args:
-        trainer: is changed.
-        alignment: the vocabulary that both models share.
-        student_width: logits of the student.
+        trainer: Is changed.
+        alignment: The vocabulary that both models share.
+        student_width: Logits of the student.
     """
     stops = [alignment.stop, *alignment.duplicates]
     trainer.eos_token_ids = stops  # what it cuts completions by
@@ -60,12 +60,12 @@ def check_completions(completions: Sequence[Sequence[int]], prompts: int, alignm
     """Checks the completions that TRL decoded.
 
     Args:
-        completions: token ids.
-        prompts: the number of prompts.
-        alignment: the vocabulary that both models share.
+        completions: Token ids.
+        prompts: The number of prompts.
+        alignment: The vocabulary that both models share.
 
     Raises:
-        ValueError: there is not one completion per prompt, or an id is not one that both models have.
+        ValueError: There is not one completion per prompt, or an id is not one that both models have.
     """
     if len(completions) != prompts:
         raise ValueError(

@@ -24,8 +24,8 @@ class Assembly:
 
     Args:
         rows: B.
-        longest: tokens of a completion at most.
-        top_k: tokens of the teacher's distribution that come with each token; 0 is none.
+        longest: Tokens of a completion at most.
+        top_k: Tokens of the teacher's distribution that come with each token; 0 is none.
     """
 
     def __init__(self, rows: int, longest: int, top_k: int) -> None:
@@ -58,7 +58,7 @@ class Assembly:
             How many tokens were added, and the rows that were cut, in the order of the requests.
 
         Raises:
-            RuntimeError: logits of a rollout were at fault, a completion does not begin with the token that was held
+            RuntimeError: Logits of a rollout were at fault, a completion does not begin with the token that was held
                 out, or tokens came without records.
         """
         # 1. Where to cut.
@@ -117,7 +117,7 @@ class Assembly:
             epsilon: [B] nats per token.
 
         Raises:
-            RuntimeError: one did.
+            RuntimeError: One did.
         """
         kl = np.nan_to_num(self._values[VALUES.index("kl")]).max(1, initial=0.0)
         over = kl > epsilon * (1 + RELATIVE_EXCESS) + ABSOLUTE_EXCESS

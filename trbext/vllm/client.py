@@ -34,13 +34,13 @@ class EngineRollouts:
     """Draws rollouts of `alignment`'s student under its teacher.
 
     Args:
-        engine: a `LocalEngine` or an `HTTPEngine`.
-        alignment: the vocabulary that both models share.
-        pad_token_id: follows the end of a row.
-        top_k: tokens of the teacher's distribution that are brought back for each token of a rollout; 0 is none.
+        engine: A `LocalEngine` or an `HTTPEngine`.
+        alignment: The vocabulary that both models share.
+        pad_token_id: Follows the end of a row.
+        top_k: Tokens of the teacher's distribution that are brought back for each token of a rollout; 0 is none.
 
     Raises:
-        RuntimeError: the engine is not one whose tokens would follow mu.
+        RuntimeError: The engine is not one whose tokens would follow mu.
     """
 
     def __init__(self, engine: Engine, alignment: Alignment, *, pad_token_id: int, top_k: int = 0) -> None:
@@ -68,16 +68,16 @@ class EngineRollouts:
         Args:
             prompts: B lists of token ids, each of at least two.
             epsilon: KL budget in nats per token, one for all or one each; 0 is the student, infinity the teacher.
-            max_new_tokens: of a completion, at least 1.
-            temperature: at least 0.01.
-            seed: of the engine. The same one gives the same rollouts if the engine decodes them in the same batches, as
+            max_new_tokens: Of a completion, at least 1.
+            temperature: At least 0.01.
+            seed: Of the engine. The same one gives the same rollouts if the engine decodes them in the same batches, as
                 one in this process does. None goes on with the numbers of the last draw.
-            repair: draws a rollout again from where the engine lost its drafts, and the teacher drew; False raises.
+            repair: Draws a rollout again from where the engine lost its drafts, and the teacher drew; False raises.
 
         Raises:
-            ValueError: a budget is negative or NaN, the temperature or a prompt too small, or a rollout too long for
+            ValueError: A budget is negative or NaN, the temperature or a prompt too small, or a rollout too long for
                 the engine.
-            RuntimeError: logits were at fault, the budget was not kept, or the engine keeps losing drafts.
+            RuntimeError: Logits were at fault, the budget was not kept, or the engine keeps losing drafts.
         """
         # 1. Check what the engine would answer wrongly.
         budgets = [float(epsilon)] * len(prompts) if isinstance(epsilon, int | float) else [float(e) for e in epsilon]

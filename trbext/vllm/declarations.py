@@ -19,9 +19,9 @@ def differences(
     """Says what in a package is not as it is used.
 
     Args:
-        uses: what is looked up.
-        package: the folder of the package, with its sources.
-        instances: live objects by the name of their class, in which the functions and attributes of that class are
+        uses: What is looked up.
+        package: The folder of the package, with its sources.
+        instances: Live objects by the name of their class, in which the functions and attributes of that class are
             looked up instead.
 
     Returns:

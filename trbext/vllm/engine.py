@@ -38,16 +38,16 @@ def engine_args(
     """Keyword arguments of `vllm.LLM`, or of vLLM's EngineArgs, for an engine that draws TRB rollouts.
 
     Args:
-        teacher: a path or name; the engine's model.
-        student: a path or name; its draft model.
-        draft_length: tokens that the student drafts for one pass of the teacher, at least 1.
-        max_num_seqs: rollouts decoded at a time.
-        max_num_batched_tokens: of one step; None is the least that serves, or 8192 if that is more.
-        speculative_config: further keys of vLLM's own, such as a draft model's quantization.
-        others: any other arguments of vLLM. `max_model_len` must hold prompt, completion and `slack(draft_length)`.
+        teacher: A path or name; the engine's model.
+        student: A path or name; its draft model.
+        draft_length: Tokens that the student drafts for one pass of the teacher, at least 1.
+        max_num_seqs: Rollouts decoded at a time.
+        max_num_batched_tokens: Of one step; None is the least that serves, or 8192 if that is more.
+        speculative_config: Further keys of vLLM's own, such as a draft model's quantization.
+        others: Any other arguments of vLLM. `max_model_len` must hold prompt, completion and `slack(draft_length)`.
 
     Raises:
-        ValueError: the draft length or the token budget is too small.
+        ValueError: The draft length or the token budget is too small.
     """
     if draft_length < 1:
         raise ValueError(f"draft_length must be at least 1 token in an engine, got {draft_length}")
@@ -83,7 +83,7 @@ def check_settings(runner: Any) -> None:
         runner: vLLM's V1 model runner, after the models were loaded.
 
     Raises:
-        RuntimeError: a setting does not fit. Names it.
+        RuntimeError: A setting does not fit. Names it.
     """
     speculative, scheduler = runner.speculative_config, runner.scheduler_config
     if speculative is None or speculative.method != "draft_model":
@@ -128,7 +128,7 @@ def check_settings_v2(runner: Any) -> None:
         runner: vLLM's Model Runner V2, after the models were loaded.
 
     Raises:
-        RuntimeError: a setting does not fit. Names it.
+        RuntimeError: A setting does not fit. Names it.
     """
     # Each of these changes which rows or which logits the samplers get.
     unlike = {

@@ -33,12 +33,12 @@ class HTTPEngine:
     would favor the short ones.
 
     Args:
-        url: of the server, http://HOST:PORT.
-        api_key: its --api-key; None is that of VLLM_API_KEY in the environment, if there is one.
-        wait: seconds to wait for a server that is starting.
+        url: Of the server, http://HOST:PORT.
+        api_key: Its --api-key; None is that of VLLM_API_KEY in the environment, if there is one.
+        wait: Seconds to wait for a server that is starting.
 
     Raises:
-        UsageError: nothing answers at the URL, or what answers is no TRB server of this protocol.
+        UsageError: Nothing answers at the URL, or what answers is no TRB server of this protocol.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, wait: float = 0.0) -> None:
@@ -61,7 +61,7 @@ class HTTPEngine:
         """What the server says of itself: versions, models, sizes, settings.
 
         Raises:
-            UsageError: it is no TRB server, or one of another protocol.
+            UsageError: It is no TRB server, or one of another protocol.
         """
         reply = self._server.send("GET", "/trb/handshake")
         answer = reply.json()
@@ -93,8 +93,8 @@ class HTTPEngine:
         """Decodes all requests. The server shares them among its replicas.
 
         Raises:
-            ValueError: the server refuses a request.
-            EngineFailed: the server failed, or is gone.
+            ValueError: The server refuses a request.
+            EngineFailed: The server failed, or is gone.
         """
         at_a_time = int(self._facts["replicas"]) * int(self._facts["max_num_seqs"])
         try:
@@ -155,11 +155,11 @@ class HTTPEngine:
         """Loads the student's weights from a folder of safetensors into every replica, and empties their caches.
 
         Args:
-            folder: on a disk that the server and its replicas share, under the same path.
+            folder: On a disk that the server and its replicas share, under the same path.
 
         Raises:
-            ValueError: the server finds no weights there.
-            EngineFailed: a replica could not load them, or was not idle.
+            ValueError: The server finds no weights there.
+            EngineFailed: A replica could not load them, or was not idle.
         """
         self._call("student", {"path": str(Path(folder).resolve())})
 

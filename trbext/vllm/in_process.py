@@ -19,7 +19,7 @@ def make_llm(**arguments: Any) -> Any:
     """Makes a `vllm.LLM` whose models are in this process.
 
     Args:
-        arguments: of `LLM`.
+        arguments: Of `LLM`.
     """
     os.environ.update(ENVIRONMENT)
     from vllm import LLM
@@ -31,7 +31,7 @@ def worker_of(llm: Any) -> Any:
     """Returns the worker of an engine in this process, which has its model runner.
 
     Raises:
-        RuntimeError: its workers are processes of their own.
+        RuntimeError: Its workers are processes of their own.
     """
     worker = getattr(getattr(llm.llm_engine, "model_executor", None), "driver_worker", None)
     if worker is None:
@@ -49,15 +49,15 @@ def reload_weights(model: Any, weights: Iterable[tuple[str, Tensor]], vllm_confi
 
     Args:
         model: vLLM's module.
-        weights: by their names on the Hugging Face hub.
-        vllm_config: of the engine.
-        model_config: of the model.
+        weights: By their names on the Hugging Face hub.
+        vllm_config: Of the engine.
+        model_config: Of the model.
 
     Returns:
         How many parameters were loaded.
 
     Raises:
-        ValueError: weights are missing, as vLLM requires when it loads a model. The model is then undefined until the
+        ValueError: Weights are missing, as vLLM requires when it loads a model. The model is then undefined until the
             next load.
     """
     from vllm.config import set_current_vllm_config
@@ -97,7 +97,7 @@ def reset_prefix_cache(llm: Any) -> None:
     """Drops the keys and values of earlier prefixes, which are of the old weights.
 
     Raises:
-        RuntimeError: requests are still running.
+        RuntimeError: Requests are still running.
     """
     if not llm.reset_prefix_cache():
         raise RuntimeError("the prefix cache could not be reset: requests are still running")

@@ -30,8 +30,8 @@ class Use:
         """Says what is not as trbext uses it.
 
         Args:
-            parameters: what the function or class that was found takes; None for anything else.
-            found: whether there is anything of that name.
+            parameters: What the function or class that was found takes; None for anything else.
+            found: Whether there is anything of that name.
         """
         if not found:
             return f"{self.owner or self.module} must have {self.name}, got none"

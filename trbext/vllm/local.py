@@ -27,7 +27,7 @@ class LocalEngine:
         """Installs the hook in every worker (`WorkerExtension.trb_enable`).
 
         Raises:
-            RuntimeError: the workers do not agree on what they are.
+            RuntimeError: The workers do not agree on what they are.
         """
         answers: list[dict[str, Any]] = self.llm.collective_rpc("trb_enable", kwargs=settings)
         if any(answer != answers[0] for answer in answers):
@@ -38,7 +38,7 @@ class LocalEngine:
         """Decodes all requests.
 
         Raises:
-            ValueError: a request is one that `check_request` refuses.
+            ValueError: A request is one that `check_request` refuses.
         """
         from vllm import SamplingParams
 
@@ -93,10 +93,10 @@ class LocalEngine:
         """Loads the student's weights from this process.
 
         Args:
-            weights: by their names on the Hugging Face hub.
+            weights: By their names on the Hugging Face hub.
 
         Raises:
-            RuntimeError: the workers are processes of their own.
+            RuntimeError: The workers are processes of their own.
         """
         self.worker.trb_load_student_weights(weights)
         reset_prefix_cache(self.llm)
@@ -106,7 +106,7 @@ class LocalEngine:
         """vLLM's worker with our `WorkerExtension`.
 
         Raises:
-            RuntimeError: the workers are processes of their own.
+            RuntimeError: The workers are processes of their own.
         """
         return worker_of(self.llm)
 

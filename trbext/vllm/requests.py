@@ -42,7 +42,7 @@ def check_temperature(temperature: float) -> None:
     """Checks that vLLM samples at a temperature.
 
     Raises:
-        ValueError: it does not.
+        ValueError: It does not.
     """
     if not LEAST_TEMPERATURE <= temperature < float("inf"):
         raise ValueError(f"a TRB rollout needs a temperature of at least {LEAST_TEMPERATURE}, got {temperature}")
@@ -55,7 +55,7 @@ def check_request(parameters: Any) -> None:
         parameters: vLLM's SamplingParams.
 
     Raises:
-        ValueError: a parameter changes the law of a token, or the request holds out no token. Names it.
+        ValueError: A parameter changes the law of a token, or the request holds out no token. Names it.
     """
     for name, neutral in NEUTRAL.items():
         value = getattr(parameters, name, neutral[0])

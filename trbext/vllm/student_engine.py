@@ -17,7 +17,7 @@ class StudentEngine:
 
     Args:
         llm: vLLM's `LLM` of the student, in this process.
-        alignment: the vocabulary; a rollout ends with any EOS id of either model.
+        alignment: The vocabulary; a rollout ends with any EOS id of either model.
     """
 
     def __init__(self, llm: Any, alignment: Alignment) -> None:
@@ -31,10 +31,10 @@ class StudentEngine:
         """Draws one completion of each prompt.
 
         Args:
-            prompts: lists of token ids.
-            max_new_tokens: of a completion.
-            temperature: above 0.
-            seed: the same one gives the same rollouts.
+            prompts: Lists of token ids.
+            max_new_tokens: Of a completion.
+            temperature: Above 0.
+            seed: The same one gives the same rollouts.
 
         Returns:
             The token ids of each completion, `alignment.stop` for every EOS id.

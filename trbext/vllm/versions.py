@@ -36,7 +36,7 @@ def check_version(version: str | None = None) -> str:
         How far it is known: "run", "signatures" or "untested".
 
     Raises:
-        RuntimeError: it is not known at all, and TRB_VLLM_UNTESTED is not 1.
+        RuntimeError: It is not known at all, and TRB_VLLM_UNTESTED is not 1.
     """
     version = installed_version() if version is None else version
     if version in TESTED:
@@ -58,7 +58,7 @@ def check_runner(runner: Any) -> None:
         runner: vLLM's model runner, after the models were loaded.
 
     Raises:
-        RuntimeError: it is another one, or something is missing or takes other arguments. Names the version, the thing
+        RuntimeError: It is another one, or something is missing or takes other arguments. Names the version, the thing
             and what was found.
     """
     if not hasattr(type(runner), "_sample"):
@@ -81,7 +81,7 @@ def check_runner_v2(runner: Any) -> None:
         runner: vLLM's model runner, after the models were loaded.
 
     Raises:
-        RuntimeError: something is missing or takes other arguments. Names the version, the thing and what was found.
+        RuntimeError: Something is missing or takes other arguments. Names the version, the thing and what was found.
     """
     instances = {
         "GPUModelRunner": runner,
@@ -95,11 +95,11 @@ def check_uses(uses: Sequence[Use], instances: Mapping[str, Any]) -> None:
     """Checks that the installed vLLM has what is used of it.
 
     Args:
-        uses: what is looked up, in the sources of vLLM.
-        instances: objects of a running engine by the name of their class, in which that of their class is looked up.
+        uses: What is looked up, in the sources of vLLM.
+        instances: Objects of a running engine by the name of their class, in which that of their class is looked up.
 
     Raises:
-        RuntimeError: something is missing or takes other arguments. Names the first.
+        RuntimeError: Something is missing or takes other arguments. Names the first.
     """
     import vllm
 

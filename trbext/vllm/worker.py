@@ -45,18 +45,18 @@ class WorkerExtension:
         """From now on every token follows mu. Calling it again replaces the settings.
 
         Args:
-            width: tokens that both models have; 0 if their logits have the same width.
-            stop: the id that ends a rollout.
-            merged: the other EOS ids of either model.
+            width: Tokens that both models have; 0 if their logits have the same width.
+            stop: The id that ends a rollout.
+            merged: The other EOS ids of either model.
             epsilon: KL budget of requests that name none, nats per token.
-            seed: of the engine's own random numbers.
-            top_k: tokens of the teacher's distribution that are recorded; 0 records none.
+            seed: Of the engine's own random numbers.
+            top_k: Tokens of the teacher's distribution that are recorded; 0 records none.
 
         Returns:
             What the client has to know of this engine.
 
         Raises:
-            RuntimeError: this vLLM, or the way the engine is set up, is not one with which tokens would follow mu.
+            RuntimeError: This vLLM, or the way the engine is set up, is not one with which tokens would follow mu.
         """
         import vllm
 
@@ -126,8 +126,8 @@ class WorkerExtension:
             How many tensors the draft model took.
 
         Raises:
-            FileNotFoundError: the folder has none.
-            SafetensorError: one of them is damaged; the weights are those from before.
+            FileNotFoundError: The folder has none.
+            SafetensorError: One of them is damaged; the weights are those from before.
         """
         from safetensors import safe_open
 
@@ -148,7 +148,7 @@ class WorkerExtension:
             How many parameters of the draft model were loaded.
 
         Raises:
-            RuntimeError: the engine has no draft model of its own.
+            RuntimeError: The engine has no draft model of its own.
         """
         _ = self._hook  # refuses an engine that was not enabled
         student = draft_model(self.model_runner)

@@ -62,10 +62,10 @@ class Engines:
         """An engine for a pair with its first student; an earlier one is shut down unless it is the same.
 
         Args:
-            pair: the models.
-            draft_length: of the student.
-            asynchronous: whether vLLM is made to schedule asynchronously.
-            arguments: of vLLM's LLM, beside or instead of `ENGINE_ARGS`.
+            pair: The models.
+            draft_length: Of the student.
+            asynchronous: Whether vLLM is made to schedule asynchronously.
+            arguments: Of vLLM's LLM, beside or instead of `ENGINE_ARGS`.
         """
         key = (pair, draft_length, asynchronous, *sorted(arguments.items()))
         if key != self._key:
@@ -126,8 +126,8 @@ def each_step(engine: LocalEngine, change: Callable[[Any, Any, Any, Callable[[],
     """Plants a fault in the sampling of every step.
 
     Args:
-        engine: whose runner's `_sample` is replaced.
-        change: is given the runner, the teacher's logits, the metadata of the drafts and a function that samples as
+        engine: Whose runner's `_sample` is replaced.
+        change: Is given the runner, the teacher's logits, the metadata of the drafts and a function that samples as
             the hook does, and returns what vLLM is to take as the sampler's output.
     """
     runner = engine.worker.model_runner

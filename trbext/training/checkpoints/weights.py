@@ -25,11 +25,11 @@ def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
     """Replaces the weights of `model` by those in a checkpoint.
 
     Args:
-        model: whole and not quantized.
-        checkpoint: a folder with weights.
+        model: Whole and not quantized.
+        checkpoint: A folder with weights.
 
     Raises:
-        IncompleteCheckpoint: a weight is missing, is of another shape, or has no place in the model.
+        IncompleteCheckpoint: A weight is missing, is of another shape, or has no place in the model.
     """
     # Weights of several precisions are read in the one that holds them all, and rounded back to their own.
     precision = functools.reduce(torch.promote_types, {parameter.dtype for parameter in model.parameters()})
@@ -55,7 +55,7 @@ def check_adapter(model: PeftModel, checkpoint: Path) -> None:
     """Checks that a checkpoint holds the weights of the model's active adapter, by name and shape.
 
     Raises:
-        IncompleteCheckpoint: it does not.
+        IncompleteCheckpoint: It does not.
     """
     fault = adapter_fault(model, checkpoint)
     if fault is not None:

@@ -48,16 +48,16 @@ def check_can_draw(
     """Checks that vLLM can draw the rollouts of a run with `use_vllm`.
 
     Args:
-        args: of the run.
-        student: a path or a model.
-        teacher: a path or a model.
-        policy: that was given instead of one by name.
-        adapter: the student is wrapped in an adapter.
-        quantized: the student's weights are quantized.
-        tools: conversations call tools.
+        args: Of the run.
+        student: A path or a model.
+        teacher: A path or a model.
+        policy: That was given instead of one by name.
+        adapter: The student is wrapped in an adapter.
+        quantized: The student's weights are quantized.
+        tools: Conversations call tools.
 
     Raises:
-        ValueError: it cannot. Names what stands against it.
+        ValueError: It cannot. Names what stands against it.
     """
     if not args.use_vllm:
         return
@@ -135,8 +135,8 @@ def _server_engine(args: TRBConfig, models: EngineModels) -> Engine:
     """Returns the server that `args` names.
 
     Raises:
-        UsageError: nothing answers there, or what answers is no TRB server.
-        ValueError: the server has another teacher. Names both.
+        UsageError: Nothing answers there, or what answers is no TRB server.
+        ValueError: The server has another teacher. Names both.
     """
     from ...vllm.http import HTTPEngine
 
@@ -152,9 +152,9 @@ def _arguments(args: TRBConfig, models: EngineModels, *, room: int) -> dict[str,
     """Returns the arguments of vLLM's engine that do not depend on whether it has a draft model.
 
     Args:
-        args: of the run.
-        models: of the engine.
-        room: positions that `max_model_len` needs past the last token.
+        args: Of the run.
+        models: Of the engine.
+        room: Positions that `max_model_len` needs past the last token.
     """
     limit = args.vllm_max_model_length
     arguments: dict[str, Any] = {

@@ -44,10 +44,10 @@ def budgets(policy: Policy, step: int, rows: int, generator: torch.Generator) ->
     """Returns the KL budget of each of `rows` rollouts at an optimizer step.
 
     Args:
-        policy: one of `POLICIES`.
-        step: optimizer step, 0-based.
-        rows: rollouts.
-        generator: of the coins of a policy that decides about each rollout.
+        policy: One of `POLICIES`.
+        step: Optimizer step, 0-based.
+        rows: Rollouts.
+        generator: Of the coins of a policy that decides about each rollout.
     """
     if isinstance(policy, LambdaCoin):
         epsilon = policy.budget(step, torch.rand(rows, dtype=torch.float64, generator=generator))
@@ -68,12 +68,12 @@ class RolloutEngines(TrainerCallback):
     """The engines of a run over its optimizer steps.
 
     Args:
-        args: of the run.
-        models: of the engines.
-        accelerator: of the run.
-        student: is trained; out of DDP.
-        tokenizer: the student's.
-        alignment: the vocabulary that both models share.
+        args: Of the run.
+        models: Of the engines.
+        accelerator: Of the run.
+        student: Is trained; out of DDP.
+        tokenizer: The student's.
+        alignment: The vocabulary that both models share.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ class RolloutEngines(TrainerCallback):
         """Returns whether the engine must hold the teacher at a step: for its rollouts, later ones, or the loss.
 
         Args:
-            policy: of the run.
-            step: optimizer step, 0-based.
-            total_steps: of the run; 0 before training.
+            policy: Of the run.
+            step: Optimizer step, 0-based.
+            total_steps: Of the run; 0 before training.
         """
         if self.args.teacher_from_engine or self.args.vllm_after_warmup == "keep" or self.in_server:
             return True
@@ -123,16 +123,16 @@ class RolloutEngines(TrainerCallback):
         """Draws one completion of each prompt of this process. Every process calls it.
 
         Args:
-            prompts: lists of token ids.
-            epsilon: the KL budget of each, nats per token.
-            blended: whether the engine that holds the teacher draws; if not, `epsilon` must be 0.
-            step: optimizer step, of which the engine needs the weights.
-            seed: of this process.
-            max_new_tokens: of a completion.
+            prompts: Lists of token ids.
+            epsilon: The KL budget of each, nats per token.
+            blended: Whether the engine that holds the teacher draws; if not, `epsilon` must be 0.
+            step: Optimizer step, of which the engine needs the weights.
+            seed: Of this process.
+            max_new_tokens: Of a completion.
 
         Raises:
-            ValueError: as `EngineRollouts.draw`.
-            RuntimeError: as `EngineRollouts.draw`.
+            ValueError: As `EngineRollouts.draw`.
+            RuntimeError: As `EngineRollouts.draw`.
         """
         # vLLM seeds all global generators when an engine is made, and a resumed run makes it at another step.
         with forked_random_state(self.accelerator.device):
@@ -173,7 +173,7 @@ class RolloutEngines(TrainerCallback):
         """Checks that the engine's teacher is the one that it had at first.
 
         Raises:
-            RuntimeError: its weights have changed.
+            RuntimeError: Its weights have changed.
         """
         if self._teacher_digest is not None and self._digest() != self._teacher_digest:
             raise RuntimeError("the weights of the teacher in vLLM have changed, so its rollouts follow another law")

@@ -22,8 +22,8 @@ class StudentWeights:
     """The weights of a student, one at a time. Every process walks, because FSDP2's are gathered from all.
 
     Args:
-        model: the student, out of DDP and DeepSpeed, without an adapter.
-        accelerator: of the run.
+        model: The student, out of DDP and DeepSpeed, without an adapter.
+        accelerator: Of the run.
     """
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator) -> None:
@@ -42,8 +42,8 @@ class StudentWeights:
         """Writes the weights to a folder, from which an engine in other processes loads them.
 
         Args:
-            engine: must see the folder under the same path; None on all processes but the one that writes.
-            folder: is made, and removed afterwards.
+            engine: Must see the folder under the same path; None on all processes but the one that writes.
+            folder: Is made, and removed afterwards.
         """
         weights = {}
         for name, weight in self:

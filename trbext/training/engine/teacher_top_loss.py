@@ -36,7 +36,7 @@ def reverse_kl_of_top(student_logits: Tensor, top: TeacherTop, *, temperature: f
     Args:
         student_logits: `[..., V]`, aligned, any float dtype.
         top: `[..., k]` and `[...]`, of the teacher at this temperature.
-        temperature: divides the student's logits.
+        temperature: Divides the student's logits.
 
     Returns:
         `[...]` nats.
@@ -63,15 +63,15 @@ def prefix_loss_of_top(
 
     Args:
         student_hidden: [B, C, H], the student's last hidden states at the prefix of each token of the completions.
-        student_head: turns them into logits.
+        student_head: Turns them into logits.
         valid: [B, C] bool, the prefixes that count.
         completion_ids: [B, C] int64.
         top: [B, C, k] and [B, C], of the engine.
         teacher_log_prob: [B, C] nats, log pi_T of the completions' tokens.
-        objective: of kind "top_k" or "cross_entropy".
-        items: the sum over prefixes is divided by it.
-        alignment: the vocabulary that both models share.
-        temperature: of the run.
+        objective: Of kind "top_k" or "cross_entropy".
+        items: The sum over prefixes is divided by it.
+        alignment: The vocabulary that both models share.
+        temperature: Of the run.
 
     Returns:
         The loss, and sums without a gradient. The teacher's entropy is not known, and NaN in them.

@@ -51,10 +51,10 @@ def rows_of(draw: EngineDraw, first: int, rows: int, *, counted: bool) -> Engine
     """Returns the rollouts of one process out of those of all.
 
     Args:
-        draw: of all processes.
-        first: its first row.
-        rows: how many it has, at least 1.
-        counted: whether what was counted of all rollouts goes to this process; to the others goes nothing.
+        draw: Of all processes.
+        first: Its first row.
+        rows: How many it has, at least 1.
+        counted: Whether what was counted of all rollouts goes to this process; to the others goes nothing.
     """
     rollout = draw.rollout
     longest = int(rollout.mask[first : first + rows].sum(1).max())

@@ -64,7 +64,7 @@ def check_ranges(fields: Any) -> None:
     """Checks the fields of the dataclass `fields`; None is left to its default.
 
     Raises:
-        ValueError: a field is out of its range.
+        ValueError: A field is out of its range.
     """
     for name, range_ in _RANGES.items():
         value = getattr(fields, name, None)
@@ -96,7 +96,7 @@ def check_optimization(config: Any) -> None:
     """Checks that the optimizer and the learning rate schedule of a `TRBConfig` can be made.
 
     Raises:
-        ValueError: one cannot.
+        ValueError: One cannot.
     """
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     steps = max(config.max_steps, 1)

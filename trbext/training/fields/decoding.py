@@ -54,7 +54,7 @@ class DecodingFields:
         """Checks these fields.
 
         Raises:
-            ValueError: one is out of range.
+            ValueError: One is out of range.
         """
         given = str(self.draft_length)
         if given.removeprefix("-").isdecimal():  # a command line gives a word, and a YAML file a number

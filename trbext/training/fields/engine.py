@@ -62,7 +62,7 @@ def check_engine(config: Any) -> None:
     """Checks the fields of a `TRBConfig` that have to do with vLLM.
 
     Raises:
-        ValueError: a field is out of range, or the engine could not keep a promise of the run.
+        ValueError: A field is out of range, or the engine could not keep a promise of the run.
     """
     if config.vllm_after_warmup not in AFTER_WARMUP:
         raise ValueError(

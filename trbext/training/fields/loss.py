@@ -59,7 +59,7 @@ class LossFields:
             beta: TRL's, the divergence of the loss; 1.0 is the reverse KL.
 
         Raises:
-            ValueError: a field is out of range, or needs the reverse KL.
+            ValueError: A field is out of range, or needs the reverse KL.
         """
         if self.loss_top_k is not None and self.loss_top_k < 1:
             raise ValueError(f"loss_top_k must be at least 1, or unset for the whole vocabulary, got {self.loss_top_k}")
@@ -92,7 +92,7 @@ class LossFields:
         """Checks the top k against the number of tokens that the models share.
 
         Raises:
-            ValueError: it is larger, so the loss would be that of the whole vocabulary.
+            ValueError: It is larger, so the loss would be that of the whole vocabulary.
         """
         if self.loss_top_k is not None and self.loss_top_k > vocabulary:
             raise ValueError(

@@ -105,7 +105,7 @@ class PolicyFields:
         """Checks these fields, also those of policies that are not chosen.
 
         Raises:
-            ValueError: a field is out of range.
+            ValueError: A field is out of range.
         """
         if self.rollout_policy not in ROLLOUT_POLICIES and ":" not in self.rollout_policy:
             raise ValueError(
@@ -138,11 +138,11 @@ class PolicyFields:
 
         Args:
             schedule: TRB's KL budget by optimizer step.
-            total_steps: optimizer steps of the run, of which durations may be shares.
-            seed: of the run.
+            total_steps: Optimizer steps of the run, of which durations may be shares.
+            seed: Of the run.
 
         Raises:
-            ValueError: there is no such 'module:Class', or it cannot be made or called as a policy.
+            ValueError: There is no such 'module:Class', or it cannot be made or called as a policy.
         """
         makers: dict[str, Callable[[], Policy]] = {
             "trb": lambda: TrustRegion(schedule),

@@ -28,8 +28,8 @@ class ComputeCount(TrainerCallback, ExportableState):
     """The running totals of a run's cost, kept in its checkpoints, from which a resumed run continues.
 
     Args:
-        student: its backbone is observed; may be inside DDP, DeepSpeed or PEFT.
-        teacher: likewise; None if only an engine has it.
+        student: Its backbone is observed; may be inside DDP, DeepSpeed or PEFT.
+        teacher: Likewise; None if only an engine has it.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None) -> None:

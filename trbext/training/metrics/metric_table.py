@@ -77,7 +77,7 @@ def first_and_last(lines: Sequence[Metrics]) -> list[tuple[str, str, str]]:
     """Returns the metrics by which a run is judged, at the first and the last log that holds each.
 
     Args:
-        lines: of metrics.jsonl, in order.
+        lines: Of metrics.jsonl, in order.
 
     Returns:
         (heading, first value, last value), each value with its optimizer step; none for a metric that was not logged.

@@ -26,10 +26,10 @@ def rollout_metrics(
     """Computes how the KL budget was spent, and how far the rollouts are blended. Every process calls it.
 
     Args:
-        generation: of one optimizer step.
-        epsilon: the budget in nats per token; None for a policy without one.
-        accelerator: of the run.
-        of_student: the rollouts are those of the student itself. beta and KL are 0 by definition, and nothing is
+        generation: Of one optimizer step.
+        epsilon: The budget in nats per token; None for a policy without one.
+        accelerator: Of the run.
+        of_student: The rollouts are those of the student itself. beta and KL are 0 by definition, and nothing is
             gathered.
 
     Returns:
@@ -64,8 +64,8 @@ def drafting_metrics(generation: Generation, accelerator: Accelerator) -> dict[s
     """Computes the gain of speculation, and the memory of the teacher's states. Every process calls it.
 
     Args:
-        generation: of one optimizer step, with the teacher's states still in it.
-        accelerator: of the run.
+        generation: Of one optimizer step, with the teacher's states still in it.
+        accelerator: Of the run.
 
     Returns:
         The acceptance and the tokens per teacher pass, unless all rollouts were decoded in lockstep; and the GiB of
@@ -80,8 +80,8 @@ def engine_metrics(generation: Generation, accelerator: Accelerator) -> dict[str
     """Compute how the engine fared. Every process calls it.
 
     Args:
-        generation: of one optimizer step or evaluation batch, whose rollouts an engine drew.
-        accelerator: of the run.
+        generation: Of one optimizer step or evaluation batch, whose rollouts an engine drew.
+        accelerator: Of the run.
 
     Returns:
         The seconds for sending the student's weights on the slowest process; of an engine that holds the teacher also

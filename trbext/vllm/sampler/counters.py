@@ -14,7 +14,7 @@ class Counters:
     """Sums over the tokens that verify wrote, since the last clear.
 
     Args:
-        device: of the engine.
+        device: Of the engine.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -42,10 +42,10 @@ class Hook:
 
     Args:
         runner: vLLM's GPUModelRunner or CPUModelRunner.
-        settings: of the engine.
+        settings: Of the engine.
 
     Raises:
-        RuntimeError: this vLLM, or the way the engine is set up, is not one with which tokens would follow mu.
+        RuntimeError: This vLLM, or the way the engine is set up, is not one with which tokens would follow mu.
     """
 
     def __init__(self, runner: Any, settings: Settings) -> None:

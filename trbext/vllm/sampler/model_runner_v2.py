@@ -45,8 +45,8 @@ class TRBSampler:
     """Stands for the runner's Sampler, and is one in everything but the tokens.
 
     Args:
-        hook: that draws them.
-        stock: the runner's own.
+        hook: That draws them.
+        stock: The runner's own.
     """
 
     def __init__(self, hook: HookV2, stock: Any) -> None:
@@ -74,8 +74,8 @@ class TRBRejectionSampler:
     """Stands for the runner's RejectionSampler, and is one in everything but the tokens.
 
     Args:
-        hook: that draws them.
-        stock: the runner's own.
+        hook: That draws them.
+        stock: The runner's own.
     """
 
     def __init__(self, hook: HookV2, stock: Any) -> None:
@@ -90,7 +90,7 @@ class TRBRejectionSampler:
         """The tokens of a step of which some requests have drafts.
 
         Raises:
-            RuntimeError: the drafts are no draws from the student, or a grammar cut them.
+            RuntimeError: The drafts are no draws from the student, or a grammar cut them.
         """
         if draft_logits is None:
             raise RuntimeError("a TRB engine needs the student's logits of its drafts, got none")
@@ -104,10 +104,10 @@ class HookV2:
 
     Args:
         runner: vLLM's GPUModelRunner of `v1.worker.gpu`, or its CPUModelRunner.
-        settings: of the engine.
+        settings: Of the engine.
 
     Raises:
-        RuntimeError: this vLLM, or the way the engine is set up, is not one with which tokens would follow mu.
+        RuntimeError: This vLLM, or the way the engine is set up, is not one with which tokens would follow mu.
     """
 
     def __init__(self, runner: Any, settings: Settings) -> None:

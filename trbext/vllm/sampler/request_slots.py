@@ -16,9 +16,9 @@ class RequestSlots:
     """What each request asks for, at its slot in the runner.
 
     Args:
-        slots: of the runner.
+        slots: Of the runner.
         epsilon: KL budget of requests that name none of their own, nats per token.
-        device: of the engine.
+        device: Of the engine.
     """
 
     def __init__(self, slots: int, epsilon: float, device: torch.device) -> None:
@@ -39,14 +39,14 @@ class RequestSlots:
         """Puts a request at a slot.
 
         Args:
-            slot: of the runner.
+            slot: Of the runner.
             parameters: vLLM's SamplingParams.
 
         Returns:
             The seed of the request's drafts, an int64. vLLM would draw it from numpy's global generator.
 
         Raises:
-            ValueError: the tokens of the request could not follow mu.
+            ValueError: The tokens of the request could not follow mu.
         """
         check_request(parameters)
         extra = parameters.extra_args

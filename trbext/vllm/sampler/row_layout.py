@@ -34,7 +34,7 @@ class RowLayout:
             requests: [B] their ids, in the order of the batch.
             owners: [B'] the ids of the requests that the student's probabilities [B', draft_length, V] belong to, in
                 their order; None if the engine has none.
-            draft_length: the second dimension of those probabilities.
+            draft_length: The second dimension of those probabilities.
         """
         drafts = np.asarray(counts, dtype=np.int64)
         rows = int(drafts.sum())

@@ -110,7 +110,7 @@ class HostLayout:
         """The layout of a step.
 
         Args:
-            batch: the runner's InputBatch.
+            batch: The runner's InputBatch.
             prompt_len: [B] tokens of each prompt. A preempted request is read again with what it had written.
         """
         counts = np.zeros(batch.num_reqs, np.int64)

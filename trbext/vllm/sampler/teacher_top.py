@@ -31,7 +31,7 @@ def teacher_top(
         student_probs: [R_S, V], V <= V_T, the student's probabilities over the common vocabulary.
         student_rows: [n] int64, their rows; -1 gives the numbers of row 0, which mean nothing. None is 0 .. n - 1.
         temperature: [n] float32.
-        k: tokens, at most V.
+        k: Tokens, at most V.
     """
     n = rows.shape[0]
     ids = student_probs.topk(k).indices

@@ -38,9 +38,9 @@ class ServerCalls:
     """The calls of one server. Those that change something run one after the other.
 
     Args:
-        replicas: of the server.
-        facts: what the handshake says of the server besides what the workers answer.
-        seed: of the random numbers, until a client sets another one.
+        replicas: Of the server.
+        facts: What the handshake says of the server besides what the workers answer.
+        seed: Of the random numbers, until a client sets another one.
     """
 
     def __init__(self, replicas: Replicas, facts: Mapping[str, Any], *, seed: int = 0) -> None:
@@ -65,8 +65,8 @@ class ServerCalls:
         """Answers POST /trb/`name`.
 
         Args:
-            name: of the call.
-            body: a JSON object, or nothing.
+            name: Of the call.
+            body: A JSON object, or nothing.
 
         Returns:
             Status 200; 400 for a body that is wrong, 404 for another name, 409 if requests are running that have to end
@@ -107,8 +107,8 @@ class ServerCalls:
         """Calls `trb_enable` on every worker. A setting that is not given keeps its last value.
 
         Raises:
-            ValueError: a setting is wrong.
-            RuntimeError: a worker cannot be enabled, or two workers differ.
+            ValueError: A setting is wrong.
+            RuntimeError: A worker cannot be enabled, or two workers differ.
         """
         _check_fields("enable", arguments, _SETTINGS)
         settings = {**self._settings, **{name: value for name, value in arguments.items() if name != "seed"}}
@@ -215,7 +215,7 @@ def _check_fields(
     """Checks the body of a call.
 
     Raises:
-        ValueError: a field is unknown, missing or wrong.
+        ValueError: A field is unknown, missing or wrong.
     """
     for name, value in arguments.items():
         if name not in rules:

@@ -22,12 +22,12 @@ def check(url: str, *, wait: float = 0.0) -> None:
     """Prints what a server says of itself, and draws rollouts of it.
 
     Args:
-        url: of the server.
-        wait: seconds to wait for a server that is starting.
+        url: Of the server.
+        wait: Seconds to wait for a server that is starting.
 
     Raises:
-        UsageError: nothing answers, it is no TRB server, or it is at work for another client.
-        EngineFailed: what it drew does not follow mu.
+        UsageError: Nothing answers, it is no TRB server, or it is at work for another client.
+        EngineFailed: What it drew does not follow mu.
     """
     engine = HTTPEngine(url, wait=wait)
     facts = engine.handshake()
@@ -54,8 +54,8 @@ def fault_of(draw: EngineDraw, epsilon: float) -> str | None:
     """What shows that rollouts do not follow mu, or None.
 
     Args:
-        draw: of any number of rollouts.
-        epsilon: their KL budget, nats per token.
+        draw: Of any number of rollouts.
+        epsilon: Their KL budget, nats per token.
     """
     rollout = draw.rollout
     values = {

@@ -52,10 +52,10 @@ class ServerConnection:
 
     Args:
         url: http://HOST:PORT or https://HOST:PORT, with a path if the server has one.
-        api_key: the server's --api-key; None is that of VLLM_API_KEY in the environment, if there is one.
+        api_key: The server's --api-key; None is that of VLLM_API_KEY in the environment, if there is one.
 
     Raises:
-        UsageError: the URL is none.
+        UsageError: The URL is none.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -77,12 +77,12 @@ class ServerConnection:
 
         Args:
             method: GET or POST.
-            path: begins with a slash.
-            body: becomes JSON; None is no body.
+            path: Begins with a slash.
+            body: Becomes JSON; None is no body.
 
         Raises:
-            Unreachable: nothing answers at the address.
-            EngineFailed: the server broke the connection.
+            Unreachable: Nothing answers at the address.
+            EngineFailed: The server broke the connection.
         """
         return self._send(method, path, body, _Open())
 
@@ -92,16 +92,16 @@ class ServerConnection:
         The first error breaks the other connections, by which vLLM ends their requests.
 
         Args:
-            path: begins with a slash.
-            bodies: become JSON.
-            at_a_time: how many are under way at the same time.
+            path: Begins with a slash.
+            bodies: Become JSON.
+            at_a_time: How many are under way at the same time.
 
         Returns:
             The answers, in the order of the bodies; or, if one is not of status 200, only that one.
 
         Raises:
-            Unreachable: nothing answers at the address.
-            EngineFailed: the server broke a connection.
+            Unreachable: Nothing answers at the address.
+            EngineFailed: The server broke a connection.
         """
         opened = _Open()
         with ThreadPoolExecutor(max(1, min(at_a_time, len(bodies)))) as pool:

@@ -51,12 +51,12 @@ class TRBEndpoints:
 
         Args:
             engine_client: vLLM's AsyncLLM; None in a server without an engine.
-            state: of the application.
-            args: the parsed command line of the server.
+            state: Of the application.
+            args: The parsed command line of the server.
 
         Raises:
-            RuntimeError: a flag, an engine or this vLLM is not one with which tokens would follow mu.
-            ValueError: the vocabularies of the two models do not fit.
+            RuntimeError: A flag, an engine or this vLLM is not one with which tokens would follow mu.
+            ValueError: The vocabularies of the two models do not fit.
         """
         if engine_client is None:
             return

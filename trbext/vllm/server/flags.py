@@ -61,11 +61,11 @@ def check_flags(words: Sequence[str]) -> None:
     """Checks the vLLM flags of a command line.
 
     Args:
-        words: as they would be given to vLLM, which also takes underscores, --flag=value, --flag.key value and the
+        words: As they would be given to vLLM, which also takes underscores, --flag=value, --flag.key value and the
             first letters of a flag.
 
     Raises:
-        ValueError: a flag is refused. Names it and says why.
+        ValueError: A flag is refused. Names it and says why.
     """
     for at, word in enumerate(words):
         written, equals, value = word.partition("=")
@@ -97,7 +97,7 @@ def check_parsed(arguments: Any) -> None:
         arguments: vLLM's Namespace.
 
     Raises:
-        RuntimeError: a flag is refused. Names it and says why.
+        RuntimeError: A flag is refused. Names it and says why.
     """
     for flag, refused in REFUSED.items():
         value = getattr(arguments, flag.replace("-", "_"), None)
@@ -109,8 +109,8 @@ def value_of(words: Sequence[str], *names: str) -> str | None:
     """The last value of a flag in a command line, or None.
 
     Args:
-        words: of the command line.
-        names: of the flag, as vLLM writes them: --max-num-seqs, say.
+        words: Of the command line.
+        names: Of the flag, as vLLM writes them: --max-num-seqs, say.
     """
     value = None
     for at, word in enumerate(words):

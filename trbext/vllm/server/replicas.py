@@ -28,7 +28,7 @@ class Replicas:
         engine_client: vLLM's AsyncLLM.
 
     Raises:
-        RuntimeError: this vLLM has no way to address an engine, or some replicas are behind another API server.
+        RuntimeError: This vLLM has no way to address an engine, or some replicas are behind another API server.
     """
 
     def __init__(self, engine_client: Any) -> None:
@@ -57,15 +57,15 @@ class Replicas:
         """Calls a method of all workers of all replicas, at the same time.
 
         Args:
-            method: of the worker.
-            arguments: by name; a sequence has those of each replica.
-            timeout: seconds; None waits for ever.
+            method: Of the worker.
+            arguments: By name; a sequence has those of each replica.
+            timeout: Seconds; None waits for ever.
 
         Returns:
             The answer of each worker, by replica.
 
         Raises:
-            RuntimeError: a replica failed. Says which ones, and their errors. The others have done what was asked.
+            RuntimeError: A replica failed. Says which ones, and their errors. The others have done what was asked.
         """
         shared = isinstance(arguments, Mapping) or not arguments
         each = [dict(arguments)] * len(self) if shared else [dict(own) for own in arguments]  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ class Replicas:
         """Empties the prefix cache of every replica, which holds keys and values of the student's weights.
 
         Raises:
-            ReplicaBusy: requests keep a cache in use. Names the replicas.
+            ReplicaBusy: Requests keep a cache in use. Names the replicas.
         """
         for attempt in range(RESET_ATTEMPTS):
             if attempt:
@@ -117,9 +117,9 @@ def replica_seed(seed: int, replica: int, turn: int = 0) -> int:
     """The seed of one replica: equal seeds would give two replicas the same random numbers, and equal rollouts.
 
     Args:
-        seed: of the server, at least 0.
-        replica: its rank.
-        turn: counts the times that an engine was enabled without a new seed.
+        seed: Of the server, at least 0.
+        replica: Its rank.
+        turn: Counts the times that an engine was enabled without a new seed.
 
     Returns:
         A number below 2^63.

@@ -32,16 +32,16 @@ def command(teacher: str, student: str, *, draft_length: int, flags: Sequence[st
     """The command line of vLLM's API server.
 
     Args:
-        teacher: a path or name; the engine's model.
-        student: a path or name; its draft model.
-        draft_length: tokens that the student drafts for one pass of the teacher.
-        flags: further ones of vLLM's.
+        teacher: A path or name; the engine's model.
+        student: A path or name; its draft model.
+        draft_length: Tokens that the student drafts for one pass of the teacher.
+        flags: Further ones of vLLM's.
 
     Returns:
         Words, the first of which is this Python.
 
     Raises:
-        ValueError: a flag is refused, or the engine would be too small.
+        ValueError: A flag is refused, or the engine would be too small.
     """
     check_flags(flags)
     sizes = {
@@ -68,7 +68,7 @@ def environment(present: Mapping[str, str]) -> dict[str, str]:
     """The variables that a TRB server needs.
 
     Args:
-        present: the environment that the server will inherit.
+        present: The environment that the server will inherit.
     """
     chosen = present.get("VLLM_PLUGINS")
     names = (
@@ -105,7 +105,7 @@ def serve(options: Any) -> None:
     """Replaces this process by the server, or prints its command.
 
     Args:
-        options: of the command line: teacher, student, draft_length, print, vllm_flags.
+        options: Of the command line: teacher, student, draft_length, print, vllm_flags.
 
     Raises:
         UsageError: vLLM is missing, or a flag or a model cannot serve.

@@ -20,12 +20,12 @@ def align_stored(student: str, teacher: str, *, trust_remote_code: bool = False)
     """Aligns two models as `trbext.vocab.align` aligns them and their tokenizers once they are loaded.
 
     Args:
-        student: a folder or a name on the Hub.
-        teacher: likewise.
-        trust_remote_code: runs code that comes with a model's configuration or tokenizer.
+        student: A folder or a name on the Hub.
+        teacher: Likewise.
+        trust_remote_code: Runs code that comes with a model's configuration or tokenizer.
 
     Raises:
-        ValueError: a configuration cannot be read, or the vocabularies do not fit (`trbext.vocab.VocabularyMismatch`).
+        ValueError: A configuration cannot be read, or the vocabularies do not fit (`trbext.vocab.VocabularyMismatch`).
     """
     models = {"student": student, "teacher": teacher}
     stored = [_configurations(role, path, trust_remote_code) for role, path in models.items()]

@@ -23,15 +23,15 @@ class StudentTransfer:
     the trainer makes one and calls `send`; the process of rank 0 sends.
 
     Args:
-        engine: the server.
-        weights: called for each transfer; gives whole tensors by their names on the Hugging Face hub, in the same order
+        engine: The server.
+        weights: Called for each transfer; gives whole tensors by their names on the Hugging Face hub, in the same order
             each time. With sharded weights every process has to iterate.
-        master_address: of rank 0, as the server's machines reach it.
-        master_port: free, on rank 0.
-        rank: of this process among the trainer's.
+        master_address: Of rank 0, as the server's machines reach it.
+        master_port: Free, on rank 0.
+        rank: Of this process among the trainer's.
 
     Raises:
-        ImportError: this vLLM has no trainer engine, which 0.28 and later have.
+        ImportError: This vLLM has no trainer engine, which 0.28 and later have.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class StudentTransfer:
         """Loads the weights into the draft model of every worker, and empties the prefix caches.
 
         Raises:
-            EngineFailed: the server could not take them.
+            EngineFailed: The server could not take them.
         """
         self._trainer.send_weights()
 

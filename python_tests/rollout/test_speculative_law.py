@@ -17,6 +17,7 @@ from torch import Tensor
 
 import trbext
 from python_tests.rollout.rollout_cases import (
+    FAMILIES,
     PAD,
     completion_counts,
     left_padded,
@@ -24,6 +25,7 @@ from python_tests.rollout.rollout_cases import (
     sequence_law,
     tiny,
 )
+from trbext import reference
 from trbext.results import Verification
 from trbext.rollout import speculative
 from trbext.vocab import Alignment
@@ -103,6 +105,49 @@ def test_completions_follow_mu_at_any_draft_length_and_batch(
 def test_the_law_holds_past_a_sliding_window(family: str) -> None:
     settings: dict[str, Any] = {"epsilon": 0.3, "vocab": 5, "length": 4, "rollouts": 70_000, "family": family}
     assert holm(list(p_values_of_batches(3, 35_000, **settings))) > 0.01  # prompts of 2 and 4, a window of 4
+
+
+WINDOWED = {
+    "mistral": {"sliding_window": 4},
+    "gemma3_text": {"sliding_window": 4, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma2": {"sliding_window": 4, "head_dim": 8},
+    "cohere2": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt_oss": {"sliding_window": 4, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
+}
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_acceptance_past_a_sliding_window_is_the_overlap_of_both_laws(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, family, WINDOWED[family])
+    student, teacher = (tiny(family, vocab=6, seed=seed, dtype=torch.float32) for seed in (1, 3))
+    rows, epsilon = 1_000, 0.3
+    # As many drafts as tokens: each token of a completion was one tested draft, or replaces one.
+    rollout = speculative(
+        student,
+        teacher,
+        *(part.repeat_interleave(rows, 0) for part in left_padded(SECOND)),
+        epsilon=epsilon,
+        max_new_tokens=4,
+        pad_token_id=PAD,
+        alignment=Alignment(6, (2,), (2,)),
+        draft_length=4,
+        generator=torch.Generator().manual_seed(5),
+    )
+    assert rollout.speculation is not None
+    lengths, tokens = rollout.lengths.tolist(), rollout.tokens.tolist()
+    visits = Counter(tuple(row[:t]) for row, length in zip(tokens, lengths, strict=True) for t in range(length))
+    mean, variance = 0.0, 0.0
+    for prefix, count in visits.items():  # by forwards of each prefix by itself, without a cache
+        row = torch.tensor([[*SECOND, *prefix]])
+        with torch.no_grad():
+            a, b = (model(row, use_cache=False).logits[:, -1] for model in (student, teacher))
+        overlap = float(torch.minimum(reference.blend(a, b, epsilon).log_probs.exp(), a.softmax(-1)).sum())
+        mean, variance = mean + count * overlap, variance + count * overlap * (1 - overlap)
+    assert rollout.speculation.drafted == sum(lengths) == visits.total()
+    assert 0.5 * rollout.speculation.drafted < mean < 0.95 * rollout.speculation.drafted
+    assert abs(rollout.speculation.accepted - mean) < 4 * variance**0.5
 
 
 @pytest.fixture

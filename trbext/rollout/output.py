@@ -20,7 +20,7 @@ class Speculation:
 
     rounds: int  # passes of the teacher over the batch
     row_passes: int  # the same passes, counted once per row
-    drafted: int  # drafts tested: in each round of a row, those up to the first rejected one
+    drafted: int  # drafts tested: in each round of a row, those up to the first rejected one or the end
     accepted: int  # drafts accepted of these
 
     @property

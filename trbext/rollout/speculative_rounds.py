@@ -194,16 +194,20 @@ class Rounds:
         emitted = verdict.emitted.long()
         moved = torch.where(running, emitted.clamp(min=0), 0)
         new = torch.arange(q, device=self.device) < moved[:, None]
-        ended = (new & (verdict.tokens == self.alignment.stop)).any(1) | (self.written + moved >= self.limit)
+        stops = new & (verdict.tokens == self.alignment.stop)
+        left = self.limit - self.written
+        ended = stops.any(1) | (moved >= left)
         event = torch.where(emitted < 0, FAULT, ended * ENDED)
         self.status = torch.where(running, event, self.status)
         last = verdict.tokens.gather(1, (moved - 1).clamp(min=0)[:, None])[:, 0]
         self.unfed = torch.where(moved > 0, last, self.unfed[:, -1]).clamp(min=0)[:, None]
         self.written = (self.written + moved).clamp(max=self.limit)
-        # 4. Count the drafts that were tested: those accepted, and the first rejected one of a row.
-        rejected = verdict.accepted < q
-        tested = verdict.accepted + rejected
-        self.counts += torch.stack([(running * verdict.accepted).sum(), (running * tested).sum()])
+        # 4. Count the drafts that were tested: those accepted, and the first rejected one of a row. Drafts past the end
+        #    of a completion do not count.
+        ends = torch.where(stops.any(1), stops.int().argmax(1) + 1, left).clamp(max=left)
+        accepted = verdict.accepted.long()
+        counted = torch.minimum(torch.stack([accepted, accepted + (accepted < q)]), ends)
+        self.counts += (running * counted).sum(1)
 
     def _within(self, places: Tensor) -> Tensor:
         """Limits `places` to those of the completion, the last of which lends drafts past the limit its uniforms."""

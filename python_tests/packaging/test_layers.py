@@ -21,6 +21,7 @@ FLOORS = (
     ("__init__",),
     ("build_info", "models"),
     ("vocab",),
+    ("remote",),
     ("rollout",),
     ("vllm",),
     ("data",),

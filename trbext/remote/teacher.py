@@ -1,0 +1,136 @@
+"""Asks a server which tokens its model finds most probable after each of many prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ..errors import EngineFailed, UsageError
+from ..vocab import Alignment, VocabularyMismatch
+from .dialects import dialect_of, read
+from .http_session import HTTPSession
+from .top_log_probs import TopLogProbs, aligned_top
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Texts whose tokens differ between the tokenizers of different model families.
+PROBES = ("The quick brown fox, 12345 + 67890 = 80235.\n\n\tdef f(x):\n", "Größe, naïve, данные, 数学, 🙂 \\frac{1}{2}")
+TOP_K = 20  # the most that a vLLM server tells unless it was started with a larger --max-logprobs
+PREFIXES_PER_REQUEST = 256
+REQUESTS_AT_A_TIME = 8
+
+
+class RemoteTeacher:
+    """A teacher on a server of completions (vLLM, SGLang), of which the log-probs of the top k tokens are known.
+
+    The server is asked for the token after each prefix, and not for the log-probs of a prompt: its prefix cache then
+    holds all but the last tokens, while log-probs of a prompt make vLLM compute the whole prompt again. The k + 1
+    prefixes of k drafts travel in one request with those of other rows.
+
+    Args:
+        url: http://HOST:PORT of the server.
+        model: One of the server's models; None is its only one.
+        top_k: Tokens whose log-probs are asked for.
+        tokenizer: The student's; the server's must make the same ids of two short texts. None leaves this unchecked.
+        api_key: The server's key; None is that of TRB_TEACHER_API_KEY in the environment. It is neither printed nor
+            stored.
+        timeout: Seconds to wait for an answer.
+        tries: How often a request is sent before the run ends with an error.
+
+    Raises:
+        UsageError: The server lacks the model, refuses the key or `top_k`, or there is no server at the URL.
+        VocabularyMismatch: The server's tokenizer makes other ids.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        top_k: int = TOP_K,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        api_key: str | None = None,
+        timeout: float = 300.0,
+        tries: int = 8,
+    ) -> None:
+        if top_k < 1:
+            raise UsageError(f"top_k of a remote teacher must be at least 1, got {top_k}")
+        self.top_k = top_k
+        self._session = HTTPSession(url, api_key=api_key, timeout=timeout, tries=tries)
+        self.url = self._session.url
+        about = self._choose(model)
+        self.model: str = about["id"]
+        longest = about.get("max_model_len")
+        self.longest: int | None = int(longest) if longest else None  # tokens of a prefix and the one after it
+        self._dialect = dialect_of(str(about.get("owned_by", "")))
+        if tokenizer is not None:
+            self._check_tokenizer(tokenizer)
+        self._ask([[0]])  # a server that does not tell top_k log-probs refuses now and not in the first step
+
+    def __repr__(self) -> str:
+        return f"RemoteTeacher({self.url!r}, model={self.model!r}, top_k={self.top_k})"
+
+    def next_tokens(self, prefixes: Sequence[Sequence[int]], alignment: Alignment) -> TopLogProbs:
+        """Asks for the distribution of the next token at each prefix.
+
+        Args:
+            prefixes: n lists of token ids, without padding.
+            alignment: The vocabulary that both models share.
+
+        Returns:
+            Of n rows, on the CPU.
+
+        Raises:
+            EngineFailed: The server gives no answer, or one that makes no sense.
+            UsageError: A prefix is longer than the server takes, or the server refuses the request.
+        """
+        if self.longest is not None and any(len(prefix) >= self.longest for prefix in prefixes):
+            longest = max(map(len, prefixes))
+            raise UsageError(
+                f"the teacher at {self.url} takes {self.longest} tokens, and a prefix has {longest} beside the next "
+                "one: shorten max_completion_length, or start the server with a longer --max-model-len"
+            )
+        parts = [prefixes[i : i + PREFIXES_PER_REQUEST] for i in range(0, len(prefixes), PREFIXES_PER_REQUEST)]
+        with ThreadPoolExecutor(min(REQUESTS_AT_A_TIME, max(1, len(parts)))) as pool:
+            rows = [row for part in pool.map(self._ask, parts) for row in part]
+        # The sampled token may come on top of the most probable ones.
+        return aligned_top(rows, alignment, self.top_k + 1)
+
+    def _ask(self, prefixes: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+        body = self._dialect.request(self.model, prefixes, self.top_k)
+        return read(self._dialect, self._session.answer("POST", self._dialect.path, body), len(prefixes), self.url)
+
+    def _choose(self, model: str | None) -> dict[str, Any]:
+        try:
+            answer = self._session.answer("GET", "/v1/models")
+        except EngineFailed as error:
+            raise UsageError(f"no teacher is served at {self.url}: {error}") from None
+        listed = answer.get("data") if isinstance(answer, dict) else None
+        served = {str(one["id"]): one for one in listed or [] if isinstance(one, dict) and "id" in one}
+        names = ", ".join(served) or "none"
+        if model is None:
+            if len(served) != 1:
+                raise UsageError(f"name the teacher's model: the server at {self.url} has {names}")
+            model = next(iter(served))
+        if model not in served:
+            raise UsageError(f"the server at {self.url} has no model {model!r}: it has {names}")
+        return served[model]
+
+    def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        for text in PROBES:
+            body = {"model": self.model, "prompt": text, "add_special_tokens": False}
+            status, answer = self._session.send("POST", "/tokenize", body)
+            if status != 200 or not isinstance(answer, dict) or "tokens" not in answer:
+                raise UsageError(
+                    f"the teacher at {self.url} does not say how it tokenizes (/tokenize: status {status}), so nothing "
+                    "shows that its ids are the student's: use a server that does, or pass no tokenizer to continue at "
+                    "your own risk"
+                )
+            own = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if list(answer["tokens"]) != list(own):
+                raise VocabularyMismatch(
+                    f"the teacher {self.model} at {self.url} has another tokenizer than the student: of {text[:19]!r} "
+                    f"it makes {answer['tokens'][:8]}, the student's {own[:8]}"
+                )

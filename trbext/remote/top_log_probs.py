@@ -1,0 +1,64 @@
+"""Holds the log-probs of a teacher's most probable tokens, over the vocabulary that it shares with the student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import EngineFailed
+from ..vocab import Alignment
+
+# Servers write log 0, which JSON does not have, as a large negative number (vLLM: -9999).
+LOG_OF_ZERO = -9000.0
+ROUNDING = 1e-3  # by which the probabilities of a server may exceed 1 together, in float32 or bfloat16
+
+
+class TopLogProbs(NamedTuple):
+    """The next token's distribution at each of n prefixes, as far as a server tells it."""
+
+    ids: Tensor  # [n, k] int64, most probable first; -1 where there are fewer tokens
+    log_probs: Tensor  # [n, k] float32, natural logarithms over the whole vocabulary; -inf where ids is -1
+
+
+def aligned_top(rows: Sequence[Mapping[int, float]], alignment: Alignment, k: int) -> TopLogProbs:
+    """Makes one tensor of what a server told of n prefixes.
+
+    Tokens that the student lacks leave, and their mass is spread over all others as `trbext.align` does: the teacher's
+    distribution given that the token is one of both. End tokens become the student's.
+
+    Args:
+        rows: By token id, the log-probs at each prefix at temperature 1.
+        alignment: The vocabulary that both models share.
+        k: Columns.
+
+    Raises:
+        EngineFailed: The numbers are no log-probs.
+    """
+    ids = torch.full((len(rows), k), -1, dtype=torch.int64)
+    log_probs = torch.full((len(rows), k), -torch.inf)
+    for row, told in enumerate(rows):
+        kept: dict[int, float] = {}
+        gone = 0.0
+        for token, log_prob in told.items():
+            if math.isnan(log_prob) or log_prob > ROUNDING:
+                raise EngineFailed(f"the teacher's server gave {log_prob} as the log-prob of token {token}")
+            probability = math.exp(log_prob) if log_prob > LOG_OF_ZERO else 0.0
+            if token in alignment.duplicates:
+                token = alignment.stop
+            if 0 <= token < alignment.width:
+                kept[token] = kept.get(token, 0.0) + probability
+            else:
+                gone += probability
+        total = sum(kept.values()) + gone
+        if total > 1 + ROUNDING:
+            raise EngineFailed(f"the teacher's server gave probabilities that sum to {total:.6g}")
+        ordered = sorted(kept.items(), key=lambda item: -item[1])[:k]
+        left = max(1.0 - gone, 1e-30)
+        for column, (token, probability) in enumerate(ordered):
+            ids[row, column] = token
+            log_probs[row, column] = math.log(probability / left) if probability > 0 else -math.inf
+    return TopLogProbs(ids, log_probs)

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ..errors import INSTALL_EXTRA, INTERRUPTED
+from ..errors import INSTALL_EXTRA, INTERRUPTED, UsageError
 from ..runs.exit_codes import FAILED, exit_code, print_usage_error
 from ..runs.standard_output import OutputClosed, discard, flush, is_of_output, print_anything
 from .words import parse
@@ -119,7 +119,19 @@ def _probe(options: argparse.Namespace, fields: list[str]) -> int:
 def _plot(options: argparse.Namespace, fields: list[str]) -> int:
     from ..runs.plot_command import plot_folders
 
-    return exit_code(lambda: plot_folders(options.runs, options.output), also_usage=(ValueError, OSError))
+    def plot() -> None:
+        if not options.rollout:
+            if options.prompt or options.epsilon is not None:
+                raise UsageError("--prompt and --epsilon belong to --rollout")
+            plot_folders(options.runs, options.output)
+            return
+        from ..runs.rollout_command import plot_rollout
+
+        if len(options.runs) != 1:
+            raise UsageError(f"--rollout draws one run, got {len(options.runs)}")
+        plot_rollout(options.runs[0], options.output, prompt=options.prompt, epsilon=options.epsilon)
+
+    return exit_code(plot, also_usage=(ValueError, OSError))
 
 
 def _demo(options: argparse.Namespace, fields: list[str]) -> int:

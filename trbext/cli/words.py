@@ -139,8 +139,18 @@ def _add_probe(commands: Subparsers) -> None:
 
 
 def _add_plot(commands: Subparsers) -> None:
-    plot = commands.add_parser("plot", help="plot the curves of runs", description="Plot the curves of finished runs.")
+    plot = commands.add_parser(
+        "plot",
+        help="plot the curves of runs, or one rollout token by token",
+        description="Plot the curves of runs or, with --rollout, draw one completion of a run before and after "
+        "training, each token colored by the beta with which it was drawn.",
+    )
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder of `trb train`")
+    plot.add_argument(
+        "--rollout", action="store_true", help="draw a rollout of the one RUN, which may also be a CONFIG.yaml"
+    )
+    plot.add_argument("--prompt", type=int, default=0, help="of the rollout, counted from 0 (default: %(default)s)")
+    plot.add_argument("--epsilon", type=float, help="its KL budget, nats per token (default: the run's at step 0)")
     plot.add_argument("--output", type=Path, default=Path("plot.png"), help=".png or .svg (default: %(default)s)")
 
 

@@ -22,10 +22,7 @@ def plot_folders(folders: Sequence[Path], output: Path) -> None:
         ValueError: No run has a metric to plot.
         OSError: The image cannot be written.
     """
-    if output.suffix not in (".png", ".svg"):
-        raise UsageError(f"--output must end in .png or .svg, got {output}")
-    if not output.parent.is_dir():
-        raise UsageError(f"--output: there is no folder {output.parent}")
+    check_picture(output)
     runs = []
     for path in folders:
         folder = RunFolder(path)
@@ -35,3 +32,15 @@ def plot_folders(folders: Sequence[Path], output: Path) -> None:
         runs.append((path.name, lines))
     plot_runs(runs, output)
     print(output)
+
+
+def check_picture(output: Path) -> None:
+    """Checks that a picture can be written to `output`.
+
+    Raises:
+        UsageError: It has another ending than .png or .svg, or its folder does not exist.
+    """
+    if output.suffix not in (".png", ".svg"):
+        raise UsageError(f"--output must end in .png or .svg, got {output}")
+    if not output.parent.is_dir():
+        raise UsageError(f"--output: there is no folder {output.parent}")

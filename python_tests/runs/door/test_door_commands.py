@@ -26,6 +26,11 @@ OTHERS = [
     (["plot", "run"], "run is not a run folder with metrics"),
     (["plot", "finished", "--output", "nowhere/plot.png"], "--output: there is no folder nowhere"),
     (["plot", "finished", "--output", "plot.gif"], "must end in .png or .svg"),
+    (["plot", "finished", "--epsilon", "1"], "--prompt and --epsilon belong to --rollout"),
+    (["plot", "--rollout", "finished", "run"], "--rollout draws one run, got 2"),
+    (["plot", "--rollout", "finished"], "finished is neither a run folder of trb train nor a YAML file"),
+    (["plot", "--rollout", "config.yaml", "--epsilon", "-1"], "--epsilon must be a KL budget of at least 0 nats"),
+    (["plot", "--rollout", "config.yaml", "--prompt", "999"], "--prompt counts from 0, and there are"),
     (["eval", "{student}", "--prompts", "void.jsonl", "--verifier", "numeric"], "no such file of prompts: void.jsonl"),
     (["eval", "{student}", "--prompts", "prompts.jsonl", "--verifier", "nobody"], "a verifier is one of"),
     (

@@ -7,22 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
 
-from ...data.demo_models import model_path
 from ...data.prompt_checks import check_encodings
 from ...data.prompts import load_prompts
 from ...errors import UsageError
 from ...evaluation.verifiers import check_verifier, verifier_by_name
-from ...models.loading import load_for_inference, load_tokenizer
 from ...models.positions import position_limit
+from ...runs.pair import load_pair
 from ...runs.settings import RunArguments, parse_run
 from ...training.config import TRBConfig
-from ...vocab import align
 from ..statistics import holm, p_value
 from .figure import name_of, plot_probe
 from .intervals import auroc, mean, paired_difference, share
@@ -107,27 +103,17 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
         prompts, split=split, column=arguments.prompt_column, system_prompt=arguments.system_prompt, limit=limit
     )
     # 2. Load the tokenizers and the models.
-    teacher_path = config.teacher_model_name_or_path
-    assert teacher_path is not None
-    paths = {"student": model_path(arguments.model_name_or_path), "teacher": model_path(teacher_path)}
-    trust = config.trust_remote_code
-    tokenizer, teacher_tokenizer = (load_tokenizer(paths[name], name, trust_remote_code=trust) for name in paths)
-    options = {"student": config.model_init_kwargs, "teacher": config.teacher_model_init_kwargs}
-    device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
-    models: dict[str, Any] = {}
-    disable_progress_bar()
-    for name, path in paths.items():
-        models[name] = load_for_inference(path, name, device, trust_remote_code=trust, **(options[name] or {}))
+    pair = load_pair(arguments, config)
     # 3. Check the prompts and the verifier before anything is sampled.
-    positions = {name: position_limit(model.config) for name, model in models.items()}
+    positions = {name: position_limit(getattr(pair, name).config) for name in ("student", "teacher")}
     template, longest = config.chat_template_kwargs or {}, config.max_completion_length or 0
-    check_encodings(rows, prompts, tokenizer, template, longest, positions)
+    check_encodings(rows, prompts, pair.tokenizer, template, longest, positions)
     check_verifier(verifier, rows, config.eval_verifier)
     return Probe(
-        student=models["student"],
-        teacher=models["teacher"],
-        tokenizer=tokenizer,
-        alignment=align(models["student"], models["teacher"], tokenizer, teacher_tokenizer),
+        student=pair.student,
+        teacher=pair.teacher,
+        tokenizer=pair.tokenizer,
+        alignment=pair.alignment,
         rows=list(rows),
         verifier=verifier,
         max_new_tokens=longest,

@@ -1,0 +1,52 @@
+"""Loads student and teacher of a run for sampling: for `trb probe` and for the picture of a rollout."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from ..data.demo_models import model_path
+from ..models.loading import load_for_inference, load_tokenizer
+from ..training.config import TRBConfig
+from ..vocab import Alignment, align
+from .settings import RunArguments
+
+
+class Pair(NamedTuple):
+    """Two models that share a vocabulary, on one device."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase  # the student's
+    alignment: Alignment
+
+
+def load_pair(arguments: RunArguments, config: TRBConfig, student: str | None = None) -> Pair:
+    """Loads the models of a run, in the precision in which they are stored.
+
+    Args:
+        arguments: Of the run.
+        config: Of the run.
+        student: A folder that replaces the run's student, such as its `model/`.
+
+    Raises:
+        ValueError: A model cannot be used.
+        OSError: A model cannot be read.
+    """
+    teacher_path = config.teacher_model_name_or_path
+    assert teacher_path is not None
+    paths = {"student": student or model_path(arguments.model_name_or_path), "teacher": model_path(teacher_path)}
+    trust = config.trust_remote_code
+    tokenizer, teacher_tokenizer = (load_tokenizer(paths[name], name, trust_remote_code=trust) for name in paths)
+    options = {"student": config.model_init_kwargs, "teacher": config.teacher_model_init_kwargs}
+    device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
+    disable_progress_bar()
+    models = {
+        name: load_for_inference(path, name, device, trust_remote_code=trust, **(options[name] or {}))
+        for name, path in paths.items()
+    }
+    alignment = align(models["student"], models["teacher"], tokenizer, teacher_tokenizer)
+    return Pair(models["student"], models["teacher"], tokenizer, alignment)

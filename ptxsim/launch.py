@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -18,7 +18,7 @@ from .memory.device import Device
 from .memory.global_memory import GlobalMemory
 from .memory.traffic import Traffic
 from .scalar_types import DTYPES
-from .text.syntax import Kernel
+from .text.syntax import Instruction, Kernel
 
 assert opcodes.__all__  # importing them registers the opcodes
 
@@ -29,11 +29,12 @@ MAX_STEPS = 5_000_000  # basic blocks per wave
 
 @dataclass
 class Result:
-    """The findings, instruction counts and traffic of a launch."""
+    """The findings, instruction counts and traffic of a launch, and its trace if one was asked for."""
 
     findings: list[Finding]
     instructions: Counter[str]
     traffic: dict[str, Traffic]
+    trace: list[Instruction] = field(default_factory=list)
 
 
 def launch(
@@ -48,6 +49,7 @@ def launch(
     seed: int | None = None,
     approx_error: float = 0.0,
     max_steps: int = MAX_STEPS,
+    traced: bool = False,
 ) -> Result:
     """Executes a kernel to its end.
 
@@ -63,6 +65,8 @@ def launch(
         seed: None runs the lowest pc first; a number draws a schedule, reproducibly.
         approx_error: Largest relative error of `.approx` instructions; the error is a function of the argument.
         max_steps: Basic blocks per wave, after which the launch ends with the finding "timeout".
+        traced: Whether the result lists the statements that the grid's first warp executes, in order. A statement that
+            lanes of the warp execute at different times is listed once for each.
 
     Returns:
         The result. Faults of the kernel are its findings and are never raised.
@@ -73,6 +77,7 @@ def launch(
     """
     grid3, block3 = _three(grid), _three(block)
     findings, counts = Findings(), Counter[str]()
+    trace: list[Instruction] | None = [] if traced else None
     if cluster == 1 and kernel.required_cluster is not None:
         cluster = prod(kernel.required_cluster)
     if kernel.required_cluster is not None and max(kernel.required_cluster[1:]) > 1:
@@ -96,9 +101,9 @@ def launch(
             machine.global_memory = memory
             machine.state.parameters[: len(parameters)] = parameters
             machine.state.start(first, grid3, shared)
-            machine.run(None if seed is None else seed + first, max_steps, counts)
+            machine.run(None if seed is None else seed + first, max_steps, counts, trace if first == 0 else None)
     assert memory is not None
-    return Result(findings.list, counts, memory.meter.result())
+    return Result(findings.list, counts, memory.meter.result(), trace or [])
 
 
 def _three(size: int | tuple[int, ...]) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .barriers import BlockBarriers, ClusterBarriers
 from .findings import Findings
-from .lanes import Geometry, Lanes, union
+from .lanes import WARP, Geometry, Lanes, union
 from .memory.device import Device
 from .memory.global_memory import GlobalMemory
 from .memory.shared_memory import SharedMemory, narrowest_access
@@ -90,8 +90,8 @@ class Machine:
         """Returns a lane's name in the grid, such as `block 3 thread 17`."""
         return self.geometry.where(lane, self.state.first_cta)
 
-    def run(self, seed: int | None, max_steps: int, counts: Counter[str]) -> None:
-        """Runs one wave to its end, adding executed warp instructions to `counts`."""
+    def run(self, seed: int | None, max_steps: int, counts: Counter[str], trace: list[Instruction] | None) -> None:
+        """Runs one wave to its end, adding executed warp instructions to `counts`, and warp 0's to `trace`."""
         # 1. All threads of the wave begin at the first statement.
         self._ready = ReadyLanes(seed)
         self._parked: dict[int, Lanes] = {}
@@ -110,6 +110,8 @@ class Machine:
                 segment = self._segments.get(pc) or self._decode(pc)
                 for op in segment.ops:
                     op(lanes)
+                if trace is not None and lanes.index[0] < WARP:
+                    trace += [instruction for _, instruction in self.code[segment.start : segment.end]]
                 warps = len(lanes.warps)
                 executed[segment.start] += warps
                 executed[segment.end] -= warps

@@ -357,3 +357,16 @@ def test_uploads_can_be_misaligned_and_come_back() -> None:
     a, b = device.upload(x, "a", offset=2), device.upload(x, "b")
     assert (a % 256, b % 256) == (2, 0)
     np.testing.assert_array_equal(device.download(a), x)
+
+
+def test_a_trace_lists_the_statements_of_the_first_warp_in_order(module: Module) -> None:
+    device = Device()
+    kernel = module.kernels["shuffles"]
+    arguments = [device.empty(11 * 64, np.int32, "out")]
+    assert launch(device, kernel, 1, 64, arguments).trace == []
+    result = launch(device, kernel, 1, 64, arguments, traced=True)
+    names = [statement.name for statement in result.trace]
+    assert names[-1] == "ret"
+    assert 2 * names.count("shfl.sync.bfly.b32") == result.instructions["shfl.sync.bfly.b32"]  # both warps execute it
+    lines = [statement.line for statement in result.trace]
+    assert lines == sorted(lines)  # the kernel has no loop

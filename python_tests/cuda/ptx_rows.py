@@ -84,6 +84,7 @@ class PtxOperators:
     clusters: int | None = None  # of the grid; None: one for each row
     seed: int | None = None  # of the schedule of warps; None: all in step
     approx_error: float = 0.0  # relative, of .approx instructions
+    traced: bool = False  # whether the results list the statements that the first warp executes
     interpreted: bool = True  # see devices.Operators
     device: str = "cpu"  # of the tensors; faults of use are the host's, which checks them alike for every device
     results: list[Result] = field(default_factory=list)  # of the launches, the last one last
@@ -243,7 +244,7 @@ class PtxOperators:
         )
 
     def _launch(self, device: Device, kernel: Kernel, **options: Any) -> None:
-        options |= {"arch": self.arch, "seed": self.seed, "approx_error": self.approx_error}
+        options |= {"arch": self.arch, "seed": self.seed, "approx_error": self.approx_error, "traced": self.traced}
         result = launch(device, kernel, **options)
         assert not result.findings, result.findings
         self.results.append(result)

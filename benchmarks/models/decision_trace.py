@@ -1,0 +1,141 @@
+"""Estimates how long the kernels' decisions take: `python -m benchmarks.models.decision_trace`.
+
+A decision is what warp 0 of a block executes between the last pair of logits of a sweep and the first one of the next,
+or the answer: the sums over lanes, warps and blocks, the exchange between the blocks, and the search. The warp's
+statements come from running the shipped PTX on the interpreter (ptxsim), and their cycles from a scoreboard with a
+table of latencies, which are assumptions unless --chip names a file of the chip probe.
+
+Not in these figures: misses of the instruction cache, waiting for slower warps and blocks, and what ptxas reorders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ptxsim.text.syntax import Instruction
+from python_tests.cuda.ptx_rows import PtxOperators
+
+from ..harness.machine import wide_console
+from ..harness.table import print_table
+from .latency_tables import CENTRAL, TABLES, Latencies, of_chip
+from .scoreboard import DIVISIONS, cycles
+
+BLOCKS, VOCAB = 6, 12_288  # one chunk per warp: the fewest statements in the loops
+EPSILON = 0.02  # binds on the row, by a direct sweep
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision of a row."""
+
+    trace: Sequence[Instruction]
+
+    def cycles(self, table: Latencies) -> float:
+        """Returns the estimated cycles."""
+        return cycles(self.trace, table)
+
+    @property
+    def statements(self) -> int:
+        """The statements that the warp executes, moves left out."""
+        return sum(instruction.opcode not in ("mov", "cvta") for instruction in self.trace)
+
+    @property
+    def doubles(self) -> int:
+        """The statements in double precision, divisions among them."""
+        return sum("f64" in i.modifiers and i.opcode not in ("mov", "ld", "st") for i in self.trace)
+
+    @property
+    def double_divisions(self) -> int:
+        """The divisions, reciprocals and roots in double precision that are not approximations."""
+        return sum("f64" in i.modifiers and i.opcode in DIVISIONS and "approx" not in i.modifiers for i in self.trace)
+
+    @property
+    def branches(self) -> int:
+        """The branches, taken or not."""
+        return sum(instruction.opcode == "bra" for instruction in self.trace)
+
+
+def decisions_of(trace: Sequence[Instruction]) -> list[Decision]:
+    """Cuts a row's statements into its decisions.
+
+    Args:
+        trace: The statements of warp 0 for one row, whose sweeps load 16 bytes of shared memory at a time.
+
+    Raises:
+        ValueError: The trace has no sweep, or stores no answer.
+    """
+    loads = [at for at, i in enumerate(trace) if i.opcode == "ld" and {"shared", "v4", "u32"} <= set(i.modifiers)]
+    answers = [at for at, i in enumerate(trace) if i.opcode == "st" and "global" in i.modifiers and loads[:1] < [at]]
+    if not loads or not answers:
+        raise ValueError(f"a trace must have sweeps and an answer, got {len(loads)} loads and {len(answers)} stores")
+    found = []
+    for last, following in zip(loads, [*loads[1:], next(at for at in answers if at > loads[-1])], strict=True):
+        # The rest of the loop's body belongs to the pairs that were loaded last.
+        begin = next(at for at in range(last, len(trace)) if trace[at].opcode == "bra") + 1
+        decision = trace[begin:following]
+        if any(i.opcode in ("barrier", "mbarrier") for i in decision):  # the blocks have met
+            found.append(Decision(decision))
+    return found
+
+
+def traced_decisions(epsilon: float = EPSILON) -> list[Decision]:
+    """Solves a random row [1, 12288] of bfloat16 logits on the interpreter, and returns its decisions.
+
+    Args:
+        epsilon: KL budget, nats.
+    """
+    generator = torch.Generator().manual_seed(0)
+    student = (2 * torch.randn(1, VOCAB, generator=generator)).bfloat16()
+    teacher = (student.float() + torch.randn(1, VOCAB, generator=generator)).bfloat16()
+    trb = PtxOperators(90, ranks=BLOCKS, traced=True)
+    trb.solve(student, teacher, epsilon)
+    return decisions_of(trb.results[-1].trace)
+
+
+def mean_cycles(decisions: Sequence[Decision], table: Latencies = CENTRAL) -> float:
+    """Returns the cycles of a decision, averaged over those of a row, as `Counts.decision_cycles` has them."""
+    return sum(decision.cycles(table) for decision in decisions) / len(decisions)
+
+
+def print_decisions(tables: Mapping[str, Latencies], epsilons: Sequence[float]) -> None:
+    """Prints the cycles of each decision by each table of latencies, and what the warp executes."""
+    console = wide_console(150)
+    for epsilon in epsilons:
+        decisions = traced_decisions(epsilon)
+        rows = []
+        for name, table in tables.items():
+            of_each = [decision.cycles(table) for decision in decisions]
+            rows.append([name, *(f"{value:,.0f}" for value in of_each), f"{sum(of_each):,.0f}"])
+        headings = ("latencies", *(f"decision {i + 1}" for i in range(len(decisions))), "sum")
+        print_table(console, f"ESTIMATE, epsilon {epsilon:g}: cycles", headings, rows, left=("latencies",))
+        counts = [[str(n) for n in (d.statements, d.doubles, d.double_divisions, d.branches)] for d in decisions]
+        headings = ("decision", "statements", "double precision", "divisions of it", "branches")
+        title = "what warp 0 executes, moves left out"
+        print_table(console, title, headings, [[str(i + 1), *row] for i, row in enumerate(counts)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the tables; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.models.decision_trace", description=(__doc__ or "").split("\n\n")[1]
+    )
+    parser.add_argument("--chip", type=Path, metavar="FILE", help="file of the chip probe, for one more table")
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[0.1, EPSILON, 0.005], help="KL budgets, nats")
+    options = parser.parse_args(arguments)
+    try:
+        tables = dict(TABLES) | ({options.chip.name: of_chip(options.chip)} if options.chip else {})
+    except ValueError as error:
+        print(f"benchmarks.models.decision_trace: {error}", file=sys.stderr)
+        return 2
+    print_decisions(tables, options.epsilons)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Estimates the cycles of a list of PTX statements that one warp executes in order, by a table of latencies.
+
+A statement issues when its sources are ready and the one before it has issued, as a warp of a GPU does. PTX stands for
+the machine code that ptxas makes of it: moves and parameters are registers and cost nothing, and a division counts as
+one long instruction. ptxas also moves statements apart from those that they wait for, which this leaves out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from ptxsim.text.syntax import Instruction
+
+from .latency_tables import Latencies
+
+REGISTER = re.compile(r"%[a-z]+\d+")
+NO_RESULT = frozenset(("st", "bra", "brx", "bar", "barrier", "ret", "exit", "prefetch", "call", "red", "fence"))
+STALLING = frozenset(("bra", "brx", "call", "ret", "bar", "barrier", "fence", "membar", "mbarrier"))
+DIVISIONS = frozenset(("div", "rcp", "sqrt"))
+# By opcode, unless the type or the state space says otherwise.
+BY_OPCODE: dict[str, Callable[[Latencies], float]] = {
+    "bra": lambda table: table.branch,
+    "brx": lambda table: table.branch,
+    "call": lambda table: table.call,
+    "ret": lambda table: table.call,
+    "shfl": lambda table: table.shuffle,
+    "redux": lambda table: table.reduction,
+    "vote": lambda table: table.vote,
+    "activemask": lambda table: table.vote,
+    "ex2": lambda table: table.special_function,
+    "lg2": lambda table: table.special_function,
+    "rsqrt": lambda table: table.special_function,
+    "fence": lambda table: table.fence,
+    "membar": lambda table: table.fence,
+    "st": lambda table: 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cycles of one statement: those in which nothing else of the warp issues, and those until its result is ready."""
+
+    issue: float
+    latency: float
+
+
+def cost_of(instruction: Instruction, table: Latencies) -> Cost:
+    """Returns the cost of one statement."""
+    opcode, modifiers = instruction.opcode, instruction.modifiers
+    if opcode in ("mov", "cvta") or "param" in modifiers:
+        return Cost(0.0, 0.0)
+    if opcode in ("bar", "barrier", "mbarrier"):
+        return Cost(1.0, _barrier(instruction, table))
+    if opcode == "ld":
+        return Cost(1.0, table.device_load if "global" in modifiers else table.shared_load)
+    if opcode in DIVISIONS:
+        if any(word in modifiers for word in ("approx", "full")):
+            product = table.integer_or_float if opcode == "div" else 0.0
+            return Cost(1.0, table.special_function + product)
+        return Cost(30.0, table.double_division) if "f64" in modifiers else Cost(8.0, table.float_division)
+    if "f64" in modifiers:
+        if opcode in ("selp", "neg", "abs"):  # on the two words
+            return Cost(2.0, table.integer_or_float)
+        return Cost(table.double_issue, table.double_conversion if opcode == "cvt" else table.double)
+    return Cost(1.0, BY_OPCODE.get(opcode, lambda table: table.integer_or_float)(table))
+
+
+def _barrier(instruction: Instruction, table: Latencies) -> float:
+    modifiers = instruction.modifiers
+    if instruction.opcode == "mbarrier":
+        return table.async_exchange if "try_wait" in modifiers or "test_wait" in modifiers else 0.0
+    if "warp" in modifiers:
+        return table.warp_barrier
+    if "cluster" not in modifiers:
+        return table.block_barrier
+    return table.cluster_barrier if "wait" in modifiers else table.fence if "release" in modifiers else 0.0
+
+
+def cycles(trace: Sequence[Instruction], table: Latencies) -> float:
+    """Returns the cycles from the first statement's issue until the last one's result.
+
+    Args:
+        trace: The statements in the order in which the warp executes them.
+        table: The latencies.
+    """
+    now, end, ready = 0.0, 0.0, dict[str, float]()
+    for instruction in trace:
+        names = [REGISTER.findall(operand) for operand in instruction.operands]
+        written = [] if instruction.opcode in NO_RESULT or not names else names[0]
+        read = list(chain(*(names if instruction.opcode in NO_RESULT else names[1:])))
+        if instruction.guard is not None:
+            read.append(instruction.guard)
+        cost = cost_of(instruction, table)
+        now = max([now, *(ready.get(name, 0.0) for name in read)]) + cost.issue
+        finished = now + cost.latency
+        if instruction.opcode in STALLING:  # the statements after it wait, whatever they read
+            now = finished
+        for name in written:
+            ready[name] = finished
+        end = max(end, finished if written else now)
+    return end

@@ -8,7 +8,7 @@ KINDS = (
     "out_of_bounds",  # global or shared access outside every allocation
     "misaligned",  # address not a multiple of the access's width
     "uninitialized",  # read of global or shared bytes that no thread wrote
-    "race",  # shared accesses of two threads with no barrier between them
+    "race",  # shared accesses of two threads with no barrier between them, or before an asynchronous one is complete
     "divergent_barrier",  # a barrier that only part of a block reaches, or reaches at different statements
     "deadlock",  # threads that wait forever
     "partial_warp",  # a warp-wide instruction without all the lanes of its mask
@@ -17,6 +17,7 @@ KINDS = (
     "unstarted_cta",  # distributed shared memory of a CTA that may not have started
     "launch",  # a launch the device refuses
     "trap",  # trap or a failed assertion
+    "mbarrier",  # an mbarrier that is not initialized, or whose arrivals or bytes do not add up
     "timeout",  # more steps than the caller allows
 )
 

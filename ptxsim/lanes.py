@@ -46,7 +46,7 @@ def _as_slice(index: np.ndarray) -> slice | None:
     if count == 1:
         return slice(first, first + 1)
     step, remainder = divmod(int(index[-1]) - first, count - 1)
-    if remainder or index[1] - first != step:
+    if remainder or step == 0 or index[1] - first != step:
         return None
     if step == 1 or np.array_equal(index, np.arange(first, int(index[-1]) + 1, step)):
         return slice(first, int(index[-1]) + 1, step)
@@ -54,7 +54,10 @@ def _as_slice(index: np.ndarray) -> slice | None:
 
 
 class Lanes:
-    """An ascending, nonempty set of lanes. `sel` selects them from an array with one entry per lane."""
+    """An ascending, nonempty set of lanes. `sel` selects them from an array with one entry per lane.
+
+    Only a bulk copy names a lane several times, once for each of its parts.
+    """
 
     __slots__ = ("__dict__", "count", "geometry", "sel")
 

@@ -12,9 +12,10 @@ import numpy as np
 from .barriers import BlockBarriers, ClusterBarriers
 from .findings import Findings
 from .lanes import WARP, Geometry, Lanes, union
+from .mbarriers import Mbarriers
 from .memory.device import Device
 from .memory.global_memory import GlobalMemory
-from .memory.shared_memory import SharedMemory, narrowest_access
+from .memory.shared_memory import SharedMemory, has_asynchronous_access, narrowest_access
 from .opcodes.registry import Next, build, find_collective, find_control
 from .operands import Operands, Run
 from .ready import ReadyLanes
@@ -48,11 +49,13 @@ class Machine:
                 self.labels[function.name, label] = len(self.code) + position
             self.code += [(function, instruction) for instruction in function.body.instructions]
         self._label_pcs = set(self.labels.values())
-        self.shared = SharedMemory(
-            geometry, shared_capacity, narrowest_access([instruction for _, instruction in self.code])
-        )
+        code = [instruction for _, instruction in self.code]
+        granule, asynchronous = narrowest_access(code), has_asynchronous_access(code)
+        self.shared = SharedMemory(geometry, shared_capacity, granule, asynchronous)
         self.block_barriers = BlockBarriers(self)
         self.cluster_barriers = ClusterBarriers(self)
+        self.mbarriers = Mbarriers(self)
+        self._barriers = (self.block_barriers, self.cluster_barriers, self.mbarriers)
         self._segments: dict[int, _Segment] = {}
         self._symbols: dict[tuple[str, int], np.ndarray] = {}
         self.call_sites: dict[str, list[tuple[int, Callable[[Lanes], None]]]] = {}
@@ -96,8 +99,8 @@ class Machine:
         self._ready = ReadyLanes(seed)
         self._parked: dict[int, Lanes] = {}
         self.shared.start(self.findings, self.name_lane)
-        self.block_barriers.start()
-        self.cluster_barriers.start()
+        for kind in self._barriers:
+            kind.start()
         executed = np.zeros(len(self.code) + 2, np.int64)
         self.push(0, Lanes(self.geometry, np.flatnonzero(self.geometry.exists)))
         # 2. Lanes run one segment of straight code at a time, as long as no others are ready.
@@ -139,34 +142,34 @@ class Machine:
         self._ready.push(pc, lanes)
 
     def _force_progress(self) -> bool:
-        """Reports that no lane can run. Release lanes that wait for the rest of their warp, or else end all waits."""
+        """Reports that no lane can run. Release lanes of an mbarrier or a partial warp, or else end all waits."""
+        if self.mbarriers.give_up():
+            return True
         if self._parked:
             pc = min(self._parked)
             lanes = self._parked.pop(pc)
             instruction = self.code[pc][1]
-            active = int(lanes.active_bits[0])
-            message = (
-                f"{self.name_lane(lanes.index[0])}: only lanes {active:#010x} of the warp are here, not all of its mask"
-            )
+            who, active = self.name_lane(lanes.index[0]), int(lanes.active_bits[0])
+            message = f"{who}: only lanes {active:#010x} of the warp are here, not all of its mask"
             self.findings.add("partial_warp", instruction, message, lanes.count)
             following = self._collective_run[pc](lanes)
             self.push(*following)
             return True
-        waiting = np.concatenate([self.block_barriers.waiting(), self.cluster_barriers.waiting()])
+        waiting = np.concatenate([kind.waiting() for kind in self._barriers])
         if not len(waiting):
             return False
-        pcs = np.concatenate([self.block_barriers.wait_pc, self.cluster_barriers.wait_pc])
+        pcs = np.concatenate([kind.wait_pc for kind in self._barriers])
         statements = [str(self.code[pc][1]) for pc in np.unique(pcs[pcs >= 0])]
-        first = self.name_lane(int(waiting[0]))
-        message = f"{first} and {len(waiting) - 1} more threads wait forever, at {'; '.join(statements)}"
-        self.findings.add("deadlock", statements[0], message, len(waiting))
-        self.block_barriers.start()
-        self.cluster_barriers.start()
+        who = f"{self.name_lane(int(waiting[0]))} and {len(waiting) - 1} more threads"
+        self.findings.add("deadlock", statements[0], f"{who} wait forever, at {'; '.join(statements)}", len(waiting))
+        for kind in self._barriers:
+            kind.start()
         return False
 
     def exit(self, lanes: Lanes) -> None:
         """Ends these threads."""
-        self.shared.exit(lanes)
+        for cta in self.shared.exit(lanes):
+            self.mbarriers.after_exit(cta)
         self.block_barriers.after_exit(lanes)
         self.cluster_barriers.after_exit(lanes)
 

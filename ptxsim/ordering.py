@@ -4,6 +4,9 @@ Every access to shared memory is stamped with its warp's clock. Warp v's access 
 access of warp w exactly if `seen[w, v] >= t`. A barrier publishes the present time of each warp that arrives and gives
 the union of all that these had seen to each warp that leaves. So a CTA barrier orders nothing between two CTAs, but an
 order that passes through several barriers holds.
+
+The operations that a warp only begins, such as st.async, have a column of their own behind those of the warps. Only the
+phase of an mbarrier passes it on, so no other barrier orders what they write.
 """
 
 from __future__ import annotations
@@ -14,16 +17,20 @@ from .lanes import Geometry
 
 
 class Ordering:
-    """Clocks of all warps of a wave; warps of different clusters never order each other."""
+    """Clocks of all warps of a wave; warps of different clusters never order each other.
 
-    def __init__(self, geometry: Geometry) -> None:
-        self._geometry = geometry
+    `asynchronous` says whether the kernel has operations that complete later.
+    """
+
+    def __init__(self, geometry: Geometry, asynchronous: bool = False) -> None:
+        self._geometry, self.asynchronous = geometry, asynchronous
         self.now = 0
         self.clock = np.zeros(geometry.warps, np.int32)
-        self.seen = np.full((geometry.warps, geometry.warps_per_cluster), -1, np.int32)
+        columns = geometry.warps_per_cluster * (2 if asynchronous else 1)
+        self.seen = np.full((geometry.warps, columns), -1, np.int32)
         self.slot = np.arange(geometry.warps) % geometry.warps_per_cluster
         clusters = geometry.ctas // geometry.cluster
-        self._arriving = np.full((clusters, geometry.warps_per_cluster), -1, np.int32)
+        self._arriving = np.full((clusters, columns), -1, np.int32)
         self._released = self._arriving.copy()
         self._pending: dict[int, np.ndarray] = {}
         per_cta = geometry.warps_per_cta
@@ -51,7 +58,25 @@ class Ordering:
         """Keeps the oldest time that a warp has seen of its CTA and of its cluster; it lets most checks end early."""
         seen = self.seen[warps]
         self.cta_floor[warps] = np.take_along_axis(seen, self._own[warps], 1).min(1)
-        self.cluster_floor[warps] = seen.min(1)
+        self.cluster_floor[warps] = seen[:, : self._geometry.warps_per_cluster].min(1)
+
+    def arrival(self, warps: np.ndarray) -> np.ndarray:
+        """Returns, per warp, what an arrival at an mbarrier releases."""
+        return self._told(warps)
+
+    def completion(self, warps: np.ndarray) -> np.ndarray:
+        """Returns, per warp, what the completion of the operations that it has begun until now releases.
+
+        Those are the operations themselves, and what was ordered before their warp by its last barrier.
+        """
+        told = self.seen[warps]
+        told[np.arange(len(warps)), self._geometry.warps_per_cluster + self.slot[warps]] = self._publish(warps)
+        return told
+
+    def acquire(self, warps: np.ndarray, released: np.ndarray) -> None:
+        """Lets these warps see what the completed phase of an mbarrier has released."""
+        self.seen[warps] = np.maximum(self.seen[warps], released)
+        self._refresh(warps)
 
     def warp_barrier(self, warps: np.ndarray) -> None:
         """Orders the lanes of each warp, as `bar.warp.sync` does."""

@@ -24,6 +24,14 @@ namespace cg = cooperative_groups;
 #define WRITE_AFTER_ARRIVE 19
 #define ARRIVE_WITHOUT_WAIT 20
 #define EXITED_PEER 21
+#define MISSING_EXPECT_TX 22
+#define WRONG_PHASE 23
+#define EARLY_EXIT 24
+#define READ_BEFORE_WAIT 25
+#define CLUSTER_BARRIER_FOR_WAIT 26
+#define MISSING_INIT_FENCE 27
+#define TOO_FEW_BYTES 28
+#define SINGLE_SLOT 29
 #define IF_RIGHT(bug, statement) \
   if constexpr (BUG != bug) statement
 
@@ -143,6 +151,83 @@ __global__ void cluster_kernel(const float* x, float* out) {
   out[blockIdx.x * 64 + t] = s;
   IF_RIGHT(MISSING_LAST_CLUSTER_SYNC, cluster.sync());
 }
+// Blocks send their values to all blocks of the cluster, round by round, in two slots in turn.
+template <int BUG>
+__global__ void exchange_kernel(float* out) {
+  constexpr int kRounds = 5, kLargest = 8;
+  __shared__ float slots[2][kLargest][2];
+  __shared__ alignas(8) uint64_t arrived[2];
+  cg::cluster_group cluster = cg::this_cluster();
+  const int t = threadIdx.x, rank = cluster.block_rank(), size = cluster.num_blocks();
+  const uint32_t box = (uint32_t)__cvta_generic_to_shared(slots), bar = (uint32_t)__cvta_generic_to_shared(arrived);
+  if (t == 0) {
+    for (int b = 0; b < 2; b++) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bar + 8 * b) : "memory");
+    IF_RIGHT(MISSING_INIT_FENCE, asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"));
+  }
+  cluster.sync();
+  float s = 0;
+  for (int round = 0; round < kRounds; round++) {
+    const int slot = BUG == SINGLE_SLOT ? 0 : round & 1, parity = BUG == SINGLE_SLOT ? round & 1 : round >> 1 & 1;
+    const uint32_t bytes = 8 * size - (BUG == TOO_FEW_BYTES ? 8 : 0), b = bar + 8 * slot;
+    if (t == 0 && BUG == MISSING_EXPECT_TX)
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory");
+    if (t == 0 && BUG != MISSING_EXPECT_TX)
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
+    if (t < size) {
+      uint32_t to, there;
+      asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(box + 64 * slot + 8 * rank), "r"(t));
+      asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(b), "r"(t));
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to),
+                   "f"(s + rank), "f"(1.0f * round), "r"(there)
+                   : "memory");
+    }
+    if (BUG == EARLY_EXIT && round == kRounds - 1 && rank == 1) return;
+    if (BUG == READ_BEFORE_WAIT) s += slots[slot][t % size][0];
+    if (BUG == CLUSTER_BARRIER_FOR_WAIT) cluster.sync();
+    uint32_t done = BUG == CLUSTER_BARRIER_FOR_WAIT;
+    while (!done)
+      asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                   : "=r"(done)
+                   : "r"(b), "r"(BUG == WRONG_PHASE ? parity ^ 1 : parity)
+                   : "memory");
+    for (int r = 0; r < size; r++) s += slots[slot][r][0] + slots[slot][r][1];
+    __syncwarp();
+  }
+  out[blockIdx.x * 32 + t] = s;
+}
+#define EXCHANGE(bug) template __global__ void exchange_kernel<bug>(float*);
+EXCHANGE(0)
+EXCHANGE(22)
+EXCHANGE(23) EXCHANGE(24) EXCHANGE(25) EXCHANGE(26) EXCHANGE(27) EXCHANGE(28) EXCHANGE(29)
+    // One thread copies a tile into shared memory, and all wait for it. A bug leaves out the wait, or the copy's bytes.
+    template <int BUG>
+    __global__ void bulk_kernel(const float* x, float* out, int n) {
+  __shared__ alignas(16) float tile[256];
+  __shared__ alignas(8) uint64_t arrived;
+  const uint32_t to = (uint32_t)__cvta_generic_to_shared(tile), bar = (uint32_t)__cvta_generic_to_shared(&arrived);
+  if (threadIdx.x == 0) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bar) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
+  __syncthreads();
+  uint64_t state = 0;
+  if (threadIdx.x == 0) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(x), "r"(4 * n), "r"(bar)
+                 : "memory");
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(4 * n) : "memory");
+    asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1];" : "=l"(state) : "r"(bar) : "memory");
+  }
+  uint32_t done = BUG == READ_BEFORE_WAIT;
+  while (!done)
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(bar), "l"(state)
+                 : "memory");
+  for (int i = threadIdx.x; i < n; i += blockDim.x) out[i] = tile[i];
+}
+template __global__ void bulk_kernel<0>(const float*, float*, int);
+template __global__ void bulk_kernel<READ_BEFORE_WAIT>(const float*, float*, int);
 #define CLUSTER(bug) template __global__ void cluster_kernel<bug>(const float*, float*);
 CLUSTER(0)
 CLUSTER(16)

@@ -17,6 +17,8 @@ from ..ordering import Ordering
 from ..text.syntax import Instruction
 
 _ATOMIC = 1 << 30  # added to the lane that made an atomic access: atomics do not race with one another
+_ASYNC = 1 << 29  # added to the lane that began an asynchronous access
+_LATER = 1 << 30  # added to the clock of an asynchronous access, so that no floor orders it
 
 
 class _Accesses:
@@ -62,11 +64,15 @@ class RaceCheck:
         floor = ordering.cta_floor[warp]
         if self._any_across:
             floor = np.where(self._shared_across[cta], ordering.cluster_floor[warp], floor)
-        me = lanes.index + _ATOMIC if kind == "atomic" else lanes.index
-        access = _Rows(row, per_access, floor[:, None], me[:, None], warp[:, None], ordering.clock[warp][:, None])
+        me, clock = lanes.index, ordering.clock[warp]
+        if kind.endswith("atomic"):
+            me = me + _ATOMIC
+        if kind.startswith("async"):
+            me, clock = me + _ASYNC, clock + np.int32(_LATER)
+        access = _Rows(row, per_access, floor[:, None], me[:, None], warp[:, None], clock[:, None])
         describe = (lanes, place, cta, instruction, kind)
         clock = access.gather(self._writer.clock)
-        if kind != "store" and (clock < 0).any():
+        if not kind.endswith("store") and (clock < 0).any():
             self._report_unwritten(clock < 0, *describe)
         self._conflicts(access, self._writer, clock, "write", *describe)
         if kind == "load":
@@ -77,7 +83,7 @@ class RaceCheck:
             access.scatter(readers.clock, np.int32(-1))
         access.scatter(self._writer.clock, access.clock)
         access.scatter(self._writer.lane, access.me)
-        if kind == "store":
+        if kind.endswith("store"):
             overwritten = access.gather(self._writer.lane) != access.me
             if overwritten.any():
                 self._report(overwritten, access.gather(self._writer.lane), "write", *describe)
@@ -100,11 +106,15 @@ class RaceCheck:
 
     def _ordered(self, access: _Rows, lane: np.ndarray, clock: np.ndarray) -> np.ndarray:
         """Returns which remembered accesses are ordered before the present ones, or made by the same thread."""
-        other = lane & (_ATOMIC - 1)
+        other = lane & (_ASYNC - 1)
         slot = other // WARP % self._geometry.warps_per_cluster
-        ordered = self._ordering.seen[access.warp, slot] >= clock
-        ordered |= other == (access.me & (_ATOMIC - 1))
-        return ordered | (clock < 0)
+        same = other == (access.me & (_ASYNC - 1))
+        if not self._ordering.asynchronous:
+            return (self._ordering.seen[access.warp, slot] >= clock) | same | (clock < 0)
+        # What a thread has begun is not ordered before what it does next.
+        later = (lane & _ASYNC) != 0
+        seen = self._ordering.seen[access.warp, slot + later * self._geometry.warps_per_cluster]
+        return (seen >= clock - later * _LATER) | (same & ~later) | (clock < 0)
 
     def _conflicts(
         self,
@@ -122,7 +132,7 @@ class RaceCheck:
             return
         lane = access.gather(earlier.lane)
         ordered = self._ordered(access, lane, clock)
-        if kind == "atomic":
+        if kind.endswith("atomic"):
             ordered |= lane >= _ATOMIC
         if not ordered.all():
             self._report(~ordered, lane, what, lanes, place, cta, instruction, kind)
@@ -139,7 +149,9 @@ class RaceCheck:
         kind: str,
     ) -> None:
         i, part = np.unravel_index(int(np.argmax(found)), found.shape)
-        other = self._name_lane(int(lane[i, part]) & (_ATOMIC - 1))
+        by = int(lane[i, part])
+        other = self._name_lane(by & (_ASYNC - 1))
+        what = f"asynchronous {what}" if by & _ASYNC else what
         where = self._where(int(place[i]) + int(part) * self._granule, int(cta[i]))
         message = f"{self._name_lane(lanes.index[i])}: {kind} of {where} is not ordered after the {what} by {other}"
         self._findings.add("race", instruction, message, int(found.any(1).sum()))

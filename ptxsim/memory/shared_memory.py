@@ -23,25 +23,25 @@ _PAD = 32  # widest access; every block's window is a multiple of it
 
 class SharedMemory:
     """`size` bytes per block, which each launch sets, at most `capacity`; `granule` is the narrowest access the kernel
-    makes, the resolution of the race check."""
+    makes, the resolution of the race check. `asynchronous` says whether it makes some that complete later."""
 
-    def __init__(self, geometry: Geometry, capacity: int, granule: int) -> None:
+    def __init__(self, geometry: Geometry, capacity: int, granule: int, asynchronous: bool = False) -> None:
         self._geometry = geometry
         self.size = capacity
         self.stride = max(-(-capacity // _PAD) * _PAD, _PAD)
-        self._granule = granule
+        self._granule, self._asynchronous = granule, asynchronous
         self.bytes = np.zeros(geometry.ctas * self.stride + _PAD, np.uint8)
         self.views = {width: self.bytes.view(dtype) for width, dtype in UNSIGNED.items()}
 
     def start(self, findings: Findings, name_lane: Callable[[int], str]) -> None:
         """Forgets everything: the blocks of a new wave begin. Contents are 0xFF bytes, NaN in every float format."""
         self.bytes.fill(0xFF)
-        self.ordering = Ordering(self._geometry)
+        self.ordering = Ordering(self._geometry, self._asynchronous)
         self._findings, self._name_lane = findings, name_lane
         self._races = RaceCheck(self._geometry, self.stride, self._granule, self.ordering, findings, name_lane)
         self._alive = np.full(self._geometry.ctas, self._geometry.threads)
         # Clock of each warp's last access to each other block: [block, warp within the cluster].
-        self._remote = np.full((self._geometry.ctas, self._geometry.warps_per_cluster), -1, np.int32)
+        self._remote = np.full((self._geometry.ctas, self.ordering.seen.shape[1]), -1, np.int32)
         self._any_remote = False
 
     def access(self, lanes: Lanes, address: np.ndarray, width: int, instruction: Instruction, kind: str) -> np.ndarray:
@@ -89,7 +89,8 @@ class SharedMemory:
         warp, cta, index = lanes.warp_of[remote], target[remote], lanes.index[remote]
         self._races.cross_block(cta)
         per_cta = self._geometry.warps_per_cta
-        seen = self.ordering.seen.reshape(self._geometry.warps, self._geometry.cluster, per_cta)
+        seen = self.ordering.seen[:, : self._geometry.warps_per_cluster]
+        seen = seen.reshape(self._geometry.warps, self._geometry.cluster, per_cta)
         unstarted = (seen[warp, cta % self._geometry.cluster] < 0).all(1)
         dead = self._alive[cta] == 0
         for kind_found, found, why in (
@@ -101,27 +102,31 @@ class SharedMemory:
                 block = self._name_lane(int(cta[i]) * self._geometry.lanes_per_cta).split(" thread")[0]
                 message = f"{self._name_lane(index[i])}: {kind} in shared memory of {block}: {why}"
                 self._findings.add(kind_found, instruction, message, int(found.sum()))
-        self._remote[cta, self.ordering.slot[warp]] = self.ordering.clock[warp]
+        column = self.ordering.slot[warp] + kind.startswith("async") * self._geometry.warps_per_cluster
+        self._remote[cta, column] = self.ordering.clock[warp]
         self._any_remote = True
         self._last_remote = instruction
 
-    def exit(self, lanes: Lanes) -> None:
-        """Ends threads. Every remote access to a block must be ordered before the exit of its last thread."""
+    def exit(self, lanes: Lanes) -> list[int]:
+        """Ends threads, and returns the blocks that have no more.
+
+        Every remote access to a block must be ordered before the exit of its last thread.
+        """
         ctas, counts = np.unique(lanes.cta_of, return_counts=True)
         self._alive[ctas] -= counts
-        if not self._any_remote:
-            return
-        for cta in ctas[self._alive[ctas] == 0]:
+        ended: list[int] = ctas[self._alive[ctas] == 0].tolist()
+        for cta in ended if self._any_remote else []:
             warps = slice(cta * self._geometry.warps_per_cta, (cta + 1) * self._geometry.warps_per_cta)
             unfinished = self._remote[cta] > self.ordering.seen[warps].max(0)
             if unfinished.any():
-                slot = int(np.argmax(unfinished))
+                slot = int(np.argmax(unfinished)) % self._geometry.warps_per_cluster
                 cluster = cta // self._geometry.cluster
                 lane = (cluster * self._geometry.warps_per_cluster + slot) * 32
                 gone = self._name_lane(int(cta) * self._geometry.lanes_per_cta).split(" thread")[0]
                 reader = self._name_lane(lane).split(" thread")[0]
-                message = f"{gone} may exit before {reader} is done with its shared memory: no cluster barrier between"
+                message = f"{gone} may exit before {reader} is done with its shared memory: no barrier between"
                 self._findings.add("dead_cta", self._last_remote, message)
+        return ended
 
     @property
     def alive(self) -> np.ndarray:
@@ -133,6 +138,8 @@ def narrowest_access(instructions: Sequence[Instruction]) -> int:
     """Returns the bytes of the narrowest access that may touch shared memory."""
     narrowest = 16
     for instruction in instructions:
+        if instruction.opcode == "mbarrier":
+            narrowest = min(narrowest, 8)
         if instruction.opcode not in ("ld", "st", "atom", "red"):
             continue
         if any(m.split("::")[0] in ("global", "param", "const", "local") for m in instruction.modifiers):
@@ -141,3 +148,8 @@ def narrowest_access(instructions: Sequence[Instruction]) -> int:
         vector = next((int(m[1]) for m in instruction.modifiers if m in ("v2", "v4", "v8")), 1)
         narrowest = min(narrowest, DTYPES[type_name].itemsize * vector)
     return narrowest
+
+
+def has_asynchronous_access(instructions: Sequence[Instruction]) -> bool:
+    """Returns whether some access to shared memory completes later, at an mbarrier."""
+    return any("mbarrier::complete_tx::bytes" in instruction.modifiers for instruction in instructions)

@@ -2,6 +2,7 @@
 
 from . import (
     addresses,
+    asynchronous,
     atomics,
     bits,
     comparison,
@@ -11,6 +12,7 @@ from . import (
     half_arithmetic,
     integer_arithmetic,
     matrix,
+    mbarriers,
     memory_access,
     moves,
     transcendental,
@@ -19,6 +21,7 @@ from . import (
 
 __all__ = [
     "addresses",
+    "asynchronous",
     "atomics",
     "bits",
     "comparison",
@@ -28,6 +31,7 @@ __all__ = [
     "half_arithmetic",
     "integer_arithmetic",
     "matrix",
+    "mbarriers",
     "memory_access",
     "moves",
     "transcendental",

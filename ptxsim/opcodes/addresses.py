@@ -94,26 +94,3 @@ def _prefetch(op: Operands) -> Run:
         machine.global_memory.access(lanes, address(lanes), 1, instruction, "prefetch")
 
     return run
-
-
-@opcode("cp")
-def _bulk_prefetch(op: Operands) -> Run:
-    """Implements `cp.async.bulk.prefetch.L2.global [address], size`: it checks that the bytes exist, in sixteens."""
-    if op.modifiers[:4] != ("async", "bulk", "prefetch", "L2") or not op.has("global"):
-        raise op.unknown()
-    op.accept("async", "bulk", "prefetch", "L2", "L2::cache_hint")
-    address, size = op.address_source(0), op.source(1, "u32")
-    machine, instruction = op.machine, op.instruction
-
-    def run(lanes: Lanes) -> None:
-        first, count = address(lanes), size[lanes.sel].astype(np.int64)
-        if ((first | count) & 15).any():
-            where = machine.name_lane(int(lanes.index[np.argmax((first | count) & 15 != 0)]))
-            machine.findings.add("misaligned", instruction, f"{where}: address and size must be multiples of 16")
-        some = count > 0
-        if some.any():
-            within = lanes.where(some)
-            machine.global_memory.access(within, first[some], 1, instruction, "prefetch")
-            machine.global_memory.access(within, (first + count - 1)[some], 1, instruction, "prefetch")
-
-    return run

@@ -73,9 +73,15 @@ def _nothing(op: Operands) -> Run:
 
 @opcode("fence")
 def _fence(op: Operands) -> Run:
-    if op.has("proxy", "mbarrier_init"):
+    """Orders an mbarrier's initialization before its use by other blocks, and does nothing else.
+
+    All other accesses are in one proxy here.
+    """
+    if op.has("proxy") and not op.has("async"):
         raise op.unknown()
     op.accept(*op.modifiers)
+    if op.has("mbarrier_init"):
+        return op.machine.mbarriers.fence
     return lambda lanes: None
 
 

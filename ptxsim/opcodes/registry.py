@@ -70,11 +70,24 @@ def collective(*names: str, mask_operand: int | None) -> Callable[[Builder], Bui
 
 
 def _control_key(opcode_name: str, modifiers: tuple[str, ...]) -> str:
-    """Tells the barriers of a warp, a block and a cluster apart, which share the opcodes `bar` and `barrier`."""
+    """Tells the barriers of a warp, a block, a cluster and in memory apart, which share opcodes."""
+    if opcode_name == "mbarrier" and not {"test_wait", "try_wait"}.isdisjoint(modifiers):
+        return "mbarrier.wait"
     if opcode_name in ("bar", "barrier") and "warp" in modifiers:
         return "bar.warp"
     if opcode_name == "barrier" and "cluster" in modifiers:
         return "barrier.cluster"
+    return opcode_name
+
+
+def _straight_key(opcode_name: str, modifiers: tuple[str, ...]) -> str:
+    """Tells asynchronous stores and copies from others, and the operations on mbarriers apart."""
+    if opcode_name == "mbarrier":
+        return f"mbarrier.{modifiers[0]}"
+    if opcode_name == "st" and modifiers[:1] == ("async",):
+        return "st.async"
+    if opcode_name == "cp":
+        return ".".join(("cp", *modifiers[:2]))
     return opcode_name
 
 
@@ -95,7 +108,8 @@ def build(operands: Operands) -> Run:
         NotImplementedError: The opcode is unknown; the message names the statement.
     """
     family = FAMILIES.get(operands.type, "")
-    builder = _straight.get((operands.opcode, family)) or _straight.get((operands.opcode, ""))
+    name = _straight_key(operands.opcode, operands.modifiers)
+    builder = _straight.get((name, family)) or _straight.get((name, ""))
     if builder is None:
         raise operands.unknown()
     return builder(operands)

@@ -151,8 +151,60 @@ def test_lanes_that_wait_at_a_barrier_order_nothing_for_the_rest_of_their_warp(
             assert any("not ordered after the write by block" in f.message for f in findings)
 
 
+EXCHANGE_BUGS = {
+    "MISSING_EXPECT_TX": [("race", "shared+4 of block 0 is not ordered after the asynchronous write by block 0")],
+    "WRONG_PHASE": [("deadlock", "mbarrier.try_wait")],
+    "EARLY_EXIT": [("dead_cta", "block 1 may exit before block 0 is done with its shared memory")],
+    "READ_BEFORE_WAIT": [("race", "not ordered after the asynchronous write by block")],
+    "CLUSTER_BARRIER_FOR_WAIT": [("race", "asynchronous write by block 1 thread 0"), ("dead_cta", "block 0 may exit")],
+    "MISSING_INIT_FENCE": [("mbarrier", "no fence.mbarrier_init follows")],
+    "TOO_FEW_BYTES": [("deadlock", "mbarrier.try_wait")],
+    "SINGLE_SLOT": [("race", "async store of shared+0 of block 1 is not ordered after the read by block 1 thread 0")],
+}
+
+
+def run_exchange_kernel(bugs: Module, bug: str, seed: int | None = None) -> tuple[Result, np.ndarray]:
+    device = Device()
+    out = device.empty((8, 32), np.float32, "out")
+    result = launch(device, variant(bugs, "exchange_kernel", bug), 8, 32, [out], cluster=4, seed=seed, max_steps=20000)
+    return result, device.download(out)
+
+
+@pytest.mark.parametrize("seed", SCHEDULES)
+def test_asynchronous_stores_are_exchanged_by_phases_of_mbarriers(bugs: Module, seed: int | None) -> None:
+    result, sums = run_exchange_kernel(bugs, "NONE", seed)
+    assert result.findings == []
+    expected = 0
+    for step in range(5):  # each block receives the sum so far, its sender's rank and the round, of 4 blocks
+        expected += 4 * expected + 6 + 4 * step
+    np.testing.assert_array_equal(sums, np.full((8, 32), expected))
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("bug", EXCHANGE_BUGS)
+def test_a_planted_bug_in_an_exchange_is_found(bugs: Module, bug: str, seed: int | None) -> None:
+    found = run_exchange_kernel(bugs, bug, seed)[0].findings
+    for kind, words in EXCHANGE_BUGS[bug]:
+        assert any(f.kind == kind and (seed or words in f.message) for f in found), [f.message for f in found]
+    if seed is None and bug not in ("MISSING_EXPECT_TX", "TOO_FEW_BYTES"):
+        assert {f.kind for f in found} == {kind for kind, _ in EXCHANGE_BUGS[bug]}
+
+
+def test_a_bulk_copy_is_ordered_by_its_mbarrier_and_counted_once(bugs: Module) -> None:
+    values = np.arange(200, dtype=np.float32)
+    for bug in ("NONE", "READ_BEFORE_WAIT"):
+        device = Device()
+        x, out = device.upload(values, "x"), device.empty(200, np.float32, "out")
+        result = launch(device, variant(bugs, "bulk_kernel", bug), 1, 64, [x, out, 200])
+        # The thread that began the copy may not read it either.
+        assert [(f.kind, f.count) for f in result.findings] == ([] if bug == "NONE" else [("race", 200)])
+        np.testing.assert_array_equal(device.download(out), values)
+        traffic = result.traffic["x"]
+        assert (traffic.bytes_loaded, traffic.load_sectors, traffic.unique_sectors) == (800, 25, 25)
+
+
 def test_every_planted_bug_is_tested() -> None:
-    assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, "ARRIVE_WITHOUT_WAIT", "EXITED_PEER"}
+    assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, *EXCHANGE_BUGS, "ARRIVE_WITHOUT_WAIT", "EXITED_PEER"}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ FOLDER/rank<N>.pt."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -125,5 +126,6 @@ def sharded() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # each trainer collects garbage, and need not search what was imported
     run(Path(sys.argv[1]))
     torch.distributed.destroy_process_group()

@@ -8,6 +8,7 @@ accelerate shards by FSDP only on GPUs: told that its gloo processes are some, i
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -324,10 +325,20 @@ def run(backend: str, folder: Path, case: str) -> dict[str, Any]:
     return trained(backend, case, folder)
 
 
+def without_shared_memory() -> None:
+    """Lets DeepSpeed reduce by gloo only. It would compile an operator of its own for that, for a minute or two."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 if __name__ == "__main__":
+    gc.freeze()  # each trainer collects garbage, and need not search what was imported
     backend, folder = sys.argv[1], Path(sys.argv[2])
     if backend == "fsdp":
         as_if_on_gpus()
+    if backend.startswith("zero"):
+        without_shared_memory()
     found = {case: run(backend, folder, case) for case in sys.argv[3:] or CASES}
     if int(os.environ.get("RANK", 0)) == 0:
         (folder / f"{backend}.json").write_text(json.dumps(found), encoding="utf-8")

@@ -35,7 +35,9 @@ __all__ = [
     "FixedBeta",
     "InterleavedTeacher",
     "LambdaCoin",
+    "NextTokenModel",
     "Policy",
+    "Prefixes",
     "Rollout",
     "Sample",
     "Solution",
@@ -49,14 +51,19 @@ __all__ = [
     "blend",
     "draw_from",
     "lockstep",
+    "mixture",
     "reverse_kl",
     "sample",
+    "self_teacher",
     "solve",
     "speculative",
+    "unsharded",
     "verify",
 ]
 
 if TYPE_CHECKING:
+    from .models.next_token import NextTokenModel, Prefixes
+    from .models.unsharded import unsharded
     from .rollout.lockstep import lockstep
     from .rollout.output import Rollout
     from .rollout.policies import (
@@ -71,6 +78,8 @@ if TYPE_CHECKING:
         draw_from,
     )
     from .rollout.speculative import speculative
+    from .teachers.mixture import mixture
+    from .teachers.self_teacher import self_teacher
     from .training.config import TRBConfig
     from .training.losses import reverse_kl
     from .training.trainer import TRBTrainer
@@ -81,13 +90,18 @@ else:  # type checkers see the imports above, and so report a name that does not
         *("Teacher", "TrustRegion", "draw_from"),
     )
     _MODULE_OF = {
+        "NextTokenModel": ".models.next_token",
+        "Prefixes": ".models.next_token",
         "Rollout": ".rollout.output",
         "TRBConfig": ".training.config",
         "TRBTrainer": ".training.trainer",
         "align": ".vocab",
         "lockstep": ".rollout.lockstep",
+        "mixture": ".teachers.mixture",
         "reverse_kl": ".training.losses",
+        "self_teacher": ".teachers.self_teacher",
         "speculative": ".rollout.speculative",
+        "unsharded": ".models.unsharded",
         **dict.fromkeys(_POLICIES, ".rollout.policies"),
     }
 

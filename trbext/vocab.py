@@ -123,7 +123,8 @@ def align(
 
     Args:
         student_model: May be inside DDP or PEFT.
-        teacher_model: Likewise, or anything with its `config` and `generation_config`; None of the two runs.
+        teacher_model: Likewise, or anything with its `config` and `generation_config`, or with `vocab_size` and
+            `eos_token_ids`. None of the two runs.
         student_tokenizer: Adds its EOS id.
         teacher_tokenizer: Adds its EOS id; two tokenizers are also compared by `check_tokenizers`.
 
@@ -153,7 +154,7 @@ def align_configurations(
     Raises:
         VocabularyMismatch: As `align`.
     """
-    widths = [_vocabulary_size(model) for model in (student_model, teacher_model)]
+    widths = [vocabulary_size(model) for model in (student_model, teacher_model)]
     width = min(widths)
     if student_tokenizer is not None and teacher_tokenizer is not None:
         check_tokenizers(student_tokenizer, teacher_tokenizer)
@@ -164,7 +165,7 @@ def align_configurations(
                     f"every token of the tokenizer must have a logit in both models: {token!r} has id {index}, but the "
                     f"student has {widths[0]} logits and the teacher {widths[1]}"
                 )
-    return Alignment(width, _eos_ids(student_model, student_tokenizer), _eos_ids(teacher_model, teacher_tokenizer))
+    return Alignment(width, eos_ids(student_model, student_tokenizer), eos_ids(teacher_model, teacher_tokenizer))
 
 
 def stop_with_all_eos_ids(student_model: PreTrainedModel, alignment: Alignment) -> None:
@@ -201,17 +202,36 @@ def _id_text(vocabulary: dict[str, int], token: str) -> str:
     return f"id {vocabulary[token]}" if token in vocabulary else "no id"
 
 
-def _vocabulary_size(model: Configured) -> int:
-    return int(model.config.get_text_config().vocab_size)
+def vocabulary_size(model: Any) -> int:
+    """Returns how many logits a model has: that of its configuration, or its own `vocab_size` if it has none.
+
+    Raises:
+        VocabularyMismatch: It says neither.
+    """
+    if hasattr(model, "config"):
+        return int(model.config.get_text_config().vocab_size)
+    if not isinstance(getattr(model, "vocab_size", None), int):
+        raise VocabularyMismatch(
+            f"a model without a config must say its number of logits as vocab_size, got {type(model).__name__} without "
+            "one: set it, or make a trbext.vocab.Alignment yourself"
+        )
+    return int(model.vocab_size)
 
 
-def _eos_ids(model: Configured, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[int, ...]:
+    """Returns the ids with which a model ends a sequence, and that of its tokenizer, each once.
+
+    Args:
+        model: With a config, or with `eos_token_ids` of its own if it has none.
+        tokenizer: May be None.
+    """
     # Only generation_config if it names ids, as in `generate`: a config has the default EOS id of its class if nobody
     # set one (Llama's is 2), which would turn an ordinary token into a stop.
-    generation = getattr(model, "generation_config", None)
-    ids = getattr(generation, "eos_token_id", None)
-    if ids is None:
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if ids is None and hasattr(model, "config"):
         ids = getattr(model.config.get_text_config(), "eos_token_id", None)
+    elif ids is None:
+        ids = getattr(model, "eos_token_ids", None)
     found = list(ids) if isinstance(ids, (list, tuple)) else [ids]
     if tokenizer is not None:
         found.append(tokenizer.eos_token_id)

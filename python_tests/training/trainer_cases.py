@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from transformers import LlamaForCausalLM
 
 from python_tests.models.tiny_models import prompts, tiny_llama, tiny_tokenizer
@@ -28,7 +28,7 @@ METRICS = {
     "trb/reverse_kl",
     "trb/tokens_per_second",
 }
-TIMINGS = ("per_second", "runtime", "step_time", "compute/seconds", "sync_seconds")
+TIMINGS = ("per_second", "runtime", "step_time", "compute/seconds", "sync_seconds", "load_seconds")
 
 
 def make_trainer(
@@ -36,7 +36,7 @@ def make_trainer(
     student: LlamaForCausalLM | str | None = None,
     teacher: LlamaForCausalLM | str | None = None,
     *,
-    rows: int | IterableDataset = 32,
+    rows: int | Dataset | IterableDataset = 32,
     held_out: Any = None,
     verifier: Any = None,
     peft_config: Any = None,

@@ -33,9 +33,31 @@ def check_no_adapter(path: str, role: str) -> None:
     if base is not None:
         raise ValueError(
             f"the {role} {path} is a PEFT adapter of {base}, and training needs a whole model: merge it (peft's "
-            "AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained), or give TRBTrainer the "
-            "PeftModel itself"
+            "AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained), give TRBTrainer the "
+            "PeftModel itself, or train the adapter toward its own base with teacher_model_name_or_path 'self'"
         )
+
+
+def tokenizer_path(path: str) -> str:
+    """Returns where the tokenizer of a model is: in its folder, or in that of its base if it is an adapter without
+    one."""
+    base = base_of(path)
+    return path if base is None or (Path(path) / "tokenizer_config.json").is_file() else base
+
+
+def trainable(base: PreTrainedModel, path: str) -> PeftModel:
+    """Puts the adapter in the folder `path` on `base`, to be trained.
+
+    Raises:
+        ValueError: The adapter does not fit.
+    """
+    from peft import PeftModel
+
+    model: PeftModel = PeftModel.from_pretrained(base, path, is_trainable=True)
+    fault = adapter_fault(model, Path(path))
+    if fault is not None:
+        raise ValueError(f"the student {path}: {fault}")
+    return model
 
 
 def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:

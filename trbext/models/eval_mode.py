@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-
-from torch import nn
+from typing import Any
 
 
 @contextmanager
-def evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Puts models into eval mode inside; on leaving, every submodule gets its own flag back (some may be frozen)."""
+def evaluating(models: Iterable[Any]) -> Iterator[None]:
+    """Puts models into eval mode inside; on leaving, every submodule gets its own flag back (some may be frozen).
+
+    Args:
+        models: Each has `modules()`, as `nn.Module`.
+    """
     modules = [module for model in models for module in model.modules()]
     flags = [module.training for module in modules]
     try:

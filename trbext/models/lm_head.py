@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,20 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class Head(Protocol):
+    """Turns states [N, H] of a model into its logits [N, V], float32 or wider."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    def detached(self, device: torch.device) -> Head: ...
+
+    def __call__(self, hidden: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -23,12 +37,28 @@ class LMHead:
     scale: float  # multiplies the logits (Cohere, Granite)
     softcap: float | None  # softcap * tanh(logits / softcap), after the scale (Gemma)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.weight.device
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits it makes of a state."""
+        return int(self.weight.shape[0])
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """Returns the logits [N, V], float32 or wider, of the hidden states [N, H]."""
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         logits = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+
+    def detached(self, device: torch.device) -> LMHead:
+        """Returns the head with its weights on `device`, which stay there when those of its model leave."""
+        weight, bias = (None if x is None else x.detach().to(device) for x in (self.weight, self.bias))
+        assert weight is not None
+        return LMHead(weight, bias, self.scale, self.softcap)
 
     def narrowed(self, width: int) -> LMHead:
         """Returns the head of the first `width` tokens: padding rows past the common vocabulary never reach the

@@ -27,6 +27,7 @@ from .cached_model import CachedModel, Calling, accepted_arguments, backbone, re
 from .completion_states import completion_states
 from .eval_mode import evaluating
 from .model_kind import UnsupportedModel, check_kind
+from .next_token import is_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,15 +74,16 @@ def check_model(
             )
 
 
-def probe_models(models: list[PreTrainedModel], longest: int) -> None:
-    """Calls `check_model` for decoding: of the student, and of the teacher if it is there.
+def probe_models(models: list[tuple[str, Any]], longest: int) -> None:
+    """Calls `check_model` for decoding, for each model that is from transformers.
 
     Args:
-        models: The student, and the teacher if it decodes.
+        models: Names and models: the student, and the teachers if they decode.
         longest: Tokens of the longest row to come.
     """
-    for name, model in zip(("student", "teacher"), models, strict=False):
-        check_model(model, name, longest=longest)
+    for name, model in models:
+        if is_transformers(model):
+            check_model(model, name, longest=longest)
 
 
 def _switches(inner: Any) -> list[int]:
@@ -212,7 +214,7 @@ def _observed(inner: Any) -> Iterator[list[bool]]:
     The autocast of a trainer is inside the model's own forward, so it can be observed only from there.
     """
     kind = inner.device.type
-    precise = [inner.dtype in (torch.float32, torch.float64)]
+    precise = [inner.dtype in (torch.float32, torch.float64) and not _is_quantized(inner)]
     if inner.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         precise[0] = False
 
@@ -224,6 +226,13 @@ def _observed(inner: Any) -> Iterator[list[bool]]:
         yield precise
     finally:
         handle.remove()
+
+
+def _is_quantized(inner: Any) -> bool:
+    """Returns whether a layer has integer weights. It may round its input by what else is in the batch."""
+    packages = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao", "bitsandbytes")
+    parts = (part for module in inner.modules() for part in (module, getattr(module, "weight", None)))
+    return any(type(part).__module__.startswith(packages) for part in parts)
 
 
 def _difference(found: Tensor, expected: Tensor, *, precise: bool) -> str:

@@ -1,4 +1,4 @@
-"""Refuses models without running them: kinds that cannot decode rollouts, and pairs that share trained weights.
+"""Refuses models without running them: kinds that cannot decode rollouts.
 
 `model_check.py` checks the rest by running the model.
 """
@@ -54,26 +54,6 @@ def check_whole(model: Any, name: str) -> None:
             f"the {name} {type(inner).__name__} is sharded by FSDP2, and processes that decode different "
             "numbers of tokens would wait for each other for ever: decode inside trbext.rollout.unsharded(model)"
         )
-
-
-def check_separate(student: Any, teacher: Any) -> None:
-    """Checks that training the student does not change the teacher.
-
-    Raises:
-        ValueError: A parameter that will be trained belongs to the teacher as well.
-    """
-    trained = {
-        parameter.untyped_storage().data_ptr(): name
-        for name, parameter in unwrap(student).named_parameters()
-        if parameter.requires_grad and not parameter.is_meta and parameter.numel() > 0
-    }
-    for parameter in unwrap(teacher).parameters():
-        if not parameter.is_meta and parameter.numel() > 0 and parameter.untyped_storage().data_ptr() in trained:
-            raise ValueError(
-                f"teacher and student must share no parameter that is trained, got one {type(unwrap(teacher)).__name__}"
-                f" with {trained[parameter.untyped_storage().data_ptr()]!r} in both: load the teacher a second time "
-                "(a LoRA student's own base model holds its adapters as well)"
-            )
 
 
 def rotary_switch(config: Any) -> tuple[str, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from ..limits import is_epsilon, not_an_epsilon
 from ..models.cached_model import unwrap
 from ..models.model_kind import check_kind, check_rotary, check_whole
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from ..models.next_token import is_transformers
 
 
 def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
@@ -70,11 +68,12 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Te
     return input_ids[:, -longest:], mask[:, -longest:], lengths
 
 
-def check_models(models: list[PreTrainedModel], lengths: Tensor, max_new_tokens: int) -> None:
+def check_models(models: list[tuple[str, Any]], lengths: Tensor, max_new_tokens: int) -> None:
     """Checks by what the models declare that they can decode `max_new_tokens` after prompts of these lengths.
 
     Args:
-        models: The student, and the teacher if it is needed.
+        models: Names and models: the student, and the teachers if they are needed. Those that are not from transformers
+            declare nothing.
         lengths: [B] int64 on the CPU, tokens of each prompt.
         max_new_tokens: The longest completion, in tokens.
 
@@ -85,7 +84,9 @@ def check_models(models: list[PreTrainedModel], lengths: Tensor, max_new_tokens:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     devices = {}
-    for name, model in zip(("student", "teacher"), models, strict=False):
+    for name, model in models:
+        if not is_transformers(model):
+            continue
         check_kind(model, name)
         check_whole(model, name)
         inner = unwrap(model)

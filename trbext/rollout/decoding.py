@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import InitVar, dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.eval_mode import evaluating
 from ..models.model_check import probe_models
+from ..models.next_token import is_transformers
+from ..teachers.mixture import Mixture
 from ..vocab import Alignment
+from .caches import named_models
 from .checks import check_epsilon, check_models, check_prompts
 from .hidden_states import HiddenStates
 from .policies import Policy, TrustRegion
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """The inputs and settings of one rollout. Arguments and errors are those of `lockstep`."""
 
-    student: PreTrainedModel
-    teacher: PreTrainedModel | None  # None from here on if the policy does not need it at this optimizer step
+    student: Any  # what `Model` of lockstep.py says
+    teacher: Any  # None from here on if the policy does not need it at this optimizer step
     prompts: Tensor  # [B, P] int64, left padded, without the columns that are padding in every row
     prompt_mask: Tensor  # [B, P] int64
     epsilon: InitVar[float | Tensor | None]
@@ -68,17 +68,22 @@ class Decoding:
         self._set("prompts", prompts)
         self._set("prompt_mask", prompt_mask)
         self._set("lengths", lengths)
-        check_models(self.models, lengths, self.max_new_tokens)
+        check_models(self.named_models, lengths, self.max_new_tokens)
         if check:
-            probe_models(self.models, int(lengths.max()) + self.max_new_tokens)
+            probe_models(self.named_models, int(lengths.max()) + self.max_new_tokens)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # as the dataclasses of the standard library do when they are frozen
 
     @property
-    def models(self) -> list[PreTrainedModel]:
+    def models(self) -> list[Any]:
         """The student, and the teacher if it is needed."""
         return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    @property
+    def named_models(self) -> list[tuple[str, Any]]:
+        """The student and the teachers that are needed, each with its name; a mixture has several."""
+        return [each for pair in zip(("student", "teacher"), self.models, strict=False) for each in named_models(*pair)]
 
     @property
     def device(self) -> torch.device:
@@ -95,11 +100,18 @@ class Decoding:
         source = self.device if self.generator is None else self.generator.device
         return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=source).to(self.device)
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Puts all models that have modules into eval mode inside."""
+        return evaluating([model for _, model in self.named_models if hasattr(model, "modules")])
+
     @contextmanager
     def running(self) -> Iterator[HiddenStates | None]:
         """Decodes in eval mode without gradients inside; yields what keeps the teacher's states, None if unwanted."""
-        with torch.no_grad(), evaluating(self.models):
-            if self.teacher is None or not self.teacher_states_limit > 0:
+        with torch.no_grad(), self.evaluating():
+            # Only one model of transformers hands the states of all rows to one head.
+            teacher = self.teacher
+            single = teacher is not None and not isinstance(teacher, Mixture) and is_transformers(teacher)
+            if not single or not self.teacher_states_limit > 0:
                 yield None
                 return
             with HiddenStates(self.teacher, len(self.prompts), limit_bytes=self.teacher_states_limit) as states:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import NonFiniteLogits
 from ..models.cached_model import next_token_exists
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from ..models.next_token import as_next_token_model, is_transformers
 
 RUNNING, ENDED, FAULT = 0, 1, 2  # the status of a row, which its first event decides
 
@@ -30,7 +28,7 @@ def host_read(status: Tensor) -> Tensor:
 
 
 def raise_fault(
-    state: Tensor, rows: Tensor, prompts: tuple[Tensor, Tensor], tokens: Tensor, models: list[PreTrainedModel]
+    state: Tensor, rows: Tensor, prompts: tuple[Tensor, Tensor], tokens: Tensor, models: list[tuple[str, Any]]
 ) -> None:
     """Raises an error that names the first row at fault, if there is one, and the model whose logits are at fault.
 
@@ -42,7 +40,7 @@ def raise_fault(
         rows: [n] int64, the index of each of these rows in the original batch.
         prompts: Token ids and mask of the original batch, [B, P] each.
         tokens: [B, max_new_tokens] int64, -1 at the token of a fault.
-        models: The student, and the teacher if it is needed.
+        models: Names and models: the student, and the teachers if they are needed.
 
     Raises:
         NonFiniteLogits: A row is at fault.
@@ -54,13 +52,16 @@ def raise_fault(
     token = int((tokens[row] < 0).int().argmax())
     input_ids, mask = prompts
     prefix = torch.cat([input_ids[row][mask[row] != 0], tokens[row, :token]])[None]
-    culprits = [
-        name
-        for name, model in zip(("student", "teacher"), models, strict=False)
-        if not next_token_exists(model, prefix)
-    ]
+    culprits = [name for name, model in models if not _next_token_exists(model, name, prefix)]
     whose = " and ".join(f"the {name}" for name in culprits) or "both models together"
     raise NonFiniteLogits(
         f"row {row}, token {token}: no token can be drawn, the logits of {whose} hold NaN, +inf or no finite value "
         f"({len(faulty)} of {len(state)} rows at fault)"
     )
+
+
+def _next_token_exists(model: Any, name: str, prefix: Tensor) -> bool:
+    if is_transformers(model):
+        return next_token_exists(model, prefix)
+    logits, _ = as_next_token_model(model, name).prefill(prefix, torch.ones_like(prefix))
+    return bool(logits.amax().isfinite())

@@ -24,8 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.cached_model import CachedModel
+from ..models.next_token import LogitsFunction, NextTokenModel
+from ..teachers import Mixture, SelfTeacher
 from ..vocab import Alignment
+from .caches import lockstep_caches
 from .decoding import Decoding
 from .host_reads import ENDED, FAULT, RUNNING, host_read, next_host_read, raise_fault
 from .output import Rollout
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 
 
 def lockstep(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
+    student: PreTrainedModel | NextTokenModel | LogitsFunction,
+    teacher: PreTrainedModel | SelfTeacher | Mixture | NextTokenModel | LogitsFunction | None,
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
@@ -58,9 +60,10 @@ def lockstep(
         student: A causal LM with a KV cache. It and the teacher run in eval mode without gradients, and get their
             training flags back afterwards: neither dropout nor gradient checkpointing reaches the rollout. Parameters
             that are sharded over processes (FSDP, ZeRO-3) must be gathered first, because each process decodes for as
-            long as its own rows need.
-        teacher: Another causal LM on the same device. It may be None if the policy does not need it at
-            `optimizer_step`, as with the float epsilon 0.
+            long as its own rows need. A model that is not from transformers is a `NextTokenModel`, or a function from
+            ids to logits; nothing is checked of it but the shapes of its logits.
+        teacher: Another causal LM on the same device, or likewise anything that yields logits; a `self_teacher` or a
+            `mixture`. It may be None if the policy does not need it at `optimizer_step`, as with the float epsilon 0.
         input_ids: [B, P] int64, token ids of the prompts, left padded.
         attention_mask: [B, P], 1 for tokens and 0 for padding.
         epsilon: KL budget per token in nats, 0 to inf, or one per row, [B]. It is short for
@@ -129,7 +132,7 @@ def decode_in_lockstep(decoding: Decoding) -> Rollout:
     read_at = next_host_read(0)
     with decoding.running() as states:
         # 3. Prefill both KV caches.
-        caches = [CachedModel(model) for model in decoding.models]
+        caches = lockstep_caches(decoding)
         logits = [cached.prefill(prompts, prompt_mask) for cached in caches]
         for step in range(limit):
             # 4. Draw one token per row, and record it.
@@ -149,7 +152,7 @@ def decode_in_lockstep(decoding: Decoding) -> Rollout:
             generated = step + 1
             if generated in (read_at, limit):
                 state = host_read(status)
-                raise_fault(state, rows, (prompts, prompt_mask), tokens, decoding.models)
+                raise_fault(state, rows, (prompts, prompt_mask), tokens, decoding.named_models)
                 running = (state == RUNNING).nonzero()[:, 0]
                 if len(running) == 0 or generated == limit:
                     break

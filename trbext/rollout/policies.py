@@ -30,7 +30,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
+from ..limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, is_epsilon, not_an_epsilon
 from ..ops import sample
 from ..results import Sample
 
@@ -158,6 +158,19 @@ class TrustRegion(Policy):
 
 
 STUDENT = TrustRegion(0.0)
+
+
+def as_policy(policy: Policy | float) -> Policy:
+    """Returns `policy`, or the TrustRegion of a constant KL budget in nats per token.
+
+    Raises:
+        ValueError: The budget is negative or NaN, or it is neither.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if not isinstance(policy, (int, float)) or not is_epsilon(policy):
+        raise ValueError(not_an_epsilon(policy))
+    return TrustRegion(policy)
 
 
 class Teacher(TrustRegion):

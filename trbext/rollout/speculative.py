@@ -30,13 +30,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..models.eval_mode import evaluating
+from ..models.next_token import LogitsFunction, NextTokenModel
+from ..teachers import Mixture, SelfTeacher
 from ..vocab import Alignment
+from .caches import cannot_take_back
 from .decoding import Decoding
 from .draft_length import DraftLength
 from .lockstep import decode_in_lockstep
 from .output import Rollout
 from .policies import Policy
+from .speculative_rounds import Rounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,8 +48,8 @@ DraftLengths = int | Literal["auto"] | DraftLength
 
 
 def speculative(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
+    student: PreTrainedModel | NextTokenModel | LogitsFunction,
+    teacher: PreTrainedModel | SelfTeacher | Mixture | NextTokenModel | LogitsFunction | None,
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
@@ -115,12 +118,8 @@ def speculative(
     )
     if decoding.budget is None or decoding.teacher is None or (auto is None and fixed == 0):
         return decode_in_lockstep(decoding)
-    # These need transformers, which `import trbext.rollout` does not.
-    from ..models.rollback_model import cannot_roll_back
-    from .speculative_rounds import Rounds
-
-    with torch.no_grad(), evaluating(decoding.models):
-        reasons = [reason for reason in map(cannot_roll_back, decoding.models) if reason is not None]
+    with torch.no_grad(), decoding.evaluating():
+        reasons = [reason for reason in map(cannot_take_back, decoding.models) if reason is not None]
     if reasons:
         warnings.warn(f"decoding in lockstep: {' and '.join(reasons)}", stacklevel=2)
         return decode_in_lockstep(decoding)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.rollback_model import RollbackModel
 from ..ops import sample, verify
+from .caches import rollback_caches
 from .decoding import Decoding
 from .draft_length import DraftLength
 from .hidden_states import HiddenStates
@@ -61,7 +61,7 @@ class Rounds:
         # 4. The KV caches.
         first, capacity = self.width - lengths[:, None], self.width + min(self.limit, 64) + longest + 1
         self.padded = bool((decoding.lengths < self.width).any())
-        self.caches = [RollbackModel(model, first, capacity) for model in decoding.models]
+        self.caches = rollback_caches(decoding, first, capacity)
         self.student_logits = torch.empty(0, device=device)
 
     def run(self, draft_length: int | DraftLength) -> Rollout:
@@ -107,7 +107,7 @@ class Rounds:
             host = host_read(torch.cat([self.status, self.written, self.counts]))
             state, written = host[: len(self.rows)], host[len(self.rows) : -2]
             prompts = (self.decoding.prompts, self.decoding.prompt_mask)
-            raise_fault(state, self.rows, prompts, self.tokens, self.decoding.models)
+            raise_fault(state, self.rows, prompts, self.tokens, self.decoding.named_models)
             now_accepted, now_tested = host[-2:].tolist()
             if auto is not None:
                 auto.saw_drafts(now_accepted - accepted, now_tested - tested)
@@ -133,7 +133,7 @@ class Rounds:
         fed = self.unfed.shape[1]
         begin = self.width - fed + ahead
         columns = begin + self.written[:, None] + torch.arange(tokens.shape[1], device=self.device)
-        return self.caches[model].extend(
+        found: Tensor = self.caches[model].extend(
             tokens,
             columns,
             begin + farthest + tokens.shape[1],
@@ -142,6 +142,7 @@ class Rounds:
             padded=self.padded,
             last_position=self.last_position,
         )
+        return found
 
     def _draft(self, places: Tensor, farthest: int) -> Tensor:
         """Drafts tokens [n, q] for `places` [n, q], each from the student given those before it.

@@ -20,10 +20,11 @@ from ..data.prompt_order import prompts_of_a_step
 from ..data.prompts import load_prompts
 from ..errors import UsageError
 from ..evaluation.verifiers import check_verifier, verifier_by_name
-from ..models.adapters import check_no_adapter
+from ..models.adapters import base_of, check_no_adapter, tokenizer_path
 from ..models.loading import check_weights, load_tokenizer, named_errors
 from ..models.positions import position_limit
 from ..training.config import TRBConfig
+from ..training.fields.teacher import SELF
 
 if TYPE_CHECKING:
     from .settings import RunArguments
@@ -34,7 +35,7 @@ class RunInputs:
     """The checked inputs of a run."""
 
     student: str  # a folder, or a name on the Hub
-    teacher: str
+    teacher: Any  # likewise, or several by their labels; "self" is the base model under the student
     tokenizer: PreTrainedTokenizerBase
     prompts: Dataset
     held_out: Dataset | None
@@ -56,26 +57,37 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
         OSError: An input cannot be read.
     """
     # 1. Check what is only named, in milliseconds, before anything is read.
-    student = _known_model("student", "model_name_or_path", arguments.model_name_or_path)
-    teacher = _known_model("teacher", "teacher_model_name_or_path", str(config.teacher_model_name_or_path))
+    name = "model_name_or_path"
+    student = _known_model("student", name, arguments.model_name_or_path, adapter=config.teaches_itself)
+    field = "teacher_model_name_or_path" if config.teachers is None else "teachers"
+    teachers = [
+        name if name == SELF else _known_model("teacher", field, name) for name in map(str, config.teacher_names)
+    ]
     config.policy(total_steps=0)
     verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
     # 2. Load the prompts, and check them and their number.
     options = config.model_init_kwargs or {}
     loading = {"trust_remote_code": config.trust_remote_code, "revision": options.get("revision", "main")}
-    tokenizer = load_tokenizer(student, "student", **loading)
+    tokenizer = load_tokenizer(tokenizer_path(student), "student", **loading)
     prompts, held_out = _load_prompts(arguments, config, tokenizer)
     rollouts = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
     prompts_of_a_step(rollouts, config.rollouts_per_prompt, len(prompts))
     if held_out is None and (config.eval_strategy != "no" or config.eval_on_start):
         raise UsageError(f"eval_strategy {config.eval_strategy.value} needs eval_prompts, the held-out prompts")
     # 3. Check the models by their configurations and the names of their weights.
-    models = {"student": _check_model("student", student, loading | options)}
+    models = [("student", _check_model("student", base_of(student) or student, loading | options))]
     loading["revision"] = config.teacher_model_revision or "main"
-    models["teacher"] = _check_model("teacher", teacher, loading | (config.teacher_model_init_kwargs or {}))
-    sizes = (getattr(model.get_text_config(), "vocab_size", None) for model in models.values())
+    for path in teachers:
+        if path != SELF:
+            models.append(
+                ("teacher", _check_model("teacher", path, loading | (config.teacher_model_init_kwargs or {})))
+            )
+    sizes = (getattr(model.get_text_config(), "vocab_size", None) for _, model in models)
     config.check_top_k(min((size for size in sizes if size is not None), default=math.inf))
-    positions = {role: position_limit(model) for role, model in models.items()}
+    positions: dict[str, int | None] = {}
+    for role, model in models:
+        limits = [limit for limit in (positions.get(role), position_limit(model)) if limit is not None]
+        positions[role] = min(limits, default=None)
     # 4. Check what depends on several inputs.
     template, length = config.chat_template_kwargs or {}, config.max_completion_length
     assert length is not None
@@ -84,6 +96,9 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
         check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
         if verifier is not None:
             check_verifier(verifier, held_out, str(config.eval_verifier))
+    teacher: Any = teachers[0]
+    if isinstance(config.teachers, dict):
+        teacher = dict(zip(config.teachers, teachers, strict=True))
     return RunInputs(student, teacher, tokenizer, prompts, held_out)
 
 
@@ -112,12 +127,17 @@ def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) ->
     return prompts, load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
 
 
-def _known_model(role: str, name: str, value: str) -> str:
+def _known_model(role: str, name: str, value: str, *, adapter: bool = False) -> str:
     path = model_path(value)
     # A name that cannot be a Hub id "owner/name" is a folder; transformers would call it a malformed id.
     if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
         raise UsageError(f"{name}: there is no folder {path}")
-    check_no_adapter(path, role)
+    if not adapter:
+        check_no_adapter(path, role)
+    elif base_of(path) is None:
+        raise UsageError(
+            f"the teacher 'self' is the base model under a student that is an adapter, and {name} {path} is none"
+        )
     return path
 
 

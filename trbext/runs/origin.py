@@ -15,7 +15,7 @@ _BLOCKS = 64  # of a file of weights that are read: its digest must not take a m
 
 
 def origin_of(
-    *, processes: int, rollouts: int, prompts: Dataset, held_out: Dataset | None, student: str, teacher: str
+    *, processes: int, rollouts: int, prompts: Dataset, held_out: Dataset | None, student: str, teachers: list[str]
 ) -> dict[str, Any]:
     """Describes the origin of a run.
 
@@ -25,18 +25,19 @@ def origin_of(
         prompts: To train on.
         held_out: For evaluation, if there are any.
         student: Path or name of the model.
-        teacher: Path or name of the model.
+        teachers: Paths or names of the models that have weights of their own.
 
     Returns:
         The origin, as JSON holds it.
     """
+    digests = [model_digest(teacher) for teacher in teachers]
     return {
         "processes": processes,
         "rollouts_per_step": rollouts,
         "prompts": prompts_digest(prompts),
         "eval_prompts": None if held_out is None else prompts_digest(held_out),
         "student": model_digest(student),
-        "teacher": model_digest(teacher),
+        "teacher": digests[0] if len(digests) == 1 else digests,
     }
 
 

@@ -9,8 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.demo_models import model_path
+from ..errors import UsageError
 from ..models.loading import load_for_inference, load_tokenizer
 from ..training.config import TRBConfig
+from ..training.fields.teacher import SELF
 from ..vocab import Alignment, align
 from .settings import RunArguments
 
@@ -33,11 +35,13 @@ def load_pair(arguments: RunArguments, config: TRBConfig, student: str | None = 
         student: A folder that replaces the run's student, such as its `model/`.
 
     Raises:
+        UsageError: The run has several teachers, or the base model under its student.
         ValueError: A model cannot be used.
         OSError: A model cannot be read.
     """
     teacher_path = config.teacher_model_name_or_path
-    assert teacher_path is not None
+    if teacher_path is None or teacher_path == SELF:
+        raise UsageError(f"this reads one teacher of its own, and the run has {', '.join(config.teacher_names)}")
     paths = {"student": student or model_path(arguments.model_name_or_path), "teacher": model_path(teacher_path)}
     trust = config.trust_remote_code
     tokenizer, teacher_tokenizer = (load_tokenizer(paths[name], name, trust_remote_code=trust) for name in paths)

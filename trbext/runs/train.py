@@ -18,8 +18,9 @@ from ..data.demo_models import model_path
 from ..errors import Interrupted, UsageError
 from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
 from ..training.config import TRBConfig
+from ..training.fields.teacher import SELF
 from ..training.metrics.metric_table import first_and_last
-from ..training.model_card import Provenance
+from ..training.model_card import Provenance, name_of
 from ..training.trainer import TRBTrainer
 from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
 from .folder import RunFolder, left_as_it_was
@@ -126,7 +127,7 @@ def _origin(folder: RunFolder, trainer: TRBTrainer, arguments: RunArguments, con
         prompts=trainer.train_dataset,
         held_out=trainer.eval_dataset,
         student=model_path(arguments.model_name_or_path),
-        teacher=model_path(str(config.teacher_model_name_or_path)),
+        teachers=[model_path(name) for name in config.teacher_names if name != SELF],
     )
     try:
         warning = check_origin(folder.origin(), now)
@@ -160,7 +161,7 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
     logging.getLogger("vllm").setLevel(logging.WARNING)
     config.dataloader_pin_memory = torch.cuda.is_available()
     config.disable_tqdm = True  # ProgressDisplay takes its place
-    if config.eval_verifier is not None:
+    if config.eval_verifier is not None or config.teacher_column is not None:
         config.remove_unused_columns = False
     transformers.utils.logging.disable_progress_bar()
     trainer = TRBTrainer(
@@ -174,9 +175,8 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
-    trainer.made_from = Provenance(
-        arguments.model_name_or_path, str(config.teacher_model_name_or_path), arguments.prompts
-    )
+    teacher = name_of(config.teachers or config.teacher_model_name_or_path)
+    trainer.made_from = Provenance(arguments.model_name_or_path, teacher, arguments.prompts)
     return trainer
 
 

@@ -16,6 +16,7 @@ from .fields.decoding import DecodingFields
 from .fields.engine import EngineFields, check_engine
 from .fields.loss import LossFields
 from .fields.policy import PolicyFields
+from .fields.teacher import TeacherFields
 from .objective import Objective
 from .schedule import KINDS, Schedule, check_duration, decayed, duration
 
@@ -39,12 +40,12 @@ _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass
-class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, DistillationConfig):  # type: ignore[misc]  # TRL is untyped
+class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, TeacherFields, DistillationConfig):  # type: ignore[misc]  # TRL is untyped
     """Configuration of `TRBTrainer`: the fields of TRL's `DistillationConfig`, and those of trbext.
 
     trbext's fields say who writes the prefixes (`PolicyFields`), how they are decoded (`DecodingFields`, and
-    `EngineFields` for vLLM), what is minimized there (`LossFields`), and below how the KL budget changes and how the
-    student is evaluated.
+    `EngineFields` for vLLM), what is minimized there (`LossFields`), who teaches (`TeacherFields`), and below
+    how the KL budget changes and how the student is evaluated.
 
     The method and its letters are those of Trust-Region Behavior Blending (arXiv 2605.31159). TRL's `beta` keeps its
     meaning, the divergence of the loss (1.0 = reverse KL). The paper's coefficient beta is solved for, never set.
@@ -58,6 +59,8 @@ class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, Distilla
         "trb_schedule_points",
         "rollout_policy_kwargs",
         "vllm_engine_args",
+        "teachers",
+        "teacher_weights",
     ]
 
     # Defaults that differ from TRL's: a warmup of 50 steps is worth seeing step by step.
@@ -156,6 +159,7 @@ class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, Distilla
         if self.budget_active or self.rollout_policy not in ("trb", "student"):
             self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
         check_engine(self)
+        self.check_teachers()
 
     def refuse_altered_sampling(self, chosen: str) -> None:
         """Refuses generation options that change the distribution from which `chosen`, a policy, draws.

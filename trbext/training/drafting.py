@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -10,12 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from ..models.eval_mode import evaluating
-from ..models.rollback_model import cannot_roll_back
 from ..rollout import DraftLength
+from ..rollout.caches import cannot_take_back, named_models
 from .checkpoints.callback_state import saved_attributes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Drafting(TrainerCallback, ExportableState):
@@ -31,12 +28,13 @@ class Drafting(TrainerCallback, ExportableState):
     def __init__(self, draft_length: str | int) -> None:
         self.draft_length: int | DraftLength = DraftLength() if draft_length == "auto" else int(draft_length)
 
-    def try_models(self, *models: PreTrainedModel) -> None:
+    def try_models(self, *models: Any) -> None:
         """Lets the decoder find out whether it can speculate with these models, by a few forwards the first time."""
         if self.draft_length != 0:
-            with torch.no_grad(), evaluating(models):
+            parts = [part for model in models for _, part in named_models("", model) if hasattr(part, "modules")]
+            with torch.no_grad(), evaluating(parts):
                 for model in models:
-                    cannot_roll_back(model)
+                    cannot_take_back(model)
 
     def end_step(self) -> None:
         """Ends the measuring after the rollouts of a step that needed the teacher. Every process calls it."""

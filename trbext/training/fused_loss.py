@@ -6,16 +6,21 @@ exist as logits only, and a token that a head excludes would give the fused loss
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
+from ..models.cached_model import unwrap
 from ..models.lm_head import excludes_tokens
+from ..models.next_token import is_transformers
+from ..teachers import Mixture
 from ..vocab import Alignment
 from .config import TRBConfig
 
 
 def choose_fused_loss(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: Any,
     alignment: Alignment,
     args: TRBConfig,
     *,
@@ -26,7 +31,7 @@ def choose_fused_loss(
 
     Args:
         student: With whole weights.
-        teacher: With whole weights.
+        teacher: With whole weights; a mixture, or a model that is not from transformers, has no lm_head of its own.
         alignment: The vocabulary that both models share.
         args: Of the run.
         zero3: DeepSpeed ZeRO-3 shards the models; its weights cannot be cut.
@@ -36,6 +41,14 @@ def choose_fused_loss(
         ValueError: The divergence that `args.beta` names needs the fused loss, or the loss estimator or top k is wrong.
     """
     args.check_top_k(alignment.width)
+    if isinstance(teacher, Mixture) or not is_transformers(teacher):
+        if args.beta != 1.0:
+            raise ValueError(
+                f"a teacher without an lm_head of its own, {type(teacher).__name__}, trains by the reverse KL (beta = "
+                f"1.0) only, got beta = {args.beta}"
+            )
+        return False
+    teacher = unwrap(teacher)
     excluding = any(excludes_tokens(model) for model in (student, teacher))
     widths = {int(model.config.get_text_config().vocab_size) for model in (student, teacher)}
     cannot_cut = zero3 and len(widths) > 1

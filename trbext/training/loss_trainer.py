@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +12,9 @@ from transformers import PreTrainedModel
 
 from ..models.cached_model import unwrap
 from ..models.completion_states import completion_states
-from ..models.lm_head import lm_head
+from ..models.lm_head import Head, lm_head
+from ..models.next_token import is_transformers
+from ..teachers import Mixture
 from ..vllm.sampler.teacher_top import TeacherTop
 from ..vocab import Alignment
 from .checkpoints.resuming import ResumableTrainer
@@ -19,6 +23,9 @@ from .engine.teacher_top_loss import prefix_loss_of_top
 from .finite import stop_non_finite
 from .metrics.prefix_means import PrefixMeans
 from .objective import Objective, prefix_loss
+from .sharding import whole_for_decoding
+from .teacher_offload import OffloadedWeights
+from .teacher_states import CompletionBatch, head_of, teacher_states
 
 
 class LossTrainer(ResumableTrainer):
@@ -26,7 +33,9 @@ class LossTrainer(ResumableTrainer):
 
     args: TRBConfig
     alignment: Alignment
-    teacher_model: torch.nn.Module | None  # None if only an engine has it
+    teacher_model: Any  # None if only an engine has it
+    _teacher_weights: Tensor | None = None  # [B, n] of the batch, if its rows are routed to their teachers
+    _offloaded: OffloadedWeights | None = None  # the teacher's, if they are on the host while nothing reads them
     _fused_loss: bool  # whether TRL's fused loss serves these models
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -86,26 +95,11 @@ class LossTrainer(ResumableTrainer):
         student_hidden = self._get_last_hidden_state(unwrapped_student, input_ids, attention_mask, kept)
         if self.teacher_model is None:
             return self._loss_of_top(unwrapped_student, student_hidden, scored, inputs, num_items_in_batch)
-        unwrapped_teacher = self.accelerator.unwrap_model(self.teacher_model)
-        teacher_hidden = inputs.get("teacher_states")  # of the rollout, if they were kept
-        if teacher_hidden is None:
-            with torch.no_grad():
-                teacher_hidden = self._forward_redirection(
-                    self.teacher_model,
-                    unwrapped_teacher,
-                    self._get_last_hidden_state,
-                    unwrapped_teacher,
-                    input_ids,
-                    attention_mask,
-                    kept,
-                )
-        # 2. The loss, from the states and the heads.
         objective = self._objective()
         fused = self._fused_loss and objective.is_plain
-        student_head, teacher_head = (
-            lm_head(model, gather_zero3=not fused).narrowed(self.alignment.width)
-            for model in (unwrapped_student, unwrapped_teacher)
-        )
+        student_head = lm_head(unwrapped_student, gather_zero3=not fused).narrowed(self.alignment.width)
+        teacher_hidden, teacher_head = self._teacher_states(inputs, student_head.device, fused=fused)
+        # 2. The loss, from the states and the heads.
         valid = (scored != 0).to(student_head.weight.device)
         prefixes = valid.sum()
         terms = prefix_loss(
@@ -124,6 +118,54 @@ class LossTrainer(ResumableTrainer):
         )
         self._prefix_sums = terms.prefix_sums
         return terms.loss, terms.entropy_sum, prefixes
+
+    @contextmanager
+    def _teacher_for_decoding(self, part: int, rows: int) -> Iterator[Any]:
+        """Yields the teacher of a part of the batch, on its device and with whole weights."""
+        teacher: Any = self.teacher_model
+        assert teacher is not None
+        with ExitStack() as stack:
+            if self._offloaded is not None:
+                stack.enter_context(self._offloaded.on_device())
+            if isinstance(teacher, Mixture):
+                if self._teacher_weights is not None:
+                    start = part * (self.args.rollout_batch_size or 0)
+                    teacher = teacher.with_weights(self._teacher_weights[start : start + rows])
+            elif isinstance(teacher, torch.nn.Module) and is_transformers(teacher):
+                teacher = stack.enter_context(whole_for_decoding(teacher, self.accelerator, self.args))
+            yield teacher
+
+    def _teacher_states(self, inputs: dict[str, Any], device: torch.device, *, fused: bool) -> tuple[Tensor, Head]:
+        """Returns the teacher's states [B, C, H] at the prefixes of a micro-batch, and its head."""
+        teacher: Any = self.teacher_model
+        kept = inputs.get("teacher_states")  # of the rollout, if they were kept
+        if kept is not None:
+            head = head_of(teacher, self.alignment, gather_zero3=not fused)
+            return kept, head if self._offloaded is None else head.detached(device)
+        if "teacher_weights" in inputs:
+            teacher = teacher.with_weights(inputs["teacher_weights"])
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        batch = CompletionBatch(*(inputs[name] for name in names))
+        with torch.no_grad(), nullcontext() if self._offloaded is None else self._offloaded.on_device():
+            states, found = teacher_states(
+                teacher,
+                batch,
+                of_model=self._states_of_model,
+                alignment=self.alignment,
+                temperature=self.temperature,
+                gather_zero3=not fused,
+                device=device,
+            )
+            # The backward pass computes logits again, after the teacher has left.
+            return states, found if self._offloaded is None else found.detached(device)
+
+    def _states_of_model(self, model: Any, batch: CompletionBatch) -> Tensor:
+        unwrapped = self.accelerator.unwrap_model(model)
+        ids, mask = batch.whole
+        states: Tensor = self._forward_redirection(
+            model, unwrapped, self._get_last_hidden_state, unwrapped, ids, mask, batch.completion_ids.shape[1]
+        )
+        return states
 
     def _objective(self) -> Objective:
         """Held-out prompts are judged by the divergence from the teacher, whatever is minimized."""
@@ -165,6 +207,8 @@ class LossTrainer(ResumableTrainer):
             if name == "trb/teacher_entropy" and self.teacher_model is None:  # top tokens do not tell it
                 continue
             self._metrics[mode][name].append(value)
+        if self._offloaded is not None:
+            logs = {**logs, "trb/teacher_load_seconds": self._offloaded.pop_seconds()}
         if self.compute.started:
             logs = {**logs, **self.compute.totals()}
         super().log(logs, start_time)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from ..models.lm_head import LMHead  # which needs TRL
+    from ..models.lm_head import Head, LMHead  # which needs TRL
     from ..vocab import Alignment
 
 # One [prefixes, V] float32 tensor of a chunk takes 128 MiB; about eight of them live at once.
@@ -181,7 +181,7 @@ TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def teacher_terms(
-    teacher_hidden: Tensor, head: LMHead, tokens: Tensor, alignment: Alignment, *, temperature: float = 1.0
+    teacher_hidden: Tensor, head: Head, tokens: Tensor, alignment: Alignment, *, temperature: float = 1.0
 ) -> TeacherTerms:
     """Returns the teacher's log-probability of the sampled tokens, and its entropy, at N prefixes.
 
@@ -198,14 +198,14 @@ def teacher_terms(
 
     with torch.no_grad():
         tokens = emitted_as_stop(tokens, alignment)
-        return TeacherTerms(*in_chunks(terms, head.weight.shape[0], teacher_hidden, tokens))
+        return TeacherTerms(*in_chunks(terms, head.vocabulary, teacher_hidden, tokens))
 
 
 def chunked_reverse_kl(
     student_hidden: Tensor,
     teacher_hidden: Tensor,
     student_head: LMHead,
-    teacher_head: LMHead,
+    teacher_head: Head,
     tokens: Tensor,
     alignment: Alignment,
     *,
@@ -242,7 +242,7 @@ def chunked_reverse_kl(
         minimized = kl if loss is None else loss(student_logits, teacher_logits, token, weight)
         return kl, student_entropy, log_prob, teacher_entropy, minimized
 
-    vocabulary = max(student_head.weight.shape[0], teacher_head.weight.shape[0])
+    vocabulary = max(student_head.vocabulary, teacher_head.vocabulary)
     tokens = emitted_as_stop(tokens, alignment)
     weights = torch.zeros(tokens.shape, device=tokens.device) if log_weight is None else log_weight
     kl, student_entropy, log_prob, teacher_entropy, minimized = in_chunks(

@@ -13,6 +13,7 @@ from trl.trainer.utils import get_config_model_id
 
 from .. import __version__
 from ..build_info import version_of
+from ..teachers import Mixture
 from .config import TRBConfig
 from .metrics.metric_table import METRICS, Metrics, first_and_last
 from .schedule import duration
@@ -47,7 +48,11 @@ class Provenance:
 
 
 def name_of(model: Any) -> str:
-    """Returns the name of a model on a card: its path, or the name in its configuration."""
+    """Returns the name of a model on a card: its path, or the name in its configuration; of several, all of them."""
+    if isinstance(model, dict):
+        return ", ".join(f"{label}: {name_of(each)}" for label, each in model.items())
+    if isinstance(model, Mixture):
+        return ", ".join(map(name_of, model.teachers))
     return str(model if isinstance(model, str) else get_config_model_id(getattr(model, "config", None)) or "a model")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ..models.lm_head import LMHead
+from ..models.lm_head import Head, LMHead
 from ..vocab import Alignment
 from .losses import chunked_reverse_kl, cross_entropy, reverse_kl, sampled_reverse_kl, teacher_terms, veto_target
 from .metrics.prefix_means import PrefixMeans
@@ -68,7 +68,7 @@ def prefix_loss(
     student_hidden: Tensor,
     teacher_hidden: Tensor,
     student_head: LMHead,
-    teacher_head: LMHead,
+    teacher_head: Head,
     valid: Tensor,
     completion_ids: Tensor,
     log_weight: Tensor | None,
@@ -102,14 +102,15 @@ def prefix_loss(
         ValueError: The heads are on different devices.
     """
     # 1. Bring all tensors to the device of the heads, and keep the prefixes that count.
-    device = student_head.weight.device  # a device_map may end the backbone elsewhere than the head
-    if teacher_head.weight.device != device:
-        raise ValueError(f"both lm_heads must be on one device, got {device} and {teacher_head.weight.device}")
+    device = student_head.device  # a device_map may end the backbone elsewhere than the head
+    if teacher_head.device != device:
+        raise ValueError(f"both lm_heads must be on one device, got {device} and {teacher_head.device}")
     student_hidden, teacher_hidden, valid = (x.to(device) for x in (student_hidden, teacher_hidden, valid))
     tokens = completion_ids.to(device)[valid]
     prefixes = valid.sum()
     # 2. A plain objective: TRL's fused loss, and the teacher's terms for the log.
     if fused_beta is not None and objective.is_plain:
+        assert isinstance(teacher_head, LMHead)
         loss, entropy_sum, _ = _chunked_divergence_loss(
             student_hidden,
             teacher_hidden,

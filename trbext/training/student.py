@@ -10,7 +10,7 @@ from accelerate import PartialState
 from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers import set_seed as seed_everything
 
-from ..models.adapters import check_no_adapter
+from ..models.adapters import base_of, check_no_adapter, tokenizer_path, trainable
 from ..models.loading import load_for_training
 from .config import TRBConfig
 
@@ -25,7 +25,7 @@ def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | 
 
     Raises:
         IncompleteWeights: As `load_for_training`.
-        ValueError: `quantization` is given twice.
+        ValueError: `quantization` is given twice; the student is an adapter, and its base model is not the teacher.
     """
     kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if quantization is not None:
@@ -35,7 +35,12 @@ def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | 
     if PartialState().num_processes > 1:
         kwargs["device_map"] = None  # "auto" would spread every process's copy over all devices
     seed_everything(args.seed)
-    return load_for_training(path, "student", **kwargs)
+    base = base_of(path) if args.teaches_itself else None
+    if base is None:
+        return load_for_training(path, "student", **kwargs)
+    adapted: Any = trainable(load_for_training(base, "student", **kwargs), path)
+    model: PreTrainedModel = adapted
+    return model
 
 
 def load_processing_class(path: str, args: TRBConfig) -> Any:
@@ -44,9 +49,10 @@ def load_processing_class(path: str, args: TRBConfig) -> Any:
     Raises:
         ValueError: `path` is that of an adapter.
     """
-    check_no_adapter(path, "student")
+    if not args.teaches_itself:
+        check_no_adapter(path, "student")
     return AutoProcessor.from_pretrained(
-        path,
+        tokenizer_path(path),
         revision=(args.model_init_kwargs or {}).get("revision"),
         truncation_side="left",
         padding_side="left",

@@ -6,7 +6,7 @@ Of a teacher that only an engine loads, the configuration is read.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import (
@@ -19,8 +19,14 @@ from transformers import (
 )
 from trl.models import prepare_deepspeed, prepare_fsdp
 
+from ..models.cached_model import unwrap
 from ..models.loading import load_for_training, named_errors
+from ..models.next_token import is_transformers
+from ..rollout.caches import named_models
+from ..teachers import Mixture, SelfTeacher, mixture, self_teacher
 from ..vocab import check_tokenizers
+from .fields.teacher import SELF
+from .teacher_offload import OffloadedWeights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,20 +65,32 @@ def describe_teacher(path: str, args: TRBConfig) -> DescribedTeacher:
 
 
 def teacher_and_tokenizer(
-    teacher: str | PreTrainedModel, args: TRBConfig, accelerator: Accelerator, student_tokenizer: Any
-) -> tuple[PreTrainedModel | DescribedTeacher, PreTrainedTokenizerBase | None]:
+    teacher: Any, args: TRBConfig, accelerator: Accelerator, student_tokenizer: Any, student: Any
+) -> tuple[Any, PreTrainedTokenizerBase | None]:
     """Returns the teacher and its tokenizer, loaded if `teacher` is a path; described if only an engine loads it.
 
     Args:
-        teacher: A path, or a model, whose tokenizer is not known.
+        teacher: A path, "self", paths of several by their labels, or a model, whose tokenizer is not known.
         args: Of the run.
         accelerator: Of the run.
         student_tokenizer: Must give every token the same id.
+        student: The base model under its adapter is the teacher "self".
 
     Raises:
         VocabularyMismatch: (a ValueError) the tokenizers give a token different ids.
-        ValueError: `args` holds arguments of loading, and the teacher is a model.
+        ValueError: `args` holds arguments of loading, and the teacher is a model; or the student has no adapter.
     """
+    if isinstance(teacher, dict):
+        loaded = {
+            label: teacher_and_tokenizer(path, args, accelerator, student_tokenizer, student)[0]
+            for label, path in teacher.items()
+        }
+        shares = args.teacher_weights if isinstance(args.teacher_weights, dict) else None
+        weights = None if shares is None else [float(shares[label]) for label in loaded]
+        mean: Any = args.teacher_mean
+        return mixture(loaded, weights, mean=mean), None
+    if teacher == SELF:
+        return self_teacher(student), None
     if not isinstance(teacher, str):
         if args.teacher_model_init_kwargs is not None:
             raise ValueError("teacher_model_init_kwargs is set, but teacher_model is already instantiated")
@@ -80,8 +98,9 @@ def teacher_and_tokenizer(
     tokenizer = load_teacher_tokenizer(teacher, args)
     if tokenizer is not None:
         check_tokenizers(student_tokenizer, tokenizer)  # in seconds, before minutes of loading weights
-    loaded = describe_teacher(teacher, args) if args.teacher_from_engine else load_teacher(teacher, args, accelerator)
-    return loaded, tokenizer
+    if args.teacher_from_engine:
+        return describe_teacher(teacher, args), tokenizer
+    return load_teacher(teacher, args, accelerator), tokenizer
 
 
 def load_teacher_tokenizer(path: str, args: TRBConfig) -> PreTrainedTokenizerBase | None:
@@ -116,15 +135,51 @@ def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTra
     return load_for_training(path, "teacher", **kwargs)
 
 
-def prepare_teacher(teacher: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
-    """Freezes `teacher`, and puts it on its device in eval mode; DeepSpeed and FSDP shard it as they do the student."""
+def prepare_teacher(teacher: Any, accelerator: Accelerator) -> Any:
+    """Freezes `teacher`, and puts it on its device in eval mode; DeepSpeed and FSDP shard it as they do the student.
+
+    A `self_teacher` is where its student is, and a model that is not from transformers is left as it is.
+
+    Raises:
+        ValueError: The weights are sharded, and the teacher is not a single model of its own.
+    """
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None) is not None
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None) is not None
+    single = is_transformers(teacher) and not isinstance(teacher, (Mixture, SelfTeacher))
+    if (deepspeed or fsdp) and not single:
+        raise ValueError(
+            f"with FSDP or DeepSpeed the teacher must be one causal LM of its own, got a {type(teacher).__name__}"
+        )
+    if isinstance(teacher, Mixture):
+        return replace(teacher, teachers=tuple(prepare_teacher(each, accelerator) for each in teacher.teachers))
+    if not single:
+        return teacher
     teacher.requires_grad_(False)  # or a gathered lm_head would be a node of the loss's graph
-    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
+    if deepspeed:
         prepared = prepare_deepspeed(teacher, accelerator)
-    elif getattr(accelerator.state, "fsdp_plugin", None) is not None:
+    elif fsdp:
         prepared = prepare_fsdp(teacher, accelerator)  # prepare_model would leave it whole, and on the CPU (trl#2580)
     else:
         prepared = accelerator.prepare_model(teacher, evaluation_mode=True)
     prepared.eval()  # DeepSpeed's engine returns None
-    model: PreTrainedModel = prepared
-    return model
+    return prepared
+
+
+def offloaded(teacher: Any, args: TRBConfig, accelerator: Accelerator) -> OffloadedWeights | None:
+    """Moves the weights of a prepared teacher to the host if `args.teacher_offload` says so.
+
+    Raises:
+        ValueError: It has no weights that can be moved.
+    """
+    if args.teacher_offload == "none":
+        return None
+    if any(getattr(accelerator.state, plugin, None) is not None for plugin in ("deepspeed_plugin", "fsdp_plugin")):
+        raise ValueError("teacher_offload moves whole weights, which FSDP and DeepSpeed shard: leave one of them out")
+    models = [
+        unwrap(model)
+        for _, model in named_models("teacher", teacher)
+        if is_transformers(model) and not isinstance(model, SelfTeacher)
+    ]
+    if not models:
+        raise ValueError("teacher_offload moves the weights of a teacher, and this one has none of its own")
+    return OffloadedWeights(models, accelerator.device)

@@ -30,9 +30,12 @@ from ..data.prompt_checks import check_datasets
 from ..evaluation.pass_at_k import evaluate_pass_at_1
 from ..evaluation.verifiers import Verifier, check_verified
 from ..models.model_check import check_model
-from ..models.model_kind import check_separate
+from ..models.next_token import NextTokenModel, is_transformers
 from ..rollout import Policy, TrustRegion, speculative
+from ..rollout.caches import named_models
 from ..rollout.policies import STUDENT
+from ..teachers import Mixture, SelfTeacher
+from ..teachers.separate import check_separate
 from ..vocab import align, stop_with_all_eos_ids
 from .checkpoints.random_state import generator_at
 from .config import TRBConfig
@@ -48,7 +51,8 @@ from .metrics.rollout_metrics import drafting_metrics, engine_metrics, rollout_m
 from .model_card import PAPER, Provenance, name_of, write_model_card
 from .sharding import check_can_unshard, save_whole_model, whole_for_decoding
 from .student import load_processing_class, load_student, without_init_kwargs
-from .teacher import DescribedTeacher, prepare_teacher, teacher_and_tokenizer
+from .teacher import DescribedTeacher, offloaded, prepare_teacher, teacher_and_tokenizer
+from .teacher_routes import check_labels, weights_of_rows
 from .trainer_arguments import TrainerArguments
 from .trl_decoding import check_completions, keep_to_alignment, without_engine, without_leftovers
 
@@ -71,7 +75,9 @@ class TRBTrainer(LossTrainer):
     Args:
         model: The student: a path, or a causal LM, which may be a PEFT model.
         teacher_model: A path, a causal LM, or None to load `args.teacher_model_name_or_path`. Its tokenizer must give
-            the same ids as the student's (checked if it is given by path); logit widths and EOS ids may differ.
+            the same ids as the student's (checked if it is given by path); logit widths and EOS ids may differ. "self"
+            or a `self_teacher` is the base model under a student with an adapter, a `mixture` is several teachers, and
+            a `NextTokenModel` with `vocab_size` and `eos_token_ids` is any other.
         args: The configuration; None is the default one.
         train_dataset: Rows with a column "prompt", text or messages.
         eval_dataset: Held-out rows of the same kind.
@@ -103,7 +109,7 @@ class TRBTrainer(LossTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        teacher_model: str | PreTrainedModel | None = None,
+        teacher_model: str | PreTrainedModel | SelfTeacher | Mixture | NextTokenModel | None = None,
         args: TRBConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
@@ -117,7 +123,9 @@ class TRBTrainer(LossTrainer):
         policy: Policy | None = None,
     ) -> None:
         # 1. Complete and check the arguments, before anything is loaded.
-        args, teacher_model, policy, verifier = TrainerArguments.checked(model, teacher_model, args, policy, verifier)
+        args, teacher_model, policy, verifier = TrainerArguments.checked(
+            model, teacher_model, args, policy, verifier, tools=bool(tools)
+        )
         adapter, quantized = peft_config is not None, quantization_config is not None
         check_can_draw(args, model, teacher_model, policy, adapter=adapter, quantized=quantized, tools=bool(tools))
         check_datasets(train_dataset, eval_dataset)
@@ -145,7 +153,9 @@ class TRBTrainer(LossTrainer):
             raise ValueError("TRBTrainer decodes text: processing_class must be a tokenizer, got a processor")
         self.verifier = verifier
         # 3. Load the teacher, and align the two vocabularies.
-        teacher, teacher_tokenizer = teacher_and_tokenizer(teacher_model, args, self.accelerator, self._tokenizer)
+        teacher, teacher_tokenizer = teacher_and_tokenizer(
+            teacher_model, args, self.accelerator, self._tokenizer, self.model
+        )
         self.alignment = align(self.model, teacher, self._tokenizer, teacher_tokenizer)
         stop_with_all_eos_ids(self.model, self.alignment)
         # 4. Choose the loss, and see whether these models can be decoded and trained.
@@ -158,10 +168,15 @@ class TRBTrainer(LossTrainer):
                 self.model, teacher, self.alignment, args, zero3=self._dist.is_zero3, tools=bool(tools)
             )
             self.teacher_model = prepare_teacher(teacher, self.accelerator)
+            for dataset in (train_dataset, eval_dataset):
+                check_labels(dataset, args.teacher_column, teacher)
         if not (self._dist.is_fsdp or self.is_deepspeed_enabled):  # those two: with the first rollout, on whole weights
             self._check_models(self.model, *([] if self.teacher_model is None else [self.teacher_model]))
+        if self.teacher_model is not None:
+            self._offloaded = offloaded(self.teacher_model, args, self.accelerator)
         # 5. What is kept over the run: its cost and its draft length.
-        self.compute = ComputeCount(self.model, None if isinstance(teacher, DescribedTeacher) else teacher)
+        described = isinstance(teacher, DescribedTeacher)
+        self.compute = ComputeCount(self.model, [] if described else [part for _, part in named_models("", teacher)])
         self.add_callback(self.compute)
         self.drafting = Drafting(engine_draft_length(args) if args.use_vllm else args.draft_length)
         self.add_callback(self.drafting)
@@ -178,10 +193,13 @@ class TRBTrainer(LossTrainer):
         self._eval_batches = 0
         self._warned_of_idle_budget = False
 
-    def _check_models(self, *models: PreTrainedModel) -> None:
-        if self.args.check_models:
-            for name, model in zip(("student", "teacher"), models, strict=False):
-                check_model(model, name, loss=True, decode=not self.args.use_vllm)
+    def _check_models(self, *models: Any) -> None:
+        if not self.args.check_models:
+            return
+        for pair in zip(("student", "teacher"), models, strict=False):
+            for name, model in named_models(*pair):
+                if is_transformers(model) and not isinstance(model, SelfTeacher):  # the student's verdict is its own
+                    check_model(model, name, loss=True, decode=not self.args.use_vllm)
 
     # ---- The budget and who writes the prefixes ----
 
@@ -233,8 +251,7 @@ class TRBTrainer(LossTrainer):
             student = stack.enter_context(whole_for_decoding(self.model_wrapped, self.accelerator, self.args))
             teacher = None
             if policy.needs_teacher(step):
-                assert self.teacher_model is not None
-                teacher = stack.enter_context(whole_for_decoding(self.teacher_model, self.accelerator, self.args))
+                teacher = stack.enter_context(self._teacher_for_decoding(part, len(prompt_ids)))
                 with self.compute.paused():  # a process that resumes tries the models anew
                     self._check_models(student, teacher)
                     self.drafting.try_models(student, teacher)
@@ -284,9 +301,14 @@ class TRBTrainer(LossTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # 1. Decode; TRL calls `_generate_single_turn` once per turn of the conversations.
         self._generation = generation = Generation()
+        column = self.args.teacher_column
+        if column is not None:
+            self._teacher_weights = weights_of_rows(inputs, column, self.teacher_model)
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         # 2. Metrics, here rather than per turn: tool calls give processes different numbers of turns, and all processes
         # must take part in a collective.
+        if self._teacher_weights is not None:
+            output["teacher_weights"] = self._teacher_weights.to(self.accelerator.device)
         mode = "train" if self.model.training else "eval"
         metrics = {"trb/tokens_per_second": generation.tokens_per_second(self.accelerator)}
         if self.model.training:

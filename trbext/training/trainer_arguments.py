@@ -8,31 +8,42 @@ from trl.trainer.utils import get_config_model_id
 
 from ..evaluation.verifiers import Verifier, check_verifier_signature, verifier_by_name
 from ..models.model_kind import check_kind
+from ..models.next_token import is_transformers
 from ..rollout import Policy
+from ..rollout.caches import named_models
 from ..rollout.policy_methods import check_policy_methods
 from .config import TRBConfig
+from .teacher_routes import check_routing
 
 
 class TrainerArguments(NamedTuple):
     """Arguments of a trainer, or the ones that its configuration names instead."""
 
     args: TRBConfig
-    teacher: Any  # a path or a model
+    teacher: Any  # a path or a model, or paths of several by their labels
     policy: Policy | None  # None: a built-in one, which may depend on the length of the run
     verifier: Verifier | None
 
     @classmethod
     def checked(
-        cls, model: Any, teacher: Any, args: TRBConfig | None, policy: Policy | None, verifier: Verifier | None
+        cls,
+        model: Any,
+        teacher: Any,
+        args: TRBConfig | None,
+        policy: Policy | None,
+        verifier: Verifier | None,
+        *,
+        tools: bool = False,
     ) -> TrainerArguments:
         """Returns the arguments, completed from `args`.
 
         Args:
             model: The student, a path or a model.
-            teacher: A path or a model; None is `args.teacher_model_name_or_path`.
+            teacher: A path or a model; None is `args.teacher_model_name_or_path`, or `args.teachers`.
             args: None is the default configuration, in a folder named after the student.
             policy: None is the one that `args.rollout_policy` names.
             verifier: None is the one that `args.eval_verifier` names, if any.
+            tools: Conversations call tools.
 
         Raises:
             TypeError: `args` is not a `TRBConfig`.
@@ -44,9 +55,12 @@ class TrainerArguments(NamedTuple):
             args = TRBConfig(f"{name.split('/')[-1]}-TRB")
         if not isinstance(args, TRBConfig):
             raise TypeError(f"args must be a TRBConfig, got {type(args).__name__}")
-        teacher = teacher if teacher is not None else args.teacher_model_name_or_path
+        if args.teachers is not None and not (teacher is None or isinstance(teacher, dict)):
+            raise ValueError("teachers are given in args and as teacher_model: leave one out")
+        teacher = next((t for t in (teacher, args.teacher_model_name_or_path, args.teachers) if t is not None), None)
         if teacher is None:
             raise ValueError("a teacher is required: pass teacher_model, or set teacher_model_name_or_path")
+        check_routing(teacher, args, tools=tools)
         if policy is not None:
             args.refuse_altered_sampling("a policy")
             check_policy_methods(type(policy).__name__, policy)
@@ -59,6 +73,7 @@ class TrainerArguments(NamedTuple):
         if verifier is not None and args.remove_unused_columns:
             raise ValueError("a verifier reads columns of the dataset: set remove_unused_columns=False")
         for name, given in (("student", model), ("teacher", teacher)):
-            if not isinstance(given, str):
-                check_kind(given, name)
+            for role, each in named_models(name, given):
+                if not isinstance(each, (str, dict)) and is_transformers(each):
+                    check_kind(each, role)
         return cls(args, teacher, policy, verifier)

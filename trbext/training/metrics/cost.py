@@ -9,7 +9,7 @@ of the trainer; `add_tokens` counts them. The backward pass is not counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from ...models.cached_model import unwrap
+from ...models.next_token import is_transformers
+from ...teachers import SelfTeacher
 from ..checkpoints.callback_state import saved_attributes
 
 
@@ -29,25 +31,28 @@ class ComputeCount(TrainerCallback, ExportableState):
 
     Args:
         student: Its backbone is observed; may be inside DDP, DeepSpeed or PEFT.
-        teacher: Likewise; None if only an engine has it.
+        teachers: Likewise; none if only an engine has the teacher, and the parts of a mixture. What a model that is not
+            from transformers computes is not known, so it is not counted.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None) -> None:
+    def __init__(self, student: nn.Module, teachers: Sequence[Any]) -> None:
         self._seconds = 0.0
         self._tokens = {"student": 0, "teacher": 0}  # of all processes, to the last optimizer step
         self._step = {"student": 0, "teacher": 0}  # of this process, in the present step
         self._since: float | None = None  # when counting began; None while nothing is counted
-        self._watch("student", student)
-        if teacher is not None:
-            self._watch("teacher", teacher)
+        selves = [teacher for teacher in teachers if isinstance(teacher, SelfTeacher)]
+        self._watch(lambda: "teacher" if any(teacher.running for teacher in selves) else "student", student)
+        for teacher in teachers:
+            if is_transformers(teacher) and teacher not in selves:
+                self._watch(lambda: "teacher", teacher)
 
-    def _watch(self, name: str, model: nn.Module) -> None:
+    def _watch(self, name: Callable[[], str], model: Any) -> None:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._since is None:
                 return
             ids = kwargs.get("input_ids", args[0] if args else None)
             # The positions are those of [B, T] ids or of [B, T, H] embeddings.
-            self._step[name] += (ids if ids is not None else kwargs["inputs_embeds"]).shape[:2].numel()
+            self._step[name()] += (ids if ids is not None else kwargs["inputs_embeds"]).shape[:2].numel()
 
         # In a traced graph the counter would cause a new trace at every call.
         hook: Any = torch.compiler.disable(count)

@@ -54,6 +54,7 @@ METRICS = {
         LoggedMetric("trb/repaired_rows", "rollouts repaired in vLLM", "rollouts", "{:.0f}"),
         LoggedMetric("trb/preemptions", "preemptions in vLLM", "requests", "{:.0f}"),
         LoggedMetric("trb/sync_seconds", "sending the weights to vLLM", "seconds", "{:.2f}"),
+        LoggedMetric("trb/teacher_load_seconds", "copying the teacher to its device", "seconds", "{:.2f}"),
         LoggedMetric("completions/mean_length", "completion length", "tokens", "{:.1f}"),
         LoggedMetric("eval_pass@1", "pass@1", "", "{:.1%}", better="higher"),
         LoggedMetric("eval_loss", "held-out reverse KL", "nats/token", "{:.4f}", better="lower"),

@@ -1,0 +1,188 @@
+"""Defines what a student or a teacher must do if it is not a Hugging Face model, and adapts it to the decoders.
+
+A rollout asks four things of a model: read the prompts (prefill), read further tokens (advance), forget tokens that
+were rejected (take back), and drop rows that have ended (keep rows). `NextTokenModel` and `Prefixes` are these, and a
+function from token ids to logits does the same without a cache. Only logits are asked for, so a model may run anywhere:
+in another framework, behind a queue, or quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .cached_model import unwrap
+
+# input_ids [B, S] int64 -> logits [B, S, V]. Padding follows the tokens of a row, so a causal model needs no mask.
+LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
+
+
+class Prefixes(Protocol):
+    """A batch of prefixes that a model has read, with whatever it keeps of them."""
+
+    def advance(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Takes back what follows the first tokens of each row, and reads more tokens there.
+
+        Args:
+            tokens: [n, q] int64.
+            lengths: [n] int64, how many tokens of each row stay, prompt included and padding not.
+
+        Returns:
+            The logits [n, q, V] after each of `tokens`, any float dtype, on the device of `tokens`.
+        """
+        ...
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drops all rows but `rows` [m] int64."""
+        ...
+
+
+@runtime_checkable
+class NextTokenModel(Protocol):
+    """Anything that yields next-token logits, as a student or a teacher of rollouts."""
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Prefixes]:
+        """Reads a batch of prompts.
+
+        Args:
+            input_ids: [B, P] int64, left padded.
+            attention_mask: [B, P] int64, 1 for tokens and 0 for padding.
+
+        Returns:
+            The logits [B, V] after the prompts, any float dtype, on the device of `input_ids`; and the prefixes.
+        """
+        ...
+
+
+def is_transformers(model: Any) -> bool:
+    """Returns whether `model` is a transformers model, which may be inside DDP, DeepSpeed or PEFT."""
+    return hasattr(unwrap(model), "config") and not isinstance(model, NextTokenModel)
+
+
+def as_next_token_model(model: Any, name: str) -> NextTokenModel:
+    """Returns `model` if it is a `NextTokenModel`, and a function from ids to logits as one.
+
+    Args:
+        model: Not a transformers model.
+        name: What an error calls it, "student" or "teacher".
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(model, NextTokenModel):
+        return model
+    if not callable(model):
+        raise TypeError(
+            f"the {name} must be a transformers causal LM, a trbext.NextTokenModel or a function from ids [B, S] to "
+            f"logits [B, S, V], got {type(model).__name__}"
+        )
+    return FunctionModel(model)
+
+
+class FunctionModel:
+    """A function from ids to logits as a `NextTokenModel`. It scores whole prefixes anew at each call.
+
+    Args:
+        function: Takes ids [B, S] int64, in which padding (0) follows the tokens of each row, and returns logits
+            [B, S, V]. The logits after a token may depend on the tokens up to it only.
+    """
+
+    def __init__(self, function: LogitsFunction) -> None:
+        self.function = function
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Prefixes]:
+        first = attention_mask.argmax(1)[:, None]
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        moved = input_ids.gather(1, (first + columns).clamp(max=input_ids.shape[1] - 1))
+        lengths = attention_mask.sum(1)
+        prefixes = _WholePrefixes(self.function, moved.masked_fill(columns >= lengths[:, None], 0))
+        return prefixes.score((lengths - 1)[:, None])[:, 0], prefixes
+
+
+class _WholePrefixes:
+    def __init__(self, function: LogitsFunction, ids: Tensor) -> None:
+        self.function, self.ids = function, ids
+
+    def score(self, columns: Tensor) -> Tensor:
+        """Returns the logits [n, q, V] after the tokens at `columns` [n, q]."""
+        logits = self.function(self.ids)
+        if logits.dim() != 3 or logits.shape[:2] != self.ids.shape:
+            raise ValueError(
+                f"a function from ids to logits must return [B, S, V] for ids [B, S] = {list(self.ids.shape)}, got "
+                f"shape {list(logits.shape)}"
+            )
+        return logits.gather(1, columns[..., None].expand(-1, -1, logits.shape[2]))
+
+    def advance(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        columns = lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        width = int(lengths.max()) + tokens.shape[1]  # a host read, which costs little beside a forward of all tokens
+        kept = self.ids[:, :width]
+        ids = torch.nn.functional.pad(kept, (0, width - kept.shape[1]))
+        every = torch.arange(width, device=tokens.device)
+        self.ids = ids.masked_fill(every >= lengths[:, None], 0).scatter(1, columns, tokens)
+        return self.score(columns)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        self.ids = self.ids[rows]
+
+
+class NextTokenCache:
+    """A `NextTokenModel` as the decoders call a model: the interface of `CachedModel` and of `RollbackModel`.
+
+    Args:
+        model: Yields the logits.
+        name: What an error calls it.
+        first: [B, 1] int64, the column of each row's first token; only `extend` needs it.
+    """
+
+    can_drop_rows = True
+
+    def __init__(self, model: NextTokenModel, name: str, first: Tensor | None = None) -> None:
+        self._model, self._name, self._first = model, name, first
+        self._prefixes: Prefixes | None = None
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Feeds the prompts; as `CachedModel.prefill`."""
+        logits, self._prefixes = self._model.prefill(input_ids, attention_mask)
+        return self._checked(logits[:, None] if logits.dim() == 2 else logits, len(input_ids), 1)[:, 0]
+
+    def advance(self, token: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Feeds one more token per row; as `CachedModel.advance`."""
+        return self._advance(token[:, None], position[:, 0])[:, 0]
+
+    def extend(self, tokens: Tensor, columns: Tensor, seen: int, *, logits: int, **_: Any) -> Tensor:
+        """Feeds tokens at given columns, the prompts at first; as `RollbackModel.extend`."""
+        assert self._first is not None
+        if self._prefixes is not None:
+            return self._advance(tokens, columns[:, 0] - self._first[:, 0])[:, -logits:]
+        # The first call holds the prompts, of which no logits but the last are asked for, and then `logits` - 1 drafts.
+        width = tokens.shape[1] - logits + 1
+        mask = (torch.arange(width, device=tokens.device) >= self._first).long()
+        found = self.prefill(tokens[:, :width], mask)[:, None]
+        if logits == 1:
+            return found
+        return torch.cat([found, self._advance(tokens[:, width:], width - self._first[:, 0])], 1)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drops all rows but `rows` [m]."""
+        assert self._prefixes is not None
+        self._prefixes.keep_rows(rows)
+        if self._first is not None:
+            self._first = self._first[rows]
+
+    def _advance(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        assert self._prefixes is not None
+        return self._checked(self._prefixes.advance(tokens, lengths), *tokens.shape)
+
+    def _checked(self, logits: Tensor, rows: int, tokens: int) -> Tensor:
+        if logits.dim() != 3 or logits.shape[:2] != (rows, tokens) or not logits.is_floating_point():
+            raise ValueError(
+                f"the {self._name} {type(self._model).__name__} must return floating-point logits of shape "
+                f"[{rows}, {tokens}, V] (without the second dimension after prefill), got {logits.dtype} of shape "
+                f"{list(logits.shape)}"
+            )
+        # The decoders write merged EOS ids into these logits, and the operators take no float64.
+        return logits.float() if logits.dtype == torch.float64 else logits.clone()

@@ -1,0 +1,109 @@
+"""Defines the fields of a run that name its teacher, beside TRL's `teacher_model_name_or_path`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+SELF = "self"  # the base model under a student that is an adapter
+MEANS = ("geometric", "arithmetic")
+OFFLOADS = ("none", "cpu")
+
+
+@dataclass
+class TeacherFields:
+    """Several teachers as one, and where the teacher is between its uses.
+
+    `teacher_model_name_or_path: self` is the base model under a student that is a LoRA adapter.
+    """
+
+    teachers: dict[Any, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Several teachers, as a mapping from labels of your choice to models, such as "
+            '{"math": "owner/math-7b", "code": "owner/code-7b"}; instead of teacher_model_name_or_path. "self" is the '
+            "base model under a student that is an adapter."
+        },
+    )
+    teacher_weights: dict[Any, Any] | str | None = field(
+        default=None,
+        metadata={"help": "For teachers: the share of each by its label, divided by their sum. Unset = equal."},
+    )
+    teacher_mean: str = field(
+        default="geometric",
+        metadata={"help": "For teachers: 'geometric' = their logits averaged; 'arithmetic' = their probabilities."},
+    )
+    teacher_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "For teachers: the column of the prompts that holds the label of the teacher of each row, so that "
+            "each row has one teacher instead of a mean of all."
+        },
+    )
+    teacher_offload: str = field(
+        default="none",
+        metadata={
+            "help": "Where the teacher's weights are while nothing reads them: 'none' = on their device; 'cpu' = in "
+            "the host's memory, copied from there before rollouts and before the loss (trb/teacher_load_seconds)."
+        },
+    )
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """The models that this configuration names as teachers, as they are written there."""
+        given: Any = self
+        if isinstance(self.teachers, dict):
+            return [str(name) for name in self.teachers.values()]
+        return [] if given.teacher_model_name_or_path is None else [str(given.teacher_model_name_or_path)]
+
+    @property
+    def teaches_itself(self) -> bool:
+        """Whether the base model under the student's adapter is a teacher."""
+        return SELF in self.teacher_names
+
+    def check_teachers(self) -> None:
+        """Checks these fields.
+
+        Raises:
+            ValueError: A field is out of range, or does not fit another.
+        """
+        for reason in self._wrong_teachers():
+            raise ValueError(reason)
+
+    def _wrong_teachers(self) -> Iterator[str]:
+        given: Any = self  # TRL's fields are beside these
+        teachers, weights = self.teachers, self.teacher_weights
+        if self.teacher_mean not in MEANS:
+            yield f"teacher_mean must be one of {', '.join(MEANS)}, got {self.teacher_mean!r}"
+        if self.teacher_offload not in OFFLOADS:
+            yield f"teacher_offload must be one of {', '.join(OFFLOADS)}, got {self.teacher_offload!r}"
+        if self.teacher_offload != "none" and given.use_vllm and given.teacher_from_engine:
+            yield "teacher_offload moves the teacher of the trainer, and with teacher_from_engine it has none"
+        if teachers is None:
+            for name, default in (("teacher_weights", None), ("teacher_mean", "geometric")):
+                if getattr(self, name) != default:
+                    yield f"{name} belongs to several teachers: set teachers, or leave it out"
+            return
+        if not isinstance(teachers, dict) or not teachers:
+            yield f'teachers must be a mapping such as {{"math": "owner/model"}}, got {teachers!r}'
+            return
+        for label, model in teachers.items():
+            if not isinstance(label, str) or not isinstance(model, str):
+                yield f"teachers must map labels to models, both text, got {label!r}: {model!r}"
+        if given.teacher_model_name_or_path is not None:
+            other = given.teacher_model_name_or_path
+            yield f"teachers takes the place of teacher_model_name_or_path, got {other!r} too"
+        if given.use_vllm:
+            yield "use_vllm loads one teacher, got teachers"
+        if self.teacher_column is not None and weights is not None:
+            yield "teacher_column gives each row one teacher: leave teacher_weights out"
+        if self.teacher_column is not None and self.teacher_mean != "geometric":
+            yield "teacher_column gives each row one teacher: leave teacher_mean out"
+        if weights is not None and (not isinstance(weights, dict) or weights.keys() != teachers.keys()):
+            yield f"teacher_weights must have the labels of teachers, {', '.join(teachers)}, got {weights!r}"
+        elif isinstance(weights, dict):
+            values = list(weights.values())
+            numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+            if not numbers or not all(0 <= value < float("inf") for value in values) or not any(values):
+                yield f"teacher_weights must be numbers >= 0, of which one is above 0, got {weights!r}"

@@ -1,4 +1,4 @@
-"""The lines of docs/grpo.md make TRL's policy gradient that of tokens drawn from mu."""
+"""`BehaviorRatio` and `rollout_func`, as on docs/grpo.md, make TRL's policy gradient that of tokens drawn from mu."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from python_tests.models.tiny_models import prompts, tiny_llama, tiny_tokenizer
+from trbext.integrations import BehaviorRatio
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "grpo.md"
 
@@ -67,7 +68,7 @@ def test_the_documented_lines_weigh_each_token_by_pi_s_over_mu(tmp_path: Path, m
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     names = example()
     student, teacher = tiny_llama(0), tiny_llama(1)
-    rollout_func = names["blended"](teacher, 0.5)
+    rollout_func = names["rollout_func"](teacher, 0.5)
     inputs, gradient = step(names["BehaviorGRPOTrainer"], rollout_func, tmp_path)
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
@@ -82,6 +83,18 @@ def test_the_documented_lines_weigh_each_token_by_pi_s_over_mu(tmp_path: Path, m
     (expected,) = torch.autograd.grad(-objective.mean(), student.lm_head.weight)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
     # TRL by itself takes mu's tokens for the student's.
-    alone, biased = step(GRPOTrainer, rollout_func, tmp_path)
+    with pytest.raises(ValueError, match="GRPOTrainer would give tokens of mu the ratio 1: make it a subclass of"):
+        step(GRPOTrainer, rollout_func, tmp_path)
+    alone, biased = step(GRPOTrainer, lambda prompts, trainer: rollout_func(prompts, _Posing(trainer)), tmp_path)
     assert "old_per_token_logps" not in alone
     assert (biased - expected).abs().max() > 10 * (gradient - expected).abs().max()
+
+
+class _Posing(BehaviorRatio):
+    """A trainer without `BehaviorRatio` that says it has it."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)

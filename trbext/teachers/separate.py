@@ -45,6 +45,6 @@ def _check_parameters(student: Any, teacher: Any) -> None:
             raise ValueError(
                 f"teacher and student must share no parameter that is trained, got one {type(unwrap(teacher)).__name__}"
                 f" with {trained[parameter.untyped_storage().data_ptr()]!r} in both: load the teacher a second time, "
-                "or take trbext.self_teacher(student) for the base model under a LoRA student, which holds its adapters as "
-                "well"
+                "or take trbext.self_teacher(student) for the base model under a LoRA student, which holds its "
+                "adapters as well"
             )

@@ -1,0 +1,146 @@
+"""`generate` with trbext draws from mu exactly, and refuses options that would change what is sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+
+from python_tests.models.tiny_models import EOS, PAD, tiny_llama
+from python_tests.rollout.rollout_cases import left_padded
+from trbext import FixedBeta, mixture, reference, speculative
+from trbext.integrations import BlendLogitsProcessor, blended_generate
+from trbext.vocab import align
+
+PROMPTS = left_padded([5, 6, 7], [8], [9, 10, 11, 12])
+TEMPERATURE = 0.8
+SETTINGS: dict[str, Any] = {
+    "do_sample": True,
+    "top_k": 0,
+    "temperature": TEMPERATURE,
+    "max_new_tokens": 9,
+    "pad_token_id": PAD,
+}
+
+
+def generated(student: Any, **settings: Any) -> Any:
+    return student.generate(PROMPTS[0], attention_mask=PROMPTS[1], **settings)
+
+
+@pytest.mark.parametrize("draft_length", [0, 3])
+def test_a_custom_generate_is_the_rollout_of_its_generator(draft_length: int) -> None:
+    student, teacher = tiny_llama(0), tiny_llama(1, eos=[EOS, 2])
+    expected = speculative(
+        student,
+        teacher,
+        *PROMPTS,
+        epsilon=0.3,
+        max_new_tokens=9,
+        alignment=align(student, teacher),
+        pad_token_id=PAD,
+        temperature=TEMPERATURE,
+        generator=torch.Generator().manual_seed(1),
+        draft_length=draft_length,
+    )
+    blended = blended_generate(teacher, 0.3, draft_length=draft_length, generator=torch.Generator().manual_seed(1))
+    ids = generated(student, custom_generate=blended, **SETTINGS)
+    assert torch.equal(ids, torch.cat([PROMPTS[0], expected.tokens], 1))
+    whole = generated(
+        student, custom_generate=blended, return_dict_in_generate=True, num_return_sequences=2, **SETTINGS
+    )
+    assert len(whole.sequences) == 6
+
+
+def test_the_optimizer_step_of_a_policy_is_asked_at_each_call() -> None:
+    student, asked = tiny_llama(0), []
+
+    class Asked(FixedBeta):
+        def draw(self, step: int, *args: Any) -> Any:
+            asked.append(step)
+            return super().draw(step, *args)
+
+    steps = iter([3, 7])
+    blended = blended_generate(tiny_llama(1), Asked(0.5), optimizer_step=lambda: next(steps))
+    for _ in range(2):
+        generated(student, custom_generate=blended, **SETTINGS)
+    assert set(asked) == {3, 7}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_logits_processor_gives_generate_the_blend_at_its_temperature(several: bool) -> None:
+    student, one = tiny_llama(0), tiny_llama(1)
+    teacher: Any = mixture([one, tiny_llama(2)], [0.5, 0.5]) if several else one
+    epsilon = torch.tensor([0.3, 0.0, 0.05])
+    config = GenerationConfig(**SETTINGS)
+    processor = BlendLogitsProcessor(
+        teacher, epsilon, alignment=align(student, teacher), generation_config=config, attention_mask=PROMPTS[1]
+    )
+    for _ in range(2):  # a second batch begins anew
+        torch.manual_seed(2)
+        output = generated(
+            student,
+            generation_config=config,
+            logits_processor=[processor],
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    width = PROMPTS[0].shape[1]
+    checked = 0
+    for row in range(3):
+        ids = output.sequences[row][
+            PROMPTS[1].new_ones(width).bool().logical_and(PROMPTS[1][row].bool()).nonzero()[0, 0] :
+        ]
+        prompt = int(PROMPTS[1][row].sum())
+        for step, scores in enumerate(output.scores):
+            prefix = ids[None, : prompt + step]
+            if EOS in prefix[0, prompt:]:
+                break
+            logits = [model(prefix).logits[0, -1:] for model in (student, one)]
+            if several:
+                logits[1] = 0.5 * logits[1] + 0.5 * teacher.teachers[1](prefix).logits[0, -1:]
+            law = reference.blend(*logits, float(epsilon[row]), temperature=TEMPERATURE).log_probs
+            torch.testing.assert_close(scores[row].log_softmax(-1).double(), law[0], rtol=1e-3, atol=1e-3)
+            checked += 1
+    assert checked > 12
+
+
+def test_options_that_change_what_is_sampled_are_refused() -> None:
+    student, teacher = tiny_llama(0), tiny_llama(1)
+    for changed, message in [
+        ({"top_k": 25}, "top_k=25"),
+        ({"top_p": 0.9}, "top_p=0.9"),
+        ({"repetition_penalty": 1.1}, r"repetition_penalty=1\.1"),
+        ({"do_sample": False}, "set do_sample=True"),
+        ({"eos_token_id": 9}, r"eos_token_id \[9\] of the generation config is no EOS id of either model"),
+        ({"logits_processor": LogitsProcessorList([_Other()])}, "the logits processor _Other would change it"),
+        ({"max_time": 1.0}, "max_time=1.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            generated(student, custom_generate=blended_generate(teacher, 0.1), **SETTINGS | changed)
+    for unset, message in [("top_k", "generate takes 50 .* set top_k=0"), ("do_sample", "set do_sample=True")]:
+        config = GenerationConfig(**{name: value for name, value in SETTINGS.items() if name != unset})
+        with pytest.raises(ValueError, match=message):
+            BlendLogitsProcessor(teacher, 0.1, alignment=align(student, teacher), generation_config=config)
+    config, other = GenerationConfig(**SETTINGS), tiny_llama(1, eos=2)
+    with pytest.raises(ValueError, match=r"same EOS id, got \[1, 2\]"):
+        BlendLogitsProcessor(other, 0.1, alignment=align(student, other), generation_config=config)
+    with pytest.raises(ValueError, match=r"got -0\.1"):
+        BlendLogitsProcessor(teacher, -0.1, alignment=align(student, teacher), generation_config=config)
+    with pytest.raises(ValueError, match=r"got -0\.1"):
+        blended_generate(teacher, -0.1)
+
+
+class _Other:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores
+
+
+def test_top_k_left_by_a_generation_config_is_refused() -> None:
+    student = tiny_llama(0)
+    settings = {name: value for name, value in SETTINGS.items() if name != "top_k"}
+    for top_k in (None, 20):  # transformers takes 50 if nobody sets it
+        student.generation_config.top_k = top_k
+        with pytest.raises(ValueError, match=f"top_k={top_k or 50} changes the distribution .* set top_k=0"):
+            generated(student, custom_generate=blended_generate(tiny_llama(1), 0.1), **settings)

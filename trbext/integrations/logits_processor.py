@@ -1,0 +1,113 @@
+"""Blends a teacher into any `generate` of transformers, as a logits processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.eval_mode import evaluating
+from ..ops import blend
+from ..rollout.caches import named_models, one_lockstep_cache
+from ..rollout.checks import check_epsilon
+from ..vocab import Alignment
+from .plain_sampling import check_plain_sampling
+
+
+class BlendLogitsProcessor:
+    """Turns a student's logits into log mu, the blend with a teacher within a KL budget.
+
+    transformers applies its own temperature, top_k and top_p after a processor of the user, so the generation config
+    must sample the whole softmax. Its temperature is taken into account: mu is the blend at that temperature. Where
+    `generate(custom_generate=...)` is possible, `blended_generate` costs less.
+
+    Args:
+        teacher: As of `trbext.lockstep`.
+        epsilon: The KL budget in nats per token, one for all rows or [B].
+        alignment: The vocabulary that both models share (`trbext.align`). Both models need the same EOS ids, since the
+            sequence that is generated holds ids and no merged stop event.
+        generation_config: The one with which `generate` is called.
+        attention_mask: [B, P] of the prompts; None if none has padding.
+
+    Raises:
+        ValueError: The generation config changes the distribution that is sampled (`top_k` is 50 unless it is set to
+            0), the EOS ids differ, or a budget is negative.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        epsilon: float | Tensor,
+        *,
+        alignment: Alignment,
+        generation_config: Any,
+        attention_mask: Tensor | None = None,
+    ) -> None:
+        self.temperature = check_plain_sampling(generation_config, defaults=True)
+        if not alignment.is_slice:
+            raise ValueError(
+                "BlendLogitsProcessor needs models with the same EOS id, got "
+                f"{[alignment.stop, *alignment.duplicates]}: use trbext.integrations.blended_generate"
+            )
+        if not isinstance(epsilon, Tensor):
+            check_epsilon(epsilon, torch.empty(0))
+        self.teacher, self.epsilon, self.alignment = teacher, epsilon, alignment
+        self._prompt_mask = attention_mask
+        self._modules = [model for _, model in named_models("teacher", teacher) if hasattr(model, "modules")]
+        self._cache: Any = None
+        self._width = 0  # columns of the prompts
+        self._seen = torch.empty(0, 0)  # [B, S] the tokens that the cache holds
+        self._lengths = torch.empty(0)  # [B, 1] tokens of each prompt
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Returns the temperature times log mu, [B, V] float32; -inf for tokens that the models do not share.
+
+        Args:
+            input_ids: [B, S] int64, the prompts and what was generated.
+            scores: [B, V] the student's logits.
+        """
+        with evaluating(self._modules):
+            teacher_logits = self._advance(input_ids)
+        student = self.alignment.canonical(scores.float())
+        teacher = self.alignment.canonical(teacher_logits.float())
+        epsilon = self.epsilon.to(student.device) if isinstance(self.epsilon, Tensor) else self.epsilon
+        log_mu = blend(student, teacher, epsilon, temperature=self.temperature).log_probs
+        padding = scores.shape[1] - log_mu.shape[1]
+        return torch.nn.functional.pad(log_mu * self.temperature, (0, padding), value=-torch.inf)
+
+    def _advance(self, input_ids: Tensor) -> Tensor:
+        before = self._seen.shape[1]
+        mask = self._mask(input_ids)
+        continues = (
+            self._cache is not None
+            and input_ids.shape == (len(self._seen), before + 1)
+            and torch.equal(input_ids[:, :-1], self._seen)
+        )
+        self._seen = input_ids
+        if continues:
+            position = self._lengths + (before - self._width)
+            logits: Tensor = self._cache.advance(input_ids[:, -1], position, mask)
+            return logits
+        # A new batch of prompts.
+        self._width = input_ids.shape[1]
+        whole = torch.ones_like(input_ids) if mask is None else mask
+        self._lengths = whole.sum(1, keepdim=True)
+        self._cache = one_lockstep_cache(
+            "teacher", self.teacher, len(input_ids), self.alignment, self.temperature, input_ids.device
+        )
+        first: Tensor = self._cache.prefill(input_ids, whole)
+        return first
+
+    def _mask(self, input_ids: Tensor) -> Tensor | None:
+        if self._prompt_mask is None:
+            return None
+        added = input_ids.shape[1] - self._prompt_mask.shape[1]
+        if added < 0 or len(self._prompt_mask) != len(input_ids):
+            raise ValueError(
+                f"attention_mask of the prompts is {list(self._prompt_mask.shape)}, and generate has "
+                f"{list(input_ids.shape)} tokens: make one processor for each batch"
+            )
+        mask = self._prompt_mask.to(input_ids.device, torch.int64)
+        return torch.nn.functional.pad(mask, (0, added), value=1)

@@ -1,0 +1,83 @@
+"""Refuses options of `generate` that would sample another distribution than the one the KL budget holds for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# Options of a generation config that change the distribution, with the values at which each has no effect.
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "top_k": (0, None),
+    "top_p": (1.0, None),
+    "min_p": (0.0, None),
+    "typical_p": (1.0, None),
+    "epsilon_cutoff": (0.0, None),
+    "eta_cutoff": (0.0, None),
+    "repetition_penalty": (1.0, None),
+    "encoder_repetition_penalty": (1.0, None),
+    "no_repeat_ngram_size": (0, None),
+    "guidance_scale": (1.0, None),
+    "num_beams": (1, None),
+    "min_length": (0, None),
+    "min_new_tokens": (0, None),
+    "bad_words_ids": (None,),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "sequence_bias": (None,),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "stop_strings": (None,),
+    "max_time": (None,),
+    "watermarking_config": (None,),
+}
+_DEFAULT_TOP_K = 50  # transformers sets it unless a model or the caller says otherwise
+
+
+def check_plain_sampling(generation_config: Any, *, defaults: bool) -> float:
+    """Checks that a generation config samples the whole softmax at a temperature.
+
+    Args:
+        generation_config: Of transformers.
+        defaults: Fields that are None get transformers' defaults later, of which `top_k` is 50.
+
+    Returns:
+        The temperature.
+
+    Raises:
+        ValueError: It does not; names the option and how to set it.
+    """
+    for reason in _altered(generation_config, defaults=defaults):
+        raise ValueError(reason)
+    temperature = getattr(generation_config, "temperature", None)
+    return 1.0 if temperature is None else float(temperature)
+
+
+def check_no_processors(processors: Iterable[Any]) -> None:
+    """Checks that nothing changes the logits but their temperature.
+
+    Raises:
+        ValueError: A processor would; names its class.
+    """
+    for processor in processors:
+        name = type(processor).__name__
+        if name not in ("TemperatureLogitsWarper", "InfNanRemoveLogitsProcessor"):
+            raise ValueError(
+                f"a blended rollout samples mu itself, and the logits processor {name} would change it: leave it out"
+            )
+
+
+def _altered(config: Any, *, defaults: bool) -> Iterator[str]:
+    if not config.do_sample:
+        yield "a blended rollout is sampled: set do_sample=True in the generation config"
+    if defaults and config.top_k is None:
+        yield (
+            f"top_k is not set, for which generate takes {_DEFAULT_TOP_K} and the KL budget would be that of another "
+            "distribution: set top_k=0 in the generation config"
+        )
+    for name, plain in PLAIN.items():
+        value = getattr(config, name, None)
+        if value not in plain:
+            yield (
+                f"{name}={value!r} changes the distribution that is sampled, and the KL budget would be that of "
+                f"another one: set {name}={plain[0]!r} in the generation config"
+            )

@@ -57,6 +57,13 @@ def row_loop(arch: str, dtype: str, name: str) -> RowLoop:
     return RowLoop(arch, dtype, name, loop.per(PAIRS[dtype] * (UNROLLED if name == "load" else 1)), loop)
 
 
+def waits_for_the_gpu(arch: str, dtype: str, kernel: str) -> list[sass.Instruction]:
+    """Returns the instructions of a kernel that wait for all memory of the GPU or empty the first-level cache."""
+    cubin = kernels(arch, dtype)
+    instructions = cubin.function(cubin.name(kernel)).instructions
+    return [i for i in instructions if i.base in ("MEMBAR", "ERRBAR", "CGAERRBAR") or i.opcode.startswith("CCTL.IVALL")]
+
+
 def traffic(trb: PtxOperators, vocab: int, dtype: torch.dtype, epsilon: float = 0.02) -> Iterator[tuple[str, str]]:
     """Returns (what, how much) for sampling from two rows [2, vocab]; 1.00 is every byte of both models once."""
     generator = torch.Generator().manual_seed(0)
@@ -114,21 +121,25 @@ def family_sweeps(epsilon: float, vocab: int = 4099) -> str:
 
 
 def main() -> None:
-    print("| architecture | dtype | kernel | registers | spill, stack, bytes | shared memory, static, bytes |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| architecture | dtype | kernel | registers | spill, stack, bytes | shared memory, static, bytes "
+        "| instructions | fences and cache flushes |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for arch in sass.supported():
         for dtype in NAMES.values():
             for kernel in ("resident_rows", "streamed_rows"):
                 cubin = kernels(arch, dtype)
                 found = cubin.resources[cubin.name(kernel)]
+                waits = " ".join(instruction.opcode for instruction in waits_for_the_gpu(arch, dtype, kernel))
                 print(
                     f"| {arch} | {dtype} | {kernel} | {found.registers} | {found.spill_bytes}, {found.stack_bytes} "
-                    f"| {found.shared_bytes} |"
+                    f"| {found.shared_bytes} | {len(cubin.function(cubin.name(kernel)).instructions)} | {waits} |"
                 )
         found = assembly(arch).resources[assembly(arch).name("assemble_requests")]
         print(
             f"| {arch} | any | assemble_requests | {found.registers} | {found.spill_bytes}, {found.stack_bytes} "
-            f"| {found.shared_bytes} |"
+            f"| {found.shared_bytes} | | |"
         )
     print("\n| architecture | dtype | " + " | ".join(LOOPS) + " | load + ends + direct | MUFU |")
     print("|---|---|" + "---|" * (len(LOOPS) + 2))

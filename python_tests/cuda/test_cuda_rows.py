@@ -274,21 +274,28 @@ PLANTED = (
         "  if (lane == 0) state.range[warp] = range;",
     ),
     Planted(
-        "no cluster barrier before what peers sent is read",
+        "what peers send is not waited for before it is read",
         "cuda/kernel/solve_rows.cuh",
-        "  cluster.sync(warp);\n  if (warp == 0) {",
-        "  __syncthreads();\n  if (warp == 0) {",
+        "    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n    gather_ends",
+        "    __syncwarp();\n    gather_ends",
+    ),
+    Planted(
+        "a block ends while others still send to it",
+        "cuda/kernel/solve_rows.cuh",
+        "      cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n      gather_exact",
+        '      if (cluster.rank == 1) asm volatile("exit;");\n'
+        "      cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n      gather_exact",
     ),
     Planted(
         "one record for every exchange",
         "cuda/kernel/solve_rows.cuh",
-        "slot = (*exchange)++ & 1;\n    sweep_exactly",
+        "slot = exchange & 1;\n    sweep_exactly",
         "slot = 0;\n    sweep_exactly",
     ),
     Planted(
         "peers are sent to before they have started",
         "cuda/kernel/solve_rows.cuh",
-        "  cluster.sync(threadIdx.x / kWarp);\n",
+        "  cluster.start(state.arrived);\n",
         "",
     ),
     Planted(

@@ -36,6 +36,21 @@ def test_no_kernel_spills_or_needs_a_stack(arch: str, dtype: str) -> None:
 
 
 @architectures
+@pytest.mark.parametrize("dtype", PAIRS)
+def test_blocks_exchange_without_a_fence_of_the_gpu(arch: str, dtype: str) -> None:
+    """Only the barrier of the cluster before the first row empties the first-level cache."""
+    for kernel in ("resident_rows", "streamed_rows"):
+        cubin = cuda_tables.kernels(arch, dtype)
+        function = cubin.function(cubin.name(kernel))
+        in_loops = {i.address for loop in sass.loops(function) for i in loop.instructions}
+        waits = cuda_tables.waits_for_the_gpu(arch, dtype, kernel)
+        assert [i.opcode for i in waits] == ([] if arch == "sm_80" else ["CCTL.IVALL"])
+        barriers = [i for i in function.instructions if i.base.startswith("UCGABAR")]
+        assert not in_loops.intersection(i.address for i in [*waits, *barriers])
+        assert any(i.base == "STAS" for i in function.instructions) == (arch != "sm_80")
+
+
+@architectures
 def test_the_assembly_of_requests_neither_spills_nor_needs_a_stack(arch: str) -> None:
     cubin = cuda_tables.assembly(arch)
     found = cubin.resources[cubin.name("assemble_requests")]

@@ -358,16 +358,10 @@ PLANTED = (
         "find_task(args, row, state, lane);",
     ),
     Planted(
-        "the residual goes where a slow peer still reads",
+        "the peers' residuals are not waited for before they are read",
         "cuda/kernel/solve_rows.cuh",
-        "slot = (*exchange)++ & 1;\n    sweep_residual",
-        "sweep_residual",
-    ),
-    Planted(
-        "no cluster barrier before the peers' residuals are read",
-        "cuda/kernel/solve_rows.cuh",
-        "slot, warp, lane);\n    cluster.sync(warp);\n    if (warp == 0) choose",
-        "slot, warp, lane);\n    __syncthreads();\n    if (warp == 0) choose",
+        "cluster.wait(&state.arrived[2], exchanges->residuals++ & 1);",
+        "__syncwarp();",
     ),
 )
 

@@ -9,13 +9,14 @@
 
 namespace trb::cuda {
 
-// The message that one block sends to the others after a sweep.
+// The message that one block sends to the others after a sweep, word by word. Only the first sweep sends all of it.
 struct Record {
   double sums[EndsSweep::kSums];
   float shift_student, shift_teacher;  // frame of the first sweep's sums; -inf if the slice has no weight
   float max_student, max_teacher;      // NaN if some logit is NaN
   float high, low;                     // of b - a
 };
+static_assert(sizeof(Record) == 8 * (EndsSweep::kSums + 3), "sweep_ends sends it as so many words");
 
 // The row's answer, in the frame x = a / T - reference_student, y = b / T - reference_teacher, in nats.
 struct Answer {
@@ -73,9 +74,10 @@ struct BlockState {
   int32_t extremes[kWarps][5];              // ordered bits of Extremes
   RangeOfD range[kWarps];
   float shift_of_block[2];  // student, teacher: frame of the first sweep's sums
-  // 2. The records that the blocks of the row have sent, two per block in turn. A block may send its next record while
-  // a slow peer still reads the last one; the cluster barrier of each exchange keeps it from sending the one after.
+  // 2. What the blocks of the row have sent, and the mbarrier of each slot.
   Record record[2][kLargestCluster];
+  double residual_of_rank[kLargestCluster];
+  uint64_t arrived[3];  // of both records and of the residuals
   // 3. The sums of the whole row, with the same bits in every block.
   double ends_of_rank[kLargestCluster][EndsSweep::kSums];  // in the row's frame
   double total[EndsSweep::kSums];

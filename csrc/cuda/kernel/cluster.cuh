@@ -1,7 +1,15 @@
 // Joins the blocks that hold one row: a thread-block cluster from compute capability 9.0 on, a single block before it.
+//
+// Blocks exchange words by st.async, whose bytes an mbarrier of the receiving block counts. A barrier of the cluster
+// would do the same, but its release waits for all of the GPU (MEMBAR.ALL.GPU) and its acquire empties the first-level
+// cache. Here only data in shared memory is handed over, of which there is no other copy.
 #pragma once
 
 #include <cooperative_groups.h>
+
+#include <cstdint>
+
+#include "warp.cuh"
 
 namespace trb::cuda {
 
@@ -15,32 +23,83 @@ struct Cluster {
 #endif
   }
 
-  // A barrier of all threads of all blocks. After it, each block sees what warp 0 of its peers has sent, including data
-  // that other warps gave to warp 0 through a barrier of the block. It does not wait for the other warps' own writes to
-  // device memory.
-  __device__ __forceinline__ void sync(int warp) const {
+  // All threads of all blocks, once: initializes mbarriers whose phases take one arrival, and waits until all blocks
+  // have done so.
+  template <int kCount>
+  __device__ __forceinline__ void start(uint64_t (&mbarriers)[kCount]) const {
+#if __CUDA_ARCH__ >= 900
+    if (ranks == 1) return;
+    if (threadIdx.x == 0) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address_of(mbarriers + i)) : "memory");
+      }
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+  }
+
+  // All lanes of warp 0 of all blocks: each lane below `words` sends its word to word `lane` of `to` in every block.
+  // The receiver must `wait` for the mbarrier before it reads them, and before a peer sends to the same place again.
+  __device__ __forceinline__ void send(void* to, int words, uint64_t word, uint64_t* mbarrier, int lane) const {
+    const uint32_t own = address_of(to) + 8 * lane, arrived = address_of(mbarrier);
 #if __CUDA_ARCH__ >= 900
     if (ranks > 1) {
-      if (warp == 0) {
-        asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-      } else {
-        asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+      if (lane == 0) {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(8 * words * ranks)
+                     : "memory");
       }
-      asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+      if (lane >= words) return;
+#pragma unroll 1
+      for (int r = 0; r < ranks; ++r) {
+        asm volatile(
+            "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(in_block(r, own)),
+            "l"(word), "r"(in_block(r, arrived))
+            : "memory");
+      }
       return;
     }
 #endif
-    __syncthreads();
+    if (lane < words) asm volatile("st.shared.b64 [%0], %1;" ::"r"(own), "l"(word) : "memory");
   }
 
-  // The object at the same address in the shared memory of block `r`.
-  template <typename U>
-  __device__ __forceinline__ U* peer(U* object, int r) const {
+  // All lanes of warp 0: waits until the words of all blocks have come in the phase of this parity. No block may end
+  // while others still send to it, so each block waits for whatever is sent.
+  __device__ __forceinline__ void wait(uint64_t* mbarrier, int parity) const {
 #if __CUDA_ARCH__ >= 900
-    if (ranks > 1) return cooperative_groups::this_cluster().map_shared_rank(object, r);
+    if (ranks > 1) {
+      uint32_t ended = 1;
+      do {
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(ended)
+                     : "r"(address_of(mbarrier)), "r"(parity)
+                     : "memory");
+      } while (ended == 0);
+      return;
+    }
 #endif
-    return object;
+    __syncwarp();
   }
+
+ private:
+  static __device__ __forceinline__ uint32_t address_of(const void* object) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(object));
+  }
+  // The address of the same object in block `r`.
+  static __device__ __forceinline__ uint32_t in_block(int r, uint32_t address) {
+    uint32_t mapped;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(r));
+    return mapped;
+  }
+};
+
+// Counts the exchanges of a block. Those of records alternate between two slots, and those of residuals have a slot of
+// their own: a block may send its next record while a slow peer still reads the last one, and cannot send the one after
+// before the peer has sent its next.
+struct Exchanges {
+  int records = 0, residuals = 0;
 };
 
 }  // namespace trb::cuda

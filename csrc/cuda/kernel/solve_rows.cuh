@@ -7,7 +7,7 @@
 //   1. copies its chunks of both models into shared memory once, finds their extremes on the way (ResidentSlice), and
 //      prefetches its chunks of the row that it solves next;
 //   2. sweeps them at beta = 0 and 1 in a frame of its own maxima and sends ten sums to every block of the row, so that
-//      after one cluster barrier all blocks have the same numbers and reach the same decision (search.cuh);
+//      all blocks have the same numbers and reach the same decision (search.cuh);
 //   3. sweeps them again at the beta that the solver asks for, until the solver has an answer: usually once;
 //   4. writes its outputs. The block that holds the token draws it (token_draw.cuh). A rejected draft needs one more
 //      sweep before that, of max(mu - pi_S, 0).
@@ -56,16 +56,18 @@ __device__ __forceinline__ void keep_extremes(const Extremes& own, BlockState<kW
   }
 }
 
-// Warp 0: adds `count` sums over the block's warps, in warp order, and sends them to every block of the row.
+// Adds sum `lane` of `count` over the block's warps, in warp order, and returns it as a word; 0 for the other lanes.
 template <int kWarps, int kSums>
-__device__ __forceinline__ void send_sums(const float (&of_warp)[kWarps][kSums], int count, const Cluster& cluster,
-                                          BlockState<kWarps>& state, int slot, int lane) {
-  if (lane >= count) return;
+__device__ __forceinline__ uint64_t word_of_sum(const float (&of_warp)[kWarps][kSums], int count, int lane) {
+  if (lane >= count) return 0;
   double sum = 0.0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) sum += of_warp[w][lane];
-#pragma unroll 1
-  for (int r = 0; r < cluster.ranks; ++r) cluster.peer(&state.record[slot][cluster.rank], r)->sums[lane] = sum;
+  return static_cast<uint64_t>(__double_as_longlong(sum));
+}
+
+__device__ __forceinline__ uint64_t word_of(float first, float second) {
+  return uint64_t{__float_as_uint(second)} << 32 | __float_as_uint(first);
 }
 
 // All threads of a block: sweeps both ends of [0, 1] in a frame of the block's own maxima, and sends the sums to every
@@ -89,18 +91,16 @@ __device__ __forceinline__ void sweep_ends(const KernelArgs& args, const Source&
   __syncthreads();
   // 3. The record for every block of the row.
   if (warp != 0) return;
-  send_sums(state.ends, EndsSweep::kSums, cluster, state, slot, lane);
   const RangeOfD of_warp = state.range[lane < kWarps ? lane : 0];
   const float high = max_over_lanes(of_warp.high), low = min_over_lanes(of_warp.low);
-  if (lane < cluster.ranks) {
-    Record* const record = cluster.peer(&state.record[slot][cluster.rank], lane);
-    record->shift_student = in_student ? frame.shift_student : -INFINITY;
-    record->shift_teacher = in_teacher ? frame.shift_teacher : -INFINITY;
-    record->max_student = extremes.max_student;
-    record->max_teacher = extremes.max_teacher;
-    record->high = masked ? high : extremes.high;
-    record->low = masked ? low : extremes.low;
+  constexpr int kSums = EndsSweep::kSums;
+  uint64_t word = word_of_sum(state.ends, kSums, lane);
+  if (lane == kSums) {
+    word = word_of(in_student ? frame.shift_student : -INFINITY, in_teacher ? frame.shift_teacher : -INFINITY);
   }
+  if (lane == kSums + 1) word = word_of(extremes.max_student, extremes.max_teacher);
+  if (lane == kSums + 2) word = word_of(masked ? high : extremes.high, masked ? low : extremes.low);
+  cluster.send(&state.record[slot][cluster.rank], kSums + 3, word, &state.arrived[slot], lane);
   if (lane == 0) {
     state.shift_of_block[0] = frame.shift_student;
     state.shift_of_block[1] = frame.shift_teacher;
@@ -120,25 +120,28 @@ __device__ __forceinline__ void sweep_exactly(const KernelArgs& args, const Sour
     sweep_warp<DirectSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.exact[warp], nullptr);
   }
   __syncthreads();
-  if (warp == 0) send_sums(state.exact, stable ? StableSweep::kSums : DirectSweep::kSums, cluster, state, slot, lane);
+  if (warp != 0) return;
+  const int count = stable ? StableSweep::kSums : DirectSweep::kSums;
+  cluster.send(&state.record[slot][cluster.rank], count, word_of_sum(state.exact, count, lane), &state.arrived[slot],
+               lane);
 }
 
 // All threads of a block: sweeps the residual of a rejected draft and sends its sums. The sums of the search are kept.
 template <typename T, int kWarps, typename Source>
 __device__ __forceinline__ void sweep_residual(const KernelArgs& args, const Source& source, Chunks chunks,
-                                               const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp,
-                                               int lane) {
+                                               const Cluster& cluster, BlockState<kWarps>& state, int warp, int lane) {
   const ExactFrame frame = state.residual_frame;
   sweep_warp<ResidualSweep, T>(source, chunks, args.vocab, true, lane, frame, state.residual[warp], nullptr);
   __syncthreads();
-  if (warp == 0) send_sums(state.residual, ResidualSweep::kSums, cluster, state, slot, lane);
+  if (warp != 0) return;
+  cluster.send(&state.residual_of_rank[cluster.rank], 1, word_of_sum(state.residual, 1, lane), &state.arrived[2], lane);
 }
 
 // All threads of all blocks of the row: solves it and writes its outputs.
 template <typename T, int kWarps, typename Source>
 __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, const RowPair<T>& pair,
                                           const Source& source, const Cluster& cluster, Chunks block_chunks,
-                                          BlockState<kWarps>& state, int warp, int lane, int* exchange) {
+                                          BlockState<kWarps>& state, int warp, int lane, Exchanges* exchanges) {
   // 1. Reads the row's arguments and its logits, in this order, so that the latency of the arguments hides behind that
   // of the logits. Then prefetches the next row.
   const Chunks chunks = block_chunks.part(warp, kWarps);
@@ -154,19 +157,20 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   if (Source::kResident && args.prefetch && next < args.rows) prefetch_row<T>(args, next, chunks, lane);
 
   // 2. Sweeps both ends, and then each beta that the solver asks for. The slots of the records alternate.
-  int slot = (*exchange)++ & 1;
+  int exchange = exchanges->records++, slot = exchange & 1;
   sweep_ends<T>(args, source, chunks, extremes, masked, cluster, state, slot, warp, lane);
-  cluster.sync(warp);
   if (warp == 0) {
+    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
     gather_ends(state, slot, cluster.ranks, lane);
     if (lane == 0) decide<T>(args, state, true);
   }
   __syncthreads();
   while (state.action == Action::kSweep) {
-    slot = (*exchange)++ & 1;
+    exchange = exchanges->records++;
+    slot = exchange & 1;
     sweep_exactly<T>(args, source, chunks, masked, cluster, state, slot, warp, lane);
-    cluster.sync(warp);
     if (warp == 0) {
+      cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
       gather_exact(state, slot, cluster.ranks, lane);
       if (lane == 0) decide<T>(args, state, false);
     }
@@ -190,13 +194,12 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   }
   // 5. Draws the token, after a rejected draft from max(mu - pi_S, 0), or from mu if rounding leaves no mass there.
   if (state.token_from == TokenFrom::kResidual) {
-    const int of_solve = slot;
-    slot = (*exchange)++ & 1;
-    sweep_residual<T>(args, source, chunks, cluster, state, slot, warp, lane);
-    cluster.sync(warp);
-    if (warp == 0) choose_residual(state, slot, cluster.ranks, lane);
+    sweep_residual<T>(args, source, chunks, cluster, state, warp, lane);
+    if (warp == 0) {
+      cluster.wait(&state.arrived[2], exchanges->residuals++ & 1);
+      choose_residual(state, cluster.ranks, lane);
+    }
     __syncthreads();
-    if (state.token_from == TokenFrom::kMu) slot = of_solve;
   }
   if (is_drawn(state.token_from)) draw<T>(args, row, source, block_chunks, cluster, state, slot, warp, lane);
 }
@@ -220,8 +223,8 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
   BlockState<kWarps>& state = reinterpret_cast<BlockState<kWarps>&>(storage);
   // 2. No block may send to a peer before the peer has started.
   const Cluster cluster;
-  int exchange = 0;
-  cluster.sync(threadIdx.x / kWarp);
+  Exchanges exchanges;
+  cluster.start(state.arrived);
   // 3. The rows of this cluster.
 #pragma unroll 1
   for (int64_t row = blockIdx.x / cluster.ranks; row < args.rows; row += gridDim.x / cluster.ranks) {
@@ -239,9 +242,9 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
       const RowPair<T> pair(args, task.student_row, task.teacher_row, task.temperature);
       if constexpr (kResident) {
         const ResidentSlice<T> source(slices, slices + args.slice_vectors, block_chunks.begin);
-        solve_row(args, row, pair, source, cluster, block_chunks, state, warp, lane, &exchange);
+        solve_row(args, row, pair, source, cluster, block_chunks, state, warp, lane, &exchanges);
       } else {
-        solve_row(args, row, pair, StreamedRow<T>(pair), cluster, block_chunks, state, warp, lane, &exchange);
+        solve_row(args, row, pair, StreamedRow<T>(pair), cluster, block_chunks, state, warp, lane, &exchanges);
       }
     }
     __syncthreads();  // before the next row overwrites the slice and the state

@@ -137,13 +137,13 @@ __device__ __forceinline__ double ends_mass(Status status, const Real* sums) {
 
 // Warp 0: draws from mu instead if, after rounding, no block has mass in max(mu - pi_S, 0).
 template <int kWarps>
-__device__ __forceinline__ void choose_residual(BlockState<kWarps>& state, int slot, int ranks, int lane) {
-  const bool some = lane < ranks && state.record[slot][lane].sums[0] > 0.0;
+__device__ __forceinline__ void choose_residual(BlockState<kWarps>& state, int ranks, int lane) {
+  const bool some = lane < ranks && state.residual_of_rank[lane] > 0.0;
   if (!__any_sync(kAllLanes, some) && lane == 0) state.token_from = TokenFrom::kMu;
 }
 
 // All threads of all blocks of the row: the block that holds the token draws it and writes the row's outputs. `slot`
-// holds the records of the last sweep, or of the residual's sweep if the token is drawn from the residual.
+// holds the records of the search's last sweep.
 template <typename T, typename Source, int kWarps>
 __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const Source& source, Chunks block_chunks,
                                      const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp, int lane) {
@@ -154,7 +154,9 @@ __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const 
     double share = state.uniform, mass = 0.0;
     if (lane < cluster.ranks) {
       const double* sums = state.record[slot][lane].sums;
-      mass = residual ? sums[0] : interior ? interior_mass(state, sums) : ends_mass(status, state.ends_of_rank[lane]);
+      mass = residual   ? state.residual_of_rank[lane]
+             : interior ? interior_mass(state, sums)
+                        : ends_mass(status, state.ends_of_rank[lane]);
     }
     const int rank = choose_lane(mass, lane, &share);
     mass = 0.0;

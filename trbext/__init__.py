@@ -27,6 +27,7 @@ from . import _library  # noqa: F401  (registers the operators)
 from .errors import INSTALL_EXTRA as _INSTALL_EXTRA
 from .ops import blend, sample, solve, verify
 from .results import Blend, Sample, Solution, Verification
+from .top_k import TopK
 
 __version__ = _C.version
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "TRBConfig",
     "TRBTrainer",
     "Teacher",
+    "TopK",
     "TrustRegion",
     "Verification",
     "align",

@@ -38,6 +38,9 @@ def register_where_needed() -> None:
         return [placed(Replicate(), 6, tensors)]
 
     ops = torch.ops.trb
-    for operator, outputs in ((ops.blend, 3), (ops.solve, 3), (ops.sample, 6)):
+    rows = ((ops.blend, 3), (ops.solve, 3), (ops.sample, 6))
+    rows_top_k = ((ops.blend_top_k, 3), (ops.solve_top_k, 3), (ops.sample_top_k, 6))
+    for operator, outputs in (*rows, *rows_top_k):
         register_sharding([operator.default, operator.per_row])(by_rows(outputs))
-    register_sharding(ops.verify.default)(gathered)
+    for operator in (ops.verify, ops.verify_top_k):
+        register_sharding(operator.default)(gathered)

@@ -7,15 +7,16 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import _C, _fake_kernels
+from . import _C, _fake_kernels, _fake_kernels_top_k
 from . import _dtensor as sharding
 
 # Beside _C and not beside this file: in an editable install this file is in the source tree, the library is not.
 LIBRARY_PATH = Path(_C.__file__).parent / "libtrb_ops.so"
-OPERATORS = (
-    *(name + overload for name in ("blend", "solve", "sample") for overload in ("", ".per_row")),
-    "verify",
-    "verify.out",
+OPERATORS = tuple(
+    name + teacher + overload
+    for teacher in ("", "_top_k")
+    for name, second in (("blend", ".per_row"), ("solve", ".per_row"), ("sample", ".per_row"), ("verify", ".out"))
+    for overload in ("", second)
 )
 
 torch.ops.load_library(LIBRARY_PATH)
@@ -29,12 +30,12 @@ def _no_cuda_kernels(*args: Any, **kwargs: Any) -> NoReturn:
     )
 
 
-for _fake in (_fake_kernels.blend, _fake_kernels.solve, _fake_kernels.sample):
-    torch.library.register_fake(f"trb::{_fake.__name__}", _fake)
-    torch.library.register_fake(f"trb::{_fake.__name__}.per_row", _fake)
-
-torch.library.register_fake("trb::verify", _fake_kernels.verify)
-torch.library.register_fake("trb::verify.out", _fake_kernels.verify_out)
+for _fakes, _teacher in ((_fake_kernels, ""), (_fake_kernels_top_k, "_top_k")):
+    for _name in ("blend", "solve", "sample"):
+        for _overload in ("", ".per_row"):
+            torch.library.register_fake(f"trb::{_name}{_teacher}{_overload}", getattr(_fakes, _name + _teacher))
+    torch.library.register_fake(f"trb::verify{_teacher}", getattr(_fakes, f"verify{_teacher}"))
+    torch.library.register_fake(f"trb::verify{_teacher}.out", getattr(_fakes, f"verify{_teacher}_out"))
 
 # The loss never differentiates through the behavior policy: with no autograd kernel at all, PyTorch's fallback would
 # mark the outputs of trainable logits as part of a graph that cannot be run backward.

@@ -7,6 +7,10 @@ import torch
 # Of verify's requests (csrc/operators/verify_requests.h), as float32 has them.
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = torch.tensor(1e-6).item(), 1e6
 
+# Of the sum of a top-k teacher's probabilities above 1 (csrc/operators/top_k_teacher.h): more is a fault, no rounding.
+LARGEST_EXCESS_OF_MASS = 1e-3
+# What is left of 1 beside that sum is not known to more than this.
+ROUNDING_OF_MASS = 1e-6
 
 # Contents of the student's rows: raw logits, probabilities at the temperature, or logits divided by it already.
 STUDENT_KINDS = {"logits": 0, "probabilities": 1, "scaled_logits": 2}

@@ -6,8 +6,9 @@ For each prefix, with student distribution pi_S and teacher distribution pi_T at
 
 The rest holds for `blend`, `solve` and `sample`; `verify` speculates with the same policy and states its own rules.
 
-Outputs are float32 (token int64, sweeps int32) and never require grad. A row with NaN, +inf or no finite logit gives
-NaN and token -1, and does not change other rows. Rows are bitwise independent of batch, order, strides and threads.
+The teacher may also be a `TopK`, of which only k tokens per row are known. Outputs are float32 (token int64, sweeps
+int32) and never require grad. A row with NaN, +inf or no finite logit gives NaN and token -1, and does not change other
+rows. Rows are bitwise independent of batch, order, strides and threads.
 
 Guarantee: KL(mu || pi_S) <= epsilon (1 + 1e-4) + 1e-7 at the returned beta, and no larger float32 number has a KL below
 epsilon (1 - 3e-4) - 1e-9. How this is checked is in docs/operators.md.
@@ -15,25 +16,22 @@ epsilon (1 - 3e-4) - 1e-9. How this is checked is in docs/operators.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ._arguments import as_batch, as_rows, check_epsilon, check_temperature, check_uniform, code_of_kind, overload
 from ._dtensor import register_where_needed
-from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS, is_epsilon, not_an_epsilon
 from .results import Blend, Sample, Solution, Verification
-
-_Rows = tuple[Tensor, Tensor, "float | Tensor"]
-
+from .top_k import TopK
 
 # torch.load(weights_only=True), its default, then reads saved results in every program that imports trbext.
-torch.serialization.add_safe_globals([Blend, Solution, Sample, Verification])
+torch.serialization.add_safe_globals([Blend, Solution, Sample, Verification, TopK])
 
 
 def blend(
-    student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
+    student_logits: Tensor, teacher_logits: Tensor | TopK, epsilon: float | Tensor, *, temperature: float = 1.0
 ) -> Blend:
     """Computes the behavior policy over the whole vocabulary.
 
@@ -41,10 +39,11 @@ def blend(
 
     Args:
         student_logits: [..., V], float32, float16 or bfloat16, any strides: raw logits, -inf masks a token.
-        teacher_logits: [..., V], as the student's; the dtypes may differ, the device may not.
+        teacher_logits: [..., V], as the student's; the dtypes may differ, the device may not. Or a `TopK` of [..., k]:
+            log-probabilities of k tokens, already at the temperature, the rest of whose mass is the student's.
         epsilon: KL budget in nats, 0 (the student) to inf (the teacher on the student's support). A float for every
             row, or a float32 tensor that broadcasts to [...], of which a negative or NaN element puts its row at fault.
-        temperature: 1e-6 to 1e6, divides both logits.
+        temperature: 1e-6 to 1e6, divides both models' logits.
 
     Returns:
         log mu [..., V] in nats, -inf if mu is 0; beta [...]; KL(mu || pi_S) [...] in nats.
@@ -57,13 +56,14 @@ def blend(
         >>> behavior = trbext.blend(student_logits, teacher_logits, epsilon=0.02)
         >>> behavior.log_probs.exp().sum(-1)  # 1 in every row
     """
-    student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
-    outputs = _overload(torch.ops.trb.blend, budget)(student, teacher, budget, temperature=temperature)
-    return Blend(*_as_batch(outputs, student_logits))
+    student, teacher, budget = as_rows(student_logits, teacher_logits, epsilon, temperature)
+    operator = torch.ops.trb.blend if len(teacher) == 1 else torch.ops.trb.blend_top_k
+    outputs = overload(operator, budget)(student, *teacher, budget, temperature=temperature)
+    return Blend(*as_batch(outputs, student_logits))
 
 
 def solve(
-    student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0
+    student_logits: Tensor, teacher_logits: Tensor | TopK, epsilon: float | Tensor, *, temperature: float = 1.0
 ) -> Solution:
     """Computes only the coefficient of the behavior policy.
 
@@ -71,7 +71,7 @@ def solve(
         student_logits: [..., V], as in `blend`.
         teacher_logits: [..., V], as in `blend`.
         epsilon: KL budget in nats, as in `blend`.
-        temperature: 1e-6 to 1e6, divides both logits.
+        temperature: 1e-6 to 1e6, divides both models' logits.
 
     Returns:
         beta [...]; KL(mu || pi_S) [...] in nats; int32 [...], how often the row was read.
@@ -80,14 +80,15 @@ def solve(
         ValueError: As `blend`.
         RuntimeError: As `blend`.
     """
-    student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
-    outputs = _overload(torch.ops.trb.solve, budget)(student, teacher, budget, temperature=temperature)
-    return Solution(*_as_batch(outputs, student_logits))
+    student, teacher, budget = as_rows(student_logits, teacher_logits, epsilon, temperature)
+    operator = torch.ops.trb.solve if len(teacher) == 1 else torch.ops.trb.solve_top_k
+    outputs = overload(operator, budget)(student, *teacher, budget, temperature=temperature)
+    return Solution(*as_batch(outputs, student_logits))
 
 
 def sample(
     student_logits: Tensor,
-    teacher_logits: Tensor,
+    teacher_logits: Tensor | TopK,
     epsilon: float | Tensor,
     *,
     uniform: Tensor | None = None,
@@ -103,7 +104,7 @@ def sample(
         uniform: [...] float64 in [0, 1), which makes the draw a pure function; a value out of this range puts its row
             at fault. None draws it by torch.rand.
         generator: Of `uniform` if that is None; None is the default generator of the device. Give one or the other.
-        temperature: 1e-6 to 1e6, divides both logits.
+        temperature: 1e-6 to 1e6, divides both models' logits.
 
     Returns:
         The token [...] int64; its log-probabilities [...] under mu, pi_S and pi_T in nats at `temperature` (the
@@ -116,22 +117,22 @@ def sample(
     Examples:
         >>> token = trbext.sample(student_logits, teacher_logits, 0.02, generator=generator).token
     """
-    student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
+    student, teacher, budget = as_rows(student_logits, teacher_logits, epsilon, temperature)
     shape = student_logits.shape[:-1]
     if uniform is None:
         uniform = torch.rand(shape, dtype=torch.float64, device=student_logits.device, generator=generator)
     elif generator is not None:
         raise ValueError("trbext.sample: give uniform or generator, not both")
     else:
-        _check_uniform(uniform, shape)
-    sample_rows = _overload(torch.ops.trb.sample, budget)
-    outputs = sample_rows(student, teacher, budget, uniform.reshape(-1), temperature=temperature)
-    return Sample(*_as_batch(outputs, student_logits))
+        check_uniform(uniform, shape)
+    operator = torch.ops.trb.sample if len(teacher) == 1 else torch.ops.trb.sample_top_k
+    outputs = overload(operator, budget)(student, *teacher, budget, uniform.reshape(-1), temperature=temperature)
+    return Sample(*as_batch(outputs, student_logits))
 
 
 def verify(
     student_logits: Tensor,
-    teacher_logits: Tensor,
+    teacher_logits: Tensor | TopK,
     draft_tokens: Tensor,
     offsets: Tensor,
     epsilon: float | Tensor,
@@ -170,7 +171,8 @@ def verify(
     Args:
         student_logits: [R_S, V_S], float32, float16 or bfloat16, any strides. There may be more rows than N, in any
             order, if `student_rows` says which are meant.
-        teacher_logits: [R_T, V_T], raw logits; as the student's, with `teacher_rows`.
+        teacher_logits: [R_T, V_T], raw logits; as the student's, with `teacher_rows`. Or a `TopK` of [R_T, k], as in
+            `blend`, whose faults are faults of a row.
         draft_tokens: [N] int32 or int64, each in [0, vocab), or -1 for no draft.
         offsets: [B + 1] int32 or int64, from 0, non-decreasing, at most N: the rows offsets[r] .. offsets[r + 1] - 1
             are those of request r, which may have none. Rows of no request are padding.
@@ -205,10 +207,8 @@ def verify(
     """
     # 1. Check the arguments that the operator does not check, and spread single numbers over the requests.
     register_where_needed()
-    if isinstance(student_kind, str):
-        if student_kind not in STUDENT_KINDS:
-            raise ValueError(f"trbext.verify: student_kind must be one of {list(STUDENT_KINDS)}, got {student_kind!r}")
-        student_kind = STUDENT_KINDS[student_kind]
+    student_kind = code_of_kind(student_kind)
+    teacher = (teacher_logits,) if isinstance(teacher_logits, Tensor) else tuple(teacher_logits)
     requests = max(offsets.numel() - 1, 0)
 
     def per_request(value: float | Tensor, check: Callable[[float], None]) -> Tensor:
@@ -218,14 +218,15 @@ def verify(
         return torch.full((requests,), value, dtype=torch.float32, device=student_logits.device)
 
     # 2. Call the operator.
+    operator = torch.ops.trb.verify if len(teacher) == 1 else torch.ops.trb.verify_top_k
     return Verification(
-        *torch.ops.trb.verify(
+        *operator(
             student_logits,
-            teacher_logits,
+            *teacher,
             draft_tokens,
             offsets,
-            per_request(epsilon, _check_epsilon),
-            per_request(temperature, _check_temperature),
+            per_request(epsilon, check_epsilon),
+            per_request(temperature, check_temperature),
             accept_uniform,
             draw_uniform,
             student_rows=student_rows,
@@ -236,65 +237,3 @@ def verify(
             log_probs=log_probs,
         )
     )
-
-
-def _overload(operator: Any, epsilon: float | Tensor) -> Any:
-    """Returns the overload by name: a tensor of one element would also fit that of a float, and be read from its
-    device."""
-    return operator.per_row if isinstance(epsilon, Tensor) else operator.default
-
-
-def _check_uniform(uniform: Tensor, shape: torch.Size) -> None:
-    message = f"trbext.sample: uniform must have shape {list(shape)}, got {list(uniform.shape)}"
-    if uniform.dim() != len(shape):
-        raise ValueError(message)
-    if torch.compiler.is_compiling():  # a length may be known at run time only, and the operator checks it there
-        for size, wanted in zip(uniform.shape, shape, strict=True):
-            torch._check(size == wanted)
-    elif uniform.shape != shape:
-        raise ValueError(message)
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not is_epsilon(epsilon):
-        raise ValueError(f"trbext: {not_an_epsilon(epsilon)}")
-
-
-def _check_temperature(temperature: float) -> None:
-    if not LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:  # NaN too
-        raise ValueError(f"trbext: temperature must be between 1e-6 and 1e6, got {temperature}")
-
-
-def _as_rows(student_logits: Tensor, teacher_logits: Tensor, epsilon: float | Tensor, temperature: float) -> _Rows:
-    """Checks the arguments, and lays [..., V] out as the [N, V] of the operators: a view if the strides allow one."""
-    register_where_needed()
-    if student_logits.dim() < 1 or student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            "trbext: student_logits and teacher_logits must have the same shape [..., V], got "
-            f"{list(student_logits.shape)} and {list(teacher_logits.shape)} "
-            "(trbext.vocab aligns vocabularies of different width)"
-        )
-    shape = student_logits.shape
-    if shape[-1] == 0:
-        raise ValueError(f"trbext: the vocabulary must have at least one token, got shape {list(shape)}")
-    _check_temperature(temperature)
-    if isinstance(epsilon, Tensor):
-        try:
-            epsilon = epsilon.expand(shape[:-1]).reshape(-1)
-        except RuntimeError:
-            raise ValueError(
-                f"trbext: epsilon must broadcast to {list(shape[:-1])}, got shape {list(epsilon.shape)}"
-            ) from None
-    else:
-        _check_epsilon(epsilon)
-    if len(shape) == 2:  # a reshape to the same shape costs a microsecond, and one row of 32k tokens takes thirty
-        return student_logits, teacher_logits, epsilon
-    return student_logits.reshape(-1, shape[-1]), teacher_logits.reshape(-1, shape[-1]), epsilon
-
-
-def _as_batch(outputs: Sequence[Tensor], student_logits: Tensor) -> Sequence[Tensor]:
-    """Lays the operators' [N] and [N, V] out as the [...] and [..., V] of the logits."""
-    if student_logits.dim() == 2:
-        return outputs
-    batch = student_logits.shape[:-1]
-    return [output.reshape(batch + output.shape[1:]) for output in outputs]

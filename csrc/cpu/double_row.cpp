@@ -4,7 +4,8 @@
 
 namespace trb::cpu {
 
-void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
+template <typename Row>
+void DoubleRow<Row>::solve(const Row& row, double epsilon, RowAnswer* answer) {
   // 1. The first sweep gives the sums at both ends of [0, 1].
   const Maxima maxima{answer->max_student, answer->max_teacher};
   ends_.resize(blocks_);
@@ -52,5 +53,8 @@ void DoubleRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
     }
   }
 }
+
+template class DoubleRow<RowPair>;
+template class DoubleRow<OutcomePair>;
 
 }  // namespace trb::cpu

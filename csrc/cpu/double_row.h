@@ -1,5 +1,6 @@
 // Solves a row in double precision. The rare rows whose logits lie too far apart for the float32 sweeps need it, and
-// tests check those sweeps by it.
+// tests check those sweeps by it. The outcomes of a top-k teacher are always solved
+// in double precision, because they are few.
 #pragma once
 
 #include <vector>
@@ -9,12 +10,13 @@
 
 namespace trb::cpu {
 
+template <typename Row>  // RowPair or OutcomePair
 class DoubleRow {
  public:
   DoubleRow(int64_t vocab, bool spread) : blocks_(block_count(vocab)), spread_(spread) {}
 
   // `answer` must hold what FloatRow::solve left: the maxima of a row without a fault, and the number of sweeps so far.
-  void solve(const RowPair& row, double epsilon, RowAnswer* answer);
+  void solve(const Row& row, double epsilon, RowAnswer* answer);
 
  private:
   int64_t blocks_;

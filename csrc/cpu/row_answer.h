@@ -1,6 +1,7 @@
 // Holds the answer of a solved row: beta, and what drawing a token and writing log mu need.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -22,6 +23,15 @@ struct RowAnswer {
   double log_norm = 0.0;
   double log_student = 0.0, log_teacher = 0.0;  // log sum of e^x over S, and of e^y over {b > -inf}
   std::vector<double> mass;                     // of mu per block, all in the same unit
+};
+
+struct TokenLogProbs {  // nats
+  double student = NAN, teacher = NAN, behavior = NAN;
+};
+
+struct Draw {
+  int64_t token = -1;
+  TokenLogProbs log_probs;
 };
 
 // Calls body(0) .. body(count - 1), in order on the calling thread or, if `spread`, on all threads. Each part of a row

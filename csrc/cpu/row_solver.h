@@ -2,7 +2,6 @@
 // The scratch memory is some hundred bytes per block of 1024 tokens.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -10,15 +9,6 @@
 #include "float_row.h"
 
 namespace trb::cpu {
-
-struct TokenLogProbs {  // nats
-  double student = NAN, teacher = NAN, behavior = NAN;
-};
-
-struct Draw {
-  int64_t token = -1;
-  TokenLogProbs log_probs;
-};
 
 class RowSolver {
  public:
@@ -48,7 +38,7 @@ class RowSolver {
  private:
   bool spread_, in_double_ = false;
   FloatRow float_row_;
-  DoubleRow double_row_;
+  DoubleRow<RowPair> double_row_;
   RowPair row_{};
   RowAnswer answer_;
   std::vector<double> residual_;  // mass of max(mu - pi_S, 0) per block

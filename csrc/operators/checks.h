@@ -39,15 +39,23 @@ inline void check_logits(const char* op, const char* name, const Tensor& logits)
         " must be float32, float16 or bfloat16, got ", dtype);
 }
 
+inline void check_vocabulary(const char* op, const Tensor& student) {
+  check(student.size(1) >= 1, op, ": the vocabulary must have at least one token, got shape ", shape_of(student));
+}
+
+inline void check_temperature(const char* op, double temperature) {
+  check(is_temperature(temperature), op, ": temperature must be between 1e-6 and 1e6, got ", temperature);
+}
+
 inline void check_pair(const char* op, const Tensor& student, const Tensor& teacher, double temperature) {
   check_logits(op, "student_logits", student);
   check_logits(op, "teacher_logits", teacher);
   check(student.size(0) == teacher.size(0) && student.size(1) == teacher.size(1), op,
         ": student_logits and teacher_logits must have the same shape, got ", shape_of(student), " and ",
         shape_of(teacher), " (trbext.vocab aligns vocabularies of different width)");
-  check(student.size(1) >= 1, op, ": the vocabulary must have at least one token, got shape ", shape_of(student));
+  check_vocabulary(op, student);
   check_device(op, "teacher_logits", teacher, student);
-  check(is_temperature(temperature), op, ": temperature must be between 1e-6 and 1e6, got ", temperature);
+  check_temperature(op, temperature);
 }
 
 inline void check_epsilon(const char* op, double epsilon) {
@@ -58,6 +66,19 @@ inline void check_epsilon(const char* op, double epsilon) {
 inline void check_per_row(const char* op, const char* name, const Tensor& values, ScalarType dtype,
                           const Tensor& student) {
   check_column(op, name, values, "[N]", student.size(0), dtype, student);
+}
+
+// Checks a top-k teacher: the ids and log-probabilities of k tokens in each of its rows.
+inline void check_top_k(const char* op, const Tensor& ids, const Tensor& log_probs, const Tensor& student) {
+  check(ids.dim() == 2, op, ": teacher_ids must have shape [N, k], got ", shape_of(ids));
+  check(log_probs.dim() == 2 && log_probs.size(0) == ids.size(0) && log_probs.size(1) == ids.size(1), op,
+        ": teacher_log_probs must have the shape of teacher_ids, got ", shape_of(log_probs), " and ", shape_of(ids));
+  const ScalarType dtype = ids.scalar_type();
+  check(dtype == ScalarType::Int || dtype == ScalarType::Long, op, ": teacher_ids must be int32 or int64, got ", dtype);
+  check(log_probs.scalar_type() == ScalarType::Float, op, ": teacher_log_probs must be Float, got ",
+        log_probs.scalar_type());
+  check_device(op, "teacher_ids", ids, student);
+  check_device(op, "teacher_log_probs", log_probs, student);
 }
 
 // Checks the logits of trb::verify, which may differ in rows and columns. Returns how many columns both models use.

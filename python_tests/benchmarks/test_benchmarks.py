@@ -21,7 +21,7 @@ import trbext
 from benchmarks.harness import timing
 from benchmarks.harness.correctness import Truth, WrongAnswer
 from benchmarks.harness.rows import language_model_rows
-from benchmarks.operators import cpu_results, peers
+from benchmarks.operators import cpu_results, peers, top_k
 from benchmarks.operators.decoding import real_rows, time_decoding
 from trbext import reference
 
@@ -240,3 +240,17 @@ def test_real_rows_and_decoding_of_a_pair(tmp_path: Path, monkeypatch: pytest.Mo
     assert 0.02 <= decoding.operator < decoding.step  # the operator is part of the step
     with pytest.raises(ValueError, match="must hold at least 3 prompts, got 2"):
         time_decoding(tmp_path, epsilon=0.02, batch=3)
+
+
+def test_top_k_teachers_are_checked_and_timed_beside_solve(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--vocab", "1500", "--rows", "2", "--repetitions", "3", "--seconds", "0.1", "--dtype", "bfloat16"]
+    assert top_k.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "sample, k = 64" in printed
+    assert printed.count("not measured") == 2  # the bars hold at another vocabulary
+    right = trbext.solve
+    monkeypatch.setattr(trbext, "solve", lambda *args: right(*args)._replace(beta=torch.ones(2)))
+    assert top_k.main(arguments) == 1
+    assert "error: top-k: beta must be" in capsys.readouterr().err

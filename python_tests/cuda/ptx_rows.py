@@ -30,8 +30,8 @@ from python_tests.cuda.ptx_arguments import (
     logits_of,
     temperature_of,
 )
+from trbext._arguments import as_rows
 from trbext.limits import STUDENT_KINDS
-from trbext.ops import _as_rows
 from trbext.results import Blend, Sample, Solution, Verification
 
 # TRB_CUDA_SOURCES: another csrc/cuda, with a bug that the tests must notice (python_tests/cuda/without_barriers.py).
@@ -199,7 +199,7 @@ class PtxOperators:
         outputs: Mapping[str, torch.dtype],
         uniform: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        student, teacher, budget = _as_rows(student_logits, teacher_logits, epsilon, temperature)
+        student, (teacher,), budget = as_rows(student_logits, teacher_logits, epsilon, temperature)
         rows, vocab = student.shape
         shapes = {name: (rows, vocab) if name == "log_probs" else (rows,) for name in outputs}
         final = {name: student_logits.shape[: None if name == "log_probs" else -1] for name in outputs}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import trbext
+from trbext import TopK
 from trbext.results import Blend, Sample, Solution, Verification
 
 
@@ -40,20 +41,22 @@ class Operators:
     device: str
     interpreted: bool = False  # so slow that a test of only size is left out
 
-    def solve(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, **options: Any) -> Solution:
+    def solve(self, student: Tensor, teacher: Tensor | TopK, epsilon: float | Tensor, **options: Any) -> Solution:
         return Solution(*self._call(trbext.solve, student, teacher, epsilon, **options))
 
-    def blend(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, **options: Any) -> Blend:
+    def blend(self, student: Tensor, teacher: Tensor | TopK, epsilon: float | Tensor, **options: Any) -> Blend:
         return Blend(*self._call(trbext.blend, student, teacher, epsilon, **options))
 
-    def sample(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, **options: Any) -> Sample:
+    def sample(self, student: Tensor, teacher: Tensor | TopK, epsilon: float | Tensor, **options: Any) -> Sample:
         return Sample(*self._call(trbext.sample, student, teacher, epsilon, **options))
 
-    def verify(self, student: Tensor, teacher: Tensor, *arguments: Any, **options: Any) -> Verification:
+    def verify(self, student: Tensor, teacher: Tensor | TopK, *arguments: Any, **options: Any) -> Verification:
         return Verification(*self._call(trbext.verify, student, teacher, *arguments, **options))
 
     def _call(self, function: Any, *arguments: Any, **options: Any) -> list[Tensor]:
         def moved(value: Any) -> Any:
+            if isinstance(value, TopK):
+                return TopK(*map(moved, value))
             return on(self.device, value) if isinstance(value, Tensor) else value
 
         outputs = function(*map(moved, arguments), **{name: moved(value) for name, value in options.items()})

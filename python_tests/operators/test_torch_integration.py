@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 import trbext
+from python_tests.operators.top_k_teachers import top_k_of
 from python_tests.rollout.host_reads import HostReads
+
+OPERATORS = ["blend", "solve", "sample", "blend_top_k", "solve_top_k", "sample_top_k"]
 
 
 def arguments(
@@ -19,7 +22,9 @@ def arguments(
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(4, 50, generator=generator).to(dtype).requires_grad_(requires_grad) for _ in "ab")
     epsilon = 0.05 if overload == "default" else torch.full((4,), 0.05)
-    uniform = (torch.rand(4, dtype=torch.float64, generator=generator),) if op == "sample" else ()
+    uniform = (torch.rand(4, dtype=torch.float64, generator=generator),) if "sample" in op else ()
+    if "top_k" in op:
+        return student, *top_k_of(teacher.detach(), 6), epsilon, *uniform
     return student, teacher, epsilon, *uniform
 
 
@@ -29,7 +34,7 @@ def operator(op: str, overload: str) -> Any:
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("overload", ["default", "per_row"])
-@pytest.mark.parametrize("op", ["blend", "solve", "sample"])
+@pytest.mark.parametrize("op", OPERATORS)
 def test_opcheck(op: str, overload: str, requires_grad: bool) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         torch.library.opcheck(
@@ -38,7 +43,7 @@ def test_opcheck(op: str, overload: str, requires_grad: bool) -> None:
 
 
 @pytest.mark.parametrize("overload", ["default", "per_row"])
-@pytest.mark.parametrize("op", ["blend", "solve", "sample"])
+@pytest.mark.parametrize("op", OPERATORS)
 def test_no_autograd_graph(op: str, overload: str) -> None:
     outputs = operator(op, overload)(*arguments(op, overload, requires_grad=True))
     assert not any(output.requires_grad for output in outputs)
@@ -48,8 +53,10 @@ def test_no_autograd_graph(op: str, overload: str) -> None:
 def sampling_step(student: Tensor, teacher: Tensor, epsilon: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Computes what a trainer would compile: the blend between tensor code of its own."""
     drawn = trbext.sample(student * 1.0, teacher * 1.0, epsilon, uniform=uniform)
+    top = trbext.TopK(drawn.token[:, None], drawn.teacher_log_prob[:, None])
     log_probs = trbext.blend(student, teacher, 0.02).log_probs
-    beta = trbext.solve(student, teacher, 0.02, temperature=0.5).beta
+    beta = trbext.solve(student, teacher, 0.02, temperature=0.5).beta + trbext.blend(student, top, 0.02).beta
+    beta = beta + trbext.sample(student, top, epsilon, uniform=uniform).log_prob
     return drawn.token + 1, drawn.log_prob + log_probs.gather(1, drawn.token[:, None])[:, 0], beta
 
 
@@ -84,6 +91,11 @@ def verify_arguments(requires_grad: bool = False, dtype: torch.dtype = torch.flo
     return student, teacher, drafts, torch.tensor([0, 3, 6]), torch.full((2,), 0.1), torch.ones(2), *uniforms
 
 
+def verify_top_k_arguments() -> tuple[Any, ...]:
+    student, teacher, *others = verify_arguments()
+    return student, *top_k_of(teacher, 6), *others
+
+
 def verify_outputs() -> dict[str, Tensor]:
     return {
         "tokens": torch.empty(2, 3, dtype=torch.int32),
@@ -103,13 +115,18 @@ def test_opcheck_verify(requires_grad: bool) -> None:
             torch.library.opcheck(
                 torch.ops.trb.verify.default, verify_arguments(requires_grad, dtype), {"width": 3, **options}
             )
+    torch.library.opcheck(torch.ops.trb.verify_top_k.default, verify_top_k_arguments(), {"width": 3, "log_probs": True})
     # All but torch.compile, which accepts no operator of a library that returns what it wrote to.
-    torch.library.opcheck(
-        torch.ops.trb.verify.out,
-        verify_arguments(),
-        {"width": 3, "log_probs": True, **verify_outputs()},
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-    )
+    for operator, inputs in (
+        (torch.ops.trb.verify.out, verify_arguments()),
+        (torch.ops.trb.verify_top_k.out, verify_top_k_arguments()),
+    ):
+        torch.library.opcheck(
+            operator,
+            inputs,
+            {"width": 3, "log_probs": True, **verify_outputs()},
+            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        )
     outputs = torch.ops.trb.verify(*verify_arguments(requires_grad), width=3)
     assert not any(output.requires_grad for output in outputs)
 
@@ -168,7 +185,7 @@ def test_a_width_and_a_length_known_at_run_time_only_compile() -> None:
 
 
 @pytest.mark.skipif(trbext._C.cuda_compiled, reason="this build has CUDA kernels")
-@pytest.mark.parametrize("op", ["blend", "solve", "sample"])
+@pytest.mark.parametrize("op", OPERATORS)
 def test_a_cpu_build_called_with_cuda_tensors_says_so(op: str) -> None:
     """Without a GPU, the CUDA kernel is reached by redispatching to its key."""
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -183,6 +200,12 @@ def test_a_cpu_build_called_with_cuda_tensors_to_verify_says_so() -> None:
     for verify, outputs in ((torch.ops.trb.verify.default, {}), (torch.ops.trb.verify.out, verify_outputs())):
         with pytest.raises(RuntimeError, match=r"built without CUDA kernels.*got CUDA tensors"):
             verify.redispatch(keys, *verify_arguments(), width=3, **outputs)
+    for verify, outputs in (
+        (torch.ops.trb.verify_top_k.default, {}),
+        (torch.ops.trb.verify_top_k.out, verify_outputs()),
+    ):
+        with pytest.raises(RuntimeError, match=r"built without CUDA kernels.*got CUDA tensors"):
+            verify.redispatch(keys, *verify_top_k_arguments(), width=3, **outputs)
 
 
 @pytest.mark.parametrize("op", ["blend", "solve", "sample"])

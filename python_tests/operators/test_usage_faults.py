@@ -40,6 +40,13 @@ def verified(**change: Any) -> Arguments:
     }
 
 
+def top_k(of: Arguments, **change: Any) -> Arguments:
+    """Returns the same call against a teacher of two tokens per row."""
+    rows = len(of["student_logits"])
+    teacher = {"teacher_ids": torch.zeros(rows, 2, dtype=torch.int64), "teacher_log_probs": torch.zeros(rows, 2)}
+    return {name: value for name, value in of.items() if name != "teacher_logits"} | teacher | change
+
+
 def outputs(**change: Any) -> Arguments:
     return verified(log_probs=True) | {
         "tokens": torch.zeros(2, 2, dtype=torch.int64),
@@ -127,6 +134,54 @@ OF_OUTPUTS = (
 )
 
 
+OF_A_TOP_K_TEACHER: tuple[tuple[Arguments, str], ...] = (
+    ({"student_logits": torch.zeros(4)}, r"student_logits must have shape \[N, V\], got \[4\]"),
+    ({"student_logits": torch.zeros(3, 0)}, r"at least one token, got shape \[3, 0\]"),
+    ({"teacher_ids": torch.zeros(3).long()}, r"teacher_ids must have shape \[N, k\], got \[3\]"),
+    ({"teacher_log_probs": torch.zeros(3, 1)}, r"teacher_log_probs must have the shape of teacher_ids, got \[3, 1\]"),
+    ({"teacher_log_probs": torch.zeros(3)}, r"teacher_log_probs must have the shape of teacher_ids, got \[3\]"),
+    ({"teacher_ids": torch.zeros(4, 2)}, "teacher_ids must be int32 or int64, got Float"),
+    ({"teacher_log_probs": torch.zeros(4, 2, dtype=DOUBLE)}, "teacher_log_probs must be Float, got Double"),
+)
+OF_A_TOP_K_ROW: tuple[tuple[Arguments, str], ...] = (
+    ({"student_logits": torch.zeros(2, 5)}, r"teacher_ids must have shape \[N, k\] with N = 2, got \[3, 2\]"),
+    ({"temperature": 0.0}, "temperature must be between 1e-6 and 1e6, got 0"),
+    ({"epsilon": -0.5}, "epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -0.5"),
+    ({"epsilon": torch.zeros(2)}, r"epsilon must have shape \[N\] = \[3\], got \[2\]"),
+)
+OF_A_TOP_K_REQUEST: tuple[tuple[Arguments, str], ...] = (
+    ({"vocab": 6}, r"vocab must be between 0 \(the student's width\) and 5, got 6"),
+    ({"vocab": -1}, r"vocab must be between 0 \(the student's width\) and 5, got -1"),
+    ({"width": 0}, "width must be at least 1"),
+    (
+        {"teacher_ids": torch.zeros(3, 2).int(), "teacher_log_probs": torch.zeros(3, 2)},
+        "teacher_ids must have at least N = 4 rows if teacher_rows is not given, got",
+    ),
+    ({"temperature": torch.ones(1)}, r"temperature must have shape \[B\] = \[2\], got \[1\]"),
+)
+
+
+def top_k_faults() -> list[Fault]:
+    def of_rows(change: Arguments, name: str) -> Callable[[], Arguments]:
+        uniform = {"uniform": torch.zeros(3, dtype=DOUBLE)} if name == "sample_top_k" else {}
+        rows = {key: value[:3] if key.startswith("teacher") else value for key, value in change.items()}
+        return lambda: top_k(pair(), **uniform) | rows
+
+    def of_requests(change: Arguments, make: Callable[[], Arguments]) -> Callable[[], Arguments]:
+        return lambda: top_k(make()) | change
+
+    found = [
+        Fault(name, of_rows(change, name), text)
+        for name in ("solve_top_k", "blend_top_k", "sample_top_k")
+        for change, text in OF_A_TOP_K_TEACHER + OF_A_TOP_K_ROW
+    ]
+    for name, make in (("verify_top_k", verified), ("verify_top_k.out", outputs)):
+        found += [Fault(name, of_requests(*row), text) for *row, text in
+                  ((change, make, text) for change, text in OF_A_TOP_K_TEACHER + OF_A_TOP_K_REQUEST)]  # fmt: skip
+    kl = top_k(outputs(kl=torch.zeros(2)))
+    return [*found, Fault("verify_top_k.out", lambda: kl, r"output kl must have shape \[4\], got \[2\]")]
+
+
 def faults() -> list[Fault]:
     found = [Fault("solve", *row) for row in OF_A_PAIR] + [Fault("blend", *row) for row in OF_A_PAIR]
     uniform = torch.zeros(3, dtype=DOUBLE)
@@ -136,12 +191,12 @@ def faults() -> list[Fault]:
     found += [Fault("sample", *row) for row in OF_A_UNIFORM]
     found += [Fault("verify", *row) for row in OF_A_REQUEST]
     found += [Fault("verify.out", lambda change=change: outputs(**change()), text) for change, text in OF_A_REQUEST]
-    return found + [Fault("verify.out", *row) for row in OF_OUTPUTS]
+    return found + [Fault("verify.out", *row) for row in OF_OUTPUTS] + top_k_faults()
 
 
 def call(operator: str, arguments: Arguments) -> Any:
     name, _, overload = operator.partition(".")
-    if not overload and name != "verify":
+    if not overload and not name.startswith("verify"):
         overload = "per_row" if isinstance(arguments["epsilon"], Tensor) else "default"
     return getattr(getattr(torch.ops.trb, name), overload or "default")(**arguments)
 

@@ -12,7 +12,7 @@ import pytest
 import trbext
 
 ROOT = Path(__file__).resolve().parents[2]
-OPERATORS = {"blend", "solve", "sample", "verify", "Blend", "Solution", "Sample", "Verification"}
+OPERATORS = {"blend", "solve", "sample", "verify", "Blend", "Solution", "Sample", "TopK", "Verification"}
 WITHOUT_TRANSFORMERS = sorted({*trbext.__all__} - {"TRBConfig", "TRBTrainer"})
 
 # Imports of these fail, as if they were not installed.

@@ -17,7 +17,8 @@ struct Tokens {  // both models' logits of one block, in the frame of the maxima
   double y[kBlock];
   int64_t count;
 
-  Tokens(const RowPair& row, const Maxima& maxima, int64_t block) {
+  template <typename Row>
+  Tokens(const Row& row, const Maxima& maxima, int64_t block) {
     const int64_t begin = block * kBlock;
     count = std::min(kBlock, row.vocab - begin);
     row.student.load(begin, count, 1.0, x);
@@ -68,7 +69,8 @@ Tilt moments(const double* t, const double* d, const double* x, int64_t count) {
 
 }  // namespace
 
-Ends sweep_ends(const RowPair& row, const Maxima& maxima, int64_t block) {
+template <typename Row>
+Ends sweep_ends(const Row& row, const Maxima& maxima, int64_t block) {
   const Tokens tokens(row, maxima, block);
   Ends ends;
   double x[kBlock], y[kBlock], d[kBlock];  // the common support, packed
@@ -99,7 +101,8 @@ Ends sweep_ends(const RowPair& row, const Maxima& maxima, int64_t block) {
   return ends;
 }
 
-Tilt sweep_tilt(const RowPair& row, const Maxima& maxima, int64_t block, double beta) {
+template <typename Row>
+Tilt sweep_tilt(const Row& row, const Maxima& maxima, int64_t block, double beta) {
   const Tokens tokens(row, maxima, block);
   double t[kBlock], d[kBlock], xs[kBlock];
   int64_t common = 0;
@@ -113,5 +116,10 @@ Tilt sweep_tilt(const RowPair& row, const Maxima& maxima, int64_t block, double 
   }
   return moments(t, d, xs, common);
 }
+
+template Ends sweep_ends(const RowPair&, const Maxima&, int64_t);
+template Tilt sweep_tilt(const RowPair&, const Maxima&, int64_t, double);
+template Ends sweep_ends(const OutcomePair&, const Maxima&, int64_t);
+template Tilt sweep_tilt(const OutcomePair&, const Maxima&, int64_t, double);
 
 }  // namespace trb::cpu

@@ -1,9 +1,11 @@
 // Declares the sums over one block (at most kBlock tokens) of both models' rows, in double precision. A block's data
-// stay in the first-level cache.
+// stay in the first-level cache. A row is a RowPair of logits, or an OutcomePair of the few outcomes of a top-k
+// teacher.
 #pragma once
 
 #include "../../solver/row_sums.h"
 #include "../logits.h"
+#include "../outcomes.h"
 
 namespace trb::cpu {
 
@@ -15,9 +17,11 @@ struct Maxima {
 
 // The first sweep of a block: both normalizers, and the moments of D at beta = 0 and beta = 1. Two exponentials per
 // token.
-Ends sweep_ends(const RowPair& row, const Maxima& maxima, int64_t block);
+template <typename Row>
+Ends sweep_ends(const Row& row, const Maxima& maxima, int64_t block);
 
 // The moments of D under mu_beta. One exponential per token.
-Tilt sweep_tilt(const RowPair& row, const Maxima& maxima, int64_t block, double beta);
+template <typename Row>
+Tilt sweep_tilt(const Row& row, const Maxima& maxima, int64_t block, double beta);
 
 }  // namespace trb::cpu

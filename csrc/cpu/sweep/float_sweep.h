@@ -68,6 +68,13 @@ struct BlockSums {
   double s[20];
 };
 
+// The weights of one row's tokens in a block.
+struct BlockWeights {
+  float peak;   // the largest logit; -inf if the block has no finite one
+  double mass;  // sum of e^{(a - peak) / T}; 0 if the block has no finite logit
+  bool fault;   // some logit is NaN or +inf
+};
+
 struct SweepTable {
   const char* isa;
   void (*scan)(const Segment&, float inverse_temperature, SegmentScan*);
@@ -81,6 +88,8 @@ struct SweepTable {
   void (*log_probs)(const Segment&, const SweepFrame&, int64_t count, float* out);
   // Replaces each value by its natural logarithm, NaN below 0.
   void (*log)(float* values, int64_t count);
+  // Sums the weights of kBlock contiguous logits, bfloat16 or float32.
+  void (*block_weights)(const void* block, bool bfloat16, float inverse_temperature, BlockWeights*);
 };
 
 extern const SweepTable kGenericSweeps;

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "../../solver/limits.h"
+#include "block_weights_simd.h"
 #include "float_sweep.h"
 #include "float_vector_simd.h"
 #include "segment_reader_simd.h"
@@ -347,5 +348,6 @@ void log_probs(const trb::cpu::Segment& segment, const trb::cpu::SweepFrame& fra
 
 namespace trb::cpu {
 extern const SweepTable TRB_TABLE;
-const SweepTable TRB_TABLE = {TRB_ISA, scan, ends, direct, fan, stable, residual, log_probs, log_in_place};
+const SweepTable TRB_TABLE = {TRB_ISA, scan,     ends,      direct,       fan,
+                              stable,  residual, log_probs, log_in_place, block_weights};
 }  // namespace trb::cpu

@@ -15,7 +15,7 @@ from python_tests.models.tiny_models import EOS, tiny_llama
 from python_tests.training.trainer_cases import make_trainer, steps, weights, without_timings
 from trbext import mixture, self_teacher
 from trbext.models.next_token import FunctionModel
-from trbext.training.teacher_offload import OffloadedWeights
+from trbext.training.teachers.offload import OffloadedWeights
 from trbext.training.trainer import TRBTrainer
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-import trbext.training.teacher
+import trbext.training.teachers.loading
 from python_tests.models.tiny_models import END_OF_TURN, EOS, tiny_llama
 from python_tests.training.trainer_cases import make_trainer, steps, weights
 from trbext.errors import NonFiniteTraining
 from trbext.rollout.policies import FixedBeta
 from trbext.training.config import TRBConfig
-from trbext.training.teacher import prepare_teacher
+from trbext.training.teachers.loading import prepare_teacher
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
 
@@ -206,7 +206,7 @@ def test_an_engine_whose_eval_returns_nothing_is_kept(monkeypatch: pytest.Monkey
         class state:
             deepspeed_plugin = object()
 
-    monkeypatch.setattr(trbext.training.teacher, "prepare_deepspeed", lambda model, accelerator: Engine(model))
+    monkeypatch.setattr(trbext.training.teachers.loading, "prepare_deepspeed", lambda model, accelerator: Engine(model))
     teacher = tiny_llama(1).train()
     engine: Any = prepare_teacher(teacher, Accelerator)  # type: ignore[arg-type]
     assert engine.module is teacher

@@ -24,8 +24,8 @@ from .finite import stop_non_finite
 from .metrics.prefix_means import PrefixMeans
 from .objective import Objective, prefix_loss
 from .sharding import whole_for_decoding
-from .teacher_offload import OffloadedWeights
-from .teacher_states import CompletionBatch, head_of, teacher_states
+from .teachers.offload import OffloadedWeights
+from .teachers.states import CompletionBatch, head_of, teacher_states
 
 
 class LossTrainer(ResumableTrainer):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -45,14 +44,14 @@ from .engine.rollouts import SEEDS, RolloutEngines, budgets
 from .fields.engine import engine_draft_length
 from .fused_loss import choose_fused_loss
 from .generation import Generation
-from .loss_trainer import LossTrainer
 from .metrics.cost import ComputeCount
 from .metrics.rollout_metrics import drafting_metrics, engine_metrics, rollout_metrics, warn_of_idle_budget
-from .model_card import PAPER, Provenance, name_of, write_model_card
-from .sharding import check_can_unshard, save_whole_model, whole_for_decoding
+from .model_card import PAPER, Provenance, name_of
+from .saving_trainer import SavingTrainer
+from .sharding import check_can_unshard, whole_for_decoding
 from .student import load_processing_class, load_student, without_init_kwargs
-from .teacher import DescribedTeacher, offloaded, prepare_teacher, teacher_and_tokenizer
-from .teacher_routes import check_labels, weights_of_rows
+from .teachers.loading import DescribedTeacher, offloaded, prepare_teacher, teacher_and_tokenizer
+from .teachers.routes import check_labels, weights_of_rows
 from .trainer_arguments import TrainerArguments
 from .trl_decoding import check_completions, keep_to_alignment, without_engine, without_leftovers
 
@@ -66,7 +65,7 @@ if TYPE_CHECKING:
 TRAIN_STREAM, EVAL_STREAM, PASS_STREAM = 0, 1, 2
 
 
-class TRBTrainer(LossTrainer):
+class TRBTrainer(SavingTrainer):
     """Distills `teacher_model` into `model` on prefixes that student and teacher write within a KL budget.
 
     Rollouts depend on the seed, the optimizer step and the process only, so a resumed run repeats exactly the run that
@@ -335,31 +334,10 @@ class TRBTrainer(LossTrainer):
             self._metrics[mode][name].append(value)
         return output
 
-    # ---- The model that is saved, and its card ----
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        # A checkpoint (_internal_call) keeps its shards, from which it resumes.
-        folder = output_dir or self.args.output_dir
-        if _internal_call or not save_whole_model(self, folder):
-            super().save_model(output_dir, _internal_call)
-
-    def write_model_card(self, folder: Path, picture: Path | None = None) -> None:
-        """Writes README.md into `folder`, and copies `picture`, the curves, beside it, on the main process only."""
-        if self.is_world_process_zero():
-            lines = [line for line in self.state.log_history if "step" in line]
-            steps = (self.state.global_step, self.state.max_steps)
-            write_model_card(folder, self.made_from, self.args, steps, lines, picture)
-
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.engines is not None:
             self.engines.check_teacher()
         super()._save_checkpoint(model, trial)
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """TRL's hook, at each checkpoint: the card so far, in the output folder."""
-        self.write_model_card(Path(self.args.output_dir))
 
     # ---- Evaluation ----
 

@@ -13,7 +13,7 @@ from ..rollout import Policy
 from ..rollout.caches import named_models
 from ..rollout.policy_methods import check_policy_methods
 from .config import TRBConfig
-from .teacher_routes import check_routing
+from .teachers.routes import check_routing
 
 
 class TrainerArguments(NamedTuple):

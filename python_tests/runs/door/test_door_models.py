@@ -226,3 +226,15 @@ def test_tied_weights_and_shared_tokens_are_no_loss(config: dict[str, Any], tmp_
     path = saved(tmp_path / "tied", model, tiny_tokenizer())
     assert "lm_head.weight" not in load_file(f"{path}/model.safetensors")
     assert load_for_inference(path, "model", "cpu").lm_head.weight is not None
+
+
+def test_a_hub_that_cannot_be_used_is_one_line(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[Errno 111]\nConnection refused")  # what an HTTP client raises is no OSError
+
+    monkeypatch.setattr("transformers.trainer.hf_api", unreachable)
+    error = refusal(capsys, "train", write(config | {"push_to_hub": True}))
+    assert "push_to_hub needs a repository on the Hub, which cannot be made: RuntimeError: [Errno 111] Conn" in error
+    assert not Path("run").exists()

@@ -78,7 +78,7 @@ def test_no_process_of_the_trainer_loads_the_teacher(
     def refuse(*_: Any) -> None:
         raise AssertionError("the teacher is loaded")
 
-    monkeypatch.setattr("trbext.training.teacher.load_teacher", refuse)
+    monkeypatch.setattr("trbext.training.teachers.loading.load_teacher", refuse)
     gc.collect()
     before = {id(model) for model in gc.get_objects() if type(model) is LlamaForCausalLM}
     trainer = make_trainer(tmp_path, *pair, use_vllm=True, loss_top_k=5, teacher_from_engine=True, max_steps=5)

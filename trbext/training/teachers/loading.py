@@ -19,19 +19,19 @@ from transformers import (
 )
 from trl.models import prepare_deepspeed, prepare_fsdp
 
-from ..models.cached_model import unwrap
-from ..models.loading import load_for_training, named_errors
-from ..models.next_token import is_transformers
-from ..rollout.caches import named_models
-from ..teachers import Mixture, SelfTeacher, mixture, self_teacher
-from ..vocab import check_tokenizers
-from .fields.teacher import SELF
-from .teacher_offload import OffloadedWeights
+from ...models.cached_model import unwrap
+from ...models.loading import load_for_training, named_errors
+from ...models.next_token import is_transformers
+from ...rollout.caches import named_models
+from ...teachers import Mixture, SelfTeacher, mixture, self_teacher
+from ...vocab import check_tokenizers
+from ..fields.teacher import SELF
+from .offload import OffloadedWeights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .config import TRBConfig
+    from ..config import TRBConfig
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..teachers import Mixture
-from .config import TRBConfig
+from ...teachers import Mixture
+from ..config import TRBConfig
 
 
 def check_routing(teacher: Any, args: TRBConfig, *, tools: bool) -> None:

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..models.cached_model import unwrap
-from ..models.completion_states import completion_states
-from ..models.eval_mode import evaluating
-from ..models.lm_head import Head, LMHead, lm_head
-from ..models.next_token import as_next_token_model, is_transformers
-from ..teachers import Mixture, SelfTeacher
-from ..teachers.mixture import mixed
-from ..vocab import Alignment
+from ...models.cached_model import unwrap
+from ...models.completion_states import completion_states
+from ...models.eval_mode import evaluating
+from ...models.lm_head import Head, LMHead, lm_head
+from ...models.next_token import as_next_token_model, is_transformers
+from ...teachers import Mixture, SelfTeacher
+from ...teachers.mixture import mixed
+from ...vocab import Alignment
 
 
 class CompletionBatch(NamedTuple):

@@ -1,0 +1,1 @@
+"""Loads, places, routes and reads the teacher of a run, whatever it is."""

@@ -12,7 +12,7 @@
 //   top_k    The teacher is k tokens per row: ids int32 or int64 and log-probabilities float32, both [N, k].
 #include "torch_compat.h"
 
-STABLE_TORCH_LIBRARY(trb, m) {
+TRB_LIBRARY(m) {
   m.def(
       "blend.per_row(Tensor student_logits, Tensor teacher_logits, Tensor epsilon, *, float temperature=1.0)"
       " -> (Tensor log_probs, Tensor beta, Tensor kl)");

@@ -18,6 +18,18 @@
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
 
+// The namespace of the operators: torch.ops.trb, or the one that Hugging Face's kernel-builder gives to each build
+// (build.toml), so that several versions of a kernel can be loaded in one process.
+#ifdef TORCH_EXTENSION_NAME
+#define TRB_OPERATORS TORCH_EXTENSION_NAME
+#else
+#define TRB_OPERATORS trb
+#endif
+// One macro more, because the name must be expanded before torch pastes it.
+#define TRB_EXPANDED(macro, ...) macro(__VA_ARGS__)
+#define TRB_LIBRARY(m) TRB_EXPANDED(STABLE_TORCH_LIBRARY, TRB_OPERATORS, m)
+#define TRB_LIBRARY_IMPL(device, m) TRB_EXPANDED(STABLE_TORCH_LIBRARY_IMPL, TRB_OPERATORS, device, m)
+
 namespace trb {
 
 using torch::headeronly::ScalarType;

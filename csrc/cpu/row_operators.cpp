@@ -17,4 +17,4 @@ void run(const Call& call) {
 }  // namespace
 }  // namespace trb::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(trb, CPU, m) { TRB_REGISTER_OPERATORS(m, trb::cpu::run); }
+TRB_LIBRARY_IMPL(CPU, m) { TRB_REGISTER_OPERATORS(m, trb::cpu::run); }

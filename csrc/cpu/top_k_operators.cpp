@@ -29,7 +29,7 @@ void run_verify(const VerifyTopKCall& call) {
 }  // namespace
 }  // namespace trb::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(trb, CPU, m) {
+TRB_LIBRARY_IMPL(CPU, m) {
   TRB_REGISTER_TOP_K_OPERATORS(m, trb::cpu::run);
   TRB_REGISTER_VERIFY_TOP_K(m, trb::cpu::run_verify);
 }

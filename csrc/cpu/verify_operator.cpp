@@ -18,4 +18,4 @@ void run_verify(const VerifyCall& call) {
 }  // namespace
 }  // namespace trb::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(trb, CPU, m) { TRB_REGISTER_VERIFY(m, trb::cpu::run_verify); }
+TRB_LIBRARY_IMPL(CPU, m) { TRB_REGISTER_VERIFY(m, trb::cpu::run_verify); }

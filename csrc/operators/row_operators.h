@@ -48,7 +48,7 @@ struct Operators {
   }
 };
 
-// Registers the operators. Used in a STABLE_TORCH_LIBRARY_IMPL block of the device.
+// Registers the operators. Used in a TRB_LIBRARY_IMPL block of the device.
 #define TRB_REGISTER_OPERATORS(m, run)                                     \
   m.impl("blend", TORCH_BOX(&trb::Operators<run>::blend));                 \
   m.impl("blend.per_row", TORCH_BOX(&trb::Operators<run>::blend_per_row)); \

@@ -59,7 +59,7 @@ struct TopKOperators {
   }
 };
 
-// Registers the operators. Used in a STABLE_TORCH_LIBRARY_IMPL block of the device.
+// Registers the operators. Used in a TRB_LIBRARY_IMPL block of the device.
 #define TRB_REGISTER_TOP_K_OPERATORS(m, run)                                         \
   m.impl("blend_top_k", TORCH_BOX(&trb::TopKOperators<run>::blend));                 \
   m.impl("blend_top_k.per_row", TORCH_BOX(&trb::TopKOperators<run>::blend_per_row)); \

@@ -55,7 +55,7 @@ struct VerifyOperator {
   }
 };
 
-// Registers the operator. Used in a STABLE_TORCH_LIBRARY_IMPL block of the device.
+// Registers the operator. Used in a TRB_LIBRARY_IMPL block of the device.
 #define TRB_REGISTER_VERIFY(m, run_verify)                               \
   m.impl("verify", TORCH_BOX(&trb::VerifyOperator<run_verify>::verify)); \
   m.impl("verify.out", TORCH_BOX(&trb::VerifyOperator<run_verify>::verify_out))

@@ -63,7 +63,7 @@ struct VerifyTopKOperator {
   }
 };
 
-// Registers the operator. Used in a STABLE_TORCH_LIBRARY_IMPL block of the device.
+// Registers the operator. Used in a TRB_LIBRARY_IMPL block of the device.
 #define TRB_REGISTER_VERIFY_TOP_K(m, run_verify)                                   \
   m.impl("verify_top_k", TORCH_BOX(&trb::VerifyTopKOperator<run_verify>::verify)); \
   m.impl("verify_top_k.out", TORCH_BOX(&trb::VerifyTopKOperator<run_verify>::verify_out))

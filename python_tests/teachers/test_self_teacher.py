@@ -85,6 +85,24 @@ def test_only_the_base_under_this_very_student_may_share_its_weights() -> None:
         check_separate(student, self_teacher(other))
 
 
+class Wrapped(torch.Tensor):
+    """A tensor without a storage, as torchao's integer weights are."""
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=values.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is torch.ops.aten.detach.default else NotImplemented
+
+
+def test_a_weight_without_a_storage_is_compared_by_itself() -> None:
+    student, teacher = tiny(), tiny()
+    teacher.lm_head.weight = torch.nn.Parameter(Wrapped(teacher.lm_head.weight), requires_grad=False)
+    check_separate(student, teacher)
+
+
 def test_a_base_that_would_not_stay_as_it_was_is_refused() -> None:
     student, _ = lora_student()
     with pytest.raises(UnsupportedModel, match="needs a PeftModel, got LlamaForCausalLM"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ..models.cached_model import unwrap
 from ..models.next_token import is_transformers
 from .mixture import Mixture
@@ -36,15 +38,23 @@ def _check_parameters(student: Any, teacher: Any) -> None:
     if not is_transformers(student):
         return
     trained = {
-        parameter.untyped_storage().data_ptr(): name
+        _place(parameter): name
         for name, parameter in unwrap(student).named_parameters()
         if parameter.requires_grad and not parameter.is_meta and parameter.numel() > 0
     }
     for parameter in unwrap(teacher).parameters():
-        if not parameter.is_meta and parameter.numel() > 0 and parameter.untyped_storage().data_ptr() in trained:
+        if not parameter.is_meta and parameter.numel() > 0 and _place(parameter) in trained:
             raise ValueError(
                 f"teacher and student must share no parameter that is trained, got one {type(unwrap(teacher)).__name__}"
-                f" with {trained[parameter.untyped_storage().data_ptr()]!r} in both: load the teacher a second time, "
+                f" with {trained[_place(parameter)]!r} in both: load the teacher a second time, "
                 "or take trbext.self_teacher(student) for the base model under a LoRA student, which holds its "
                 "adapters as well"
             )
+
+
+def _place(parameter: Tensor) -> int:
+    """Returns where the values of a parameter are, which two that share them have in common."""
+    try:
+        return parameter.untyped_storage().data_ptr()
+    except RuntimeError:  # torchao's integer weights are wrappers without a storage
+        return id(parameter)

@@ -40,4 +40,4 @@ void run(const Call& call) {
 }  // namespace
 }  // namespace trb::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(trb, CUDA, m) { TRB_REGISTER_OPERATORS(m, trb::cuda::run); }
+TRB_LIBRARY_IMPL(CUDA, m) { TRB_REGISTER_OPERATORS(m, trb::cuda::run); }

@@ -46,4 +46,4 @@ void run_verify(const VerifyCall& call) {
 }  // namespace
 }  // namespace trb::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(trb, CUDA, m) { TRB_REGISTER_VERIFY(m, trb::cuda::run_verify); }
+TRB_LIBRARY_IMPL(CUDA, m) { TRB_REGISTER_VERIFY(m, trb::cuda::run_verify); }

@@ -88,8 +88,9 @@ class MixtureHead:
 
     def __call__(self, hidden: Tensor, /) -> Tensor:
         *states, weights = hidden.split([*self.widths, len(self.heads)], -1)
+        # `mixed` writes into the logits, and states that are logits themselves are read again in the backward pass.
         parts = [
-            (None, weights[:, number].float(), head(state))
+            (None, weights[:, number].float(), head(state.clone() if isinstance(head, LogitsHead) else state))
             for number, (head, state) in enumerate(zip(self.heads, states, strict=True))
         ]
         return mixed(parts, len(hidden), self.mixture.mean, self.alignment, self.temperature)

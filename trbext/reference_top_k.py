@@ -47,6 +47,7 @@ def outcomes(student_logits: Tensor, teacher: TopK, temperature: float = 1.0) ->
     log_probs = torch.where(teacher.ids == -1, -torch.inf, teacher.log_probs.double())
     mass = log_probs.exp().sum(-1)
     rest = torch.where(1 - mass >= ROUNDING_OF_MASS, 1 - mass, student[..., -1].exp().clamp(max=ROUNDING_OF_MASS))
+    rest = rest.masked_fill((count > 0).all(-1), 0.0)
     of_teacher = torch.cat([log_probs, rest.log()[..., None]], -1) - (mass + rest).log()[..., None]
     # 3. Faults.
     fault = ((teacher.ids < -1) | (teacher.ids >= vocab)).any(-1) | (count > 1).any(-1)

@@ -13,11 +13,14 @@ using torch::headeronly::ScalarType;
 
 constexpr uint16_t kMinusInfinityBits = 0xff80;  // of bfloat16
 
-// The mass of mu, or of max(mu - pi_S, 0), over tokens of the student's mass `student` that have the same log mu /
-// pi_S, without cancellation if that is small.
-double mass_of(double student, double log_ratio, bool residual) {
-  if (!residual) return student * std::exp(log_ratio);
-  return log_ratio > 0.0 ? student * std::expm1(log_ratio) : 0.0;
+// The mass of mu, or of max(mu - pi_S, 0), on tokens that have the mass e^log_student under the student and one log
+// mu / pi_S. Their logarithms are added first, because either exponential alone may be 0 or infinite. If the two masses
+// are close, their difference is computed from the ratio, because it would cancel otherwise.
+double mass_of(double log_student, double log_ratio, bool residual) {
+  if (!residual) return std::exp(log_student + log_ratio);
+  return !(log_ratio > 0.0) ? 0.0
+         : log_ratio < 1.0  ? std::exp(log_student) * std::expm1(log_ratio)
+                            : std::exp(log_student + log_ratio) - std::exp(log_student);
 }
 
 }  // namespace
@@ -135,7 +138,9 @@ void TopKRow::set_outcomes() {
   }
   student_.back() = rest.empty() ? -INFINITY : rest.log();
   // 2. The teacher's, which add up to 1.
-  const double rest_of_teacher = rest_of(mass_, all.share(rest) / all.mass), total = mass_ + rest_of_teacher;
+  const bool all_listed = static_cast<int64_t>(listed_.size()) == vocab_;
+  const double rest_of_teacher = rest_of(mass_, all.share(rest) / all.mass, all_listed);
+  const double total = mass_ + rest_of_teacher;
   teacher_.resize(student_.size());
   for (size_t i = 0; i < listed_.size(); ++i) teacher_[i] = listed_[i].log_prob - std::log(total);
   teacher_.back() = std::log(rest_of_teacher / total);
@@ -153,7 +158,7 @@ std::vector<double> TopKRow::block_masses(bool residual) const {
     const BlockWeights& rest = weights_[block];
     if (rest.mass == 0.0) continue;
     const double log_frame = (rest.peak - max_student_) * row_.inverse_temperature - answer_.log_student;
-    mass[block] = mass_of(rest.mass * std::exp(log_frame), rest_ratio_, residual);
+    mass[block] = mass_of(log_frame + std::log(rest.mass), rest_ratio_, residual);
   }
   for (size_t i = 0; i < listed_.size(); ++i) mass[listed_[i].token / kBlock] += listed_mass(i, residual);
   return mass;
@@ -162,7 +167,7 @@ std::vector<double> TopKRow::block_masses(bool residual) const {
 double TopKRow::listed_mass(int64_t i, bool residual) const {
   if (log_mu_[i] == -INFINITY) return 0.0;
   const double log_student = student_[i] - answer_.log_student;
-  return residual ? mass_of(std::exp(log_student), log_mu_[i] - log_student, true) : std::exp(log_mu_[i]);
+  return mass_of(log_student, log_mu_[i] - log_student, residual);
 }
 
 Draw TopKRow::draw(bool residual, double uniform) const {
@@ -170,7 +175,7 @@ Draw TopKRow::draw(bool residual, double uniform) const {
     row_.student.load(begin, count, 1.0, out);
     for (int64_t i = 0; i < count; ++i) {
       const double log_student = (out[i] - max_student_) * row_.inverse_temperature - answer_.log_student;
-      out[i] = mass_of(std::exp(log_student), rest_ratio_, residual);
+      out[i] = mass_of(log_student, rest_ratio_, residual);
     }
     const auto [first, last] = listed_in(begin, begin + count);
     for (int64_t i = first; i < last; ++i) out[listed_[i].token - begin] = listed_mass(i, residual);
@@ -207,11 +212,15 @@ void TopKRow::write_log_probs(float* out) const {
     std::fill(out, out + vocab_, std::numeric_limits<float>::quiet_NaN());
     return;
   }
-  // The rest is written as the student's own log-probabilities, moved by the one ratio.
+  // The rest is written as the student's own log-probabilities, moved by the one ratio. In the frame of the rest's
+  // maximum no digits are lost if all of it lies far below the row's.
+  float peak = -INFINITY;
+  for (const BlockWeights& rest : weights_) peak = std::max(peak, rest.peak);
   SweepFrame frame{};
-  frame.max_student = frame.max_teacher = static_cast<float>(max_student_);
+  frame.max_student = frame.max_teacher = peak;
   frame.inverse_temperature = static_cast<float>(row_.inverse_temperature);
-  frame.shift = static_cast<float>(answer_.log_student - rest_ratio_);
+  const double at_peak = (peak - max_student_) * row_.inverse_temperature - answer_.log_student + rest_ratio_;
+  frame.shift = static_cast<float>(-at_peak);
   for_each_part(spread_, blocks_, [&](int64_t block) {
     const int64_t begin = block * kBlock, count = std::min(kBlock, vocab_ - begin);
     if (rest_ratio_ == -INFINITY) {

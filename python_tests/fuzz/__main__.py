@@ -6,6 +6,7 @@
 
 Rows have 1 to 300,000 tokens of any pair of dtypes, logits on scales of 1e-3 to 1e4, masks, ties, heavy tails,
 subnormal numbers, nearly identical models; epsilon is 1e-9 to 50 or 0, inf, NaN, -1; the temperature 0.1 to 5.
+Up to a hundred rows of a batch are checked with k tokens of the teacher as well.
 docs/operators.md says what is checked and how closely. The exit status is 1 if any row fails.
 """
 
@@ -21,7 +22,7 @@ import torch
 
 import trbext
 
-from . import solved_rows, verified_rows
+from . import solved_rows, top_k_rows, verified_rows
 from .random_rows import WIDEST, batch_of
 from .tally import Tally
 
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     began, before = time.monotonic(), tally.rows
     while tally.rows < options.rows:
         batch = batch_of(tally.seed, tally.batches, options.widest, ELEMENTS)
-        found = solved_rows.check(batch) | verified_rows.check(batch, tally.seed)
+        found = solved_rows.check(batch) | verified_rows.check(batch, tally.seed) | top_k_rows.check(batch, tally.seed)
         tally.add(batch, found, min(len(batch), verified_rows.MOST_ROWS))
         if options.state is not None:
             tally.save(options.state)

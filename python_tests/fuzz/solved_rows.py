@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import trbext
-from trbext import reference
+from trbext import TopK, reference
 from trbext.results import Blend, Sample, Solution
 
 from .random_rows import Batch
@@ -68,13 +68,16 @@ def not_maximal(
     return found
 
 
-def check(batch: Batch) -> Faults:
+def check(batch: Batch, given: Tensor | TopK | None = None) -> Faults:
+    """Checks each row of the batch. `given` is what the operators get in place of the batch's teacher: k tokens, if the
+    batch's teacher is the one that they imply."""
     student, teacher, epsilon, uniform, heat = (
         batch.student, batch.teacher, batch.epsilon, batch.uniform, batch.temperature
     )  # fmt: skip
-    solved = trbext.solve(student, teacher, epsilon, temperature=heat)
-    drawn = trbext.sample(student, teacher, epsilon, uniform=uniform, temperature=heat)
-    blended = trbext.blend(student, teacher, epsilon, temperature=heat)
+    given = teacher if given is None else given
+    solved = trbext.solve(student, given, epsilon, temperature=heat)
+    drawn = trbext.sample(student, given, epsilon, uniform=uniform, temperature=heat)
+    blended = trbext.blend(student, given, epsilon, temperature=heat)
     fault = reference.rows_at_fault(student, teacher) | ~(epsilon >= 0)
     good, drawable = ~fault, ~fault & (uniform >= 0) & (uniform < 1)
     beta = solved.beta.nan_to_num(0.0)
@@ -92,7 +95,11 @@ def check(batch: Batch) -> Faults:
         "log mu of blend": good & off_log(blended.log_probs, log_mu, spans[:, None]).any(-1),
         "blend is not solve": differs(blended.beta, solved.beta) | differs(blended.kl, solved.kl),
     }
-    return found | _of_the_draw(batch, drawn, solved, log_mu, spans, drawable) | _alone(batch, drawn, solved, blended)
+    return (
+        found
+        | _of_the_draw(batch, drawn, solved, log_mu, spans, drawable)
+        | _alone(batch, given, drawn, solved, blended)
+    )
 
 
 def _of_the_draw(
@@ -119,7 +126,11 @@ def _of_the_draw(
     }
 
 
-def _alone(batch: Batch, drawn: Sample, solved: Solution, blended: Blend) -> Faults:
+def rows_of(given: Tensor | TopK, rows: slice) -> Tensor | TopK:
+    return TopK(*(values[rows] for values in given)) if isinstance(given, TopK) else given[rows]
+
+
+def _alone(batch: Batch, given: Tensor | TopK, drawn: Sample, solved: Solution, blended: Blend) -> Faults:
     """Computes a few rows by themselves, with gaps between the student's logits, and expects the same bits."""
     found = torch.zeros(len(batch), dtype=torch.bool)
     for row in range(0, len(batch), max(1, len(batch) // 4)):
@@ -127,7 +138,7 @@ def _alone(batch: Batch, drawn: Sample, solved: Solution, blended: Blend) -> Fau
         wide = torch.full((1, 2 * batch.vocab + 1), torch.nan).to(batch.student.dtype)
         strided = wide[:, 1::2]
         strided.copy_(batch.student[one])
-        inputs = strided, batch.teacher[one], batch.epsilon[one]
+        inputs = strided, rows_of(given, one), batch.epsilon[one]
         again = (
             *trbext.sample(*inputs, uniform=batch.uniform[one], temperature=batch.temperature),
             *trbext.solve(*inputs, temperature=batch.temperature),

@@ -4,28 +4,30 @@ rows."""
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import trbext
-from trbext import reference
+from trbext import TopK, reference, reference_top_k
 from trbext.results import Verification
 
 from .random_rows import Batch
-from .solved_rows import Faults, at, differs, infeasible, not_maximal, off_log, range_of
+from .solved_rows import Faults, at, differs, infeasible, not_maximal, off_log, range_of, rows_of
 
 MOST_ROWS = 400  # of a batch
 
 
-def check(batch: Batch, seed: int) -> Faults:
-    """Checks every row as a request of its own, then requests of several rows, on the first rows of the batch."""
+def check(batch: Batch, seed: int, given: Tensor | TopK | None = None) -> Faults:
+    """Checks every row as a request of its own, then requests of several rows, on the first rows of the batch. `given`
+    as in solved_rows.check."""
     rng = np.random.default_rng([seed, batch.number, 1])
     rows = min(len(batch), MOST_ROWS)
     kind = int(rng.integers(0, 3)) if rng.random() < 0.5 else 0
     student, logits = _of_kind(batch.student[:rows], kind, batch.temperature)
-    teacher, epsilon = batch.teacher[:rows], batch.epsilon[:rows]
+    teacher, epsilon = rows_of(batch.teacher if given is None else given, slice(rows)), batch.epsilon[:rows]
     drafts, accept, draw = _drafts(rng, logits, batch), torch.from_numpy(rng.random(rows)), batch.uniform[:rows]
     heat = torch.full((rows,), batch.temperature)
     # Rows lie at other places in the logits, in another order.
@@ -40,7 +42,14 @@ def check(batch: Batch, seed: int) -> Faults:
         )  # fmt: skip
 
     got = verified(torch.arange(rows + 1), epsilon, 1)
-    found = _by_the_law(batch, logits, got, drafts, accept, kind)
+    if isinstance(given, TopK):  # what the k tokens imply depends on the student's logits as verify has them
+        implied = reference_top_k.implied_teacher(logits, rows_of(given, slice(rows)), batch.temperature)
+        batch = replace(batch, teacher=implied * batch.temperature)
+    found = _by_the_law(batch, logits, got, drafts, accept)
+    if kind == 0:
+        solved = trbext.solve(batch.student[:rows], teacher, epsilon, temperature=batch.temperature)
+        done = got.emitted == 1
+        found["verify is not solve"] = done & (differs(got.beta, solved.beta) | differs(got.kl, solved.kl))
     cuts = np.unique(np.concatenate([[0, rows], rng.integers(0, rows + 1, rows // 3)]))
     shared = epsilon[cuts[:-1]]
     apart = verified(torch.arange(rows + 1), shared.repeat_interleave(torch.from_numpy(np.diff(cuts))), 1)
@@ -74,7 +83,7 @@ def _drafts(rng: np.random.Generator, logits: Tensor, batch: Batch) -> Tensor:
     )
 
 
-def _by_the_law(batch: Batch, logits: Tensor, got: Verification, drafts: Tensor, accept: Tensor, kind: int) -> Faults:
+def _by_the_law(batch: Batch, logits: Tensor, got: Verification, drafts: Tensor, accept: Tensor) -> Faults:
     rows, heat = len(drafts), batch.temperature
     teacher, epsilon, draw = batch.teacher[:rows], batch.epsilon[:rows], batch.uniform[:rows]
     # A softmax of NaN or +inf is NaN everywhere, and so is one of nothing but -inf: kind 1 has the same rows at fault.
@@ -122,9 +131,6 @@ def _by_the_law(batch: Batch, logits: Tensor, got: Verification, drafts: Tensor,
     }
     for i, (name, values) in enumerate((("pi_S", log_student), ("pi_T", log_teacher), ("mu", log_mu))):
         found[f"verify: log {name}"] = done & off_log(got.log_probs[:, 0, i], at(values, token), spans)
-    if kind == 0:
-        solved = trbext.solve(batch.student[:rows], teacher, epsilon, temperature=heat)
-        found["verify is not solve"] = done & (differs(got.beta, solved.beta) | differs(got.kl, solved.kl))
     return found
 
 

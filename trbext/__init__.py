@@ -39,6 +39,7 @@ __all__ = [
     "NextTokenModel",
     "Policy",
     "Prefixes",
+    "RemoteTeacher",
     "Rollout",
     "Sample",
     "Solution",
@@ -47,6 +48,7 @@ __all__ = [
     "TRBTrainer",
     "Teacher",
     "TopK",
+    "TopKTeacher",
     "TrustRegion",
     "Verification",
     "align",
@@ -64,7 +66,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .models.next_token import NextTokenModel, Prefixes
+    from .models.next_token import NextTokenModel, Prefixes, TopKTeacher
     from .models.unsharded import unsharded
     from .rollout.lockstep import lockstep
     from .rollout.output import Rollout
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     )
     from .rollout.speculative import speculative
     from .teachers.mixture import mixture
+    from .teachers.remote.teacher import RemoteTeacher
     from .teachers.self_teacher import self_teacher
     from .training.config import TRBConfig
     from .training.losses import reverse_kl
@@ -94,9 +97,11 @@ else:  # type checkers see the imports above, and so report a name that does not
     _MODULE_OF = {
         "NextTokenModel": ".models.next_token",
         "Prefixes": ".models.next_token",
+        "RemoteTeacher": ".teachers.remote.teacher",
         "Rollout": ".rollout.output",
         "TRBConfig": ".training.config",
         "TRBTrainer": ".training.trainer",
+        "TopKTeacher": ".models.next_token",
         "align": ".vocab",
         "lockstep": ".rollout.lockstep",
         "mixture": ".teachers.mixture",

@@ -22,7 +22,6 @@ FLOORS = (
     ("__init__",),
     ("build_info", "models"),
     ("vocab",),
-    ("remote",),
     ("teachers",),
     ("rollout",),
     ("vllm",),

@@ -8,13 +8,17 @@ in another framework, behind a queue, or quantized.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .cached_model import unwrap
+
+if TYPE_CHECKING:
+    from ..top_k import TopK
+    from ..vocab import Alignment
 
 # input_ids [B, S] int64 -> logits [B, S, V]. Padding follows the tokens of a row, so a causal model needs no mask.
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
@@ -57,9 +61,39 @@ class NextTokenModel(Protocol):
         ...
 
 
+@runtime_checkable
+class TopKTeacher(Protocol):
+    """A teacher that tells the log-probs of its k most probable next tokens only, such as a server."""
+
+    def next_tokens(self, prefixes: Sequence[Sequence[int]], alignment: Alignment) -> TopK:
+        """Returns what is known of the next token after each of n prefixes.
+
+        Args:
+            prefixes: n lists of token ids, without padding.
+            alignment: The vocabulary that both models share.
+
+        Returns:
+            ids and log_probs [n, k], on the CPU, over the common vocabulary at temperature 1.
+        """
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]], starts: Sequence[int], alignment: Alignment) -> TopK:
+        """Returns what is known of each token of n completed sequences from a start on, given the tokens before it.
+
+        Args:
+            sequences: n lists of token ids, without padding.
+            starts: Of each sequence, its first token that is scored, at least 1.
+            alignment: The vocabulary that both models share.
+
+        Returns:
+            ids and log_probs [sum of (len(sequence) - start), k], sequence by sequence, as of `next_tokens`.
+        """
+        ...
+
+
 def is_transformers(model: Any) -> bool:
     """Returns whether `model` is a transformers model, which may be inside DDP, DeepSpeed or PEFT."""
-    return hasattr(unwrap(model), "config") and not isinstance(model, NextTokenModel)
+    return hasattr(unwrap(model), "config") and not isinstance(model, (NextTokenModel, TopKTeacher))
 
 
 def as_next_token_model(model: Any, name: str) -> NextTokenModel:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.cached_model import CachedModel
-from ..models.next_token import NextTokenCache, as_next_token_model, is_transformers
+from ..models.next_token import NextTokenCache, TopKTeacher, as_next_token_model, is_transformers
 from ..teachers.mixture import Mean, Mixture, mixed
 from ..vocab import Alignment
 
@@ -77,6 +77,7 @@ def _caches(decoding: Decoding, opened: Callable[[str, Any, Tensor | None], Any]
     return [
         _cache(name, model, batch, decoding.alignment, decoding.temperature, device, opened)
         for name, model in zip(("student", "teacher"), decoding.models, strict=False)
+        if not isinstance(model, TopKTeacher)  # which is asked by `KnownTop`
     ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models.eval_mode import evaluating
 from ..models.model_check import probe_models
-from ..models.next_token import is_transformers
+from ..models.next_token import TopKTeacher, is_transformers
 from ..teachers.mixture import Mixture
 from ..vocab import Alignment
 from .caches import named_models
@@ -63,6 +63,8 @@ class Decoding:
         elif self.teacher is None:
             needs = f"for {type(given_policy).__name__}" if epsilon is None else "unless epsilon is 0"
             raise ValueError(f"teacher must be a model {needs}, got None with epsilon {epsilon}")
+        if isinstance(self.teacher, TopKTeacher):
+            self._check_top_k_teacher()
         # 3. The prompts, and whether the models can continue them.
         prompts, prompt_mask, lengths = check_prompts(self.prompts, self.prompt_mask)
         self._set("prompts", prompts)
@@ -71,6 +73,18 @@ class Decoding:
         check_models(self.named_models, lengths, self.max_new_tokens)
         if check:
             probe_models(self.named_models, int(lengths.max()) + self.max_new_tokens)
+
+    def _check_top_k_teacher(self) -> None:
+        if self.budget is None:
+            raise ValueError(
+                "a teacher that tells its top k tokens serves policies with a KL budget, got "
+                f"{type(self.policy).__name__}"
+            )
+        if self.temperature != 1:
+            raise ValueError(
+                "a teacher that tells its top k tokens tells their log-probs at temperature 1, got temperature "
+                f"{self.temperature}"
+            )
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # as the dataclasses of the standard library do when they are frozen

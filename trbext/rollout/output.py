@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..top_k import TopK
     from .hidden_states import HiddenStates
 
 
@@ -49,6 +50,9 @@ class Rollout:
     finished: Tensor  # [B] bool; True if the row drew the stop token, False if the length limit cut it
     teacher_states: Tensor | None = None  # [B, T, H] its last hidden states at the prefix of each token, if kept
     speculation: Speculation | None = None  # None if the rollout was decoded in lockstep
+    # Of a `TopKTeacher`: its most probable tokens at the prefix of each token, -1 for none, and their log-probs.
+    teacher_top_ids: Tensor | None = None  # [B, T, k] int64
+    teacher_top_log_prob: Tensor | None = None  # [B, T, k] float32, nats
 
     @property
     def lengths(self) -> Tensor:
@@ -75,6 +79,7 @@ class Rollout:
         pad_token_id: int,
         teacher: bool,
         teacher_states: HiddenStates | None = None,
+        teacher_top: TopK | None = None,
         speculation: Speculation | None = None,
     ) -> Rollout:
         """Returns a rollout from buffers of any width N, whose content past the end of each row is dropped.
@@ -89,10 +94,12 @@ class Rollout:
             pad_token_id: The id that follows the end of a row.
             teacher: Whether the teacher took part, without which its log-probabilities mean nothing.
             teacher_states: What was kept of the teacher's hidden states, if anything.
+            teacher_top: [B, N, k], what a top-k teacher has said.
             speculation: The counts of a speculative rollout.
         """
         longest = int(lengths.max())
         mask = torch.arange(longest, device=tokens.device) < lengths[:, None]
+        empty = ~mask[..., None]
         log_prob, student_log_prob, teacher_log_prob, beta, kl = values[:, :, :longest].masked_fill(~mask, 0.0).unbind()
         return cls(
             tokens=tokens[:, :longest].masked_fill(~mask, pad_token_id),
@@ -105,4 +112,8 @@ class Rollout:
             finished=finished,
             teacher_states=None if teacher_states is None else teacher_states.of_lengths(longest),
             speculation=speculation,
+            teacher_top_ids=None if teacher_top is None else teacher_top.ids[:, :longest].masked_fill(empty, -1),
+            teacher_top_log_prob=(
+                None if teacher_top is None else teacher_top.log_probs[:, :longest].masked_fill(empty, -torch.inf)
+            ),
         )

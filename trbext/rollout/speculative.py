@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..models.next_token import LogitsFunction, NextTokenModel
+from ..models.next_token import LogitsFunction, NextTokenModel, TopKTeacher
 from ..teachers import Mixture, SelfTeacher
 from ..vocab import Alignment
 from .caches import cannot_take_back
@@ -49,7 +49,7 @@ DraftLengths = int | Literal["auto"] | DraftLength
 
 def speculative(
     student: PreTrainedModel | NextTokenModel | LogitsFunction,
-    teacher: PreTrainedModel | SelfTeacher | Mixture | NextTokenModel | LogitsFunction | None,
+    teacher: PreTrainedModel | SelfTeacher | Mixture | NextTokenModel | TopKTeacher | LogitsFunction | None,
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
@@ -73,7 +73,8 @@ def speculative(
 
     Args:
         student: As in `lockstep`, like all arguments that are not described here.
-        teacher: As in `lockstep`.
+        teacher: As in `lockstep`, or a `TopKTeacher` such as `trbext.RemoteTeacher`, at temperature 1. The budget then
+            is that of the blend with the teacher that `trbext.TopK` describes.
         input_ids: [B, P] int64, token ids of the prompts, left padded.
         attention_mask: [B, P], 1 for tokens and 0 for padding.
         epsilon: KL budget per token in nats, one for all rows or [B].
@@ -116,10 +117,15 @@ def speculative(
         teacher_states_limit=teacher_states_limit,
         check=check,
     )
-    if decoding.budget is None or decoding.teacher is None or (auto is None and fixed == 0):
+    top_k = isinstance(decoding.teacher, TopKTeacher)  # has no lockstep: k = 0 is a round per token
+    if decoding.budget is None or decoding.teacher is None or (auto is None and fixed == 0 and not top_k):
         return decode_in_lockstep(decoding)
     with torch.no_grad(), decoding.evaluating():
         reasons = [reason for reason in map(cannot_take_back, decoding.models) if reason is not None]
+    if reasons and top_k:
+        raise ValueError(
+            f"a teacher that tells its top k tokens needs a student from which tokens can be taken back: {reasons[0]}"
+        )
     if reasons:
         warnings.warn(f"decoding in lockstep: {' and '.join(reasons)}", stacklevel=2)
         return decode_in_lockstep(decoding)

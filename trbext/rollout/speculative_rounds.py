@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.next_token import TopKTeacher
 from ..ops import sample, verify
+from ..top_k import TopK
 from .caches import rollback_caches
 from .decoding import Decoding
 from .draft_length import DraftLength
 from .hidden_states import HiddenStates
 from .host_reads import ENDED, FAULT, RUNNING, host_read, next_host_read, raise_fault
+from .known_top import KnownTop
 from .output import Rollout, Speculation
 from .stopwatch import Stopwatch
 
@@ -62,6 +65,7 @@ class Rounds:
         first, capacity = self.width - lengths[:, None], self.width + min(self.limit, 64) + longest + 1
         self.padded = bool((decoding.lengths < self.width).any())
         self.caches = rollback_caches(decoding, first, capacity)
+        self.top = KnownTop(decoding, self.tokens.shape[1]) if isinstance(decoding.teacher, TopKTeacher) else None
         self.student_logits = torch.empty(0, device=device)
 
     def run(self, draft_length: int | DraftLength) -> Rollout:
@@ -90,18 +94,19 @@ class Rounds:
             self.level = fewest == farthest
             drafts = self._draft(places, farthest)
             marks.append(stopwatch.mark())
-            teacher_logits = self._extend(1, torch.cat([self.unfed, drafts[:, :-1]], 1), 0, farthest, logits=k + 1)
+            teacher = self._score(places, drafts, farthest)
             marks.append(stopwatch.mark())
             if states is not None:
                 # Drafts past the limit share a column after the last one.
                 states.keep(self.rows, places.clamp(max=self.limit), min(farthest + k + 1, self.limit + 1))
-            self._verify(places, drafts, teacher_logits)
+            self._verify(places, drafts, teacher)
             # 3. Count, and start the next round unless a host read is due.
             if rounds > 0:  # the first round also reads the prompts
                 timed.append((n, k, marks))
             rounds, row_passes = rounds + 1, row_passes + n
             fewest, farthest = fewest + 1, farthest + k + 1  # a round writes at least one token
-            if farthest < min(read_at, self.limit) and not (auto is not None and auto.measuring(n)):
+            waits = self.top is not None  # a server is sent the tokens, so the host knows all of them anyway
+            if farthest < min(read_at, self.limit) and not waits and not (auto is not None and auto.measuring(n)):
                 continue
             # 4. Read the state of the rows, and what the rounds have cost.
             host = host_read(torch.cat([self.status, self.written, self.counts]))
@@ -164,11 +169,18 @@ class Rounds:
             drafts.append(tokens)
         return torch.cat(drafts, 1)
 
-    def _verify(self, places: Tensor, drafts: Tensor, teacher_logits: Tensor) -> None:
+    def _score(self, places: Tensor, drafts: Tensor, farthest: int) -> Tensor | TopK:
+        """Returns what the teacher says at each of `drafts` [n, q]: n q rows of logits, or of its top k tokens."""
+        if self.top is not None:
+            return self.top.ask(self.rows, self.tokens, self.written, places, drafts)
+        fed = torch.cat([self.unfed, drafts[:, :-1]], 1)
+        logits = self._extend(1, fed, 0, farthest, logits=drafts.shape[1])
+        return self.alignment.canonical(logits.flatten(0, 1), self.temperature, in_place=True)
+
+    def _verify(self, places: Tensor, drafts: Tensor, teacher: Tensor | TopK) -> None:
         """Writes the accepted drafts of [n, q] and the token drawn after them, and advances each running row."""
         # 1. Verify: which drafts are accepted, and which token replaces the first rejected one.
         n, q = drafts.shape
-        teacher = self.alignment.canonical(teacher_logits.flatten(0, 1), self.temperature, in_place=True)
         every = torch.arange(n * q, device=self.device)
         _, accept, draw = self.uniforms[:, self.rows[:, None], self._within(places)].flatten(1)
         verdict = verify(
@@ -237,5 +249,6 @@ class Rounds:
             pad_token_id=self.decoding.pad_token_id,
             teacher=True,
             teacher_states=states,
+            teacher_top=None if self.top is None else self.top.told,
             speculation=speculation,
         )

@@ -1,30 +1,22 @@
-"""Holds the log-probs of a teacher's most probable tokens, over the vocabulary that it shares with the student."""
+"""Brings the log-probs that a server tells of a teacher to the vocabulary that it shares with the student."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from ..errors import EngineFailed
-from ..vocab import Alignment
+from ...errors import EngineFailed
+from ...limits import LARGEST_EXCESS_OF_MASS
+from ...top_k import TopK
+from ...vocab import Alignment
 
 # Servers write log 0, which JSON does not have, as a large negative number (vLLM: -9999).
 LOG_OF_ZERO = -9000.0
-ROUNDING = 1e-3  # by which the probabilities of a server may exceed 1 together, in float32 or bfloat16
 
 
-class TopLogProbs(NamedTuple):
-    """The next token's distribution at each of n prefixes, as far as a server tells it."""
-
-    ids: Tensor  # [n, k] int64, most probable first; -1 where there are fewer tokens
-    log_probs: Tensor  # [n, k] float32, natural logarithms over the whole vocabulary; -inf where ids is -1
-
-
-def aligned_top(rows: Sequence[Mapping[int, float]], alignment: Alignment, k: int) -> TopLogProbs:
+def aligned_top(rows: Sequence[Mapping[int, float]], alignment: Alignment, k: int) -> TopK:
     """Makes one tensor of what a server told of n prefixes.
 
     Tokens that the student lacks leave, and their mass is spread over all others as `trbext.align` does: the teacher's
@@ -35,6 +27,9 @@ def aligned_top(rows: Sequence[Mapping[int, float]], alignment: Alignment, k: in
         alignment: The vocabulary that both models share.
         k: Columns.
 
+    Returns:
+        ids [n, k] int64, most probable first, and log_probs [n, k] float32; -1 and -inf if there are fewer tokens.
+
     Raises:
         EngineFailed: The numbers are no log-probs.
     """
@@ -44,7 +39,7 @@ def aligned_top(rows: Sequence[Mapping[int, float]], alignment: Alignment, k: in
         kept: dict[int, float] = {}
         gone = 0.0
         for token, log_prob in told.items():
-            if math.isnan(log_prob) or log_prob > ROUNDING:
+            if math.isnan(log_prob) or log_prob > LARGEST_EXCESS_OF_MASS:
                 raise EngineFailed(f"the teacher's server gave {log_prob} as the log-prob of token {token}")
             probability = math.exp(log_prob) if log_prob > LOG_OF_ZERO else 0.0
             if token in alignment.duplicates:
@@ -54,11 +49,11 @@ def aligned_top(rows: Sequence[Mapping[int, float]], alignment: Alignment, k: in
             else:
                 gone += probability
         total = sum(kept.values()) + gone
-        if total > 1 + ROUNDING:
+        if total > 1 + LARGEST_EXCESS_OF_MASS:
             raise EngineFailed(f"the teacher's server gave probabilities that sum to {total:.6g}")
         ordered = sorted(kept.items(), key=lambda item: -item[1])[:k]
         left = max(1.0 - gone, 1e-30)
         for column, (token, probability) in enumerate(ordered):
             ids[row, column] = token
             log_probs[row, column] = math.log(probability / left) if probability > 0 else -math.inf
-    return TopLogProbs(ids, log_probs)
+    return TopK(ids, log_probs)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ..errors import EngineFailed, UsageError
+from ...errors import EngineFailed, UsageError
 
 KEY_VARIABLE = "TRB_TEACHER_API_KEY"
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers after which the same request may succeed

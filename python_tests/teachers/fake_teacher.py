@@ -26,12 +26,21 @@ def top_of(model: PreTrainedModel, prefix: list[int], k: int) -> list[tuple[floa
 def fake_teacher(model: PreTrainedModel, owner: str = "vllm", name: str = "tiny") -> Iterator[FakeServer]:
     """Serves `model` in the dialect of `owner`. A text is tokenized as its bytes, modulo the vocabulary."""
 
+    def scored(sequence: list[int], k: int) -> list[list[tuple[float, int]] | None]:
+        return [None, *(top_of(model, sequence[:place], k) for place in range(1, len(sequence)))]
+
     def completions(body: dict[str, Any]) -> tuple[int, Any]:
-        k = body["logprobs"]
+        k = body.get("logprobs", body.get("prompt_logprobs"))
         if k > MOST:
             return 400, {"error": {"message": f"Requested sample logprobs of {k}, which is greater than max: {MOST}"}}
         if body["model"] != name:
             return 404, {"error": {"message": f"The model {body['model']} does not exist."}}
+        if "prompt_logprobs" in body:
+            told = [
+                [top and {str(i): {"logprob": p, "rank": 1} for p, i in top} for top in scored(sequence, k)]
+                for sequence in body["prompt"]
+            ]
+            return 200, {"choices": [{"index": i, "prompt_logprobs": one} for i, one in enumerate(told)]}
         choices = [
             {
                 "index": index,
@@ -43,8 +52,14 @@ def fake_teacher(model: PreTrainedModel, owner: str = "vllm", name: str = "tiny"
 
     def generate(body: dict[str, Any]) -> tuple[int, Any]:
         k = body["top_logprobs_num"]
-        answers = [[[p, i, None] for p, i in top_of(model, prefix, k)] for prefix in body["input_ids"]]
-        return 200, [{"text": "", "meta_info": {"output_top_logprobs": [top]}} for top in answers]
+        answers = []
+        for sequence in body["input_ids"]:
+            about: dict[str, Any] = {"output_top_logprobs": [[[p, i, None] for p, i in top_of(model, sequence, k)]]}
+            if "logprob_start_len" in body:
+                told = scored(sequence, k)
+                about["input_top_logprobs"] = [top and [[p, i, None] for p, i in top] for top in told]
+            answers.append({"text": "", "meta_info": about})
+        return 200, answers
 
     def tokenize(body: dict[str, Any]) -> tuple[int, Any]:
         return 200, {"tokens": [byte % model.config.vocab_size for byte in body["prompt"].encode()]}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EngineFailed, UsageError
-from ..vocab import Alignment, VocabularyMismatch
-from .dialects import dialect_of, read
+from ...errors import EngineFailed, UsageError
+from ...top_k import TopK
+from ...vocab import Alignment, VocabularyMismatch
+from .dialects import WRONG_FORM, Prefixes, Row, dialect_of
 from .http_session import HTTPSession
-from .top_log_probs import TopLogProbs, aligned_top
+from .top_log_probs import aligned_top
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
 PROBES = ("The quick brown fox, 12345 + 67890 = 80235.\n\n\tdef f(x):\n", "Größe, naïve, данные, 数学, 🙂 \\frac{1}{2}")
 TOP_K = 20  # the most that a vLLM server tells unless it was started with a larger --max-logprobs
 PREFIXES_PER_REQUEST = 256
+SEQUENCES_PER_REQUEST = 8  # whose answers have a distribution for every token
 REQUESTS_AT_A_TIME = 8
 
 
 class RemoteTeacher:
     """A teacher on a server of completions (vLLM, SGLang), of which the log-probs of the top k tokens are known.
 
-    The server is asked for the token after each prefix, and not for the log-probs of a prompt: its prefix cache then
-    holds all but the last tokens, while log-probs of a prompt make vLLM compute the whole prompt again. The k + 1
-    prefixes of k drafts travel in one request with those of other rows.
+    A rollout asks for the token after each prefix, and not for the log-probs of a prompt: the server's prefix cache
+    then holds all but the last tokens, while log-probs of a prompt make vLLM compute the whole prompt again. The
+    prefixes of all drafts and rows travel together. Completions that are whole are scored as prompts, once.
 
     Args:
         url: http://HOST:PORT of the server.
@@ -38,11 +40,14 @@ class RemoteTeacher:
             stored.
         timeout: Seconds to wait for an answer.
         tries: How often a request is sent before the run ends with an error.
+        eos_token_ids: Ids with which the teacher ends a sequence beside the student's own; servers do not tell them.
 
     Raises:
         UsageError: The server lacks the model, refuses the key or `top_k`, or there is no server at the URL.
         VocabularyMismatch: The server's tokenizer makes other ids.
     """
+
+    vocab_size = 2**31 - 1  # unknown: tokens that the student lacks leave (`aligned_top`)
 
     def __init__(
         self,
@@ -54,7 +59,9 @@ class RemoteTeacher:
         api_key: str | None = None,
         timeout: float = 300.0,
         tries: int = 8,
+        eos_token_ids: Sequence[int] = (),
     ) -> None:
+        self.eos_token_ids = tuple(eos_token_ids)
         if top_k < 1:
             raise UsageError(f"top_k of a remote teacher must be at least 1, got {top_k}")
         self.top_k = top_k
@@ -67,40 +74,76 @@ class RemoteTeacher:
         self._dialect = dialect_of(str(about.get("owned_by", "")))
         if tokenizer is not None:
             self._check_tokenizer(tokenizer)
-        self._ask([[0]])  # a server that does not tell top_k log-probs refuses now and not in the first step
+        self._next([[0]], [0])  # a server that does not tell top_k log-probs refuses now and not in the first step
 
     def __repr__(self) -> str:
         return f"RemoteTeacher({self.url!r}, model={self.model!r}, top_k={self.top_k})"
 
-    def next_tokens(self, prefixes: Sequence[Sequence[int]], alignment: Alignment) -> TopLogProbs:
-        """Asks for the distribution of the next token at each prefix.
-
-        Args:
-            prefixes: n lists of token ids, without padding.
-            alignment: The vocabulary that both models share.
-
-        Returns:
-            Of n rows, on the CPU.
+    def next_tokens(self, prefixes: Sequence[Sequence[int]], alignment: Alignment) -> TopK:
+        """Asks for the distribution of the next token at each prefix, as `TopKTeacher` says.
 
         Raises:
             EngineFailed: The server gives no answer, or one that makes no sense.
             UsageError: A prefix is longer than the server takes, or the server refuses the request.
         """
-        if self.longest is not None and any(len(prefix) >= self.longest for prefix in prefixes):
-            longest = max(map(len, prefixes))
-            raise UsageError(
-                f"the teacher at {self.url} takes {self.longest} tokens, and a prefix has {longest} beside the next "
-                "one: shorten max_completion_length, or start the server with a longer --max-model-len"
-            )
-        parts = [prefixes[i : i + PREFIXES_PER_REQUEST] for i in range(0, len(prefixes), PREFIXES_PER_REQUEST)]
-        with ThreadPoolExecutor(min(REQUESTS_AT_A_TIME, max(1, len(parts)))) as pool:
-            rows = [row for part in pool.map(self._ask, parts) for row in part]
+        self._check_lengths(prefixes)
+        rows = self._in_parts(prefixes, [0] * len(prefixes), self._next, PREFIXES_PER_REQUEST)
         # The sampled token may come on top of the most probable ones.
         return aligned_top(rows, alignment, self.top_k + 1)
 
-    def _ask(self, prefixes: Sequence[Sequence[int]]) -> list[dict[int, float]]:
-        body = self._dialect.request(self.model, prefixes, self.top_k)
-        return read(self._dialect, self._session.answer("POST", self._dialect.path, body), len(prefixes), self.url)
+    def score(self, sequences: Sequence[Sequence[int]], starts: Sequence[int], alignment: Alignment) -> TopK:
+        """Asks for the distributions of the tokens of whole sequences, as `TopKTeacher` says.
+
+        Raises:
+            EngineFailed: As `next_tokens`.
+            UsageError: As `next_tokens`.
+        """
+        self._check_lengths(sequences)
+        rows = self._in_parts(sequences, starts, self._scores, SEQUENCES_PER_REQUEST)
+        return aligned_top(rows, alignment, self.top_k + 1)
+
+    def _in_parts(
+        self,
+        lists: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        ask: Callable[[Prefixes, Sequence[int]], list[Row]],
+        size: int,
+    ) -> list[Row]:
+        parts = [(lists[i : i + size], starts[i : i + size]) for i in range(0, len(lists), size)]
+        with ThreadPoolExecutor(min(REQUESTS_AT_A_TIME, max(1, len(parts)))) as pool:
+            return [row for rows in pool.map(lambda part: ask(*part), parts) for row in rows]
+
+    def _next(self, prefixes: Prefixes, _: Sequence[int]) -> list[Row]:
+        answer = self._answer(self._dialect.ask_next(self.model, prefixes, self.top_k))
+        return self._read(lambda: self._dialect.read_next(answer), len(prefixes))
+
+    def _scores(self, sequences: Prefixes, starts: Sequence[int]) -> list[Row]:
+        answer = self._answer(self._dialect.ask_scores(self.model, sequences, self.top_k))
+        count = sum(len(sequence) - start for sequence, start in zip(sequences, starts, strict=True))
+        return self._read(lambda: self._dialect.read_scores(answer, sequences, starts), count)
+
+    def _answer(self, body: dict[str, Any]) -> Any:
+        return self._session.answer("POST", self._dialect.path, body)
+
+    def _read(self, read: Callable[[], list[Row]], count: int) -> list[Row]:
+        try:
+            rows = read()
+        except WRONG_FORM as error:
+            raise EngineFailed(
+                f"the teacher at {self.url} answered {self._dialect.path} in another form than "
+                f"{type(self._dialect).__name__} has ({type(error).__name__}: {error})"
+            ) from error
+        if len(rows) != count:
+            raise EngineFailed(f"the teacher at {self.url} answered with {len(rows)} of {count} distributions")
+        return rows
+
+    def _check_lengths(self, lists: Sequence[Sequence[int]]) -> None:
+        if self.longest is None or all(len(one) < self.longest for one in lists):
+            return
+        raise UsageError(
+            f"the teacher at {self.url} takes {self.longest} tokens, and a prefix has {max(map(len, lists))} beside "
+            "the next one: shorten max_completion_length, or start the server with a longer --max-model-len"
+        )
 
     def _choose(self, model: str | None) -> dict[str, Any]:
         try:

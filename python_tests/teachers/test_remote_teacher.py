@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from python_tests.remote.fake_teacher import fake_teacher
 from python_tests.rollout.rollout_cases import tiny
+from python_tests.teachers.fake_teacher import fake_teacher
 from python_tests.vllm.server.fake_server import BREAK, FakeServer, fake_server
 from trbext.errors import EngineFailed, UsageError
-from trbext.remote.http_session import KEY_VARIABLE, HTTPSession
-from trbext.remote.teacher import RemoteTeacher
-from trbext.remote.top_log_probs import aligned_top
+from trbext.teachers.remote.http_session import KEY_VARIABLE, HTTPSession
+from trbext.teachers.remote.teacher import RemoteTeacher
+from trbext.teachers.remote.top_log_probs import aligned_top
 from trbext.vocab import Alignment, VocabularyMismatch
 
 PREFIXES = [[3, 4], [5], [6, 7, 8, 9], [3]]
@@ -70,8 +70,23 @@ def test_few_tokens_keep_their_probabilities_and_order(server: FakeServer) -> No
     assert (few.ids[:, 3:] == -1).all()
 
 
+def test_whole_sequences_are_scored_as_their_prefixes_are(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trbext.teachers.remote.teacher.SEQUENCES_PER_REQUEST", 2)
+    teacher = RemoteTeacher(server.url, top_k=4)
+    sequences, starts = [[3, 4, 5, 6, 7], [5, 8, 8], [6, 7, 8, 9]], [2, 1, 3]
+    scored = teacher.score(sequences, starts, ALIGNMENT)
+    prefixes = [s[:place] for s, start in zip(sequences, starts, strict=True) for place in range(start, len(s))]
+    expected = teacher.next_tokens(prefixes, ALIGNMENT)
+    assert torch.equal(scored.ids, expected.ids)
+    torch.testing.assert_close(scored.log_probs, expected.log_probs)
+    path = "/generate" if "/generate" in server.answers else "/v1/completions"
+    server.answers[path] = (200, {"choices": [{"index": 0, "prompt_logprobs": [None]}]})
+    with pytest.raises(EngineFailed, match=f"answered {path} in another form"):
+        teacher.score([[3, 4]], [1], ALIGNMENT)
+
+
 def test_many_prefixes_travel_in_requests_of_many(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trbext.remote.teacher.PREFIXES_PER_REQUEST", 3)
+    monkeypatch.setattr("trbext.teachers.remote.teacher.PREFIXES_PER_REQUEST", 3)
     teacher = RemoteTeacher(server.url, top_k=2)
     asked = len(server.asked)
     ids, _ = teacher.next_tokens(PREFIXES * 2, ALIGNMENT)
@@ -146,7 +161,7 @@ def test_a_busy_server_is_asked_again_and_a_lost_one_ends_the_run(server: FakeSe
     with pytest.raises(EngineFailed, match="failed in 3 tries: bad gateway"):
         teacher.next_tokens(PREFIXES, ALIGNMENT)
     server.answers[path] = (200, {"choices": []} if path == "/v1/completions" else [])
-    with pytest.raises(EngineFailed, match="answered 0 of 4 prefixes"):
+    with pytest.raises(EngineFailed, match="answered with 0 of 4 distributions"):
         teacher.next_tokens(PREFIXES, ALIGNMENT)
     server.answers[path] = (200, {"strange": 1})
     with pytest.raises(EngineFailed, match=f"answered {path} in another form"):

@@ -1,1 +1,0 @@
-"""Scores tokens with a teacher behind an HTTP server, which tells the log-probs of its most probable tokens only."""

@@ -282,9 +282,9 @@ PLANTED = (
     Planted(
         "a block ends while others still send to it",
         "cuda/kernel/solve_rows.cuh",
-        "      cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n      gather_exact",
-        '      if (cluster.rank == 1) asm volatile("exit;");\n'
-        "      cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n      gather_exact",
+        "masked, cluster, state, slot, warp, lane);\n    if (warp == 0) {\n      cluster.wait",
+        'masked, cluster, state, slot, warp, lane);\n    if (cluster.rank == 1) asm volatile("exit;");\n'
+        "    if (warp == 0) {\n      cluster.wait",
     ),
     Planted(
         "one record for every exchange",

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "../launch/launch_table.h"
 #include "warp.cuh"
 
 namespace trb::cuda {
@@ -52,8 +53,9 @@ struct Cluster {
                      : "memory");
       }
       if (lane >= words) return;
-#pragma unroll 1
-      for (int r = 0; r < ranks; ++r) {
+#pragma unroll
+      for (int r = 0; r < kLargestCluster; ++r) {
+        if (r >= ranks) break;
         asm volatile(
             "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(in_block(r, own)),
             "l"(word), "r"(in_block(r, arrived))

@@ -1,7 +1,7 @@
 // Reads what the environment changes about a launch, so that two ways can be compared in one build. The first launch
 // reads it, and no later one does.
 //
-//   TRB_CUDA_RANKS     how many blocks hold a row, 1 .. 16; unset: as the launch table says
+//   TRB_CUDA_RANKS     how many blocks hold a row, 1 .. kLargestCluster; unset: as the launch table says
 //   TRB_CUDA_PREFETCH  0: the next row is not prefetched; 1 or unset: it is
 //
 // Another number of blocks adds the sums in another order, so the last bits of a result may differ.
@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+
+#include "launch_table.h"
 
 namespace trb::cuda {
 
@@ -31,7 +33,7 @@ inline int whole_number_of(const char* variable, int least, int most, int otherw
 }
 
 inline LaunchOverrides read_launch_overrides() {
-  return {whole_number_of("TRB_CUDA_RANKS", 1, 16, 0), whole_number_of("TRB_CUDA_PREFETCH", 0, 1, 1) == 1};
+  return {whole_number_of("TRB_CUDA_RANKS", 1, kLargestCluster, 0), whole_number_of("TRB_CUDA_PREFETCH", 0, 1, 1) == 1};
 }
 
 inline const LaunchOverrides& launch_overrides() {

@@ -43,10 +43,6 @@ int attribute_of(const char* op, cudaDeviceAttr attribute, int device) {
   return value;
 }
 
-// Clusters of at most kLargestCluster blocks run on every device with clusters. Larger ones need an attribute of the
-// kernel.
-bool is_portable(int ranks) { return ranks <= kLargestCluster; }
-
 // How many clusters of the launch run at the same time. 0 if the device cannot run any, because a slice of a GPU may
 // have too few multiprocessors to form one.
 int64_t clusters_at_once(const char* op, int device, const DeviceLaunch& device_launch) {
@@ -80,9 +76,6 @@ DeviceLaunch ask_device(const char* op, int device, const RowKernels& kernels, i
   // 3. A number of blocks that the environment sets is used or is an error.
   if (const int ranks = launch_overrides().ranks; ranks > 0) {
     DeviceLaunch found{split_over(ranks, vocab, logit_bytes), kernels.resident, kResidentThreads, 0};
-    if (!is_portable(ranks)) {
-      check_cuda(op, cudaFuncSetAttribute(kernels.resident, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    }
     if ((clusters || ranks == 1) && fits(architecture_of(capability), found.launch, 1)) {
       found.clusters = clusters_at_once(op, device, found);
     }

@@ -10,7 +10,7 @@
 
 namespace trb::cuda {
 
-constexpr int kLargestCluster = 8;  // which every device with clusters can launch
+constexpr int kLargestCluster = 8;  // which every device with clusters can launch, and for which BlockState has room
 
 struct Architecture {
   int capability;                     // 10 major + minor; the line is for all capabilities below the next line's

@@ -231,6 +231,7 @@ def disordered(requests: int, rows: int, spoiled: int, generator: torch.Generato
 @both_ways
 def test_any_offsets_give_the_rows_that_the_cpu_gives(kernels: PtxOperators) -> None:
     """Calls have up to three times the 32 requests that a warp looks at together, in order or with wrong offsets."""
+    persistent = PtxOperators(kernels.arch, kernels.ranks, kernels.streamed, clusters=3)
     generator = torch.Generator().manual_seed(0)
     student, teacher = ordinary(40, 5)
     for requests, spoiled in ((1, 0), (40, 0), (80, 1), (80, 3), (33, 12)):
@@ -240,7 +241,17 @@ def test_any_offsets_give_the_rows_that_the_cpu_gives(kernels: PtxOperators) -> 
             torch.rand(40, dtype=torch.float64, generator=generator), width=40,
             temperature=torch.rand(requests, generator=generator) + 0.5,
         )  # fmt: skip
-        assert decisions(call.by(kernels.verify)) == decisions(call.by(trbext.verify)), call.offsets.tolist()
+        assert decisions(call.by(persistent.verify)) == decisions(call.by(trbext.verify)), call.offsets.tolist()
+
+
+def test_a_block_does_not_search_the_requests_of_its_earlier_rows_again() -> None:
+    """One block judges 12 rows, each of whose requests is followed by 31 without rows."""
+    student, teacher = ordinary(12, 5)
+    kernels = PtxOperators(90, clusters=1)
+    ragged(student, teacher, [1, *[0] * 31] * 12).by(kernels.verify)
+    two_offsets_of_each_lane = 2 * 8 * 32
+    searches = kernels.results[0].traffic["offsets"].bytes_loaded // two_offsets_of_each_lane
+    assert searches < 2 * 12  # the last one and the next one for each row
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(0, BFLOAT16), (0, FLOAT32), (1, FLOAT32)])
@@ -354,8 +365,8 @@ PLANTED = (
     Planted(
         "no barrier between the search for a row's request and its use",
         "cuda/kernel/solve_rows.cuh",
-        "find_task(args, row, state, lane);\n      __syncthreads();",
-        "find_task(args, row, state, lane);",
+        "state, lane);\n      __syncthreads();\n      task = state.task;",
+        "state, lane);\n      task = state.task;",
     ),
     Planted(
         "the peers' residuals are not waited for before they are read",

@@ -59,6 +59,12 @@ struct RowTask {
   int32_t judged;  // 0 if the row is at fault before its logits are read, or belongs to no request
 };
 
+// Where the search for a row's request may begin, from what an earlier row has found: no request before `first` has
+// rows from `reached` on.
+struct RequestScan {
+  int64_t first = 0, reached = 0;
+};
+
 struct DoubleSums {
   Tilt tilt;
   double min_d, max_d;
@@ -85,7 +91,8 @@ struct BlockState {
   float extreme_of_row[4];  // max student, max teacher, high, low
   float shift_of_row[2];    // student, teacher
   // 4. The arguments of the row.
-  RowTask task;  // only for verify
+  RowTask task;              // only for verify
+  RequestScan request_scan;  // only for verify; of the block's rows before
   Temperature temperature;
   double epsilon, uniform;
   double accept_uniform;

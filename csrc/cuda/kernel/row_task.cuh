@@ -6,12 +6,14 @@
 
 namespace trb::cuda {
 
-// All lanes of a warp: the request that a row belongs to, or -1. Reads every offset, 32 at a time, and does not bisect,
-// because an offset that is out of order may be anywhere and must not change which rows the other requests have.
-__device__ __forceinline__ int64_t request_of_row(const VerifyArrays& verify, int64_t row, int lane) {
-  int64_t reached_before = 0;  // the `reached` of rows_between
+// All lanes of a warp: the request that a row belongs to, or -1. Reads the offsets in order, 32 at a time, and does not
+// bisect, because an offset that is out of order may be anywhere and must not change which rows the other requests
+// have. A block's rows ascend, and the rows of requests do, so each search begins where the last one ended.
+__device__ __forceinline__ int64_t request_of_row(const VerifyArrays& verify, int64_t row, RequestScan* scan,
+                                                  int lane) {
 #pragma unroll 1
-  for (int64_t first = 0; first < verify.requests; first += kWarp) {
+  while (scan->first < verify.requests && scan->reached <= row) {
+    const int64_t first = scan->first, reached_before = scan->reached;  // the `reached` of rows_between
     const int64_t request = first + lane;
     const bool there = request < verify.requests;
     const int64_t begin = there ? verify.offsets[request] : 0, end = there ? verify.offsets[request + 1] : 0;
@@ -21,17 +23,28 @@ __device__ __forceinline__ int64_t request_of_row(const VerifyArrays& verify, in
     const RequestRows rows = rows_between(begin, end, verify.rows, &reached);
     const unsigned holding = __ballot_sync(kAllLanes, there && rows.begin <= row && row < rows.begin + rows.count);
     if (holding != 0) return first + __ffs(holding) - 1;
-    reached_before = __shfl_sync(kAllLanes, up_to, kWarp - 1);
+    const int64_t reached_after = __shfl_sync(kAllLanes, up_to, kWarp - 1);
+    if (reached_after > row) break;  // the requests that follow begin later
+    *scan = {first + kWarp, reached_after};
   }
   return -1;
 }
 
-// Warp 0: writes the row's task to state.task, and its epsilon and draft to the state.
+// Warp 0: writes the row's task to state.task, and its epsilon and draft to the state. `is_first` says that it is the
+// block's first row.
 template <int kWarps>
-__device__ __forceinline__ void find_task(const KernelArgs& args, int64_t row, BlockState<kWarps>& state, int lane) {
+__device__ __forceinline__ void find_task(const KernelArgs& args, int64_t row, bool is_first, BlockState<kWarps>& state,
+                                          int lane) {
   const VerifyArrays& verify = args.verify;
-  const int64_t request = request_of_row(verify, row, lane);
+  RequestScan scan;
+  if (lane == 0 && !is_first) {
+    const volatile RequestScan& last = state.request_scan;  // volatile, so that no other lane reads it
+    scan = {last.first, last.reached};
+  }
+  scan = {__shfl_sync(kAllLanes, scan.first, 0), __shfl_sync(kAllLanes, scan.reached, 0)};
+  const int64_t request = request_of_row(verify, row, &scan, lane);
   if (lane != 0) return;
+  state.request_scan = scan;
   RowTask task{0, 0, 1.0f, 0};
   if (request >= 0 && row_in_range(verify, row)) {
     const int64_t begin = verify.offsets[request], draft = verify.draft_tokens[row];

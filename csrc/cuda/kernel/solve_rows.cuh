@@ -232,7 +232,7 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
     const Chunks block_chunks = chunks_of_row<T>(args.vocab).part(cluster.rank, cluster.ranks);
     RowTask task{row, row, 1.0f, 1};
     if (args.verifies()) {
-      if (warp == 0) find_task(args, row, state, lane);
+      if (warp == 0) find_task(args, row, row < gridDim.x / cluster.ranks, state, lane);
       __syncthreads();
       task = state.task;
     }

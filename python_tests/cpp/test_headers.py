@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
     "program",
-    ["solver_test", "verify_requests_test", "tilt_interpolation_test", "launch_table_test", "launch_overrides_test"],
+    [
+        "solver_test",
+        "verify_requests_test",
+        "tilt_interpolation_test",
+        "launch_table_test",
+        "launch_overrides_test",
+        "driver_version_test",
+    ],
 )
 def test_a_program_of_checks(program: str, tmp_path: Path) -> None:
     compiler = shutil.which("c++")

@@ -5,12 +5,18 @@
 
 #include "../../operators/checks.h"
 #include "../kernel_args.h"
+#include "driver_version.h"
 
 namespace trb::cuda {
 
 inline void check_cuda(const char* op, cudaError_t status) {
   if (status == cudaSuccess) return;
   (void)cudaGetLastError();  // clears the error, which the runtime's next caller would get otherwise
+  if (status == cudaErrorInsufficientDriver) {
+    int driver = 0;
+    (void)cudaDriverGetVersion(&driver);
+    check(false, op, ": ", remedy_for_driver(driver, CUDART_VERSION));
+  }
   check(false, op, ": CUDA error: ", cudaGetErrorString(status));
 }
 

@@ -45,8 +45,8 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 
 // kRepetitions meetings, each of which hands eight bytes of every block to every block (but kBarrier, which hands over
-// none). kStoreAndBarrier is what csrc/cuda/kernel/cluster.cuh does; kAsyncStore needs no fences of the barrier:
-// warp 0 sends and waits, and the block follows it.
+// none). kAsyncStore is what csrc/cuda/kernel/cluster.cuh does: warp 0 sends and waits, and the block follows it.
+// kStoreAndBarrier is what it did before, with the fences of the barrier.
 __global__ void __launch_bounds__(kClusterThreads, 2) meetings(float* out, int ranks, Meeting meeting) {
 #if __CUDA_ARCH__ >= 900
   __shared__ double slots[2][kLargestCluster];

@@ -274,7 +274,7 @@ PLANTED = (
         "  if (lane == 0) state.range[warp] = range;",
     ),
     Planted(
-        "what peers send is not waited for before it is read",
+        "no wait before what peers send is read",
         "cuda/kernel/solve_rows.cuh",
         "    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n    gather_ends",
         "    __syncwarp();\n    gather_ends",

@@ -183,14 +183,14 @@ def test_a_cluster_that_solves_many_rows_solves_each_as_if_by_itself(ranks: int)
 
 
 def test_without_the_prefetch_of_the_next_row_nothing_else_changes() -> None:
-    """Tests what TRB_CUDA_PREFETCH=0 launches, which exists to time what the prefetch gains."""
-    _, student, teacher = family_rows(1000, BFLOAT16)
+    """Tests what TRB_CUDA_PREFETCH=0 launches, which exists to time what the prefetch gains. Rows begin anywhere."""
+    _, student, teacher = family_rows(1001, BFLOAT16)
     answers, asked = [], []
     for prefetch in (True, False):
         trb = PtxOperators(90, ranks=2, clusters=1, prefetch=prefetch)
         answers.append(trb.solve(student, teacher, 0.02))
         counts = trb.results[-1].instructions
-        asked.append(sum(count for opcode, count in counts.items() if opcode.startswith("prefetch")))
+        asked.append(sum(count for opcode, count in counts.items() if "prefetch" in opcode))
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
     assert asked[0] > 0 == asked[1]
 

@@ -148,18 +148,32 @@ __device__ __forceinline__ Extremes scan(const RowPair<T>& row, const Source& so
   return extremes.result();
 }
 
-// Prefetches chunks of a row into the second-level cache, 128 bytes per instruction.
+// Prefetches `bytes` from `data` into the second-level cache, but for the parts of 16 bytes at both ends.
+__device__ __forceinline__ void prefetch_bytes(const char* data, int64_t bytes) {
+  const int64_t before = -static_cast<int64_t>(reinterpret_cast<uintptr_t>(data)) & (kVectorBytes - 1),
+                whole = (bytes - before) & -kVectorBytes;
+  if (whole <= 0) return;
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(data + before), "r"(static_cast<uint32_t>(whole)));
+}
+
+// Prefetches a warp's chunks of a row into the second-level cache: by one instruction for each model from compute
+// capability 9.0 on, before it by one for every 128 bytes.
 template <typename T>
 __device__ __forceinline__ void prefetch(const RowPair<T>& row, Chunks chunks, int lane) {
   if (!row.contiguous) return;
-  constexpr int kLines = kWarp * kVectorBytes / 128;  // of one chunk of one model
-  const int64_t begin = static_cast<int64_t>(chunks.begin) * kLines, count = (chunks.end - chunks.begin) * kLines;
-  const int64_t bytes = static_cast<int64_t>(row.vocab) * (kVectorBytes / LogitVector<T>::kTokens);
-  for (int64_t line = begin + lane; line < begin + count; line += kWarp) {
-    if (line * 128 >= bytes) break;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(row.student.data + line * 128));
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(row.teacher.data + line * 128));
+  constexpr int64_t kChunkBytes = kWarp * kVectorBytes;
+  const int64_t row_bytes = static_cast<int64_t>(row.vocab) * (kVectorBytes / LogitVector<T>::kTokens);
+  const int64_t begin = chunks.begin * kChunkBytes, end = min(chunks.end * kChunkBytes, row_bytes);
+#if __CUDA_ARCH__ >= 900
+  if (lane != 0) return;
+  prefetch_bytes(row.student.data + begin, end - begin);
+  prefetch_bytes(row.teacher.data + begin, end - begin);
+#else
+  for (int64_t at = begin + lane * 128; at < end; at += kWarp * 128) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(row.student.data + at));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(row.teacher.data + at));
   }
+#endif
 }
 
 }  // namespace trb::cuda

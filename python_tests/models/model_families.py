@@ -239,8 +239,9 @@ fails is refused by one line with its class and the reason, and never decoded wr
 (`check=False` in Python) turns the check off.
 
 These are refused as well: encoder-decoders, masked LMs (they read later tokens), models on the meta device,
-prompt-tuned models, weights sharded by FSDP2 outside `trbext.rollout.unsharded`, a teacher that shares trained weights
-with the student, and rows that grow past a change of their rotary factors (`rope_type` longrope or dynamic).
+prompt-tuned models, weights sharded by FSDP2 outside `trbext.rollout.unsharded`, by FSDP1 or by ZeRO-3 that nobody has
+gathered, a teacher that shares trained weights with the student (other than [its base](teachers.md)), and rows that
+grow past a change of their rotary factors (`rope_type` longrope or dynamic).
 
 The loss moves every row to the left before its forward, so that padding only follows tokens. Absolute positions and
 recurrent states are then those of the row by itself, in every family.

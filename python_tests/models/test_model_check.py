@@ -32,6 +32,7 @@ import trbext.models.model_check as model_check
 from python_tests.models.tiny_models import prompts, tiny_llama, tiny_tokenizer
 from python_tests.rollout.rollout_cases import PAD, PROMPTS, tiny
 from trbext.models.completion_states import completion_states
+from trbext.models.model_kind import check_whole
 from trbext.rollout import UnsupportedModel, check_model, lockstep, speculative
 from trbext.training.config import TRBConfig
 from trbext.training.trainer import TRBTrainer
@@ -299,3 +300,17 @@ def test_weights_under_fsdp_are_refused_with_the_remedy(monkeypatch: pytest.Monk
     monkeypatch.setattr(model_kind, "DTensor", Tensor)
     with pytest.raises(UnsupportedModel, match=r"is sharded by FSDP2, .* decode inside trbext.rollout.unsharded"):
         roll(tiny(), None, epsilon=0.0)
+
+
+def test_shards_of_other_kinds_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    check_whole(model, "student")
+    weight = model.lm_head.weight
+    weight.ds_id = 0  # DeepSpeed marks every weight of ZeRO-3, and empties those that are on other processes
+    check_whole(model, "student")
+    weight.data = torch.empty(0)
+    with pytest.raises(UnsupportedModel, match="the student LlamaForCausalLM is sharded by DeepSpeed ZeRO-3"):
+        check_whole(model, "student")
+    monkeypatch.setattr("trbext.models.model_kind.FullyShardedDataParallel", torch.nn.Embedding)
+    with pytest.raises(UnsupportedModel, match="the teacher LlamaForCausalLM is sharded by FSDP1"):
+        check_whole(tiny_llama(), "teacher")

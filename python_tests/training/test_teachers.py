@@ -248,6 +248,7 @@ def test_teachers_that_cannot_teach_are_refused(tmp_path: Path) -> None:
         ({"teachers": {"a": "x"}, "teacher_weights": {"a": -1}}, "numbers >= 0"),
         ({"teachers": {"a": "x"}, "teacher_mean": "median"}, "teacher_mean must be one of geometric, arithmetic"),
         ({"teachers": {"a": "x"}, "teacher_model_name_or_path": "y"}, "takes the place of teacher_model_name_or_path"),
+        ({"use_vllm": True, "teacher_model_name_or_path": "self"}, "use_vllm loads a teacher of its own, got 'self'"),
         ({"teacher_weights": {"a": 1}}, "teacher_weights belongs to several teachers"),
         ({"teachers": {"a": "x"}, "teacher_column": "c", "teacher_weights": {"a": 1}}, "leave teacher_weights out"),
     ],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from .cached_model import unwrap
@@ -42,12 +42,22 @@ def check_kind(model: Any, name: str) -> None:
 
 
 def check_whole(model: Any, name: str) -> None:
-    """Refuses weights that FSDP2 has sharded: processes that decode different numbers of tokens would wait for ever.
+    """Refuses sharded weights: processes that decode different numbers of tokens would wait for each other for ever.
 
     Raises:
         UnsupportedModel: The weights of `model`, which the error calls `name`, are sharded.
     """
     inner = unwrap(model)
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise UnsupportedModel(
+            f"the {name} {type(inner).__name__} is sharded by FSDP1, which gives no whole weights outside its forward: "
+            "use fully_shard (FSDP2) and decode inside trbext.unsharded(model)"
+        )
+    if any(hasattr(parameter, "ds_id") and parameter.numel() == 0 for parameter in inner.parameters()):
+        raise UnsupportedModel(
+            f"the {name} {type(inner).__name__} is sharded by DeepSpeed ZeRO-3: decode inside "
+            "deepspeed.zero.GatheredParameters(model.parameters())"
+        )
     sharded = any(isinstance(module, FSDPModule) for module in inner.modules())
     if sharded and any(isinstance(parameter, DTensor) for parameter in inner.parameters()):
         raise UnsupportedModel(

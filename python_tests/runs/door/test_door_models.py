@@ -234,7 +234,7 @@ def test_a_hub_that_cannot_be_used_is_one_line(
     def unreachable(*_: Any, **__: Any) -> None:
         raise RuntimeError("[Errno 111]\nConnection refused")  # what an HTTP client raises is no OSError
 
-    monkeypatch.setattr("transformers.trainer.hf_api", unreachable)
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", unreachable)
     error = refusal(capsys, "train", write(config | {"push_to_hub": True}))
     assert "push_to_hub needs a repository on the Hub, which cannot be made: RuntimeError: [Errno 111] Conn" in error
     assert not Path("run").exists()

@@ -74,6 +74,8 @@ class TeacherFields:
     def _wrong_teachers(self) -> Iterator[str]:
         given: Any = self  # TRL's fields are beside these
         teachers, weights = self.teachers, self.teacher_weights
+        if given.use_vllm and self.teaches_itself:
+            yield "use_vllm loads a teacher of its own, got 'self', the base model under the student"
         if self.teacher_mean not in MEANS:
             yield f"teacher_mean must be one of {', '.join(MEANS)}, got {self.teacher_mean!r}"
         if self.teacher_offload not in OFFLOADS:

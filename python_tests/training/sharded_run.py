@@ -25,6 +25,7 @@ from accelerate.utils import DistributedType, gather_object
 
 import trbext.training.trainer
 from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, tiny_llama, tiny_tokenizer
+from trbext import mixture, self_teacher
 from trbext.rollout import Rollout, speculative
 from trbext.training.config import TRBConfig
 from trbext.training.trainer import TRBTrainer
@@ -37,6 +38,7 @@ class Case(NamedTuple):
     fields: Mapping[str, Any] = MappingProxyType({})
     lora: bool = False
     tokens: tuple[int, int] = (6, 6)  # at most, on either process
+    teaches: str = "model"  # or "mixture", or "self": the base under an adapter that was trained before
 
 
 # The losses and models that a plain `pytest` runs too.
@@ -47,12 +49,21 @@ LOSSES = {
     "widths": Case({"vocab_size": 72}),
     "sampled": Case(fields={"loss_estimator": "sampled"}),  # weighted by pi_S / mu
 }
-CASES = LOSSES | {
-    "lockstep": Case(fields={"draft_length": 0}),
-    "lora": Case(lora=True),
-    "accumulation": Case(fields={"gradient_accumulation_steps": 2, "max_steps": 2}),
-    "uneven": Case(tokens=(12, 3)),
+# Teachers of whole models only.
+WHOLE_ONLY = {
+    "mixture": Case(teaches="mixture", fields={"teacher_column": "answer"}),
+    "self": Case(lora=True, teaches="self"),
 }
+CASES = (
+    LOSSES
+    | WHOLE_ONLY
+    | {
+        "lockstep": Case(fields={"draft_length": 0}),
+        "lora": Case(lora=True),
+        "accumulation": Case(fields={"gradient_accumulation_steps": 2, "max_steps": 2}),
+        "uneven": Case(tokens=(12, 3)),
+    }
+)
 STEPS, CHECKPOINT, HELD_OUT = 3, 2, 5
 LOGGED = ("loss", "grad_norm", "trb/kl", "trb/reverse_kl", "trb/teacher_log_prob")
 
@@ -100,13 +111,24 @@ def trainer_of(backend: str, case: Case, folder: Path, state_dict_type: str | No
     verifier = settings.pop("verifier", None)
     lora = None
     if case.lora:
-        from peft import LoraConfig
+        from peft import LoraConfig, get_peft_model
 
         lora = LoraConfig(**LORA)
     torch.manual_seed(0)  # LoRA draws its first weights
+    student: Any = tiny_llama(0, layers=2)
+    teacher: Any = tiny_llama(1, hidden=32, layers=2, **case.teacher)
+    if case.teaches == "mixture":  # which routes each row by its answer
+        other = tiny_llama(2, hidden=16, layers=2)
+        teacher = mixture({row["answer"]: (teacher, other)[number % 2] for number, row in enumerate(prompts(24))})
+    elif case.teaches == "self":
+        student, lora = get_peft_model(student, lora), None
+        for name, weight in student.named_parameters():
+            if "lora_B" in name:
+                weight.data.normal_(std=0.5)
+        teacher = self_teacher(student)
     return TRBTrainer(
-        tiny_llama(0, layers=2),
-        tiny_llama(1, hidden=32, layers=2, **case.teacher),
+        student,
+        teacher,
         TRBConfig(**settings),
         train_dataset=prompts(24),
         eval_dataset=None if verifier is None else prompts(HELD_OUT),

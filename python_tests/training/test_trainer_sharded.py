@@ -20,11 +20,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from python_tests.training import sharded_run
-from python_tests.training.sharded_run import CASES, LOSSES, largest_difference
+from python_tests.training.sharded_run import CASES, LOSSES, WHOLE_ONLY, largest_difference
 from python_tests.training.two_processes import run_two_processes
 
 SCRIPT = Path(sharded_run.__file__)
-FEATURES = [name for name in CASES if name not in LOSSES]
+FEATURES = [name for name in CASES if name not in LOSSES and name not in WHOLE_ONLY]
 TIMEOUT = 1800  # seconds of a launch, of which it needs some forty on two idle cores
 CHECKPOINTS = {"fsdp": ["FULL_STATE_DICT", "SHARDED_STATE_DICT"]}
 IN_THE_MATRIX = importlib.util.find_spec("deepspeed") is not None
@@ -58,7 +58,8 @@ class Launches:
 
     def every_case(self, backend: str) -> dict[str, Any]:
         resumed = [f"resumed:{kind}" for kind in CHECKPOINTS.get(backend, [""])]
-        return self.of(backend, *CASES, *resumed, *stopped(backend))
+        cases = [case for case in CASES if backend == "ddp" or case not in WHOLE_ONLY]
+        return self.of(backend, *cases, *resumed, *stopped(backend))
 
     def _of(self, backend: str, *cases: str) -> dict[str, Any]:
         if backend == "one":

@@ -191,7 +191,7 @@ def test_an_offloaded_teacher_is_on_its_device_for_rollouts_and_loss_only(
     assert (
         offloaded.loads == 2 + 2
     )  # rollouts of two steps with a budget, whose states are kept; two losses of the third
-    assert all(log["trb/teacher_load_seconds"] >= 0 for log in steps(trainer))
+    assert all(log["trb/teacher_load_seconds"] > 0 for log in steps(trainer))
     assert logs(trainer) == logs(expected)
     for name, weight in weights(trainer).items():
         assert torch.equal(weight, weights(expected)[name]), name

@@ -141,7 +141,10 @@ class LossTrainer(ResumableTrainer):
         kept = inputs.get("teacher_states")  # of the rollout, if they were kept
         if kept is not None:
             head = head_of(teacher, self.alignment, gather_zero3=not fused)
-            return kept, head if self._offloaded is None else head.detached(device)
+            if self._offloaded is not None:  # the head is all that this loss needs of the teacher
+                with self._offloaded.timed():
+                    head = head.detached(device)
+            return kept, head
         if "teacher_weights" in inputs:
             teacher = teacher.with_weights(inputs["teacher_weights"])
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")

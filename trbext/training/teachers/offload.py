@@ -38,11 +38,8 @@ class OffloadedWeights:
     def on_device(self) -> Iterator[None]:
         """Copies the weights to their device inside, and drops that copy on leaving. May be nested."""
         if self._depth == 0:
-            start = time.perf_counter()
-            self._point_to([hosted.to(self.device, copy=True, non_blocking=True) for hosted in self._hosted])
-            if self.device.type != "cpu":
-                torch.accelerator.synchronize(self.device)  # the copies would be waited for anyway, and are timed here
-            self.seconds += time.perf_counter() - start
+            with self.timed():
+                self._point_to([hosted.to(self.device, copy=True, non_blocking=True) for hosted in self._hosted])
             self.loads += 1
         self._depth += 1
         try:
@@ -51,6 +48,15 @@ class OffloadedWeights:
             self._depth -= 1
             if self._depth == 0:
                 self._point_to(self._hosted)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds what the copying inside takes to `seconds`."""
+        start = time.perf_counter()
+        yield
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)  # the copies would be waited for anyway, and are timed here
+        self.seconds += time.perf_counter() - start
 
     def pop_seconds(self) -> float:
         """Returns the seconds of copying since the last call."""

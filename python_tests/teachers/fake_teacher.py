@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from python_tests.vllm.server.fake_server import FakeServer, fake_server
 
@@ -23,16 +23,23 @@ def top_of(model: PreTrainedModel, prefix: list[int], k: int) -> list[tuple[floa
 
 
 @contextmanager
-def fake_teacher(model: PreTrainedModel, owner: str = "vllm", name: str = "tiny") -> Iterator[FakeServer]:
-    """Serves `model` in the dialect of `owner`. A text is tokenized as its bytes, modulo the vocabulary."""
+def fake_teacher(
+    model: PreTrainedModel,
+    owner: str = "vllm",
+    name: str = "tiny",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    most: int = MOST,
+) -> Iterator[FakeServer]:
+    """Serves `model` in the dialect of `owner`. Without a tokenizer, a text is its bytes, modulo the vocabulary."""
 
     def scored(sequence: list[int], k: int) -> list[list[tuple[float, int]] | None]:
         return [None, *(top_of(model, sequence[:place], k) for place in range(1, len(sequence)))]
 
     def completions(body: dict[str, Any]) -> tuple[int, Any]:
         k = body.get("logprobs", body.get("prompt_logprobs"))
-        if k > MOST:
-            return 400, {"error": {"message": f"Requested sample logprobs of {k}, which is greater than max: {MOST}"}}
+        if k > most:
+            return 400, {"error": {"message": f"Requested sample logprobs of {k}, which is greater than max: {most}"}}
         if body["model"] != name:
             return 404, {"error": {"message": f"The model {body['model']} does not exist."}}
         if "prompt_logprobs" in body:
@@ -62,6 +69,8 @@ def fake_teacher(model: PreTrainedModel, owner: str = "vllm", name: str = "tiny"
         return 200, answers
 
     def tokenize(body: dict[str, Any]) -> tuple[int, Any]:
+        if tokenizer is not None:
+            return 200, {"tokens": tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
         return 200, {"tokens": [byte % model.config.vocab_size for byte in body["prompt"].encode()]}
 
     with fake_server() as server:

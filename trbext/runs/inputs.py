@@ -23,6 +23,7 @@ from ..evaluation.verifiers import check_verifier, verifier_by_name
 from ..models.adapters import base_of, check_no_adapter, tokenizer_path
 from ..models.loading import check_weights, load_tokenizer, named_errors
 from ..models.positions import position_limit
+from ..teachers.remote.teacher import RemoteTeacher
 from ..training.config import TRBConfig
 from ..training.fields.teacher import SELF
 
@@ -35,7 +36,7 @@ class RunInputs:
     """The checked inputs of a run."""
 
     student: str  # a folder, or a name on the Hub
-    teacher: Any  # likewise, or several by their labels; "self" is the base model under the student
+    teacher: Any  # likewise, or several by their labels, or on a server; "self" is the base model under the student
     tokenizer: PreTrainedTokenizerBase
     prompts: Dataset
     held_out: Dataset | None
@@ -96,10 +97,17 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
         check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
         if verifier is not None:
             check_verifier(verifier, held_out, str(config.eval_verifier))
-    teacher: Any = teachers[0]
+    teacher: Any = teachers[0] if teachers else _served(config, tokenizer)
     if isinstance(config.teachers, dict):
         teacher = dict(zip(config.teachers, teachers, strict=True))
     return RunInputs(student, teacher, tokenizer, prompts, held_out)
+
+
+def _served(config: TRBConfig, tokenizer: PreTrainedTokenizerBase) -> RemoteTeacher:
+    assert config.teacher_url is not None
+    name = config.teacher_model_name_or_path
+    teacher = RemoteTeacher(config.teacher_url, model=name, top_k=config.teacher_top_k, tokenizer=tokenizer)
+    return teacher
 
 
 def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:

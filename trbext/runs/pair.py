@@ -40,6 +40,8 @@ def load_pair(arguments: RunArguments, config: TRBConfig, student: str | None = 
         OSError: A model cannot be read.
     """
     teacher_path = config.teacher_model_name_or_path
+    if config.teacher_url is not None:
+        raise UsageError(f"this reads a teacher's logits, and the run's teacher is on the server {config.teacher_url}")
     if teacher_path is None or teacher_path == SELF:
         raise UsageError(f"this reads one teacher of its own, and the run has {', '.join(config.teacher_names)}")
     paths = {"student": student or model_path(arguments.model_name_or_path), "teacher": model_path(teacher_path)}

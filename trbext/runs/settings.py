@@ -134,7 +134,7 @@ def parse_settings(
         )
     if not arguments.model_name_or_path:
         raise UsageError("model_name_or_path (the student) is not set")
-    if not trb_config.teacher_names:
+    if not trb_config.teacher_names and trb_config.teacher_url is None:
         raise UsageError("teacher_model_name_or_path is not set")
     if not arguments.prompts:
         raise UsageError("prompts is not set")

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from ..data.demo_models import model_path
 from ..errors import Interrupted, UsageError
+from ..teachers.remote.teacher import RemoteTeacher
 from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
 from ..training.config import TRBConfig
 from ..training.fields.teacher import SELF
@@ -175,7 +176,8 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
-    teacher = name_of(config.teachers or config.teacher_model_name_or_path)
+    served = isinstance(inputs.teacher, RemoteTeacher)
+    teacher = inputs.teacher.model if served else name_of(config.teachers or config.teacher_model_name_or_path)
     trainer.made_from = Provenance(arguments.model_name_or_path, teacher, arguments.prompts)
     return trainer
 

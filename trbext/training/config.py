@@ -140,6 +140,7 @@ class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, TeacherF
         super().__post_init__()
         check_optimization(self)
         self.check_policy()
+        self.choose_loss_of_server()
         self.check_loss(self.beta)
         if not is_epsilon(self.trb_epsilon):
             raise ValueError(not_an_epsilon(self.trb_epsilon, "trb_epsilon"))

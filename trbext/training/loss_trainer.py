@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..models.cached_model import unwrap
 from ..models.completion_states import completion_states
 from ..models.lm_head import Head, lm_head
-from ..models.next_token import is_transformers
+from ..models.next_token import TopKTeacher, is_transformers
 from ..teachers import Mixture
 from ..vllm.sampler.teacher_top import TeacherTop
 from ..vocab import Alignment
@@ -33,7 +33,8 @@ class LossTrainer(ResumableTrainer):
 
     args: TRBConfig
     alignment: Alignment
-    teacher_model: Any  # None if only an engine has it
+    teacher_model: Any  # None if only an engine or a server has it
+    _top_k_teacher: TopKTeacher | None = None  # the server, or what stands for one
     _teacher_weights: Tensor | None = None  # [B, n] of the batch, if its rows are routed to their teachers
     _offloaded: OffloadedWeights | None = None  # the teacher's, if they are on the host while nothing reads them
     _fused_loss: bool  # whether TRL's fused loss serves these models
@@ -122,7 +123,7 @@ class LossTrainer(ResumableTrainer):
     @contextmanager
     def _teacher_for_decoding(self, part: int, rows: int) -> Iterator[Any]:
         """Yields the teacher of a part of the batch, on its device and with whole weights."""
-        teacher: Any = self.teacher_model
+        teacher: Any = self.teacher_model if self._top_k_teacher is None else self._top_k_teacher
         assert teacher is not None
         with ExitStack() as stack:
             if self._offloaded is not None:
@@ -184,7 +185,7 @@ class LossTrainer(ResumableTrainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns what `_compute_loss` does, if only an engine has the teacher and the batch holds what it said."""
+        """Returns what `_compute_loss` does, if the batch holds what an engine or a server said of the teacher."""
         head = lm_head(unwrapped_student).narrowed(self.alignment.width)
         prefixes = (scored != 0).sum()
         terms = prefix_loss_of_top(
@@ -193,7 +194,7 @@ class LossTrainer(ResumableTrainer):
             scored != 0,
             inputs["completion_ids"],
             TeacherTop(*(inputs[name] for name in ("top_ids", "top_log_prob", "rest_log_prob"))),
-            inputs["teacher_log_prob"],
+            inputs.get("teacher_log_prob"),
             objective=self._objective(),
             items=prefixes.clamp(min=1) if num_items_in_batch is None else num_items_in_batch,
             alignment=self.alignment,

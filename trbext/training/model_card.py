@@ -14,6 +14,7 @@ from trl.trainer.utils import get_config_model_id
 from .. import __version__
 from ..build_info import version_of
 from ..teachers import Mixture
+from ..teachers.remote.teacher import RemoteTeacher
 from .config import TRBConfig
 from .metrics.metric_table import METRICS, Metrics, first_and_last
 from .schedule import duration
@@ -53,6 +54,8 @@ def name_of(model: Any) -> str:
         return ", ".join(f"{label}: {name_of(each)}" for label, each in model.items())
     if isinstance(model, Mixture):
         return ", ".join(map(name_of, model.teachers))
+    if isinstance(model, RemoteTeacher):
+        return model.model
     return str(model if isinstance(model, str) else get_config_model_id(getattr(model, "config", None)) or "a model")
 
 

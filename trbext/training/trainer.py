@@ -29,7 +29,7 @@ from ..data.prompt_checks import check_datasets
 from ..evaluation.pass_at_k import evaluate_pass_at_1
 from ..evaluation.verifiers import Verifier, check_verified
 from ..models.model_check import check_model
-from ..models.next_token import NextTokenModel, is_transformers
+from ..models.next_token import NextTokenModel, TopKTeacher, is_transformers
 from ..rollout import Policy, TrustRegion, speculative
 from ..rollout.caches import named_models
 from ..rollout.policies import STUDENT
@@ -42,6 +42,7 @@ from .drafting import Drafting
 from .engine.build import EngineModels, check_can_draw
 from .engine.rollouts import SEEDS, RolloutEngines, budgets
 from .fields.engine import engine_draft_length
+from .fields.teacher import wrong_for_top_k
 from .fused_loss import choose_fused_loss
 from .generation import Generation
 from .metrics.cost import ComputeCount
@@ -52,6 +53,7 @@ from .sharding import check_can_unshard, whole_for_decoding
 from .student import load_processing_class, load_student, without_init_kwargs
 from .teachers.loading import DescribedTeacher, offloaded, prepare_teacher, teacher_and_tokenizer
 from .teachers.routes import check_labels, weights_of_rows
+from .teachers.top_k import told_at_prefixes
 from .trainer_arguments import TrainerArguments
 from .trl_decoding import check_completions, keep_to_alignment, without_engine, without_leftovers
 
@@ -75,8 +77,9 @@ class TRBTrainer(SavingTrainer):
         model: The student: a path, or a causal LM, which may be a PEFT model.
         teacher_model: A path, a causal LM, or None to load `args.teacher_model_name_or_path`. Its tokenizer must give
             the same ids as the student's (checked if it is given by path); logit widths and EOS ids may differ. "self"
-            or a `self_teacher` is the base model under a student with an adapter, a `mixture` is several teachers, and
-            a `NextTokenModel` with `vocab_size` and `eos_token_ids` is any other.
+            or a `self_teacher` is the base model under a student with an adapter, a `mixture` is several teachers, a
+            `RemoteTeacher` tells its top k tokens, and a `NextTokenModel` with `vocab_size` and `eos_token_ids` is any
+            other.
         args: The configuration; None is the default one.
         train_dataset: Rows with a column "prompt", text or messages.
         eval_dataset: Held-out rows of the same kind.
@@ -108,7 +111,7 @@ class TRBTrainer(SavingTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        teacher_model: str | PreTrainedModel | SelfTeacher | Mixture | NextTokenModel | None = None,
+        teacher_model: str | PreTrainedModel | SelfTeacher | Mixture | NextTokenModel | TopKTeacher | None = None,
         args: TRBConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
@@ -161,7 +164,11 @@ class TRBTrainer(SavingTrainer):
         check_can_unshard(self._dist, args, tools=bool(tools))
         args.check_top_k(self.alignment.width)
         self.teacher_model = None
-        if not isinstance(teacher, DescribedTeacher):
+        if isinstance(teacher, TopKTeacher):
+            for reason in wrong_for_top_k(args):
+                raise ValueError(reason)
+            self._top_k_teacher = teacher
+        elif not isinstance(teacher, DescribedTeacher):
             check_separate(self.model, teacher)
             self._fused_loss = choose_fused_loss(
                 self.model, teacher, self.alignment, args, zero3=self._dist.is_zero3, tools=bool(tools)
@@ -174,8 +181,8 @@ class TRBTrainer(SavingTrainer):
         if self.teacher_model is not None:
             self._offloaded = offloaded(self.teacher_model, args, self.accelerator)
         # 5. What is kept over the run: its cost and its draft length.
-        described = isinstance(teacher, DescribedTeacher)
-        self.compute = ComputeCount(self.model, [] if described else [part for _, part in named_models("", teacher)])
+        here = [] if self.teacher_model is None else [part for _, part in named_models("", teacher)]
+        self.compute = ComputeCount(self.model, here)
         self.add_callback(self.compute)
         self.drafting = Drafting(engine_draft_length(args) if args.use_vllm else args.draft_length)
         self.add_callback(self.drafting)
@@ -326,6 +333,8 @@ class TRBTrainer(SavingTrainer):
                     output["teacher_states"] = kept
         else:
             self._eval_batches += 1
+        if self._top_k_teacher is not None:
+            output |= told_at_prefixes(self._top_k_teacher, generation.rollouts, output, self.alignment)
         if self.engines is not None:
             metrics |= engine_metrics(generation, self.accelerator)
             if self.args.teacher_from_engine:

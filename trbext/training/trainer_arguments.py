@@ -58,6 +58,8 @@ class TrainerArguments(NamedTuple):
         if args.teachers is not None and not (teacher is None or isinstance(teacher, dict)):
             raise ValueError("teachers are given in args and as teacher_model: leave one out")
         teacher = next((t for t in (teacher, args.teacher_model_name_or_path, args.teachers) if t is not None), None)
+        if teacher is None and args.teacher_url is not None:
+            teacher = ""  # the only model of the server
         if teacher is None:
             raise ValueError("a teacher is required: pass teacher_model, or set teacher_model_name_or_path")
         check_routing(teacher, args, tools=tools)

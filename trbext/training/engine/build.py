@@ -15,7 +15,8 @@ from ...vllm.engine import engine_args, slack
 from ...vllm.in_process import make_llm
 from ...vllm.local import LocalEngine
 from ...vllm.student_engine import StudentEngine
-from ..fields.engine import POLICIES, engine_draft_length
+from ..fields.engine import engine_draft_length
+from ..fields.teacher import BUDGETED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +64,7 @@ def check_can_draw(
         return
     if policy is not None and type(policy) not in (TrustRegion, Teacher, LambdaCoin):
         raise ValueError(
-            f"use_vllm draws the rollouts of {', '.join(POLICIES)}, each of which is a KL budget, got the policy "
+            f"use_vllm draws the rollouts of {', '.join(BUDGETED)}, each of which is a KL budget, got the policy "
             f"{type(policy).__name__}"
         )
     if not isinstance(teacher, str):

@@ -35,13 +35,13 @@ def reverse_kl_of_top(student_logits: Tensor, top: TeacherTop, *, temperature: f
 
     Args:
         student_logits: `[..., V]`, aligned, any float dtype.
-        top: `[..., k]` and `[...]`, of the teacher at this temperature.
+        top: `[..., k]` and `[...]`, of the teacher at this temperature; an id of -1 is no token.
         temperature: Divides the student's logits.
 
     Returns:
         `[...]` nats.
     """
-    student = top_and_rest(tempered(student_logits, temperature), top.ids.long())
+    student = top_and_rest(*_with_missing(tempered(student_logits, temperature), top.ids.long()))
     teacher = torch.cat([top.log_prob, top.rest_log_prob[..., None]], -1).to(student.dtype)
     return kl_of_logits(student, teacher)
 
@@ -52,7 +52,7 @@ def prefix_loss_of_top(
     valid: Tensor,
     completion_ids: Tensor,
     top: TeacherTop,
-    teacher_log_prob: Tensor,
+    teacher_log_prob: Tensor | None,
     *,
     objective: Objective,
     items: Tensor | int,
@@ -67,7 +67,8 @@ def prefix_loss_of_top(
         valid: [B, C] bool, the prefixes that count.
         completion_ids: [B, C] int64.
         top: [B, C, k] and [B, C], of the engine.
-        teacher_log_prob: [B, C] nats, log pi_T of the completions' tokens.
+        teacher_log_prob: [B, C] nats, log pi_T of the completions' tokens. None: that of a token which is not among
+            the top ones has its share of the rest, as `trbext.TopK` says.
         objective: Of kind "top_k" or "cross_entropy".
         items: The sum over prefixes is divided by it.
         alignment: The vocabulary that both models share.
@@ -85,13 +86,33 @@ def prefix_loss_of_top(
             student_entropy = entropy(logits, temperature)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not supervised):
             kl = reverse_kl_of_top(logits, TeacherTop(*of_teacher), temperature=temperature)
-        return kl, student_entropy, cross_entropy(logits, token, temperature=temperature) if supervised else kl
+        with torch.no_grad():
+            log_prob = _log_prob_of(token, logits, TeacherTop(*of_teacher), temperature)
+        minimized = cross_entropy(logits, token, temperature=temperature) if supervised else kl
+        return kl, student_entropy, minimized, log_prob
 
     valid = valid.to(device)
-    rows = [tensor.to(device)[valid] for tensor in (student_hidden, completion_ids, *top, teacher_log_prob)]
-    hidden, tokens, *of_teacher, log_prob = rows
+    hidden, tokens, *of_teacher = (tensor.to(device)[valid] for tensor in (student_hidden, completion_ids, *top))
     tokens = emitted_as_stop(tokens, alignment)
-    kl, student_entropy, minimized = in_chunks(terms, student_head.weight.shape[0], hidden, tokens, *of_teacher)
+    found = in_chunks(terms, student_head.weight.shape[0], hidden, tokens, *of_teacher)
+    kl, student_entropy, minimized, log_prob = found
+    if teacher_log_prob is not None:
+        log_prob = teacher_log_prob.to(device)[valid]
     teacher = TeacherTerms(log_prob, torch.full_like(log_prob, torch.nan))
     sums = PrefixMeans.sums(kl.sum(), valid.sum(), teacher)
     return LossTerms(minimized.sum() / items, student_entropy.sum().detach(), sums)
+
+
+def _with_missing(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the logits with one more token of probability 0, and ids that name it in the place of -1."""
+    return torch.nn.functional.pad(logits, (0, 1), value=-torch.inf), ids.masked_fill(ids < 0, logits.shape[-1])
+
+
+def _log_prob_of(token: Tensor, logits: Tensor, top: TeacherTop, temperature: float) -> Tensor:
+    """Returns log pi_T [n] of tokens [n], of which those outside the top ones have the student's share of the rest."""
+    student, ids = _with_missing(tempered(logits.detach(), temperature), top.ids.long())
+    rest = student.scatter(-1, ids, -torch.inf).logsumexp(-1)
+    outside = top.rest_log_prob + student.gather(-1, token[:, None])[:, 0] - rest
+    listed = ids == token[:, None]
+    inside = top.log_prob.masked_fill(~listed, -torch.inf).amax(-1)
+    return torch.where(listed.any(-1), inside, outside).float()

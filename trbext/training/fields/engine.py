@@ -8,11 +8,10 @@ from typing import Any
 
 from ...vllm.engine import DRAFT_LENGTH
 from ...vllm.requests import LEAST_TEMPERATURE
+from .teacher import BUDGETED
 
 MODES = ("colocate", "server")
 AFTER_WARMUP = ("student", "keep")
-# Policies that are a KL budget at each step: 0 is the student, infinity the teacher.
-POLICIES = ("trb", "student", "fixed", "sft", "teacher", "gkd")
 # Arguments of vLLM's engine that follow from other fields, or that would take the rollouts' law away.
 TAKEN = {
     "model": "model_name_or_path and teacher_model_name_or_path",
@@ -84,9 +83,9 @@ def _refusals(config: Any) -> Iterator[str]:
     """Yields the reasons why vLLM cannot draw the rollouts of a run."""
     if config.vllm_mode not in MODES:
         yield f"vllm_mode must be one of {', '.join(MODES)}, got {config.vllm_mode!r}"
-    if config.rollout_policy not in POLICIES:
+    if config.rollout_policy not in BUDGETED:
         yield (
-            f"use_vllm draws the rollouts of {', '.join(POLICIES)}, each of which is a KL budget, got "
+            f"use_vllm draws the rollouts of {', '.join(BUDGETED)}, each of which is a KL budget, got "
             f"rollout_policy={config.rollout_policy!r}"
         )
     for name, value in config.altered_sampling():

@@ -6,9 +6,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...teachers.remote.teacher import TOP_K
+
 SELF = "self"  # the base model under a student that is an adapter
 MEANS = ("geometric", "arithmetic")
 OFFLOADS = ("none", "cpu")
+# Policies that are a KL budget at each step: 0 is the student, infinity the teacher.
+BUDGETED = ("trb", "student", "fixed", "sft", "teacher", "gkd")
+OF_TOP_K = tuple(policy for policy in BUDGETED if policy != "gkd")  # whose budget is another one for each row
+
+
+def wrong_for_top_k(config: Any) -> Iterator[str]:
+    """Yields what of a configuration a teacher cannot do that tells the log-probs of its top k tokens."""
+    if config.loss_estimator != "top_k":
+        yield (
+            "a teacher that tells its top k tokens trains by loss_estimator 'top_k', got "
+            f"loss_estimator={config.loss_estimator!r}"
+        )
+    if config.beta != 1.0:
+        yield f"a teacher that tells its top k tokens trains by the reverse KL, beta = 1.0, got beta = {config.beta}"
+    if config.veto_start != 0:
+        yield f"Veto's target needs the whole distribution of the teacher, got veto_start={config.veto_start}"
+    if config.temperature != 1:
+        yield (
+            "a teacher that tells its top k tokens tells their log-probs at temperature 1, got "
+            f"temperature={config.temperature}"
+        )
+    if ":" not in config.rollout_policy and config.rollout_policy not in OF_TOP_K:
+        yield (
+            f"a teacher that tells its top k tokens serves {', '.join(OF_TOP_K)}, each of which is a KL budget, got "
+            f"rollout_policy={config.rollout_policy!r}"
+        )
 
 
 @dataclass
@@ -49,10 +77,28 @@ class TeacherFields:
         },
     )
 
+    teacher_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "A server of completions (vLLM, SGLang) that has the teacher, such as http://host:8000; "
+            "teacher_model_name_or_path is then its name there, or unset if it is the only one. A key is taken from "
+            "TRB_TEACHER_API_KEY."
+        },
+    )
+    teacher_top_k: int = field(
+        default=TOP_K,
+        metadata={
+            "help": "For teacher_url: tokens whose log-probs the server is asked for at each prefix. The rest of the "
+            "teacher's mass is taken to be spread as the student's. vLLM tells 20 unless --max-logprobs is larger."
+        },
+    )
+
     @property
     def teacher_names(self) -> list[str]:
-        """The models that this configuration names as teachers, as they are written there."""
+        """The models that this configuration names as teachers to load, as they are written there."""
         given: Any = self
+        if self.teacher_url is not None:
+            return []
         if isinstance(self.teachers, dict):
             return [str(name) for name in self.teachers.values()]
         return [] if given.teacher_model_name_or_path is None else [str(given.teacher_model_name_or_path)]
@@ -62,14 +108,46 @@ class TeacherFields:
         """Whether the base model under the student's adapter is a teacher."""
         return SELF in self.teacher_names
 
+    def choose_loss_of_server(self) -> None:
+        """Sets the loss that a server's teacher has: over its top k tokens and the rest as one."""
+        given: Any = self
+        chosen = given.loss_estimator in (None, "top_k") and given.loss_top_k is None
+        if self.teacher_url is not None and chosen and self.teacher_top_k >= 1:
+            given.loss_estimator, given.loss_top_k = "top_k", self.teacher_top_k
+
     def check_teachers(self) -> None:
         """Checks these fields.
 
         Raises:
             ValueError: A field is out of range, or does not fit another.
         """
-        for reason in self._wrong_teachers():
+        for reason in (*self._wrong_teachers(), *self._wrong_server()):
             raise ValueError(reason)
+
+    def _wrong_server(self) -> Iterator[str]:
+        given: Any = self
+        if self.teacher_top_k < 1:
+            yield f"teacher_top_k must be at least 1, got {self.teacher_top_k}"
+        if self.teacher_url is None:
+            if self.teacher_top_k != TOP_K:
+                yield "teacher_top_k belongs to a teacher on a server: set teacher_url, or leave it out"
+            return
+        if self.teachers is not None:
+            yield "teacher_url names one teacher, got teachers"
+        if given.teacher_model_name_or_path == SELF:
+            yield "the teacher 'self' is the base model under the student, and is on no server: leave teacher_url out"
+        if given.use_vllm:
+            yield "use_vllm draws rollouts with the teacher in the engine: leave teacher_url out"
+        if self.teacher_offload != "none":
+            yield "teacher_offload moves the teacher of the trainer, and with teacher_url it has none"
+        if given.teacher_model_init_kwargs is not None:
+            yield "teacher_model_init_kwargs are of a teacher that is loaded, and with teacher_url none is"
+        yield from wrong_for_top_k(self)
+        if given.loss_estimator == "top_k" and given.loss_top_k != self.teacher_top_k:
+            yield (
+                f"with teacher_url the loss is over the teacher's teacher_top_k = {self.teacher_top_k} tokens, got "
+                f"loss_top_k = {given.loss_top_k}: leave it out"
+            )
 
     def _wrong_teachers(self) -> Iterator[str]:
         given: Any = self  # TRL's fields are beside these

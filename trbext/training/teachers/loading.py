@@ -24,6 +24,7 @@ from ...models.loading import load_for_training, named_errors
 from ...models.next_token import is_transformers
 from ...rollout.caches import named_models
 from ...teachers import Mixture, SelfTeacher, mixture, self_teacher
+from ...teachers.remote.teacher import RemoteTeacher
 from ...vocab import check_tokenizers
 from ..fields.teacher import SELF
 from .offload import OffloadedWeights
@@ -89,6 +90,11 @@ def teacher_and_tokenizer(
         weights = None if shares is None else [float(shares[label]) for label in loaded]
         mean: Any = args.teacher_mean
         return mixture(loaded, weights, mean=mean), None
+    if isinstance(teacher, str) and args.teacher_url is not None:
+        remote = RemoteTeacher(
+            args.teacher_url, model=teacher or None, top_k=args.teacher_top_k, tokenizer=student_tokenizer
+        )
+        return remote, None
     if teacher == SELF:
         return self_teacher(student), None
     if not isinstance(teacher, str):

@@ -1,0 +1,171 @@
+"""Runs whose teacher is on a server learn as with the teacher in the process, and lose nothing when the server goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, tiny_llama, tiny_tokenizer
+from python_tests.runs.run_files import repeatable, same_weights, tiny_run, trb, written
+from python_tests.teachers.fake_teacher import fake_teacher
+from python_tests.training.trainer_cases import make_trainer, steps, weights, without_timings
+from python_tests.vllm.server.fake_server import FakeServer
+from trbext import RemoteTeacher, TopK, TRBConfig
+from trbext.errors import EngineFailed
+from trbext.runs.folder import RunFolder
+from trbext.training.engine.teacher_top_loss import reverse_kl_of_top
+from trbext.training.teachers.top_k import told_at_prefixes
+from trbext.vllm.sampler.teacher_top import TeacherTop
+from trbext.vocab import Alignment
+
+WHOLE = {"loss_estimator": "top_k", "loss_top_k": 64}  # of 64 tokens: the loss over all of them
+
+
+@pytest.mark.parametrize(
+    ("owner", "fields"),
+    [
+        ("vllm", {}),
+        ("sglang", {"gradient_accumulation_steps": 2, "rollout_batch_size": 3, "rollout_policy": "teacher"}),
+        ("vllm", {"rollout_policy": "sft", "sft_steps": 2}),
+    ],
+)
+def test_a_server_that_tells_all_tokens_trains_as_the_teacher_itself(
+    tmp_path: Path, owner: str, fields: dict[str, Any]
+) -> None:
+    teacher = tiny_llama(1, hidden=32, eos=[END_OF_TURN, EOS])
+    shared: dict[str, Any] = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "held_out": prompts(6)}
+    local = make_trainer(tmp_path / "a", None, teacher, **shared | WHOLE | fields)
+    local.train()
+    with fake_teacher(teacher, owner, tokenizer=tiny_tokenizer(), most=64) as server:
+        served = RemoteTeacher(
+            server.url, top_k=64, tokenizer=tiny_tokenizer(), eos_token_ids=[END_OF_TURN, EOS], tries=1
+        )
+        remote = make_trainer(tmp_path / "b", None, served, **shared | WHOLE | fields)  # type: ignore[arg-type]
+        remote.train()
+    assert remote.teacher_model is None
+    logs = [without_timings(trainer.state.log_history) for trainer in (remote, local)]
+    for line, expected in zip(*logs, strict=True):
+        untold = {name for name in expected if name.endswith("teacher_entropy")}
+        assert line.keys() == expected.keys() - untold
+        for name in line.keys() - {"compute/teacher_tokens", "compute/flops", "compute/passes"}:
+            assert line[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-4), name
+    for name, weight in weights(local).items():
+        torch.testing.assert_close(weights(remote)[name], weight, rtol=1e-2, atol=2e-3, msg=name)
+
+
+def test_the_loss_is_over_what_was_told_and_the_rest_as_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(7, 9, generator=generator, requires_grad=True)
+    ids = torch.tensor([3, 8, 0]).expand(7, 3).clone()
+    ids[5:, 2] = -1  # a server may tell fewer
+    log_prob = torch.randn(7, 9, generator=generator).log_softmax(-1).gather(1, ids.clamp(min=0))
+    log_prob = log_prob.masked_fill(ids < 0, -torch.inf)
+    rest = (1 - log_prob.exp().sum(1)).log()
+    found = reverse_kl_of_top(student, TeacherTop(ids, log_prob, rest))
+    p = student.double().softmax(-1)
+    for row in range(7):
+        told = ids[row][ids[row] >= 0]
+        mine = torch.cat([p[row, told], (1 - p[row, told].sum())[None]])
+        theirs = torch.cat([log_prob[row, : len(told)], rest[row : row + 1]]).double()
+        assert float(found[row]) == pytest.approx(float((mine * (mine.log() - theirs)).sum()), abs=1e-5)
+    found.sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_completions_without_what_was_told_are_scored_as_a_whole() -> None:
+    class Recorder:
+        def next_tokens(self, *_: Any) -> TopK:
+            raise AssertionError("a whole completion is scored at once")
+
+        def score(self, sequences: Any, starts: Any, alignment: Alignment) -> TopK:
+            assert sequences == [[5, 6, 7, 8, 9], [4, 3]]
+            assert starts == [2, 1]
+            return TopK(torch.tensor([[1, 2], [3, -1], [4, 5], [6, 7]]), torch.tensor([[-1.0, -2.0]] * 4))
+
+    batch = {
+        "prompt_ids": torch.tensor([[5, 6], [0, 4]]),
+        "prompt_mask": torch.tensor([[1, 1], [0, 1]]),
+        "completion_ids": torch.tensor([[7, 8, 9], [3, 0, 0]]),
+        "completion_mask": torch.tensor([[1, 1, 1], [1, 0, 0]]),
+    }
+    found = told_at_prefixes(Recorder(), [], batch, Alignment(16, (1,), ()))
+    assert found["top_ids"].tolist() == [[[1, 2], [3, -1], [4, 5]], [[6, 7], [-1, -1], [-1, -1]]]
+    rest = float((1 - torch.tensor([-1.0, -2.0]).exp().sum()).log())
+    assert found["rest_log_prob"][0].tolist() == pytest.approx([rest] * 3)
+    assert found["rest_log_prob"][1].tolist() == pytest.approx([rest, 0, 0])
+
+
+def served_run(folder: Path, server: FakeServer) -> dict[str, Any]:
+    settings = tiny_run(folder, teacher_url=server.url, teacher_top_k=8, max_steps=6, learning_rate=0.05)
+    return {name: value for name, value in settings.items() if name != "teacher_model_name_or_path"}
+
+
+def test_a_run_whose_server_goes_away_continues_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    teacher = tiny_llama(2)
+    folders = [tmp_path / name for name in ("whole", "cut")]
+    for folder in folders:
+        folder.mkdir()
+    with fake_teacher(teacher, tokenizer=tiny_tokenizer()) as server:
+        assert trb("train", written(folders[0] / "config.yaml", served_run(folders[0], server))) == 0
+    with fake_teacher(teacher, tokenizer=tiny_tokenizer()) as server:
+        settings = served_run(folders[1], server)
+        plain = server.answers["/v1/completions"]
+
+        def dies(body: Any) -> Any:  # in the first step after the warmup, whose completions are scored as a whole
+            return (502, {"error": {"message": "upstream is gone"}}) if "prompt_logprobs" in body else plain(body)
+
+        server.answers["/v1/completions"] = dies
+        config = written(folders[1] / "config.yaml", settings)
+        assert trb("train", config) == 1
+    said = capsys.readouterr().err
+    assert "upstream is gone" in said
+    assert "Traceback" not in said
+    run = RunFolder(folders[1] / "run")
+    assert run.last_checkpoint() is not None
+    assert not run.is_finished()
+    with fake_teacher(teacher, tokenizer=tiny_tokenizer()) as server:  # at another address
+        assert trb("train", config, "--resume", "--teacher_url", server.url) == 0
+    whole = RunFolder(folders[0] / "run")
+    assert same_weights(whole, run)
+    assert repeatable(whole) == repeatable(run)
+    assert "tiny" in (run.model / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"loss_estimator": "full"}, "trains by loss_estimator 'top_k', got loss_estimator='full'"),
+        ({"loss_top_k": 16}, "over the teacher's teacher_top_k = 20 tokens, got loss_top_k = 16"),
+        ({"temperature": 0.7}, r"tells their log-probs at temperature 1, got temperature=0\.7"),
+        ({"rollout_policy": "skd"}, "serves trb, student, fixed, sft, teacher, each"),
+        ({"veto_start": 0.5}, "Veto's target needs the whole distribution"),
+        ({"teachers": {"a": "b"}}, "teacher_url names one teacher, got teachers"),
+        ({"teacher_model_name_or_path": "self"}, "is on no server"),
+        ({"teacher_offload": "cpu"}, "with teacher_url it has none"),
+        ({"teacher_top_k": 0}, "teacher_top_k must be at least 1, got 0"),
+        ({"teacher_url": None, "teacher_top_k": 5}, "teacher_top_k belongs to a teacher on a server"),
+    ],
+)
+def test_what_does_not_fit_a_server_is_refused(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TRBConfig(**{"output_dir": str(tmp_path), "use_cpu": True, "teacher_url": "http://localhost:1"} | fields)
+
+
+def test_a_lost_server_is_an_error_of_its_own(tmp_path: Path) -> None:
+    teacher = tiny_llama(2)
+    with fake_teacher(teacher) as server:
+        served = RemoteTeacher(server.url, top_k=4, tries=1)
+        trainer = make_trainer(tmp_path, None, served, loss_estimator="top_k", loss_top_k=4)  # type: ignore[arg-type]
+    before = weights(trainer)
+    with pytest.raises(EngineFailed, match="continues from its last checkpoint"):
+        trainer.train()
+    assert steps(trainer) == []
+    for name, weight in weights(trainer).items():
+        assert torch.equal(weight, before[name])

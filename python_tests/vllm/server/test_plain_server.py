@@ -1,0 +1,103 @@
+"""A plain vLLM server of the teacher tells a `RemoteTeacher` what the model says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from python_tests.vllm.server.served_models import ALIGNMENT, make_models
+from python_tests.vllm.server.server_process import ENVIRONMENT, SIZES, START_SECONDS
+from trbext import RemoteTeacher, TopK, speculative
+from trbext.errors import EngineFailed, UsageError
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM"),
+]
+
+
+@contextmanager
+def plain_server(model: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Starts vLLM's own server of one model, and ends it with the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = ["--model", str(model), "--host", "127.0.0.1", "--port", port, "--enable-prefix-caching", *SIZES]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | ENVIRONMENT,
+            start_new_session=True,
+        )
+    try:
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_vllm_server_tells_what_its_model_says_until_it_is_killed(tmp_path: Path) -> None:
+    models = make_models(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(models.teacher)
+    local = AutoModelForCausalLM.from_pretrained(models.teacher)
+    student = AutoModelForCausalLM.from_pretrained(models.student)
+    prefixes = [[1, 5, 7, 4, 9], [3], [6, 6, 8, 10, 2, 5, 5], [1, 5, 7, 4, 9, 11]]
+    with plain_server(models.teacher, tmp_path / "log") as (url, process):
+        for _ in range(int(START_SECONDS)):  # it has to import vLLM first
+            try:
+                teacher = RemoteTeacher(url, top_k=20, tokenizer=tokenizer, eos_token_ids=[3], tries=1)
+                break
+            except UsageError as error:
+                assert "no teacher is served" in str(error), error
+                assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")[-4000:]
+                time.sleep(1)
+        # 1. The next tokens, and those of whole sequences.
+        told = teacher.next_tokens(prefixes, ALIGNMENT)
+        for row, prefix in enumerate(prefixes):
+            compare(TopK(*(part[row] for part in told)), local, prefix)
+        scored = teacher.score([prefixes[2]], [3], ALIGNMENT)
+        for row, place in enumerate(range(3, 7)):
+            compare(TopK(*(part[row] for part in scored)), local, prefixes[2][:place])
+        with pytest.raises(UsageError, match="refuses /v1/completions: .*logprobs"):
+            RemoteTeacher(url, top_k=21, tries=1)
+        with pytest.raises(UsageError, match="takes 256 tokens, and a prefix has 256"):
+            teacher.next_tokens([[5] * 256], ALIGNMENT)
+        # 2. A rollout of 15 tokens of a common vocabulary, of which all are told: it is that of the model here.
+        prompts = torch.tensor([prefixes[0], prefixes[0]]), torch.ones(2, 5, dtype=torch.int64)
+        options = {"epsilon": 0.1, "max_new_tokens": 12, "alignment": ALIGNMENT, "pad_token_id": 0, "draft_length": 3}
+        whole, parts = (
+            speculative(student, each, *prompts, generator=torch.Generator().manual_seed(3), **options)  # type: ignore[arg-type]
+            for each in (local, teacher)
+        )
+        assert torch.equal(whole.tokens, parts.tokens)
+        torch.testing.assert_close(parts.beta, whole.beta, atol=2e-2, rtol=0)  # four of 24 tokens are not told
+        # 3. The server is killed.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        with pytest.raises(EngineFailed, match="continues from its last checkpoint"):
+            teacher.next_tokens(prefixes, ALIGNMENT)
+
+
+def compare(told: TopK, model: torch.nn.Module, prefix: list[int]) -> None:
+    """Checks the told log-probs against the model's over the common vocabulary, up to the few that are not told."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prefix]), use_cache=False).logits[0, -1]
+    law = ALIGNMENT.canonical(logits).log_softmax(-1)
+    known = told.ids >= 0
+    torch.testing.assert_close(told.log_probs[known], law[told.ids[known]], atol=0.02, rtol=0)
+    assert len(known) - int(known.sum()) < 15

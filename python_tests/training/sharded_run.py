@@ -49,23 +49,24 @@ LOSSES = {
     "widths": Case({"vocab_size": 72}),
     "sampled": Case(fields={"loss_estimator": "sampled"}),  # weighted by pi_S / mu
 }
-# Teachers of whole models only.
-WHOLE_ONLY = {
-    "mixture": Case(teaches="mixture", fields={"teacher_column": "answer"}),
+CASES = LOSSES | {
+    "routed": Case(teaches="mixture", fields={"teacher_column": "answer"}),
+    "mixture": Case(teaches="mixture"),
     "self": Case(lora=True, teaches="self"),
+    "lockstep": Case(fields={"draft_length": 0}),
+    "lora": Case(lora=True),
+    "accumulation": Case(fields={"gradient_accumulation_steps": 2, "max_steps": 2}),
+    "uneven": Case(tokens=(12, 3)),
 }
-CASES = (
-    LOSSES
-    | WHOLE_ONLY
-    | {
-        "lockstep": Case(fields={"draft_length": 0}),
-        "lora": Case(lora=True),
-        "accumulation": Case(fields={"gradient_accumulation_steps": 2, "max_steps": 2}),
-        "uneven": Case(tokens=(12, 3)),
-    }
-)
+ZERO = ("zero1", "zero2", "zero3")
+REFUSED = {"routed": ("fsdp", *ZERO), "mixture": ZERO, "self": ZERO}  # by these backends
 STEPS, CHECKPOINT, HELD_OUT = 3, 2, 5
 LOGGED = ("loss", "grad_norm", "trb/kl", "trb/reverse_kl", "trb/teacher_log_prob")
+
+
+def cases_of(backend: str) -> list[str]:
+    """Returns the cases that a backend trains."""
+    return [name for name in CASES if backend not in REFUSED.get(name, ())]
 
 
 def backend_fields(backend: str, state_dict_type: str | None) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def trainer_of(backend: str, case: Case, folder: Path, state_dict_type: str | No
     torch.manual_seed(0)  # LoRA draws its first weights
     student: Any = tiny_llama(0, layers=2)
     teacher: Any = tiny_llama(1, hidden=32, layers=2, **case.teacher)
-    if case.teaches == "mixture":  # which routes each row by its answer
+    if case.teaches == "mixture":  # with labels by which rows may be routed
         other = tiny_llama(2, hidden=16, layers=2)
         teacher = mixture({row["answer"]: (teacher, other)[number % 2] for number, row in enumerate(prompts(24))})
     elif case.teaches == "self":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from python_tests.models.tiny_models import EOS, tiny_llama
 from python_tests.training.trainer_cases import make_trainer, steps, weights, without_timings
 from trbext import mixture, self_teacher
 from trbext.models.next_token import FunctionModel
+from trbext.training.teachers.loading import prepare_teacher
 from trbext.training.teachers.offload import OffloadedWeights
 from trbext.training.trainer import TRBTrainer
 
@@ -236,6 +238,19 @@ def test_teachers_that_cannot_teach_are_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, rows=rows, **routed)
     with pytest.raises(ValueError, match="needs several teachers with labels"):
         make_trainer(tmp_path, teacher_column="domain")
+
+
+def test_teachers_of_which_processes_would_wait_for_each_other_are_refused() -> None:
+    student = lora_student()
+    several, itself = mixture({"a": tiny_llama(1), "b": tiny_llama(2)}), self_teacher(student)
+    plugins = ("fsdp_plugin", "deepspeed_plugin")
+    sharded: Any = {name: SimpleNamespace(state=SimpleNamespace(**{name: object()})) for name in plugins}
+    with pytest.raises(ValueError, match="teacher_column gives processes rows of different teachers"):
+        prepare_teacher(several, sharded["fsdp_plugin"], routed=True)
+    assert prepare_teacher(itself, sharded["fsdp_plugin"]) is itself
+    for teacher, name in ((several, "Mixture"), (itself, "SelfTeacher")):
+        with pytest.raises(ValueError, match=f"DeepSpeed the teacher must be one causal LM of its own, got a {name}"):
+            prepare_teacher(teacher, sharded["deepspeed_plugin"])
 
 
 @pytest.mark.parametrize(

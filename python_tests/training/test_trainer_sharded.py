@@ -20,11 +20,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from python_tests.training import sharded_run
-from python_tests.training.sharded_run import CASES, LOSSES, WHOLE_ONLY, largest_difference
+from python_tests.training.sharded_run import CASES, LOSSES, REFUSED, cases_of, largest_difference
 from python_tests.training.two_processes import run_two_processes
 
 SCRIPT = Path(sharded_run.__file__)
-FEATURES = [name for name in CASES if name not in LOSSES and name not in WHOLE_ONLY]
+FEATURES = [name for name in CASES if name not in LOSSES]
 TIMEOUT = 1800  # seconds of a launch, of which it needs some forty on two idle cores
 CHECKPOINTS = {"fsdp": ["FULL_STATE_DICT", "SHARDED_STATE_DICT"]}
 IN_THE_MATRIX = importlib.util.find_spec("deepspeed") is not None
@@ -58,8 +58,7 @@ class Launches:
 
     def every_case(self, backend: str) -> dict[str, Any]:
         resumed = [f"resumed:{kind}" for kind in CHECKPOINTS.get(backend, [""])]
-        cases = [case for case in CASES if backend == "ddp" or case not in WHOLE_ONLY]
-        return self.of(backend, *cases, *resumed, *stopped(backend))
+        return self.of(backend, *cases_of(backend), *resumed, *stopped(backend))
 
     def _of(self, backend: str, *cases: str) -> dict[str, Any]:
         if backend == "one":
@@ -105,6 +104,8 @@ def test_two_processes_train_as_one_does_on_the_same_rollouts(launches: Launches
 @pytest.mark.parametrize("backend", SHARDED)
 @pytest.mark.parametrize("feature", FEATURES)
 def test_sharded_models_train_as_whole_ones_with_each_feature(feature: str, backend: str, launches: Launches) -> None:
+    if backend in REFUSED.get(feature, ()):
+        pytest.skip(f"{backend} refuses it")
     check_same_steps(launches.every_case(backend), launches.every_case("ddp"), feature)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -129,12 +130,20 @@ class LossTrainer(ResumableTrainer):
             if self._offloaded is not None:
                 stack.enter_context(self._offloaded.on_device())
             if isinstance(teacher, Mixture):
+                whole = tuple(self._whole(each, stack) for each in teacher.teachers)
+                teacher = replace(teacher, teachers=whole)
                 if self._teacher_weights is not None:
                     start = part * (self.args.rollout_batch_size or 0)
                     teacher = teacher.with_weights(self._teacher_weights[start : start + rows])
-            elif isinstance(teacher, torch.nn.Module) and is_transformers(teacher):
-                teacher = stack.enter_context(whole_for_decoding(teacher, self.accelerator, self.args))
+            else:
+                teacher = self._whole(teacher, stack)
             yield teacher
+
+    def _whole(self, teacher: Any, stack: ExitStack) -> Any:
+        """Returns a teacher out of its wrappers and with whole weights until `stack` is left, if it has any."""
+        if not (isinstance(teacher, torch.nn.Module) and is_transformers(teacher)):
+            return teacher
+        return stack.enter_context(whole_for_decoding(teacher, self.accelerator, self.args))
 
     def _teacher_states(self, inputs: dict[str, Any], device: torch.device, *, fused: bool) -> tuple[Tensor, Head]:
         """Returns the teacher's states [B, C, H] at the prefixes of a micro-batch, and its head."""

@@ -173,7 +173,7 @@ class TRBTrainer(SavingTrainer):
             self._fused_loss = choose_fused_loss(
                 self.model, teacher, self.alignment, args, zero3=self._dist.is_zero3, tools=bool(tools)
             )
-            self.teacher_model = prepare_teacher(teacher, self.accelerator)
+            self.teacher_model = prepare_teacher(teacher, self.accelerator, routed=args.teacher_column is not None)
             for dataset in (train_dataset, eval_dataset):
                 check_labels(dataset, args.teacher_column, teacher)
         if not (self._dist.is_fsdp or self.is_deepspeed_enabled):  # those two: with the first rollout, on whole weights

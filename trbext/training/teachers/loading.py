@@ -141,21 +141,27 @@ def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTra
     return load_for_training(path, "teacher", **kwargs)
 
 
-def prepare_teacher(teacher: Any, accelerator: Accelerator) -> Any:
+def prepare_teacher(teacher: Any, accelerator: Accelerator, *, routed: bool = False) -> Any:
     """Freezes `teacher`, and puts it on its device in eval mode; DeepSpeed and FSDP shard it as they do the student.
 
     A `self_teacher` is where its student is, and a model that is not from transformers is left as it is.
 
+    Args:
+        teacher: Of any kind.
+        accelerator: Of the run.
+        routed: Each row has one teacher of a mixture, so that processes call them differently often.
+
     Raises:
-        ValueError: The weights are sharded, and the teacher is not a single model of its own.
+        ValueError: The weights are sharded, and the teacher would not be called equally often by all processes, or is
+            none that DeepSpeed prepares.
     """
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None) is not None
     fsdp = getattr(accelerator.state, "fsdp_plugin", None) is not None
     single = is_transformers(teacher) and not isinstance(teacher, (Mixture, SelfTeacher))
-    if (deepspeed or fsdp) and not single:
-        raise ValueError(
-            f"with FSDP or DeepSpeed the teacher must be one causal LM of its own, got a {type(teacher).__name__}"
-        )
+    if deepspeed and not single:
+        raise ValueError(f"with DeepSpeed the teacher must be one causal LM of its own, got a {type(teacher).__name__}")
+    if fsdp and routed:
+        raise ValueError("teacher_column gives processes rows of different teachers, which FSDP does not allow")
     if isinstance(teacher, Mixture):
         return replace(teacher, teachers=tuple(prepare_teacher(each, accelerator) for each in teacher.teachers))
     if not single:

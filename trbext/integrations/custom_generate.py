@@ -15,7 +15,7 @@ from ..rollout.policies import as_policy
 from ..vocab import Alignment, align
 from .plain_sampling import check_no_processors, check_plain_sampling
 
-OTHER_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")  # which a rollout keeps by itself
+KEPT_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")  # a rollout ends by them anyway
 
 
 def blended_generate(
@@ -44,7 +44,11 @@ def blended_generate(
             over sampled tokens needs.
 
     Returns:
-        A function for `model.generate(..., custom_generate=function)`.
+        A function for `model.generate(..., custom_generate=function)`. It raises ValueError if the generation config, a
+        logits processor or a stopping criterion would change what is sampled or where a row ends.
+
+    Raises:
+        ValueError: The budget is negative or NaN.
     """
     drawn = as_policy(policy)
 
@@ -60,7 +64,7 @@ def blended_generate(
         temperature = check_plain_sampling(generation_config, defaults=False)
         check_no_processors(logits_processor)
         for criterion in stopping_criteria:
-            if type(criterion).__name__ not in OTHER_CRITERIA:
+            if type(criterion).__name__ not in KEPT_CRITERIA:
                 raise ValueError(
                     f"a blended rollout ends at EOS ids and at max_new_tokens, got {type(criterion).__name__}"
                 )

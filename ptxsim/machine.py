@@ -15,7 +15,7 @@ from .lanes import WARP, Geometry, Lanes, union
 from .mbarriers import Mbarriers
 from .memory.device import Device
 from .memory.global_memory import GlobalMemory
-from .memory.shared_memory import SharedMemory, has_asynchronous_access, narrowest_access
+from .memory.shared_memory import SharedMemory
 from .opcodes.registry import Next, build, find_collective, find_control
 from .operands import Operands, Run
 from .ready import ReadyLanes
@@ -49,9 +49,7 @@ class Machine:
                 self.labels[function.name, label] = len(self.code) + position
             self.code += [(function, instruction) for instruction in function.body.instructions]
         self._label_pcs = set(self.labels.values())
-        code = [instruction for _, instruction in self.code]
-        granule, asynchronous = narrowest_access(code), has_asynchronous_access(code)
-        self.shared = SharedMemory(geometry, shared_capacity, granule, asynchronous)
+        self.shared = SharedMemory(geometry, shared_capacity, [instruction for _, instruction in self.code])
         self.block_barriers = BlockBarriers(self)
         self.cluster_barriers = ClusterBarriers(self)
         self.mbarriers = Mbarriers(self)

@@ -22,14 +22,15 @@ _PAD = 32  # widest access; every block's window is a multiple of it
 
 
 class SharedMemory:
-    """`size` bytes per block, which each launch sets, at most `capacity`; `granule` is the narrowest access the kernel
-    makes, the resolution of the race check. `asynchronous` says whether it makes some that complete later."""
+    """`size` bytes per block, which each launch sets, at most `capacity`. The narrowest access among the kernel's
+    `instructions` is the resolution of the race check."""
 
-    def __init__(self, geometry: Geometry, capacity: int, granule: int, asynchronous: bool = False) -> None:
+    def __init__(self, geometry: Geometry, capacity: int, instructions: Sequence[Instruction]) -> None:
         self._geometry = geometry
         self.size = capacity
         self.stride = max(-(-capacity // _PAD) * _PAD, _PAD)
-        self._granule, self._asynchronous = granule, asynchronous
+        self._granule = narrowest_access(instructions)
+        self._asynchronous = has_asynchronous_access(instructions)
         self.bytes = np.zeros(geometry.ctas * self.stride + _PAD, np.uint8)
         self.views = {width: self.bytes.view(dtype) for width, dtype in UNSIGNED.items()}
 

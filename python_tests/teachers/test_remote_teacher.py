@@ -25,8 +25,16 @@ ALIGNMENT = Alignment(9, (2,), (4, 2))  # of a teacher with two end tokens, and 
 class Bytes:
     """A tokenizer of the fake server's kind."""
 
+    all_special_ids = (0,)
+
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
+
+    def __len__(self) -> int:
+        return self.vocabulary
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(ord("a") + token) for token in ids)
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [byte % self.vocabulary for byte in text.encode()]}

@@ -16,10 +16,9 @@ from .top_log_probs import aligned_top
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Texts whose tokens differ between the tokenizers of different model families.
-PROBES = ("The quick brown fox, 12345 + 67890 = 80235.\n\n\tdef f(x):\n", "Größe, naïve, данные, 数学, 🙂 \\frac{1}{2}")
 TOP_K = 20  # the most that a vLLM server tells unless it was started with a larger --max-logprobs
 PREFIXES_PER_REQUEST = 256
+PROBED_TOKENS = 200  # of the student's vocabulary, in the texts that both tokenizers must read alike
 SEQUENCES_PER_REQUEST = 8  # whose answers have a distribution for every token
 REQUESTS_AT_A_TIME = 8
 
@@ -35,7 +34,7 @@ class RemoteTeacher:
         url: http://HOST:PORT of the server.
         model: One of the server's models; None is its only one.
         top_k: Tokens whose log-probs are asked for.
-        tokenizer: The student's; the server's must make the same ids of two short texts. None leaves this unchecked.
+        tokenizer: The student's; the server's must make the same ids of two texts. None leaves this unchecked.
         api_key: The server's key; None is that of TRB_TEACHER_API_KEY in the environment. It is neither printed nor
             stored.
         timeout: Seconds to wait for an answer.
@@ -162,7 +161,7 @@ class RemoteTeacher:
         return served[model]
 
     def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        for text in PROBES:
+        for text in probe_texts(tokenizer):
             body = {"model": self.model, "prompt": text, "add_special_tokens": False}
             status, answer = self._session.send("POST", "/tokenize", body)
             if status != 200 or not isinstance(answer, dict) or "tokens" not in answer:
@@ -177,3 +176,12 @@ class RemoteTeacher:
                     f"the teacher {self.model} at {self.url} has another tokenizer than the student: of {text[:19]!r} "
                     f"it makes {answer['tokens'][:8]}, the student's {own[:8]}"
                 )
+
+
+def probe_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Returns two texts of tokens from all over a vocabulary: another tokenizer makes other ids of them."""
+    special = set(tokenizer.all_special_ids)
+    ids = [token for token in range(len(tokenizer)) if token not in special]
+    chosen = ids[:: max(1, len(ids) // PROBED_TOKENS)]
+    # Parts of a character are no text.
+    return [str(tokenizer.decode(part)).replace("\ufffd", "") for part in (chosen[::2], chosen[1::2])]

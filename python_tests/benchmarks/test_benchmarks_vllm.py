@@ -29,6 +29,7 @@ def run(name: str, *words: str) -> str:
     return process.stdout
 
 
+@pytest.mark.nightly
 def test_the_sampler_is_timed_beside_vllm_s_own(tmp_path: Path) -> None:
     words = ["--vocab", "512", "--batch", "3", "--draft-length", "2", "--epsilon", "0.02", "inf", "--seconds", "1"]
     printed = run("sampler", *words, "--csv", str(tmp_path / "sampler.csv"))
@@ -44,6 +45,7 @@ def test_the_sampler_is_timed_beside_vllm_s_own(tmp_path: Path) -> None:
     assert all(float(record["milliseconds"]) > float(record["floor"]) > 0 for record in records)
 
 
+@pytest.mark.nightly
 def test_whole_batches_are_timed_three_ways(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

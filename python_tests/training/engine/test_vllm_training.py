@@ -91,6 +91,7 @@ def test_the_teacher_is_freed_with_the_budget(runs: tuple[Path, dict[str, Any]])
         assert log["trb/kl_max"] == 0
 
 
+@pytest.mark.nightly
 def test_the_recipe_of_the_page_trains_a_tiny_pair(runs: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"{n}+{n}="}) + "\n" for n in range(3, 35)))
@@ -115,6 +116,7 @@ def test_the_recipe_of_the_page_trains_a_tiny_pair(runs: tuple[Path, dict[str, A
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.nightly
 def test_a_run_with_a_server_of_two_replicas_draws_each_step_from_its_student(tmp_path: Path) -> None:
     models = make_models(tmp_path)
     with server_process(models, tmp_path, "-dp", "2") as server:

@@ -125,6 +125,7 @@ def test_a_stop_token_inside_a_block_of_drafts_ends_the_rollout(engine: LocalEng
     assert past_the_end > 50
 
 
+@pytest.mark.nightly
 def test_an_engine_that_drafts_greedily_is_refused(engines: Engines, pair: ModelPair) -> None:
     engines.close()
     greedy = {"speculative_config": {"draft_sample_method": "greedy"}}
@@ -136,6 +137,7 @@ def test_an_engine_that_drafts_greedily_is_refused(engines: Engines, pair: Model
         client(LocalEngine(llm), pair)
 
 
+@pytest.mark.nightly
 def test_an_engine_without_a_draft_model_is_refused(engines: Engines, pair: ModelPair) -> None:
     engines.close()
     alone = {"model": str(pair.teacher), "worker_extension_cls": WORKER_EXTENSION, **ENGINE_ARGS}

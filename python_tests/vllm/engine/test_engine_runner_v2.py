@@ -74,6 +74,7 @@ def test_the_values_of_each_token_are_those_of_the_law(pair: ModelPair, law: Tok
         assert found["top_log_prob"][row] == pytest.approx(expected.teacher[0].gather(-1, ids), abs=1e-4)
 
 
+@pytest.mark.nightly
 def test_preempted_rollouts_are_repaired_to_the_law(pair: ModelPair, law: TokenLaw, tmp_path: Path) -> None:
     """Few blocks of KV cache make vLLM read requests again, whose next token the teacher draws."""
     prompts, budgets = [PROMPT] * 16, [0.2] * 16

@@ -239,6 +239,7 @@ def test_the_check_prints_what_it_found(engine: HTTPEngine, capsys: pytest.Captu
     assert lines["law"] == "kept"
 
 
+@pytest.mark.nightly
 def test_a_server_that_dies_while_it_draws_ends_the_draw_in_one_line(models: Models, tmp_path: Path) -> None:
     with server_process(models, tmp_path, "--api-key", "secret") as process:
         connected(process, "secret")
@@ -264,6 +265,7 @@ def test_a_server_that_dies_while_it_draws_ends_the_draw_in_one_line(models: Mod
             engine.counters()
 
 
+@pytest.mark.nightly
 def test_a_server_whose_engine_cannot_be_enabled_does_not_come_up(models: Models, tmp_path: Path) -> None:
     speculation = {
         "method": "draft_model",

@@ -5,7 +5,7 @@ or the answer: the sums over lanes, warps and blocks, the exchange between the b
 statements come from running the shipped PTX on the interpreter (ptxsim), and their cycles from a scoreboard with a
 table of latencies, which are assumptions unless --chip names a file of the chip probe.
 
-Not in these figures: misses of the instruction cache, waiting for slower warps and blocks, and what ptxas reorders.
+Not in these figures: misses of the instruction cache, and waiting for slower warps and blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from python_tests.cuda.ptx_rows import PtxOperators
 from ..harness.machine import wide_console
 from ..harness.table import print_table
 from .latency_tables import CENTRAL, TABLES, Latencies, of_chip
-from .scoreboard import DIVISIONS, cycles
+from .scoreboard import DIVISIONS, cycles, reordered
 
 BLOCKS, VOCAB = 6, 12_288  # one chunk per warp: the fewest statements in the loops
 EPSILON = 0.02  # binds on the row, by a direct sweep
@@ -38,7 +38,7 @@ class Decision:
 
     def cycles(self, table: Latencies) -> float:
         """Returns the estimated cycles."""
-        return cycles(self.trace, table)
+        return cycles(reordered(self.trace, table), table)
 
     @property
     def statements(self) -> int:
@@ -70,7 +70,7 @@ def decisions_of(trace: Sequence[Instruction]) -> list[Decision]:
     Raises:
         ValueError: The trace has no sweep, or stores no answer.
     """
-    loads = [at for at, i in enumerate(trace) if i.opcode == "ld" and {"shared", "v4", "u32"} <= set(i.modifiers)]
+    loads = [at for at, statement in enumerate(trace) if _loads_pairs(statement)]
     answers = [at for at, i in enumerate(trace) if i.opcode == "st" and "global" in i.modifiers and loads[:1] < [at]]
     if not loads or not answers:
         raise ValueError(f"a trace must have sweeps and an answer, got {len(loads)} loads and {len(answers)} stores")
@@ -82,6 +82,12 @@ def decisions_of(trace: Sequence[Instruction]) -> list[Decision]:
         if any(i.opcode in ("barrier", "mbarrier") for i in decision):  # the blocks have met
             found.append(Decision(decision))
     return found
+
+
+def _loads_pairs(statement: Instruction) -> bool:
+    """Returns whether a statement loads logits of the slice: its address is in a register, that of the state is not."""
+    wide = statement.opcode == "ld" and {"shared", "v4", "u32"} <= set(statement.modifiers)
+    return wide and statement.operands[-1].startswith("[%")
 
 
 def traced_decisions(epsilon: float = EPSILON) -> list[Decision]:

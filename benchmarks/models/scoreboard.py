@@ -2,7 +2,7 @@
 
 A statement issues when its sources are ready and the one before it has issued, as a warp of a GPU does. PTX stands for
 the machine code that ptxas makes of it: moves and parameters are registers and cost nothing, and a division counts as
-one long instruction. ptxas also moves statements apart from those that they wait for, which this leaves out.
+one long instruction. ptxas also moves statements away from those that they wait for, which `reordered` does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ptxsim.text.syntax import Instruction
 
 from .latency_tables import Latencies
 
-REGISTER = re.compile(r"%[a-z]+\d+")
+REGISTER = re.compile(r"%[a-z]+\d+|\bp\b")
 NO_RESULT = frozenset(("st", "bra", "brx", "bar", "barrier", "ret", "exit", "prefetch", "call", "red", "fence"))
 STALLING = frozenset(("bra", "brx", "call", "ret", "bar", "barrier", "fence", "membar", "mbarrier"))
 DIVISIONS = frozenset(("div", "rcp", "sqrt"))
@@ -47,11 +47,25 @@ class Cost:
     latency: float
 
 
+def registers_of(instruction: Instruction) -> tuple[list[str], list[str]]:
+    """Returns the registers that a statement writes, and those that it waits for."""
+    names = [REGISTER.findall(operand) for operand in instruction.operands]
+    first = 0 if instruction.opcode in NO_RESULT else 1
+    written = list(chain(*names[:first]))
+    read = list(chain(*names[first:]))
+    if instruction.guard is not None:  # a register that is not written keeps its value
+        read += [instruction.guard, *written]
+    return written, read
+
+
+def is_renaming(instruction: Instruction) -> bool:
+    """Returns whether ptxas makes no instruction of a statement, but reads another register in its place."""
+    return instruction.opcode in ("mov", "cvta") or "param" in instruction.modifiers
+
+
 def cost_of(instruction: Instruction, table: Latencies) -> Cost:
-    """Returns the cost of one statement."""
+    """Returns the cost of one statement that is no renaming."""
     opcode, modifiers = instruction.opcode, instruction.modifiers
-    if opcode in ("mov", "cvta") or "param" in modifiers:
-        return Cost(0.0, 0.0)
     if opcode in ("bar", "barrier", "mbarrier"):
         return Cost(1.0, _barrier(instruction, table))
     if opcode == "ld":
@@ -88,13 +102,13 @@ def cycles(trace: Sequence[Instruction], table: Latencies) -> float:
     """
     now, end, ready = 0.0, 0.0, dict[str, float]()
     for instruction in trace:
-        names = [REGISTER.findall(operand) for operand in instruction.operands]
-        written = [] if instruction.opcode in NO_RESULT or not names else names[0]
-        read = list(chain(*(names if instruction.opcode in NO_RESULT else names[1:])))
-        if instruction.guard is not None:
-            read.append(instruction.guard)
+        written, read = registers_of(instruction)
+        arrived = max((ready.get(name, 0.0) for name in read), default=0.0)
+        if is_renaming(instruction):
+            ready.update(dict.fromkeys(written, arrived))
+            continue
         cost = cost_of(instruction, table)
-        now = max([now, *(ready.get(name, 0.0) for name in read)]) + cost.issue
+        now = max(now, arrived) + cost.issue
         finished = now + cost.latency
         if instruction.opcode in STALLING:  # the statements after it wait, whatever they read
             now = finished
@@ -102,3 +116,59 @@ def cycles(trace: Sequence[Instruction], table: Latencies) -> float:
             ready[name] = finished
         end = max(end, finished if written else now)
     return end
+
+
+def reordered(trace: Sequence[Instruction], table: Latencies) -> list[Instruction]:
+    """Returns the statements in the order that ptxas would choose: within a block, the longest chain first.
+
+    A block ends at a branch, a barrier or a call. Loads of a block stay behind its stores.
+
+    Args:
+        trace: The statements in the order of the PTX.
+        table: The latencies.
+    """
+    order: list[Instruction] = []
+    begin = 0
+    for at, instruction in enumerate(trace):
+        if instruction.opcode in STALLING or at == len(trace) - 1:
+            order += _scheduled(trace[begin : at + 1], table)
+            begin = at + 1
+    return order
+
+
+def _scheduled(block: Sequence[Instruction], table: Latencies) -> list[Instruction]:
+    # 1. What each statement waits for, within the block.
+    writers: dict[str, int] = {}
+    before: list[list[int]] = []
+    stored = -1
+    for at, instruction in enumerate(block):
+        written, read = registers_of(instruction)
+        before.append([writers[name] for name in read if name in writers])
+        if instruction.opcode in STALLING:
+            before[at] = list(range(at))
+        if instruction.opcode in ("ld", "st") and "param" not in instruction.modifiers:
+            before[at] += [stored] if stored >= 0 else []
+            stored = at if instruction.opcode == "st" else stored
+        writers.update(dict.fromkeys(written, at))
+    # 2. The cycles from each statement to the end of the block.
+    costs = [Cost(0.0, 0.0) if is_renaming(i) else cost_of(i, table) for i in block]
+    path = [cost.issue + cost.latency for cost in costs]
+    for at in reversed(range(len(block))):
+        for other in before[at]:
+            path[other] = max(path[other], costs[other].issue + costs[other].latency + path[at])
+    # 3. Of the statements whose sources are ready, the one with the longest way to go issues first.
+    now, finished, waiting = 0.0, dict[int, float](), list(range(len(block)))
+    order = []
+    while waiting:
+        free = {
+            at: max((finished[other] for other in before[at]), default=0.0)
+            for at in waiting
+            if all(other in finished for other in before[at])
+        }
+        now = max(now, min(free.values()))
+        at = max((at for at, ready in free.items() if ready <= now), key=lambda at: (path[at], -at))
+        now += costs[at].issue
+        finished[at] = now + costs[at].latency
+        waiting.remove(at)
+        order.append(block[at])
+    return order

@@ -58,7 +58,7 @@ struct KernelArgs {
   RowVerdict* verdicts;  // [N]; null for the other operators
 
   TRB_HD bool verifies() const { return verdicts != nullptr; }
-  TRB_HD bool draws() const { return token != nullptr || verifies(); }
+  TRB_HD bool draws() const { return (token != nullptr) | verifies(); }
 };
 
 }  // namespace trb::cuda

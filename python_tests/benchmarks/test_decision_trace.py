@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.models.decision_trace import decisions_of
 from benchmarks.models.latency_tables import CENTRAL, TABLES, Latencies, of_chip
-from benchmarks.models.scoreboard import cycles
+from benchmarks.models.scoreboard import cycles, reordered
 from ptxsim.text.syntax import Instruction
 
 CHIP = {
@@ -56,6 +56,9 @@ def test_a_guard_and_an_address_are_waited_for() -> None:
 
 def test_moves_and_parameters_are_free_and_branches_and_barriers_stop_the_warp() -> None:
     assert estimate("mov.b64 %rd1, {%r1, %r2}", "ld.param.u64 %rd1, [args]", "cvta.to.global.u64 %rd2, %rd1") == 0
+    shuffles = "shfl.sync.bfly.b32 %r1, %r2, 1, 31, -1", "shfl.sync.bfly.b32 %r4, %r5, 1, 31, -1"
+    assert estimate(shuffles[0], "mov.b32 %f1, %r1", shuffles[1]) == estimate(*shuffles)  # no move is waited for
+    assert estimate(shuffles[0], "mov.b32 %f1, %r1", "add.f32 %f2, %f1, %f1") > estimate(shuffles[0])
     add = "add.f32 %f1, %f2, %f3"
     for text, stop in (
         ("bra $L__1", CENTRAL.branch), ("bar.sync 0", CENTRAL.block_barrier), ("call f", CENTRAL.call),
@@ -82,6 +85,19 @@ def test_the_tables_are_in_order() -> None:
     found = [estimate(*chain, table=TABLES[name]) for name in ("optimistic", "central", "pessimistic")]
     assert found == sorted(found)
     assert estimate(*chain, table=TABLES["double at 1:64"]) > found[1]
+
+
+def test_statements_move_within_a_block_so_that_the_longest_chain_goes_first() -> None:
+    short, chain = "add.f32 %f9, %f8, %f8", ["lg2.approx.f32 %f1, %f0", "ex2.approx.f32 %f2, %f1"]
+    block = [statement(text) for text in (short, *chain, "bra $L", short)]
+    found = reordered(block, CENTRAL)
+    assert [i.text for i in found] == [chain[0], short, chain[1], "bra $L", short]
+    assert cycles(found, CENTRAL) < cycles(block, CENTRAL)
+
+
+def test_a_load_stays_behind_the_stores_before_it() -> None:
+    texts = ["st.shared.f32 [%r1], %f1", "ld.shared.f32 %f2, [%r2]", "lg2.approx.f32 %f3, %f2"]
+    assert [i.text for i in reordered([statement(text) for text in texts], CENTRAL)] == texts
 
 
 SWEEP = ["ld.shared.v4.u32 {%r1, %r2, %r3, %r4}, [%r9]", "ex2.approx.ftz.f32 %f1, %f2", "bra $L__1"]

@@ -12,6 +12,7 @@ from torch import Tensor
 import trbext
 from python_tests.cuda import ptx_rows
 from python_tests.cuda.ptx_rows import PtxOperators
+from python_tests.operators.row_families import families
 from python_tests.operators.verify_calls import ordinary, ragged
 
 pytestmark = [
@@ -33,6 +34,17 @@ def test_blocks_draw_from_one_row_after_another(ranks: int) -> None:
     trb = PtxOperators(90, ranks=ranks, clusters=1)
     drawn = trb.sample(student, teacher, 0.02, uniform=uniform)
     assert torch.equal(drawn.token, trbext.sample(student, teacher, 0.02, uniform=uniform).token)
+
+
+def test_one_sweep_decides_a_row_and_others_take_many() -> None:
+    """The lanes of a warp read the search that one of them writes, and one reads the logarithms that others write."""
+    pairs = [families(600)[name] for name in ("peaked, disagreeing", "teacher's outlier, 15 nats")]
+    student, teacher = (torch.stack([pair[i].float() for pair in pairs]).bfloat16() for i in (0, 1))
+    for seed in (None, 0):
+        trb = PtxOperators(90, clusters=1, seed=seed)
+        solved = trb.solve(student.repeat(2, 1), teacher.repeat(2, 1), torch.tensor([0.02, 0.02, torch.inf, 0.0]))
+        assert (solved.sweeps >= 3).tolist() == [True, True, False, False]
+        assert solved.beta[2:].tolist() == [1.0, 0.0]
 
 
 def test_blocks_judge_one_draft_after_another() -> None:

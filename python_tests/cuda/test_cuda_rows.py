@@ -276,8 +276,8 @@ PLANTED = (
     Planted(
         "no wait before what peers send is read",
         "cuda/kernel/solve_rows.cuh",
-        "    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n    gather_ends",
-        "    __syncwarp();\n    gather_ends",
+        "    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n    decide",
+        "    __syncwarp();\n    decide",
     ),
     Planted(
         "a block ends while others still send to it",
@@ -311,10 +311,10 @@ PLANTED = (
         "const int32_t whole = chunks.end;\n  int32_t chunk = chunks.begin;\n#pragma",
     ),
     Planted(
-        "no __syncwarp between the ranks' sums and their total",
-        "cuda/kernel/search.cuh",
-        "    state.shift_of_row[1] = row_teacher;\n  }\n  __syncwarp();",
-        "    state.shift_of_row[1] = row_teacher;\n  }",
+        "no barrier between the decision and the sweep that it asks for",
+        "cuda/kernel/solve_rows.cuh",
+        "true);\n  }\n  __syncthreads();",
+        "true);\n  }",
     ),
 )
 

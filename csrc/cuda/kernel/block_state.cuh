@@ -5,7 +5,7 @@
 #include "../kernel_args.h"
 #include "../launch/launch_table.h"
 #include "cluster.cuh"
-#include "sweep_terms.cuh"
+#include "search_state.cuh"
 
 namespace trb::cuda {
 
@@ -85,11 +85,9 @@ struct BlockState {
   double residual_of_rank[kLargestCluster];
   uint64_t arrived[3];  // of both records and of the residuals
   // 3. The sums of the whole row, with the same bits in every block.
-  double ends_of_rank[kLargestCluster][EndsSweep::kSums];  // in the row's frame
-  double total[EndsSweep::kSums];
-  double log_of[4];         // of the first sweep's sums: zero, one, student, teacher
-  float extreme_of_row[4];  // max student, max teacher, high, low
-  float shift_of_row[2];    // student, teacher
+  double mass_of_rank[2][kLargestCluster];  // of the student and of the teacher over the common support
+  double log_of[4];                         // of the first sweep's sums: zero, one, student, teacher
+  RowFrame row;
   // 4. The arguments of the row.
   RowTask task;              // only for verify
   RequestScan request_scan;  // only for verify; of the block's rows before
@@ -97,15 +95,15 @@ struct BlockState {
   double epsilon, uniform;
   double accept_uniform;
   Token draft;
-  // 5. The search for beta, which one thread runs.
-  Solver<float> solver;
-  double zero_mean;  // of D under mu_0, in the row's frame
-  double center;     // of D in the last exact sweep, in the row's frame
-  double kappa;      // of the last direct sweep
-  ExactFrame frame;
+  // 5. The search for beta, which warp 0 runs.
+  Search search;
+  alignas(16) ExactFrame frame;
+  float kappa;  // of the last exact sweep, in units of log 2
   Form form;
   Action action;
+  float swept;  // the beta of the last exact sweep; beside its neighbors, with which it may be loaded
   Answer answer;
+  float shift;  // from there to the answer
   // 6. The draw of a token.
   TokenFrom token_from;
   alignas(16)

@@ -8,6 +8,8 @@
 // tokens in token order, then the lanes and the warps in a fixed tree.
 #pragma once
 
+#include <new>
+
 #include "token_draw.cuh"
 
 namespace trb::cuda {

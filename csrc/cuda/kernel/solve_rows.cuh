@@ -56,14 +56,19 @@ __device__ __forceinline__ void keep_extremes(const Extremes& own, BlockState<kW
   }
 }
 
-// Adds sum `lane` of `count` over the block's warps, in warp order, and returns it as a word; 0 for the other lanes.
+// Adds sum `lane` of `count` over the block's warps, in a fixed tree, and returns it as a word.
 template <int kWarps, int kSums>
 __device__ __forceinline__ uint64_t word_of_sum(const float (&of_warp)[kWarps][kSums], int count, int lane) {
-  if (lane >= count) return 0;
-  double sum = 0.0;
+  const int own = min(lane, count - 1);
+  double part[kWarps];
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) sum += of_warp[w][lane];
-  return static_cast<uint64_t>(__double_as_longlong(sum));
+  for (int w = 0; w < kWarps; ++w) part[w] = of_warp[w][own];
+#pragma unroll
+  for (int apart = 1; apart < kWarps; apart *= 2) {
+#pragma unroll
+    for (int w = 0; w < kWarps; w += 2 * apart) part[w] += part[w + apart];
+  }
+  return static_cast<uint64_t>(__double_as_longlong(part[0]));
 }
 
 __device__ __forceinline__ uint64_t word_of(float first, float second) {
@@ -161,8 +166,7 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   sweep_ends<T>(args, source, chunks, extremes, masked, cluster, state, slot, warp, lane);
   if (warp == 0) {
     cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
-    gather_ends(state, slot, cluster.ranks, lane);
-    if (lane == 0) decide<T>(args, state, true);
+    decide<T>(args, state, slot, cluster.ranks, lane, true);
   }
   __syncthreads();
   while (state.action == Action::kSweep) {
@@ -171,8 +175,7 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
     sweep_exactly<T>(args, source, chunks, masked, cluster, state, slot, warp, lane);
     if (warp == 0) {
       cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
-      gather_exact(state, slot, cluster.ranks, lane);
-      if (lane == 0) decide<T>(args, state, false);
+      decide<T>(args, state, slot, cluster.ranks, lane, false);
     }
     __syncthreads();
   }

@@ -47,7 +47,7 @@ __device__ __forceinline__ void sweep_warp(const Source& source, Chunks chunks, 
   const int32_t whole = max(chunks.begin, min(chunks.end, vocab / kChunkTokens<T>));
   // Whole chunks come first and the cut one by itself in either form, so that the order of additions is the same.
 #pragma unroll 1
-  for (int cut = 0; cut < 2; ++cut) {
+  for (int cut = 0; cut < (whole < chunks.end ? 2 : 1); ++cut) {
     const Chunks now = cut == 0 ? Chunks{chunks.begin, whole} : Chunks{whole, chunks.end};
     if (cut == 0 && !masked && !source.irregular()) {
       add_chunks<Sweep, false, T>(source, now, lane, frame, sums, range);

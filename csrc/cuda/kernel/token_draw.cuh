@@ -125,8 +125,8 @@ __device__ __forceinline__ void draw_from(const Source& source, Chunks chunks, d
 // The mass of mu over part of a row, from the sums of the last exact sweep.
 template <typename Real, int kWarps>
 __device__ __forceinline__ double interior_mass(const BlockState<kWarps>& state, const Real* sums) {
-  const double h = state.solver.shift();
-  return state.form == Form::kStable ? shifted_stable_mass(sums, sums[6], h / state.solver.swept().beta)
+  const double h = state.shift;
+  return state.form == Form::kStable ? shifted_stable_mass(sums, sums[6], h / state.swept)
                                      : shifted_mass(sums, h * state.answer.inverse_temperature);
 }
 
@@ -156,7 +156,7 @@ __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const 
       const double* sums = state.record[slot][lane].sums;
       mass = residual   ? state.residual_of_rank[lane]
              : interior ? interior_mass(state, sums)
-                        : ends_mass(status, state.ends_of_rank[lane]);
+                        : state.mass_of_rank[status == Status::kTeacher ? 1 : 0][lane];
     }
     const int rank = choose_lane(mass, lane, &share);
     mass = 0.0;

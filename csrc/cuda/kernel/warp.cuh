@@ -47,6 +47,12 @@ __device__ __forceinline__ void split(bool upper, float low, float high, float* 
       : "f"(low), "f"(high), "r"(static_cast<int>(upper)));
 }
 
+// yes ? a : b with both computed before, of which the compiler makes a select and no branch.
+template <typename U>
+__device__ __forceinline__ U select(bool yes, U a, U b) {
+  return yes ? a : b;
+}
+
 // Sums kSlots numbers over the lanes. Each level of the recursion exchanges half of the numbers that are left, so that
 // 16 numbers take 16 shuffles instead of 80. Lane l returns the total of slot l / (32 / kSlots).
 template <int kSlots, int kDistance = kWarp / 2>

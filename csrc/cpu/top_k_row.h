@@ -69,10 +69,4 @@ class TopKRow {
   RowAnswer answer_;
 };
 
-inline TopKTeacher top_k_teacher(const Tensor& ids, const Tensor& log_probs) {
-  return {
-      ids.const_data_ptr(), ids.stride(0),       ids.stride(1), static_cast<const float*>(log_probs.const_data_ptr()),
-      log_probs.stride(0),  log_probs.stride(1), ids.size(1),   ids.scalar_type() == ScalarType::Long};
-}
-
 }  // namespace trb::cpu

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "row_call.h"
-#include "top_k_teacher.h"
+#include "top_k_tensors.h"
 
 namespace trb {
 

@@ -2,7 +2,7 @@
 // void run_verify(const VerifyTopKCall&)  and registers VerifyTopKOperator<run_verify>.
 #pragma once
 
-#include "top_k_teacher.h"
+#include "top_k_tensors.h"
 #include "verify_call.h"
 
 namespace trb {

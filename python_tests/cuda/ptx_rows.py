@@ -30,6 +30,8 @@ from python_tests.cuda.ptx_arguments import (
     logits_of,
     temperature_of,
 )
+from python_tests.cuda.ptx_top_k import launch_options
+from trbext import TopK
 from trbext._arguments import as_rows
 from trbext.limits import STUDENT_KINDS
 from trbext.results import Blend, Sample, Solution, Verification
@@ -89,18 +91,22 @@ class PtxOperators:
     device: str = "cpu"  # of the tensors; faults of use are the host's, which checks them alike for every device
     results: list[Result] = field(default_factory=list)  # of the launches, the last one last
 
-    def solve(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0) -> Solution:
+    def solve(
+        self, student: Tensor, teacher: Tensor | TopK, epsilon: float | Tensor, *, temperature: float = 1.0
+    ) -> Solution:
         out = {"beta": torch.float32, "kl": torch.float32, "sweeps": torch.int32}
         return Solution(**self._run(student, teacher, epsilon, temperature, out))
 
-    def blend(self, student: Tensor, teacher: Tensor, epsilon: float | Tensor, *, temperature: float = 1.0) -> Blend:
+    def blend(
+        self, student: Tensor, teacher: Tensor | TopK, epsilon: float | Tensor, *, temperature: float = 1.0
+    ) -> Blend:
         out = {"log_probs": torch.float32, "beta": torch.float32, "kl": torch.float32}
         return Blend(**self._run(student, teacher, epsilon, temperature, out))
 
     def sample(
         self,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | TopK,
         epsilon: float | Tensor,
         *,
         uniform: Tensor | None = None,
@@ -115,7 +121,7 @@ class PtxOperators:
     def verify(
         self,
         student_logits: Tensor,
-        teacher_logits: Tensor,
+        teacher_logits: Tensor | TopK,
         draft_tokens: Tensor,
         offsets: Tensor,
         epsilon: float | Tensor,
@@ -137,14 +143,18 @@ class PtxOperators:
             return value if isinstance(value, Tensor) else torch.full((requests,), value)
 
         kind = STUDENT_KINDS[student_kind] if isinstance(student_kind, str) else student_kind
-        columns = vocab or min(student_logits.shape[1], teacher_logits.shape[1])
+        top_k = isinstance(teacher_logits, TopK)
+        teacher = tuple(teacher_logits) if top_k else (teacher_logits,)
+        columns = vocab or min(
+            logits.shape[1] for logits in ((student_logits,) if top_k else (student_logits, *teacher))
+        )
         arrays = VerifyArrays(
             rows=rows,
             requests=requests,
             width=width,
             vocab=columns,
             student_rows=len(student_logits),
-            teacher_rows=len(teacher_logits),
+            teacher_rows=len(teacher[0]),
             student_kind=kind,
             draft_tokens=indices_of(device, draft_tokens, "draft_tokens"),
             offsets=indices_of(device, offsets, "offsets"),
@@ -167,7 +177,6 @@ class PtxOperators:
             setattr(arrays, name, device.empty(shape, NUMPY[of], name=name))
         args = KernelArgs(
             student=logits_of(device, student_logits, "student"),
-            teacher=logits_of(device, teacher_logits, "teacher"),
             rows=rows,
             vocab=columns,
             beta=arrays.beta,
@@ -175,9 +184,8 @@ class PtxOperators:
             verify=arrays,
             verdicts=device.empty((rows, VERDICT_WORDS), np.int64, name="verdicts"),
         )
-        alike = student_logits.dtype == teacher_logits.dtype and kind == 0
         if rows > 0:
-            self._launch_rows(device, args, student_logits.dtype if alike else torch.float32)
+            self._launch_rows(device, args, student_logits.dtype if kind == 0 else torch.float32, teacher)
         if requests > 0:
             warps = ASSEMBLY_THREADS // LANES
             self._launch(
@@ -193,13 +201,13 @@ class PtxOperators:
     def _run(
         self,
         student_logits: Tensor,
-        teacher_logits: Tensor,
+        teacher_logits: Tensor | TopK,
         epsilon: float | Tensor,
         temperature: float,
         outputs: Mapping[str, torch.dtype],
         uniform: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        student, (teacher,), budget = as_rows(student_logits, teacher_logits, epsilon, temperature)
+        student, teacher, budget = as_rows(student_logits, teacher_logits, epsilon, temperature)
         rows, vocab = student.shape
         shapes = {name: (rows, vocab) if name == "log_probs" else (rows,) for name in outputs}
         final = {name: student_logits.shape[: None if name == "log_probs" else -1] for name in outputs}
@@ -208,7 +216,6 @@ class PtxOperators:
         device = Device()
         args = KernelArgs(
             student=logits_of(device, student, "student"),
-            teacher=logits_of(device, teacher, "teacher"),
             rows=rows,
             vocab=vocab,
             temperature=temperature_of(temperature),
@@ -223,11 +230,17 @@ class PtxOperators:
             args.uniform_stride = 1
         for name, dtype in outputs.items():
             setattr(args, name, device.empty(shapes[name], NUMPY[dtype], name=name))
-        self._launch_rows(device, args, student.dtype if student.dtype == teacher.dtype else torch.float32)
+        self._launch_rows(device, args, student.dtype, teacher)
         downloaded = {name: torch.from_numpy(device.download(getattr(args, name)).copy()) for name in outputs}
         return {name: tensor.reshape(final[name]) for name, tensor in downloaded.items()}
 
-    def _launch_rows(self, device: Device, args: KernelArgs, dtype: torch.dtype) -> None:
+    def _launch_rows(self, device: Device, args: KernelArgs, dtype: torch.dtype, teacher: tuple[Tensor, ...]) -> None:
+        if len(teacher) == 2:
+            options = launch_options(SOURCES, self.arch, device, args, TopK(*teacher))
+            self._launch(device, **options, grid=min(args.rows, self.clusters or args.rows))
+            return
+        args.teacher = logits_of(device, teacher[0], "teacher")
+        dtype = dtype if dtype == teacher[0].dtype else torch.float32
         tokens = LANES * VECTOR_BYTES // dtype.itemsize
         if not self.streamed:
             chunks = math.ceil(args.vocab / tokens)

@@ -41,8 +41,9 @@ def probes(arch: str) -> sass.Cubin:
 
 
 @cache
-def assembly(arch: str) -> sass.Cubin:
-    return sass.compile_cubin(SOURCES / "assemble_requests.cu", arch)
+def of_any_dtype(arch: str, kernel: str) -> sass.Cubin:
+    """Returns the code of `assemble_requests` or `top_k_rows`, each of which is one kernel for every dtype."""
+    return sass.compile_cubin(SOURCES / f"{kernel}.cu", arch)
 
 
 @cache
@@ -136,11 +137,13 @@ def main() -> None:
                     f"| {arch} | {dtype} | {kernel} | {found.registers} | {found.spill_bytes}, {found.stack_bytes} "
                     f"| {found.shared_bytes} | {len(cubin.function(cubin.name(kernel)).instructions)} | {waits} |"
                 )
-        found = assembly(arch).resources[assembly(arch).name("assemble_requests")]
-        print(
-            f"| {arch} | any | assemble_requests | {found.registers} | {found.spill_bytes}, {found.stack_bytes} "
-            f"| {found.shared_bytes} | | |"
-        )
+        for kernel in ("assemble_requests", "top_k_rows"):
+            cubin = of_any_dtype(arch, kernel)
+            found = cubin.resources[cubin.name(kernel)]
+            print(
+                f"| {arch} | any | {kernel} | {found.registers} | {found.spill_bytes}, {found.stack_bytes} "
+                f"| {found.shared_bytes} | | |"
+            )
     print("\n| architecture | dtype | " + " | ".join(LOOPS) + " | load + ends + direct | MUFU |")
     print("|---|---|" + "---|" * (len(LOOPS) + 2))
     for arch in sass.supported():

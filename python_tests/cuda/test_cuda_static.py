@@ -51,10 +51,12 @@ def test_blocks_exchange_without_a_fence_of_the_gpu(arch: str, dtype: str) -> No
 
 
 @architectures
-def test_the_assembly_of_requests_neither_spills_nor_needs_a_stack(arch: str) -> None:
-    cubin = cuda_tables.assembly(arch)
-    found = cubin.resources[cubin.name("assemble_requests")]
+@pytest.mark.parametrize("kernel", ["assemble_requests", "top_k_rows"])
+def test_a_kernel_of_any_dtype_neither_spills_nor_needs_a_stack(arch: str, kernel: str) -> None:
+    cubin = cuda_tables.of_any_dtype(arch, kernel)
+    found = cubin.resources[cubin.name(kernel)]
     assert (found.spill_bytes, found.stack_bytes) == (0, 0)
+    assert found.registers <= 128  # 512 threads of top_k_rows on a multiprocessor of 65,536 registers
 
 
 @architectures

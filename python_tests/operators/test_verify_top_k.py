@@ -33,7 +33,7 @@ def against_top_k(call: Call, k: int) -> tuple[Call, Call]:
 @pytest.mark.parametrize(("vocab", "k"), [(17, 5), (2100, 20)])
 def test_every_decision_is_that_of_the_implied_teacher(trb: Operators, vocab: int, k: int, kind: int) -> None:
     epsilon, temperature = torch.tensor([0.0, 1e-3, 0.1, 1.0, INF]), torch.tensor([1.0, 0.6, 1.7, 1.0, 0.8])
-    for seed in range(1 if trb.interpreted else 4):
+    for seed in range(4):
         student, logits = ordinary(15, vocab, seed=seed, spread=1.5)
         call = ragged(student, logits, [3] * 5, seed=seed, epsilon=epsilon, temperature=temperature, kind=kind)
         top_k, dense = against_top_k(call, k)
@@ -48,7 +48,7 @@ def test_every_decision_is_that_of_the_implied_teacher(trb: Operators, vocab: in
 @pytest.mark.parametrize("epsilon", [0.05, INF])
 def test_draft_and_replacement_together_follow_mu(trb: Operators, epsilon: float) -> None:
     """Every draft meets a grid of uniforms for its acceptance and one for the draw, weighed by pi_S of the draft."""
-    vocab, grid = 6, 16 if trb.interpreted else 128
+    vocab, grid = 6, 128
     student = torch.tensor([0.5, 2.0, -1.0, 0.0, 1.0, -3.0])
     top = TopK(torch.tensor([[3, 1, -1]]), torch.tensor([[0.55, 0.3, 0.0]]).log())
     points = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid

@@ -120,6 +120,32 @@ Logits logits_of(const Tensor& tensor) {
                                       : DType::kBFloat16};
 }
 
+KernelArgs kernel_args_of(const RowCall& call) {
+  KernelArgs args = {};
+  args.student = logits_of(call.student);
+  args.rows = call.student.size(0);
+  args.vocab = vocab_of(call.op, call.student.size(1));
+  args.temperature = Temperature(call.temperature);
+  args.epsilon = call.epsilon;
+  if (call.epsilon_per_row != nullptr) {
+    args.epsilon_per_row = static_cast<const float*>(call.epsilon_per_row->const_data_ptr());
+    args.epsilon_stride = call.epsilon_per_row->stride(0);
+  }
+  if (call.uniform != nullptr) {
+    args.uniform = static_cast<const double*>(call.uniform->const_data_ptr());
+    args.uniform_stride = call.uniform->stride(0);
+  }
+  args.beta = call.beta;
+  args.kl = call.kl;
+  args.sweeps = call.sweeps;
+  args.log_probs = call.log_probs;
+  args.token = call.token;
+  args.log_prob = call.log_prob;
+  args.student_log_prob = call.student_log_prob;
+  args.teacher_log_prob = call.teacher_log_prob;
+  return args;
+}
+
 void launch_rows(const char* op, int device, KernelArgs& args) {
   // Models of different dtypes are both converted to float32, which holds either exactly. A student that is given in
   // another form than raw logits is converted to float32 logits, and the teacher with it.

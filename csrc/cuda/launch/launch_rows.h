@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../../operators/checks.h"
+#include "../../operators/row_call.h"
 #include "../kernel_args.h"
 #include "driver_version.h"
 
@@ -41,6 +41,9 @@ inline int32_t vocab_of(const char* op, int64_t vocab) {
 }
 
 Logits logits_of(const Tensor& tensor);
+
+// The arguments of solve, blend or sample, without the teacher.
+KernelArgs kernel_args_of(const RowCall& call);
 
 // Launches the kernel over all rows of `args`, at least one, on the current device. Sets args.slice_vectors and
 // args.prefetch.

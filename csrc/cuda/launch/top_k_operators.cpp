@@ -50,7 +50,7 @@ void run_verify(const VerifyTopKCall& call) {
 }  // namespace
 }  // namespace trb::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(trb, CUDA, m) {
+TRB_LIBRARY_IMPL(CUDA, m) {
   TRB_REGISTER_TOP_K_OPERATORS(m, trb::cuda::run);
   TRB_REGISTER_VERIFY_TOP_K(m, trb::cuda::run_verify);
 }

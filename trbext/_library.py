@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import _C, _fake_kernels, _fake_kernels_top_k
-from . import _dtensor as sharding
+from . import _C
+from ._operators import dtensor as sharding
+from ._operators import fake_kernels, fake_kernels_top_k
 
 # Beside _C and not beside this file: in an editable install this file is in the source tree, the library is not.
 LIBRARY_PATH = Path(_C.__file__).parent / "libtrb_ops.so"
@@ -30,7 +31,7 @@ def _no_cuda_kernels(*args: Any, **kwargs: Any) -> NoReturn:
     )
 
 
-for _fakes, _teacher in ((_fake_kernels, ""), (_fake_kernels_top_k, "_top_k")):
+for _fakes, _teacher in ((fake_kernels, ""), (fake_kernels_top_k, "_top_k")):
     for _name in ("blend", "solve", "sample"):
         for _overload in ("", ".per_row"):
             torch.library.register_fake(f"trb::{_name}{_teacher}{_overload}", getattr(_fakes, _name + _teacher))

@@ -21,8 +21,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._arguments import as_batch, as_rows, check_epsilon, check_temperature, check_uniform, code_of_kind, overload
-from ._dtensor import register_where_needed
+from ._operators.arguments import (
+    as_batch,
+    as_rows,
+    check_epsilon,
+    check_temperature,
+    check_uniform,
+    code_of_kind,
+    overload,
+)
+from ._operators.dtensor import register_where_needed
 from .results import Blend, Sample, Solution, Verification
 from .top_k import TopK
 

@@ -5,9 +5,9 @@
 // the k + 1 outcomes are double. All orders of addition are fixed, so that a row's result is bitwise the same in any
 // batch.
 #include "kernel/row_task.cuh"
-#include "kernel/top_k_draw.cuh"
-#include "kernel/top_k_solve.cuh"
-#include "kernel/top_k_sweep.cuh"
+#include "kernel/top_k/draw.cuh"
+#include "kernel/top_k/solve.cuh"
+#include "kernel/top_k/sweep.cuh"
 
 namespace trb::cuda {
 namespace {

@@ -32,7 +32,7 @@ from python_tests.cuda.ptx_arguments import (
 )
 from python_tests.cuda.ptx_top_k import launch_options
 from trbext import TopK
-from trbext._arguments import as_rows
+from trbext._operators.arguments import as_rows
 from trbext.limits import STUDENT_KINDS
 from trbext.results import Blend, Sample, Solution, Verification
 

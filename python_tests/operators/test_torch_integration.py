@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import trbext
-from python_tests.operators.top_k_teachers import top_k_of
+from python_tests.operators.top_k.top_k_teachers import top_k_of
 from python_tests.rollout.host_reads import HostReads
 
 OPERATORS = ["blend", "solve", "sample", "blend_top_k", "solve_top_k", "sample_top_k"]

@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "trbext"
 # A part imports only from parts before it. A part without a folder is a module beside __init__.py.
 FLOORS = (
-    ("_C", "errors", "limits", "results", "top_k", "user_objects", "_dtensor", "_source_digest", "_build_file"),
-    ("_installed_build", "_fake_checks", "reference"),
-    ("reference_top_k", "_fake_kernels", "_fake_kernels_top_k"),
-    ("_library", "_arguments"),
+    ("_C", "errors", "limits", "results", "top_k", "user_objects", "_source_digest", "_build_file"),
+    ("_installed_build", "_operators", "reference"),
+    ("reference_top_k",),
+    ("_library",),
     ("ops",),
     ("__init__",),
     ("build_info", "models"),

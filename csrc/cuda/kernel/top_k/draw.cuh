@@ -3,7 +3,7 @@
 // token.
 #pragma once
 
-#include "top_k_state.cuh"
+#include "state.cuh"
 
 namespace trb::cuda {
 

@@ -1,8 +1,8 @@
 // Declares the state of a block that solves rows whose teacher is k tokens, and reads their k + 1 outcomes.
 #pragma once
 
-#include "../top_k_args.h"
-#include "outputs.cuh"
+#include "../../top_k_args.h"
+#include "../outputs.cuh"
 
 namespace trb::cuda {
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import trbext
 from python_tests.operators.devices import Operators
-from python_tests.operators.top_k_teachers import top_k_of
+from python_tests.operators.top_k.top_k_teachers import top_k_of
 from python_tests.operators.verify_calls import Call, assert_follows_the_law, ordinary, ragged, same, three_requests
 from trbext import TopK, reference, reference_top_k
 

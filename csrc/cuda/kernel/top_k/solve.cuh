@@ -2,7 +2,7 @@
 // csrc/cpu/double_row.cpp: a lane adds its outcomes one after another, then the lanes are merged in a fixed tree.
 #pragma once
 
-#include "top_k_state.cuh"
+#include "state.cuh"
 
 namespace trb::cuda {
 

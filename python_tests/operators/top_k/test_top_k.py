@@ -12,7 +12,7 @@ from torch import Tensor
 import trbext
 from python_tests.operators.devices import Operators
 from python_tests.operators.row_families import families
-from python_tests.operators.top_k_teachers import teacher, top_k_of
+from python_tests.operators.top_k.top_k_teachers import teacher, top_k_of
 from trbext import TopK, reference, reference_top_k
 
 INF, NAN = float("inf"), float("nan")

@@ -5,7 +5,7 @@
 // in token order and over the lanes in a fixed tree.
 #pragma once
 
-#include "top_k_state.cuh"
+#include "state.cuh"
 
 namespace trb::cuda {
 

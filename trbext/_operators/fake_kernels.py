@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._fake_checks import (
+from .fake_checks import (
     Outputs,
     check_column,
     check_device,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, is_epsilon, not_an_epsilon
+from ..limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, is_epsilon, not_an_epsilon
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 LOGITS = (torch.float32, torch.float16, torch.bfloat16)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dtensor import register_where_needed
-from .limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS, is_epsilon, not_an_epsilon
-from .top_k import TopK
+from ..limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, STUDENT_KINDS, is_epsilon, not_an_epsilon
+from ..top_k import TopK
+from .dtensor import register_where_needed
 
 
 def overload(operator: Any, epsilon: float | Tensor) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from python_tests.operators.test_verify_top_k import against_top_k
+from python_tests.operators.top_k.test_verify_top_k import against_top_k
 from torch import Tensor
 
 import trbext

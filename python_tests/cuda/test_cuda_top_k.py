@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from python_tests.operators.top_k.test_verify_top_k import against_top_k
 from torch import Tensor
 
 import trbext
 from python_tests.cuda import ptx_rows
 from python_tests.cuda.ptx_rows import PtxOperators
 from python_tests.operators.row_families import families
+from python_tests.operators.top_k.test_verify_top_k import against_top_k
 from python_tests.operators.top_k.top_k_teachers import top_k_of
 from python_tests.operators.verify_calls import assert_follows_the_law, ordinary, ragged
 from trbext import TopK, reference, reference_top_k

@@ -11,8 +11,8 @@ import pytest
 
 # What the extras of pyproject.toml bring (numpy is present wherever the operators are tested), and what comes with it.
 PACKAGES = frozenset({
-    "accelerate", "datasets", "filelock", "huggingface_hub", "jinja2", "math_verify", "matplotlib", "peft", "rich",
-    "safetensors", "scipy", "tokenizers", "transformers", "trl", "yaml",
+    "accelerate", "datasets", "filelock", "huggingface_hub", "jinja2", "math_verify", "matplotlib", "peft",
+    "requests", "rich", "safetensors", "scipy", "tokenizers", "transformers", "trl", "yaml",
 })  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from .words import parse
 # Packages of the extra [train], by the names that are imported: without them there are the operators and `trb info`.
 OF_THE_EXTRA = {
     *("trl", "transformers", "accelerate", "datasets", "safetensors", "numpy", "yaml", "rich", "matplotlib", "scipy"),
-    *("filelock", "jinja2"),
+    *("filelock", "jinja2", "requests"),
 }
 
 

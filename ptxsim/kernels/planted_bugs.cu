@@ -195,14 +195,20 @@ __global__ void exchange_kernel(float* out) {
   }
   out[blockIdx.x * 32 + t] = s;
 }
-#define EXCHANGE(bug) template __global__ void exchange_kernel<bug>(float*);
-EXCHANGE(0)
-EXCHANGE(22)
-EXCHANGE(23)
-EXCHANGE(24) EXCHANGE(25) EXCHANGE(26) EXCHANGE(27) EXCHANGE(28) EXCHANGE(29)
-    // One thread copies a tile into shared memory, and all wait for it. A bug leaves out the wait, or the copy's bytes.
-    template <int BUG>
-    __global__ void bulk_kernel(const float* x, float* out, int n) {
+#define EXCHANGE(bug) template __global__ void exchange_kernel<bug>(float*)
+EXCHANGE(0);
+EXCHANGE(22);
+EXCHANGE(23);
+EXCHANGE(24);
+EXCHANGE(25);
+EXCHANGE(26);
+EXCHANGE(27);
+EXCHANGE(28);
+EXCHANGE(29);
+
+// One thread copies a tile into shared memory, and all wait for it. A bug leaves out the wait, or the copy's bytes.
+template <int BUG>
+__global__ void bulk_kernel(const float* x, float* out, int n) {
   __shared__ alignas(16) float tile[256];
   __shared__ alignas(8) uint64_t arrived;
   const uint32_t to = (uint32_t)__cvta_generic_to_shared(tile), bar = (uint32_t)__cvta_generic_to_shared(&arrived);

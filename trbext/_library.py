@@ -10,6 +10,7 @@ import torch
 from . import _C
 from ._operators import dtensor as sharding
 from ._operators import fake_kernels, fake_kernels_top_k
+from ._operators.fake_checks import into_outputs
 
 # Beside _C and not beside this file: in an editable install this file is in the source tree, the library is not.
 LIBRARY_PATH = Path(_C.__file__).parent / "libtrb_ops.so"
@@ -35,8 +36,9 @@ for _fakes, _teacher in ((fake_kernels, ""), (fake_kernels_top_k, "_top_k")):
     for _name in ("blend", "solve", "sample"):
         for _overload in ("", ".per_row"):
             torch.library.register_fake(f"trb::{_name}{_teacher}{_overload}", getattr(_fakes, _name + _teacher))
-    torch.library.register_fake(f"trb::verify{_teacher}", getattr(_fakes, f"verify{_teacher}"))
-    torch.library.register_fake(f"trb::verify{_teacher}.out", getattr(_fakes, f"verify{_teacher}_out"))
+    _verify = getattr(_fakes, f"verify{_teacher}")
+    torch.library.register_fake(f"trb::verify{_teacher}", _verify)
+    torch.library.register_fake(f"trb::verify{_teacher}.out", into_outputs(f"trb::verify{_teacher}", _verify))
 
 # The loss never differentiates through the behavior policy: with no autograd kernel at all, PyTorch's fallback would
 # mark the outputs of trainable logits as part of a graph that cannot be run backward.

@@ -5,6 +5,7 @@ Sizes may be symbolic; dtypes, devices and numbers are not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -151,25 +152,33 @@ def new_outputs(student: Tensor, draft_tokens: Tensor, offsets: Tensor, width: A
     )
 
 
-def check_outputs(
-    op: str, student: Tensor, draft_tokens: Tensor, offsets: Tensor, width: Any, log_probs: bool, outputs: Outputs
-) -> Outputs:
-    """Checks the outputs of verify that the caller gives, and returns them."""
-    tokens, emitted, accepted, beta, kl, out_log_probs = outputs
-    rows, requests = draft_tokens.shape[0], offsets.shape[0] - 1
-    check_out(op, "tokens", tokens, (requests, width), INDICES, student)
-    check_out(op, "emitted", emitted, (requests,), (torch.int32,), student)
-    check_out(op, "accepted", accepted, (requests,), (torch.int32,), student)
-    check_out(op, "beta", beta, (rows,), (torch.float32,), student)
-    check_out(op, "kl", kl, (rows,), (torch.float32,), student)
-    if log_probs:
-        check_out(op, "log_probs", out_log_probs, (requests, width, 3), (torch.float32,), student)
-    else:
-        torch._check(
-            out_log_probs.numel() == 0,
-            lambda: f"{op}: log_probs must have no element if log_probs=False, got shape {shape_of(out_log_probs)}",
-        )
-    return outputs
+def into_outputs(op: str, verify: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    """Returns the fake kernel of the overload of verify that writes to given outputs, from that of the plain one."""
+
+    def verify_out(
+        *inputs: Any,
+        tokens: Tensor,
+        emitted: Tensor,
+        accepted: Tensor,
+        beta: Tensor,
+        kl: Tensor,
+        out_log_probs: Tensor,
+        **options: Any,
+    ) -> Outputs:
+        new = verify(*inputs, **options)
+        outputs = tokens, emitted, accepted, beta, kl, out_log_probs
+        for name, out, wanted in zip(("tokens", "emitted", "accepted", "beta", "kl"), outputs, new, strict=False):
+            check_out(op, name, out, wanted.shape, INDICES if name == "tokens" else (wanted.dtype,), wanted)
+        if options.get("log_probs", False):
+            check_out(op, "log_probs", out_log_probs, new[-1].shape, (torch.float32,), new[-1])
+        else:
+            torch._check(
+                out_log_probs.numel() == 0,
+                lambda: f"{op}: log_probs must have no element if log_probs=False, got shape {shape_of(out_log_probs)}",
+            )
+        return outputs
+
+    return verify_out
 
 
 def check_out(

@@ -13,7 +13,6 @@ from .fake_checks import (
     check_device,
     check_logits,
     check_numbers,
-    check_outputs,
     check_requests,
     check_vocabulary,
     new_outputs,
@@ -116,35 +115,3 @@ def verify(
         student_rows, teacher_rows, width, student_kind, "teacher_logits", teacher_logits,
     )  # fmt: skip
     return new_outputs(student_logits, draft_tokens, offsets, width, log_probs)
-
-
-def verify_out(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    draft_tokens: Tensor,
-    offsets: Tensor,
-    epsilon: Tensor,
-    temperature: Tensor,
-    accept_uniform: Tensor,
-    draw_uniform: Tensor,
-    *,
-    student_rows: Tensor | None = None,
-    teacher_rows: Tensor | None = None,
-    width: Any,
-    vocab: Any = 0,
-    student_kind: int = 0,
-    log_probs: bool = False,
-    tokens: Tensor,
-    emitted: Tensor,
-    accepted: Tensor,
-    beta: Tensor,
-    kl: Tensor,
-    out_log_probs: Tensor,
-) -> Outputs:
-    _check_verify_logits(student_logits, teacher_logits, vocab)
-    check_requests(
-        "trb::verify", student_logits, draft_tokens, offsets, epsilon, temperature, accept_uniform, draw_uniform,
-        student_rows, teacher_rows, width, student_kind, "teacher_logits", teacher_logits,
-    )  # fmt: skip
-    outputs = tokens, emitted, accepted, beta, kl, out_log_probs
-    return check_outputs("trb::verify", student_logits, draft_tokens, offsets, width, log_probs, outputs)

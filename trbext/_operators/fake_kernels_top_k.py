@@ -14,7 +14,6 @@ from .fake_checks import (
     check_device,
     check_logits,
     check_numbers,
-    check_outputs,
     check_requests,
     check_vocabulary,
     name_of,
@@ -124,36 +123,3 @@ def verify_top_k(
         student_rows, teacher_rows, width, student_kind, "teacher_ids", teacher_ids,
     )  # fmt: skip
     return new_outputs(student_logits, draft_tokens, offsets, width, log_probs)
-
-
-def verify_top_k_out(
-    student_logits: Tensor,
-    teacher_ids: Tensor,
-    teacher_log_probs: Tensor,
-    draft_tokens: Tensor,
-    offsets: Tensor,
-    epsilon: Tensor,
-    temperature: Tensor,
-    accept_uniform: Tensor,
-    draw_uniform: Tensor,
-    *,
-    student_rows: Tensor | None = None,
-    teacher_rows: Tensor | None = None,
-    width: Any,
-    vocab: Any = 0,
-    student_kind: int = 0,
-    log_probs: bool = False,
-    tokens: Tensor,
-    emitted: Tensor,
-    accepted: Tensor,
-    beta: Tensor,
-    kl: Tensor,
-    out_log_probs: Tensor,
-) -> Outputs:
-    _check_verify_rows(student_logits, teacher_ids, teacher_log_probs, vocab)
-    check_requests(
-        "trb::verify_top_k", student_logits, draft_tokens, offsets, epsilon, temperature, accept_uniform, draw_uniform,
-        student_rows, teacher_rows, width, student_kind, "teacher_ids", teacher_ids,
-    )  # fmt: skip
-    outputs = tokens, emitted, accepted, beta, kl, out_log_probs
-    return check_outputs("trb::verify_top_k", student_logits, draft_tokens, offsets, width, log_probs, outputs)

@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..rollout.plain_sampling import PLAIN_SAMPLING
+
 # Options of a generation config that change the distribution, with the values at which each has no effect.
 PLAIN: dict[str, tuple[Any, ...]] = {
-    "top_k": (0, None),
-    "top_p": (1.0, None),
-    "min_p": (0.0, None),
-    "typical_p": (1.0, None),
-    "epsilon_cutoff": (0.0, None),
-    "eta_cutoff": (0.0, None),
-    "repetition_penalty": (1.0, None),
-    "encoder_repetition_penalty": (1.0, None),
-    "no_repeat_ngram_size": (0, None),
+    **PLAIN_SAMPLING,
     "guidance_scale": (1.0, None),
-    "num_beams": (1, None),
     "min_length": (0, None),
     "min_new_tokens": (0, None),
     "bad_words_ids": (None,),

@@ -11,6 +11,7 @@ from trl import DistillationConfig
 
 from ..limits import is_epsilon, not_an_epsilon
 from ..rollout import Policy
+from ..rollout.plain_sampling import PLAIN_SAMPLING
 from .fields.checks import check_optimization, check_ranges, check_reporters, device_has_bf16
 from .fields.decoding import DecodingFields
 from .fields.engine import EngineFields, check_engine
@@ -20,19 +21,9 @@ from .fields.teacher import TeacherFields
 from .objective import Objective
 from .schedule import KINDS, Schedule, check_duration, decayed, duration
 
-# Options of TRL's generation that change what is sampled, or how, with the values at which each has no effect. Blended
-# rollouts are decoded by trbext itself, which samples the whole softmax at `temperature`.
+# Options of TRL's generation that change what is sampled, or how. Blended rollouts are decoded by trbext itself.
 _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
-    "top_p": (1.0, None),
-    "top_k": (0, None),
-    "min_p": (0.0, None),
-    "typical_p": (1.0, None),
-    "epsilon_cutoff": (0.0, None),
-    "eta_cutoff": (0.0, None),
-    "repetition_penalty": (1.0, None),
-    "encoder_repetition_penalty": (1.0, None),
-    "no_repeat_ngram_size": (0, None),
-    "num_beams": (1, None),
+    **PLAIN_SAMPLING,
     "num_return_sequences": (1, None),
     "cache_implementation": (None,),
     "do_sample": (True,),

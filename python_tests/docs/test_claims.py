@@ -1,4 +1,4 @@
-"""docs/claims.md names tests that exist, and has a row for each command line of the pages."""
+"""docs/develop/claims.md names tests that exist, and has a row for each command line of the pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from python_tests.docs.pages import PAGES, ROOT
 from python_tests.docs.test_commands import PROGRAMS, command_lines
 
-CLAIMS = ROOT / "docs" / "claims.md"
+CLAIMS = ROOT / "docs" / "develop" / "claims.md"
 TESTS = ROOT / "python_tests"
 # The words by which a page says that something has not been run.
 ADMISSIONS = ("No GPU", "no GPU", "No device was at hand", "No machine with eight", "has not been tested", "on GPUs")

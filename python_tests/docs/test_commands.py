@@ -51,7 +51,7 @@ def program(word: str) -> str:
     return re.sub(r"^python3?$", "python", word.removeprefix(".venv/bin/"))
 
 
-CLAIMS = ROOT / "docs" / "claims.md"  # repeats the commands of the other pages
+CLAIMS = ROOT / "docs" / "develop" / "claims.md"  # repeats the commands of the other pages
 LINES = sorted(
     {(page.relative_to(ROOT).as_posix(), line) for page in PAGES if page != CLAIMS for line in command_lines(page)}
 )

@@ -259,6 +259,28 @@ def test_a_few_steps_of_the_recipe_lower_the_held_out_reverse_kl(out: Path) -> N
         assert line["trb/kl_max"] <= line["trb/epsilon"] * (1 + 1e-4) + 1e-7
 
 
+@pytest.mark.real_model
+@needs_packages
+def test_the_notebook_runs_and_was_saved_with_its_pictures(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    cells = json.loads((SCRIPT.parents[1] / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    pictures = [data for cell in cells for found in cell.get("outputs", []) for data in found.get("data", {})]
+    assert pictures.count("image/png") == 3
+    (out.parent / "runs").mkdir()
+    (out.parent / "runs" / "smollm2-models").symlink_to(out)
+    monkeypatch.chdir(out.parent)
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    (_, before), (_, after) = names["held_out"]
+    assert after < 0.9 * before
+    assert (names["found"].kl <= names["epsilon"] * (1 + 1e-4)).all()
+    for text in names["texts"]:
+        assert len(text.pieces) == len(text.beta) > 1
+
+
 @pytest.fixture(scope="module")
 def real_rows(out: Path) -> tuple[Tensor, Tensor]:
     """Returns (student, teacher) logits at every third position of three prompts, each [N, 49152] float32."""

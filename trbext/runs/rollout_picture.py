@@ -9,19 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from transformers import PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLUMNS, PROMPT_LINES = 88, 8  # characters of a line, and lines of a prompt
 FONT_POINTS = 10
@@ -68,7 +64,7 @@ def draw_colored_texts(texts: Sequence[ColoredText], prompt: str) -> Figure:
         prompt: Stands above them.
 
     Returns:
-        The figure; the caller saves and closes it.
+        The figure, which a notebook shows.
     """
     # 1. Break the texts into lines of (column, characters, color value).
     blocks = [(text.title, _lines(text.pieces, text.beta)) for text in texts]
@@ -76,7 +72,7 @@ def draw_colored_texts(texts: Sequence[ColoredText], prompt: str) -> Figure:
     rows = len(head) + sum(len(lines) + 2 for _, lines in blocks) + 1
     # 2. Draw each run of characters on a rectangle of its color.
     height = rows * LINE_INCHES + 0.7
-    figure = plt.figure(figsize=(COLUMNS * CHARACTER_INCHES / (1 - 2 * MARGIN), height))
+    figure = Figure(figsize=(COLUMNS * CHARACTER_INCHES / (1 - 2 * MARGIN), height))
     axis = figure.add_axes((MARGIN, 0.62 / height, 1 - 2 * MARGIN, 1 - 0.72 / height))
     axis.set_xlim(0, COLUMNS)
     axis.set_ylim(rows, 0)
@@ -102,11 +98,10 @@ def draw_colored_texts(texts: Sequence[ColoredText], prompt: str) -> Figure:
 
 
 def save_figure(figure: Figure, path: str) -> None:
-    """Writes a figure and closes it. Characters that no font has are drawn as boxes, without a warning each."""
+    """Writes a figure. Characters that no font has are drawn as boxes, without a warning each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 _Run = tuple[int, str, float]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from python_tests.vllm.server.fake_server import FakeServer, fake_server
@@ -16,10 +17,22 @@ MOST = 20  # log-probs that the server tells, as vLLM does by default
 
 def top_of(model: PreTrainedModel, prefix: list[int], k: int) -> list[tuple[float, int]]:
     """Returns the log-probs and ids of the k most probable next tokens, by a forward of the prefix by itself."""
-    with torch.no_grad():
-        logits = model(torch.tensor([prefix]), use_cache=False).logits[0, -1]
-    top = logits.log_softmax(-1).topk(min(k, len(logits)))
+    law = law_of(model, prefix)
+    top = law.topk(min(k, len(law)))
     return list(zip(top.values.tolist(), top.indices.tolist(), strict=True))
+
+
+def law_of(model: PreTrainedModel, prefix: list[int]) -> Tensor:
+    """Returns the log-probs [V] of the next token."""
+    with torch.no_grad():
+        return model(torch.tensor([prefix]), use_cache=False).logits[0, -1].log_softmax(-1)
+
+
+def given_tokens(model: PreTrainedModel, prefix: list[int], ids: list[int]) -> list[tuple[float, int]]:
+    """Returns the log-probs of given next tokens, with the most probable one on top as vLLM has it."""
+    law = law_of(model, prefix)
+    asked = [(float(law[token]), token) for token in ids]
+    return [*asked, *(one for one in top_of(model, prefix, 1) if one[1] not in ids)]
 
 
 @contextmanager
@@ -43,28 +56,33 @@ def fake_teacher(
         if body["model"] != name:
             return 404, {"error": {"message": f"The model {body['model']} does not exist."}}
         if "prompt_logprobs" in body:
-            told = [
+            scores = [
                 [top and {str(i): {"logprob": p, "rank": 1} for p, i in top} for top in scored(sequence, k)]
                 for sequence in body["prompt"]
             ]
-            return 200, {"choices": [{"index": i, "prompt_logprobs": one} for i, one in enumerate(told)]}
+            return 200, {"choices": [{"index": i, "prompt_logprobs": one} for i, one in enumerate(scores)]}
+        given = body.get("logprob_token_ids")
+        told = [
+            top_of(model, prefix, k) if given is None else given_tokens(model, prefix, given)
+            for prefix in body["prompt"]
+        ]
         choices = [
-            {
-                "index": index,
-                "logprobs": {"top_logprobs": [{f"token_id:{i}": max(p, -9999.0) for p, i in top_of(model, prefix, k)}]},
-            }
-            for index, prefix in enumerate(body["prompt"])
+            {"index": index, "logprobs": {"top_logprobs": [{f"token_id:{i}": max(p, -9999.0) for p, i in one}]}}
+            for index, one in enumerate(told)
         ]
         return 200, {"choices": choices[::-1]}  # in an order of the server's own
 
     def generate(body: dict[str, Any]) -> tuple[int, Any]:
         k = body["top_logprobs_num"]
         answers = []
-        for sequence in body["input_ids"]:
+        for index, sequence in enumerate(body["input_ids"]):
             about: dict[str, Any] = {"output_top_logprobs": [[[p, i, None] for p, i in top_of(model, sequence, k)]]}
             if "logprob_start_len" in body:
                 told = scored(sequence, k)
                 about["input_top_logprobs"] = [top and [[p, i, None] for p, i in top] for top in told]
+            if "token_ids_logprob" in body:
+                asked = given_tokens(model, sequence, body["token_ids_logprob"][index])
+                about["output_token_ids_logprobs"] = [[[p, i, None] for p, i in asked]]
             answers.append({"text": "", "meta_info": about})
         return 200, answers
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from python_tests.rollout.rollout_cases import tiny
-from python_tests.teachers.fake_teacher import fake_teacher
+from python_tests.teachers.fake_teacher import fake_teacher, law_of
 from python_tests.vllm.server.fake_server import BREAK, FakeServer, fake_server
 from trbext.errors import EngineFailed, UsageError
 from trbext.teachers.remote.http_session import KEY_VARIABLE, HTTPSession
 from trbext.teachers.remote.teacher import RemoteTeacher
 from trbext.teachers.remote.top_log_probs import aligned_top
+from trbext.training.teachers.top_k import require_token_scores
 from trbext.vocab import Alignment, VocabularyMismatch
 
 PREFIXES = [[3, 4], [5], [6, 7, 8, 9], [3]]
@@ -91,6 +92,31 @@ def test_whole_sequences_are_scored_as_their_prefixes_are(server: FakeServer, mo
     server.answers[path] = (200, {"choices": [{"index": 0, "prompt_logprobs": [None]}]})
     with pytest.raises(EngineFailed, match=f"answered {path} in another form"):
         teacher.score([[3, 4]], [1], ALIGNMENT)
+
+
+def test_given_tokens_are_scored_over_the_vocabulary_of_the_teacher(server: FakeServer) -> None:
+    teacher = RemoteTeacher(server.url, top_k=2)
+    # 2 is the end token, which has a second id; a token may be asked for twice.
+    ids = torch.tensor([[3, 2, 0, 3], [1, 5, 2, 2], [7, 6, 0, 1], [2, 1, 8, 0]])
+    found = teacher.log_probs_of(PREFIXES, ids, ALIGNMENT)
+    model = tiny(vocab=11, seed=3)
+    for row, prefix in enumerate(PREFIXES):
+        law = law_of(model, prefix).double().exp()
+        merged = [law[[token, *(ALIGNMENT.duplicates if token == 2 else ())]].sum() for token in ids[row].tolist()]
+        torch.testing.assert_close(found[row].double(), torch.stack(merged).log(), atol=1e-6, rtol=0)
+
+
+def test_a_server_that_does_not_score_given_tokens_is_refused(server: FakeServer) -> None:
+    teacher = RemoteTeacher(server.url, top_k=2)
+    assert require_token_scores(teacher, 3, ALIGNMENT) is teacher
+    path = "/generate" if "/generate" in server.answers else "/v1/completions"
+    serve = server.answers[path]
+    unknown = ("logprob_token_ids", "token_ids_logprob")  # fields that an older server ignores
+    server.answers[path] = lambda body: serve({name: value for name, value in body.items() if name not in unknown})
+    with pytest.raises(UsageError, match="loss_tokens_of 'student' needs a server that scores given tokens"):
+        require_token_scores(teacher, 3, ALIGNMENT)
+    with pytest.raises(UsageError, match="needs a teacher with `log_probs_of`, got object"):
+        require_token_scores(object(), 3, ALIGNMENT)  # type: ignore[arg-type]
 
 
 def test_many_prefixes_travel_in_requests_of_many(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,24 @@ class TopKTeacher(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenScorer(Protocol):
+    """A top-k teacher that also tells the log-probs of tokens that it is asked about."""
+
+    def log_probs_of(self, prefixes: Sequence[Sequence[int]], ids: Tensor, alignment: Alignment) -> Tensor:
+        """Returns the log-probs of given next tokens after each of n prefixes.
+
+        Args:
+            prefixes: n lists of token ids, without padding.
+            ids: [n, k] int64, on the CPU, of the common vocabulary.
+            alignment: The vocabulary that both models share.
+
+        Returns:
+            [n, k] float32, nats, at temperature 1. Tokens that the student lacks keep their mass: it is not known.
+        """
+        ...
+
+
 def is_transformers(model: Any) -> bool:
     """Returns whether `model` is a transformers model, which may be inside DDP, DeepSpeed or PEFT."""
     return hasattr(unwrap(model), "config") and not isinstance(model, (NextTokenModel, TopKTeacher))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,20 +13,24 @@ from transformers import PreTrainedModel
 
 from ..models.cached_model import unwrap
 from ..models.completion_states import completion_states
-from ..models.lm_head import Head, lm_head
-from ..models.next_token import TopKTeacher, is_transformers
+from ..models.lm_head import Head, LMHead, lm_head
+from ..models.next_token import TokenScorer, TopKTeacher, is_transformers
+from ..rollout import Rollout
 from ..teachers import Mixture
 from ..vllm.sampler.teacher_top import TeacherTop
 from ..vocab import Alignment
 from .checkpoints.resuming import ResumableTrainer
 from .config import TRBConfig
 from .engine.teacher_top_loss import prefix_loss_of_top
+from .fields.teacher import wrong_for_top_k
 from .finite import stop_non_finite
+from .losses import in_chunks
 from .metrics.prefix_means import PrefixMeans
 from .objective import Objective, prefix_loss
 from .sharding import whole_for_decoding
 from .teachers.offload import OffloadedWeights
 from .teachers.states import CompletionBatch, head_of, teacher_states
+from .teachers.top_k import require_token_scores, told_at_prefixes, told_of_tokens
 
 
 class LossTrainer(ResumableTrainer):
@@ -36,6 +40,7 @@ class LossTrainer(ResumableTrainer):
     alignment: Alignment
     teacher_model: Any  # None if only an engine or a server has it
     _top_k_teacher: TopKTeacher | None = None  # the server, or what stands for one
+    _token_scorer: TokenScorer | None = None  # the same, if it is asked about the student's tokens
     _teacher_weights: Tensor | None = None  # [B, n] of the batch, if its rows are routed to their teachers
     _offloaded: OffloadedWeights | None = None  # the teacher's, if they are on the host while nothing reads them
     _fused_loss: bool  # whether TRL's fused loss serves these models
@@ -179,6 +184,47 @@ class LossTrainer(ResumableTrainer):
             model, unwrapped, self._get_last_hidden_state, unwrapped, ids, mask, batch.completion_ids.shape[1]
         )
         return states
+
+    def _use_top_k_teacher(self, teacher: TopKTeacher) -> None:
+        """Takes what a server tells as the teacher.
+
+        Raises:
+            ValueError: The loss needs what it does not tell.
+        """
+        for reason in wrong_for_top_k(self.args):
+            raise ValueError(reason)
+        self._top_k_teacher = teacher
+        if self.args.loss_tokens_of == "student":
+            assert self.args.loss_top_k is not None
+            self._token_scorer = require_token_scores(teacher, self.args.loss_top_k, self.alignment)
+
+    def _told_of_teacher(self, rollouts: Sequence[Rollout], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Returns what a server says at each prefix of a batch, by the names that `_loss_of_top` reads."""
+        teacher = self._top_k_teacher
+        assert teacher is not None
+        if self._token_scorer is None:
+            return told_at_prefixes(teacher, rollouts, batch, self.alignment)
+        assert self.args.loss_top_k is not None
+        # The completions of several optimizer steps: as many rows at a time as one micro-batch has.
+        size = self.args.per_device_train_batch_size
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        rows = range(0, len(batch["completion_ids"]), size)
+        parts = [CompletionBatch(*(batch[name][row : row + size] for name in names)) for row in rows]
+        with torch.no_grad(), self.accelerator.autocast():
+            head = lm_head(self.accelerator.unwrap_model(self.model)).narrowed(self.alignment.width)
+            ids = torch.cat([self._top_of_student(self._states_of_model(self.model, part), head) for part in parts])
+        return told_of_tokens(self._token_scorer, batch, ids, self.alignment)
+
+    def _top_of_student(self, states: Tensor, head: LMHead) -> Tensor:
+        """Returns the student's loss_top_k most probable tokens [B, C, k] after its states [B, C, H]."""
+        k = self.args.loss_top_k
+        assert k is not None
+
+        def top(hidden: Tensor) -> tuple[Tensor]:
+            return (self.alignment.canonical(head(hidden), self.temperature).topk(k).indices,)
+
+        (found,) = in_chunks(top, head.weight.shape[0], states.flatten(0, 1).to(head.device))
+        return found.view(*states.shape[:2], -1)
 
     def _objective(self) -> Objective:
         """Held-out prompts are judged by the divergence from the teacher, whatever is minimized."""

@@ -42,7 +42,6 @@ from .drafting import Drafting
 from .engine.build import EngineModels, check_can_draw
 from .engine.rollouts import SEEDS, RolloutEngines, budgets
 from .fields.engine import engine_draft_length
-from .fields.teacher import wrong_for_top_k
 from .fused_loss import choose_fused_loss
 from .generation import Generation
 from .metrics.cost import ComputeCount
@@ -53,7 +52,6 @@ from .sharding import check_can_unshard, whole_for_decoding
 from .student import load_processing_class, load_student, without_init_kwargs
 from .teachers.loading import DescribedTeacher, offloaded, prepare_teacher, teacher_and_tokenizer
 from .teachers.routes import check_labels, weights_of_rows
-from .teachers.top_k import told_at_prefixes
 from .trainer_arguments import TrainerArguments
 from .trl_decoding import check_completions, keep_to_alignment, without_engine, without_leftovers
 
@@ -165,10 +163,10 @@ class TRBTrainer(SavingTrainer):
         args.check_top_k(self.alignment.width)
         self.teacher_model = None
         if isinstance(teacher, TopKTeacher):
-            for reason in wrong_for_top_k(args):
-                raise ValueError(reason)
-            self._top_k_teacher = teacher
-        elif not isinstance(teacher, DescribedTeacher):
+            self._use_top_k_teacher(teacher)
+        elif args.loss_tokens_of == "student":
+            raise ValueError("loss_tokens_of is of a teacher that tells its top k tokens: leave it out")
+        if not isinstance(teacher, (TopKTeacher, DescribedTeacher)):
             check_separate(self.model, teacher)
             self._fused_loss = choose_fused_loss(
                 self.model, teacher, self.alignment, args, zero3=self._dist.is_zero3, tools=bool(tools)
@@ -334,7 +332,7 @@ class TRBTrainer(SavingTrainer):
         else:
             self._eval_batches += 1
         if self._top_k_teacher is not None:
-            output |= told_at_prefixes(self._top_k_teacher, generation.rollouts, output, self.alignment)
+            output |= self._told_of_teacher(generation.rollouts, output)
         if self.engines is not None:
             metrics |= engine_metrics(generation, self.accelerator)
             if self.args.teacher_from_engine:

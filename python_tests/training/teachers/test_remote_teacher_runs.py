@@ -56,6 +56,23 @@ def test_a_server_that_tells_all_tokens_trains_as_the_teacher_itself(
         torch.testing.assert_close(weights(remote)[name], weight, rtol=1e-2, atol=2e-3, msg=name)
 
 
+@pytest.mark.parametrize("owner", ["vllm", "sglang"])
+def test_the_loss_over_the_student_s_tokens_is_that_of_the_teacher_itself(tmp_path: Path, owner: str) -> None:
+    teacher = tiny_llama(1, hidden=32, eos=[END_OF_TURN, EOS])
+    shared: dict[str, Any] = WHOLE | {"max_steps": 3, "loss_top_k": 5, "trb_warmup_steps": 2}
+    local = make_trainer(tmp_path / "a", None, teacher, **shared)
+    local.train()
+    with fake_teacher(teacher, owner, tokenizer=tiny_tokenizer(), most=64) as server:
+        served = RemoteTeacher(server.url, top_k=64, eos_token_ids=[END_OF_TURN, EOS], tries=1)
+        remote = make_trainer(tmp_path / "b", None, served, **shared, loss_tokens_of="student")  # type: ignore[arg-type]
+        remote.train()
+    for line, expected in zip(*(without_timings(one.state.log_history) for one in (remote, local)), strict=True):
+        for name in line.keys() & {"loss", "trb/reverse_kl", "trb/kl", "trb/teacher_log_prob", "grad_norm"}:
+            assert line[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-4), name
+    for name, weight in weights(local).items():
+        torch.testing.assert_close(weights(remote)[name], weight, rtol=1e-2, atol=2e-3, msg=name)
+
+
 def test_the_loss_is_over_what_was_told_and_the_rest_as_one() -> None:
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(7, 9, generator=generator, requires_grad=True)

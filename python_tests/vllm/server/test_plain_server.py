@@ -73,6 +73,10 @@ def test_a_vllm_server_tells_what_its_model_says_until_it_is_killed(tmp_path: Pa
         scored = teacher.score([prefixes[2]], [3], ALIGNMENT)
         for row, place in enumerate(range(3, 7)):
             compare(TopK(*(part[row] for part in scored)), local, prefixes[2][:place])
+        given = torch.tensor([[4, 3, 9, 5], [3, 20, 1, 0], [7, 3, 2, 30], [11, 12, 13, 14]])
+        asked = teacher.log_probs_of(prefixes, given, ALIGNMENT)
+        for row, prefix in enumerate(prefixes):
+            compare(TopK(given[row], asked[row]), local, prefix)
         with pytest.raises(UsageError, match=r"refuses /v1/completions: .*logprobs"):
             RemoteTeacher(url, top_k=21, tries=1)
         with pytest.raises(UsageError, match="takes 256 tokens, and a prefix has 256"):

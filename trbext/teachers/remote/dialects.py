@@ -16,11 +16,18 @@ class Dialect(Protocol):
     """How one kind of server is asked. What cannot be read raises one of `WRONG_FORM`."""
 
     path: str
+    token_prefixes: int  # the most prefixes of one `ask_tokens`
 
     def ask_next(self, model: str, prefixes: Prefixes, top_k: int) -> dict[str, Any]:
         """Returns the body of a request for the token after each prefix."""
 
     def read_next(self, answer: Any) -> list[Row]:
+        """Returns a row for each prefix, in order."""
+
+    def ask_tokens(self, model: str, prefixes: Prefixes, ids: Prefixes) -> dict[str, Any]:
+        """Returns the body of a request for given tokens after each prefix, at most `token_prefixes` of them."""
+
+    def read_tokens(self, answer: Any) -> list[Row]:
         """Returns a row for each prefix, in order."""
 
     def ask_scores(self, model: str, sequences: Prefixes, top_k: int) -> dict[str, Any]:
@@ -34,6 +41,7 @@ class Completions:
     """OpenAI's /v1/completions, with ids in the place of texts as vLLM writes them."""
 
     path = "/v1/completions"
+    token_prefixes = 1  # `logprob_token_ids` is one list for all prompts of a request
 
     def ask_next(self, model: str, prefixes: Prefixes, top_k: int) -> dict[str, Any]:
         """See `Dialect`."""
@@ -50,6 +58,15 @@ class Completions:
     def read_next(self, answer: Any) -> list[Row]:
         """See `Dialect`."""
         return [_by_id(choice["logprobs"]["top_logprobs"][0]) for choice in _in_order(answer)]
+
+    def ask_tokens(self, model: str, prefixes: Prefixes, ids: Prefixes) -> dict[str, Any]:
+        """See `Dialect`."""
+        (wanted,) = ids
+        return {**self.ask_next(model, prefixes, len(wanted)), "logprob_token_ids": list(wanted)}
+
+    def read_tokens(self, answer: Any) -> list[Row]:
+        """See `Dialect`."""
+        return self.read_next(answer)
 
     def ask_scores(self, model: str, sequences: Prefixes, top_k: int) -> dict[str, Any]:
         """See `Dialect`."""
@@ -77,6 +94,7 @@ class SGLang:
     """SGLang's own /generate, as its completions give texts only, of which two tokens may have the same."""
 
     path = "/generate"
+    token_prefixes = 256
 
     def ask_next(self, model: str, prefixes: Prefixes, top_k: int) -> dict[str, Any]:
         """See `Dialect`."""
@@ -90,6 +108,14 @@ class SGLang:
     def read_next(self, answer: Any) -> list[Row]:
         """See `Dialect`."""
         return [_of_triples(one["meta_info"]["output_top_logprobs"][0]) for one in answer]
+
+    def ask_tokens(self, model: str, prefixes: Prefixes, ids: Prefixes) -> dict[str, Any]:
+        """See `Dialect`."""
+        return {**self.ask_next(model, prefixes, 0), "token_ids_logprob": [list(wanted) for wanted in ids]}
+
+    def read_tokens(self, answer: Any) -> list[Row]:
+        """See `Dialect`."""
+        return [_of_triples(one["meta_info"]["output_token_ids_logprobs"][0]) for one in answer]
 
     def ask_scores(self, model: str, sequences: Prefixes, top_k: int) -> dict[str, Any]:
         """See `Dialect`."""

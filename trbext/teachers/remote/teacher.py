@@ -11,9 +11,10 @@ from ...top_k import TopK
 from ...vocab import Alignment, VocabularyMismatch
 from .dialects import WRONG_FORM, Prefixes, Row, dialect_of
 from .http_session import HTTPSession
-from .top_log_probs import aligned_top
+from .top_log_probs import aligned_log_probs, aligned_tokens, aligned_top
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 TOP_K = 20  # the most that a vLLM server tells unless it was started with a larger --max-logprobs
@@ -90,6 +91,20 @@ class RemoteTeacher:
         # The sampled token may come on top of the most probable ones.
         return aligned_top(rows, alignment, self.top_k + 1)
 
+    def log_probs_of(self, prefixes: Sequence[Sequence[int]], ids: Tensor, alignment: Alignment) -> Tensor:
+        """Asks for the log-probs of given next tokens at each prefix, as `TokenScorer` says.
+
+        vLLM takes one prefix per request, and at most 128 tokens; SGLang takes many.
+
+        Raises:
+            EngineFailed: As `next_tokens`, and if the server tells other tokens than it was asked for.
+            UsageError: As `next_tokens`.
+        """
+        self._check_lengths(prefixes)
+        wanted = aligned_tokens(ids, alignment)
+        rows = self._in_parts(prefixes, wanted, self._tokens, self._dialect.token_prefixes)
+        return aligned_log_probs(rows, ids, alignment)
+
     def score(self, sequences: Sequence[Sequence[int]], starts: Sequence[int], alignment: Alignment) -> TopK:
         """Asks for the distributions of the tokens of whole sequences, as `TopKTeacher` says.
 
@@ -104,17 +119,21 @@ class RemoteTeacher:
     def _in_parts(
         self,
         lists: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        ask: Callable[[Prefixes, Sequence[int]], list[Row]],
+        about: Sequence[Any],
+        ask: Callable[[Prefixes, Sequence[Any]], list[Row]],
         size: int,
     ) -> list[Row]:
-        parts = [(lists[i : i + size], starts[i : i + size]) for i in range(0, len(lists), size)]
+        parts = [(lists[i : i + size], about[i : i + size]) for i in range(0, len(lists), size)]
         with ThreadPoolExecutor(min(REQUESTS_AT_A_TIME, max(1, len(parts)))) as pool:
             return [row for rows in pool.map(lambda part: ask(*part), parts) for row in rows]
 
     def _next(self, prefixes: Prefixes, _: Sequence[int]) -> list[Row]:
         answer = self._answer(self._dialect.ask_next(self.model, prefixes, self.top_k))
         return self._read(lambda: self._dialect.read_next(answer), len(prefixes))
+
+    def _tokens(self, prefixes: Prefixes, ids: Prefixes) -> list[Row]:
+        answer = self._answer(self._dialect.ask_tokens(self.model, prefixes, ids))
+        return self._read(lambda: self._dialect.read_tokens(answer), len(prefixes))
 
     def _scores(self, sequences: Prefixes, starts: Sequence[int]) -> list[Row]:
         answer = self._answer(self._dialect.ask_scores(self.model, sequences, self.top_k))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from ...errors import EngineFailed
 from ...limits import LARGEST_EXCESS_OF_MASS
@@ -39,21 +40,65 @@ def aligned_top(rows: Sequence[Mapping[int, float]], alignment: Alignment, k: in
         kept: dict[int, float] = {}
         gone = 0.0
         for token, log_prob in told.items():
-            if math.isnan(log_prob) or log_prob > LARGEST_EXCESS_OF_MASS:
-                raise EngineFailed(f"the teacher's server gave {log_prob} as the log-prob of token {token}")
-            probability = math.exp(log_prob) if log_prob > LOG_OF_ZERO else 0.0
+            probability = _probability(token, log_prob)
             if token in alignment.duplicates:
                 token = alignment.stop
             if 0 <= token < alignment.width:
                 kept[token] = kept.get(token, 0.0) + probability
             else:
                 gone += probability
-        total = sum(kept.values()) + gone
-        if total > 1 + LARGEST_EXCESS_OF_MASS:
-            raise EngineFailed(f"the teacher's server gave probabilities that sum to {total:.6g}")
+        _check_mass(sum(kept.values()) + gone)
         ordered = sorted(kept.items(), key=lambda item: -item[1])[:k]
         left = max(1.0 - gone, 1e-30)
         for column, (token, probability) in enumerate(ordered):
             ids[row, column] = token
             log_probs[row, column] = math.log(probability / left) if probability > 0 else -math.inf
     return TopK(ids, log_probs)
+
+
+def aligned_tokens(ids: Tensor, alignment: Alignment) -> list[list[int]]:
+    """Returns the teacher's ids of tokens [n, k] of the common vocabulary: all of its end tokens for the student's."""
+    return [list(dict.fromkeys(name for token in row for name in _names(token, alignment))) for row in ids.tolist()]
+
+
+def aligned_log_probs(rows: Sequence[Mapping[int, float]], ids: Tensor, alignment: Alignment) -> Tensor:
+    """Finds the log-probs of given tokens in what a server told of n prefixes.
+
+    Args:
+        rows: By token id, the log-probs at each prefix, of `aligned_tokens` and perhaps others.
+        ids: [n, k] int64, of the common vocabulary.
+        alignment: The vocabulary that both models share.
+
+    Returns:
+        [n, k] float32, nats. Tokens that the student lacks keep their mass, which is not known.
+
+    Raises:
+        EngineFailed: A token is missing, or the numbers are no log-probs.
+    """
+    found = torch.full(ids.shape, -torch.inf)
+    for row, (told, wanted) in enumerate(zip(rows, ids.tolist(), strict=True)):
+        masses: dict[int, float] = {}
+        for token in wanted:
+            names = _names(token, alignment)
+            missing = [name for name in names if name not in told]
+            if missing:
+                raise EngineFailed(f"the teacher's server was asked about token {missing[0]} and tells nothing of it")
+            masses[token] = sum(_probability(name, told[name]) for name in names)
+        _check_mass(sum(masses.values()))
+        found[row] = torch.tensor([masses[token] for token in wanted], dtype=torch.float64).log().float()
+    return found
+
+
+def _names(token: int, alignment: Alignment) -> tuple[int, ...]:
+    return (token, *alignment.duplicates) if token == alignment.stop else (token,)
+
+
+def _probability(token: int, log_prob: float) -> float:
+    if math.isnan(log_prob) or log_prob > LARGEST_EXCESS_OF_MASS:
+        raise EngineFailed(f"the teacher's server gave {log_prob} as the log-prob of token {token}")
+    return math.exp(log_prob) if log_prob > LOG_OF_ZERO else 0.0
+
+
+def _check_mass(total: float) -> None:
+    if total > 1 + LARGEST_EXCESS_OF_MASS:
+        raise EngineFailed(f"the teacher's server gave probabilities that sum to {total:.6g}")

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...teachers.remote.teacher import TOP_K
+from .loss import PAPER_TOP_K
 
 SELF = "self"  # the base model under a student that is an adapter
 MEANS = ("geometric", "arithmetic")
 OFFLOADS = ("none", "cpu")
+TOKENS_OF = ("teacher", "student")
 # Policies that are a KL budget at each step: 0 is the student, infinity the teacher.
 BUDGETED = ("trb", "student", "fixed", "sft", "teacher", "gkd")
 OF_TOP_K = tuple(policy for policy in BUDGETED if policy != "gkd")  # whose budget is another one for each row
@@ -93,6 +95,15 @@ class TeacherFields:
         },
     )
 
+    loss_tokens_of: str = field(
+        default="teacher",
+        metadata={
+            "help": "For teacher_url: whose most probable tokens the loss counts one by one. 'teacher' = the "
+            "teacher_top_k that came with the rollout; 'student' = the student's loss_top_k, about which the server is "
+            "asked once more for each token of the completions."
+        },
+    )
+
     @property
     def teacher_names(self) -> list[str]:
         """The models that this configuration names as teachers to load, as they are written there."""
@@ -113,7 +124,8 @@ class TeacherFields:
         given: Any = self
         chosen = given.loss_estimator in (None, "top_k") and given.loss_top_k is None
         if self.teacher_url is not None and chosen and self.teacher_top_k >= 1:
-            given.loss_estimator, given.loss_top_k = "top_k", self.teacher_top_k
+            top_k = self.teacher_top_k if self.loss_tokens_of == "teacher" else PAPER_TOP_K
+            given.loss_estimator, given.loss_top_k = "top_k", top_k
 
     def check_teachers(self) -> None:
         """Checks these fields.
@@ -128,7 +140,11 @@ class TeacherFields:
         given: Any = self
         if self.teacher_top_k < 1:
             yield f"teacher_top_k must be at least 1, got {self.teacher_top_k}"
+        if self.loss_tokens_of not in TOKENS_OF:
+            yield f"loss_tokens_of must be one of {', '.join(TOKENS_OF)}, got {self.loss_tokens_of!r}"
         if self.teacher_url is None:
+            if self.loss_tokens_of == "student" and self.teacher_names:
+                yield "loss_tokens_of belongs to a teacher on a server: set teacher_url, or leave it out"
             if self.teacher_top_k != TOP_K:
                 yield "teacher_top_k belongs to a teacher on a server: set teacher_url, or leave it out"
             return
@@ -143,7 +159,8 @@ class TeacherFields:
         if given.teacher_model_init_kwargs is not None:
             yield "teacher_model_init_kwargs are of a teacher that is loaded, and with teacher_url none is"
         yield from wrong_for_top_k(self)
-        if given.loss_estimator == "top_k" and given.loss_top_k != self.teacher_top_k:
+        of_teacher = given.loss_estimator == "top_k" and self.loss_tokens_of == "teacher"
+        if of_teacher and given.loss_top_k != self.teacher_top_k:
             yield (
                 f"with teacher_url the loss is over the teacher's teacher_top_k = {self.teacher_top_k} tokens, got "
                 f"loss_top_k = {given.loss_top_k}: leave it out"

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import EngineFailed, UsageError
 from ...limits import ROUNDING_OF_MASS
-from ...models.next_token import TopKTeacher
+from ...models.next_token import TokenScorer, TopKTeacher
 from ...rollout import Rollout
 from ...top_k import TopK
 from ...vocab import Alignment
+from ..losses import emitted_as_stop
 
 
 def told_at_prefixes(
@@ -41,7 +43,61 @@ def told_at_prefixes(
     top = _of_rollouts(rollouts, completions)
     if top is None:
         top = _scored(teacher, batch, alignment)
-    ids, log_probs = (values.to(completions.device) for values in top)
+    return _with_rest(*(values.to(completions.device) for values in top))
+
+
+def told_of_tokens(
+    teacher: TokenScorer, batch: Mapping[str, Tensor], ids: Tensor, alignment: Alignment
+) -> dict[str, Tensor]:
+    """Returns what a teacher tells of given tokens at the prefix of each token of a batch.
+
+    Args:
+        teacher: Is asked once for each token of the completions.
+        batch: As of `told_at_prefixes`.
+        ids: [B, C, k] int64, of the common vocabulary, different ones at each prefix.
+        alignment: The vocabulary that both models share.
+
+    Returns:
+        As `told_at_prefixes`, with `ids` as the tokens; and "teacher_log_prob" [B, C] of the completions' own tokens.
+
+    Raises:
+        EngineFailed: A server gives no answer.
+    """
+    prompts, completions, lengths = _texts(batch)
+    inside = torch.arange(ids.shape[1]) < lengths[:, None]
+    prefixes = [
+        prompt + completion[:place]
+        for prompt, completion in zip(prompts, completions, strict=True)
+        for place in range(len(completion))
+    ]
+    written = emitted_as_stop(batch["completion_ids"], alignment)
+    asked = torch.cat([ids, written[..., None]], -1).cpu()
+    log_probs = torch.full(asked.shape, -torch.inf)
+    log_probs[inside] = teacher.log_probs_of(prefixes, asked[inside], alignment)
+    kept = ids.masked_fill(~inside.to(ids.device)[..., None], -1)
+    of_written = log_probs[..., -1].masked_fill(~inside, 0.0)
+    told = _with_rest(kept, log_probs[..., :-1].to(ids.device))
+    return {**told, "teacher_log_prob": of_written.to(ids.device)}
+
+
+def require_token_scores(teacher: TopKTeacher, k: int, alignment: Alignment) -> TokenScorer:
+    """Returns a teacher that tells the log-probs of k given tokens, after asking it once.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if not isinstance(teacher, TokenScorer):
+        raise UsageError(
+            f"loss_tokens_of 'student' needs a teacher with `log_probs_of`, got {type(teacher).__name__}: leave it out"
+        )
+    try:
+        teacher.log_probs_of([[0]], torch.arange(k)[None], alignment)
+    except EngineFailed as error:
+        raise UsageError(f"loss_tokens_of 'student' needs a server that scores given tokens: {error}") from error
+    return teacher
+
+
+def _with_rest(ids: Tensor, log_probs: Tensor) -> dict[str, Tensor]:
     # A sum of float32 numbers does not know a smaller rest; `trbext.TopK` says the same of the operators.
     rest = (1 - log_probs.double().exp().sum(-1)).clamp(min=ROUNDING_OF_MASS).log()
     return {"top_ids": ids, "top_log_prob": log_probs, "rest_log_prob": rest.float()}
@@ -65,18 +121,22 @@ def _of_rollouts(rollouts: Sequence[Rollout], completions: Tensor) -> TopK | Non
 
 
 def _scored(teacher: TopKTeacher, batch: Mapping[str, Tensor], alignment: Alignment) -> TopK:
-    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-    prompt_ids, prompt_mask, completion_ids, completion_mask = (batch[name].cpu() for name in names)
-    prompts = [ids[mask != 0].tolist() for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
-    lengths = completion_mask.sum(1)
-    sequences = [
-        prompt + ids[:length].tolist()
-        for prompt, ids, length in zip(prompts, completion_ids, lengths.tolist(), strict=True)
-    ]
+    prompts, completions, lengths = _texts(batch)
+    sequences = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     told = teacher.score(sequences, [len(prompt) for prompt in prompts], alignment)
     k = told.ids.shape[1]
-    ids = torch.full((*completion_ids.shape, k), -1)
+    ids = torch.full((*batch["completion_ids"].shape, k), -1)
     log_probs = torch.full(ids.shape, -torch.inf)
     inside = torch.arange(ids.shape[1]) < lengths[:, None]
     ids[inside], log_probs[inside] = told.ids.long(), told.log_probs.float()
     return TopK(ids, log_probs)
+
+
+def _texts(batch: Mapping[str, Tensor]) -> tuple[list[list[int]], list[list[int]], Tensor]:
+    """Returns the prompts and the completions of a batch without padding, and the lengths [B] of the latter."""
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    prompt_ids, prompt_mask, completion_ids, completion_mask = (batch[name].cpu() for name in names)
+    prompts = [ids[mask != 0].tolist() for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
+    lengths = completion_mask.sum(1)
+    written = zip(completion_ids, lengths.tolist(), strict=True)
+    return prompts, [ids[:length].tolist() for ids, length in written], lengths

@@ -6,6 +6,7 @@ the machine code nvcc emits. Traffic: bytes and 32-byte sectors requested from d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,8 +18,10 @@ from python_tests import sass
 from python_tests.cuda.ptx_rows import NAMES, SOURCES, PtxOperators
 from python_tests.operators.row_families import families
 from python_tests.sass import Kind
+from trbext._library import LIBRARY_PATH
 
 PROBES = Path(__file__).resolve().parents[1] / "sass" / "kernels" / "sweeps.cu"
+MANGLED = {"bfloat16": "13__nv_bfloat16", "float16": "6__half", "float32": "f"}
 PAIRS = {"bfloat16": 8, "float16": 8, "float32": 4}  # of one lane in one pass of a loop
 LOOPS = ("load", "ends", "direct", "stable", "residual")
 UNROLLED = 4  # chunks in one pass of the loop `load`
@@ -43,12 +46,25 @@ def probes(arch: str) -> sass.Cubin:
 @cache
 def of_any_dtype(arch: str, kernel: str) -> sass.Cubin:
     """Returns the code of `assemble_requests` or `top_k_rows`, each of which is one kernel for every dtype."""
-    return sass.compile_cubin(SOURCES / f"{kernel}.cu", arch)
+    return _installed(arch, kernel) or sass.compile_cubin(SOURCES / f"{kernel}.cu", arch)
 
 
 @cache
 def kernels(arch: str, dtype: str) -> sass.Cubin:
-    return sass.compile_cubin(SOURCES / f"rows_{dtype}.cu", arch)
+    """Returns the code of the kernels of rows of one dtype."""
+    return _installed(arch, f"resident_rowsI{MANGLED[dtype]}E") or sass.compile_cubin(
+        SOURCES / f"rows_{dtype}.cu", arch
+    )
+
+
+def _installed(arch: str, kernel: str) -> sass.Cubin | None:
+    """Returns what the installed library holds of a kernel. It is of these sources, or trbext would not be imported;
+    None if it has no such code, or the tests are of other sources."""
+    if "TRB_CUDA_SOURCES" in os.environ:
+        return None
+    return next(
+        (c for c in sass.shipped_cubins(LIBRARY_PATH, arch) if any(kernel in name for name in c.functions)), None
+    )
 
 
 def row_loop(arch: str, dtype: str, name: str) -> RowLoop:

@@ -12,6 +12,7 @@ from .cubin import Cubin, Resources, compile_cubin, parse_resources
 from .disassembly import Function, Instruction, parse_functions
 from .kinds import Kind, kind_of
 from .loops import Loop, PerPair, loops
+from .shipped import shipped_cubins
 from .toolchain import ARCHITECTURES, find_nvcc, find_nvdisasm, find_tool, missing_tool, supported
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "missing_tool",
     "parse_functions",
     "parse_resources",
+    "shipped_cubins",
     "supported",
 ]

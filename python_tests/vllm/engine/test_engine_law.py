@@ -20,17 +20,17 @@ skip_without_vllm()
 
 BUDGETS = (0.0, 0.05, 0.2, float("inf"))
 ROLLOUTS = 4000  # of each budget
-SETTINGS = {  # draft length, and whether vLLM is made to schedule asynchronously
-    "k = 3": (3, False),
-    "k = 1": (1, False),
-    "k = 3, asynchronous": (3, True),
-}
+SETTINGS = [  # draft length, and whether vLLM is made to schedule asynchronously
+    pytest.param((3, True), id="k = 3, asynchronous"),
+    pytest.param((3, False), id="k = 3", marks=pytest.mark.nightly),
+    pytest.param((1, False), id="k = 1", marks=pytest.mark.nightly),
+]
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
 def engine(request: pytest.FixtureRequest, engines: Engines, pair: ModelPair) -> LocalEngine:
     """An engine of each setting in turn."""
-    draft_length, asynchronous = SETTINGS[request.param]
+    draft_length, asynchronous = request.param
     engine = engines.of(pair, draft_length, asynchronous=asynchronous)
     assert client(engine, pair).handshake["asynchronous"] is asynchronous
     return engine

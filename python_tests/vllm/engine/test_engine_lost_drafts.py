@@ -18,7 +18,7 @@ pytestmark = pytest.mark.vllm
 skip_without_vllm()
 
 DRAFT_LENGTH, EPSILON, ROLLOUTS = 3, 0.2, 4000
-synchronous_or_not = pytest.mark.parametrize("asynchronous", [False, True])
+synchronous_or_not = pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.nightly)])
 # Few blocks of KV cache, for 64 rollouts of 65 tokens at a time.
 SCARCE = {"max_num_seqs": 64, "num_gpu_blocks_override": 40, "block_size": 32}
 # A short context, and the least token budget that is allowed: prompts are read in chunks.

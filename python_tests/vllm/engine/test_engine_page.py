@@ -13,7 +13,7 @@ from python_tests.vllm.engine.engines import Engines, skip_without_vllm
 from python_tests.vllm.model_pairs import save_model
 from trbext.vllm.in_process import shut_down
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.nightly]
 skip_without_vllm()
 
 

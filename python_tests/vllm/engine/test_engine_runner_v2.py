@@ -17,7 +17,7 @@ from python_tests.vllm.engine.engines import ENGINE_ARGS, skip_without_vllm
 from python_tests.vllm.model_pairs import PROMPT, ModelPair
 from python_tests.vllm.token_law import TokenLaw
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.nightly]
 skip_without_vllm()
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs the package triton, whose interpreter runs the kernels", allow_module_level=True)
@@ -74,7 +74,6 @@ def test_the_values_of_each_token_are_those_of_the_law(pair: ModelPair, law: Tok
         assert found["top_log_prob"][row] == pytest.approx(expected.teacher[0].gather(-1, ids), abs=1e-4)
 
 
-@pytest.mark.nightly
 def test_preempted_rollouts_are_repaired_to_the_law(pair: ModelPair, law: TokenLaw, tmp_path: Path) -> None:
     """Few blocks of KV cache make vLLM read requests again, whose next token the teacher draws."""
     prompts, budgets = [PROMPT] * 16, [0.2] * 16

@@ -80,6 +80,7 @@ def test_a_prefix_cache_of_the_old_student_is_seen(engine: LocalEngine, pair: Mo
     assert_follows(first_token(fresh, newer_law, LONG_PROMPT, EPSILON))
 
 
+@pytest.mark.nightly
 def test_a_student_of_tied_embeddings_is_loaded_into_both_ends(
     engines: Engines, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

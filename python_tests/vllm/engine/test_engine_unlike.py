@@ -9,7 +9,7 @@ from python_tests.vllm.engine.engines import Engines, client, drawn_tokens, skip
 from python_tests.vllm.model_pairs import EOS, PROMPT, VOCABULARY, ModelPair
 from python_tests.vllm.token_law import TokenLaw
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.nightly]
 skip_without_vllm()
 
 

@@ -234,7 +234,7 @@ needs_packages = pytest.mark.skipif(
 
 @pytest.mark.real_model
 @needs_packages
-def test_a_few_steps_of_the_recipe_lower_the_held_out_reverse_kl(out: Path) -> None:
+def test_steps_of_the_recipe_keep_the_budget(out: Path) -> None:
     from trbext.cli import main
     from trbext.runs.folder import RunFolder
 
@@ -246,15 +246,15 @@ def test_a_few_steps_of_the_recipe_lower_the_held_out_reverse_kl(out: Path) -> N
         "eval_prompts": out / "prompts" / "eval.jsonl",
         "output_dir": run.path,
     }
-    short = {"max_steps": 6, "trb_warmup_steps": 3, "eval_steps": 6, "eval_prompts_limit": 8, "save_strategy": "no"}
+    short = {"max_steps": 2, "trb_warmup_steps": 1, "eval_steps": 2, "eval_prompts_limit": 4, "save_strategy": "no"}
     words = [word for name, value in (paths | short).items() for word in (f"--{name}", str(value))]
     recipe = Path(__file__).resolve().parents[2] / "recipes" / "smollm2-pruned.yaml"
     assert main(["train", str(recipe), *words]) == 0
     held_out = [line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line]
     assert len(held_out) == 2
-    assert held_out[1] < 0.85 * held_out[0], held_out
+    assert held_out[1] < held_out[0], held_out  # the notebook's six steps lower it by half
     steps = [line for line in run.read_metrics() if "trb/kl_max" in line]
-    assert [line["trb/epsilon"] > 0 for line in steps] == [True] * 3 + [False] * 3
+    assert [line["trb/epsilon"] > 0 for line in steps] == [True, False]
     for line in steps:
         assert line["trb/kl_max"] <= line["trb/epsilon"] * (1 + 1e-4) + 1e-7
 
@@ -275,7 +275,7 @@ def test_the_notebook_runs_and_was_saved_with_its_pictures(out: Path, monkeypatc
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
     (_, before), (_, after) = names["held_out"]
-    assert after < 0.9 * before
+    assert after < 0.7 * before
     assert (names["found"].kl <= names["epsilon"] * (1 + 1e-4)).all()
     for text in names["texts"]:
         assert len(text.pieces) == len(text.beta) > 1

@@ -36,7 +36,11 @@ def in_the_matrix(test: Any) -> Any:
     return pytest.mark.sharded(has_deepspeed(test))
 
 
-ZERO = [pytest.param(f"zero{stage}", marks=has_deepspeed) for stage in (1, 2, 3)]
+# ZeRO-2 shards what ZeRO-1 does and the gradients.
+ZERO = [
+    pytest.param(f"zero{stage}", marks=[has_deepspeed, *more])
+    for stage, more in ((1, [pytest.mark.nightly]), (2, []), (3, []))
+]
 SHARDED = ["fsdp", *ZERO]
 
 

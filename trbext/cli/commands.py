@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ..errors import INSTALL_EXTRA, INTERRUPTED, UsageError
 from ..runs.exit_codes import FAILED, exit_code, print_usage_error
 from ..runs.standard_output import OutputClosed, discard, flush, is_of_output, print_anything
+from ..runs.uncollected_imports import uncollected_imports
 from .words import parse
 
 # Packages of the extra [train], by the names that are imported: without them there are the operators and `trb info`.
@@ -63,11 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, fields: list[str]) -> int:
-    from accelerate import PartialState
+    with uncollected_imports():
+        from accelerate import PartialState
 
-    from ..runs.printing import printing_survives
-    from ..runs.settings import parse_run, print_fields
-    from ..runs.train import print_summary, train_run
+        from ..runs.printing import printing_survives
+        from ..runs.settings import parse_run, print_fields
+        from ..runs.train import print_summary, train_run
 
     if options.fields:
         print_fields()
@@ -83,15 +85,17 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _eval(options: argparse.Namespace, fields: list[str]) -> int:
-    from ..evaluation.command import evaluate_model
-    from ..evaluation.suite import evaluate_suite
+    with uncollected_imports():
+        from ..evaluation.command import evaluate_model
+        from ..evaluation.suite import evaluate_suite
 
     evaluate = evaluate_model if options.suite is None else evaluate_suite
     return exit_code(lambda: evaluate(options), also_usage=(ValueError, OSError))
 
 
 def _compare(options: argparse.Namespace, fields: list[str]) -> int:
-    from ..studies.compare.command import compare
+    with uncollected_imports():
+        from ..studies.compare.command import compare
 
     failures: list[str] = []
     code = exit_code(lambda: failures.extend(compare(options.config, report_only=options.report)))
@@ -101,7 +105,8 @@ def _compare(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _probe(options: argparse.Namespace, fields: list[str]) -> int:
-    from ..studies.probe.command import probe
+    with uncollected_imports():
+        from ..studies.probe.command import probe
 
     return exit_code(
         lambda: probe(
@@ -117,7 +122,8 @@ def _probe(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _plot(options: argparse.Namespace, fields: list[str]) -> int:
-    from ..runs.plot_command import plot_folders
+    with uncollected_imports():
+        from ..runs.plot_command import plot_folders
 
     def plot() -> None:
         if not options.rollout:
@@ -135,7 +141,8 @@ def _plot(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _demo(options: argparse.Namespace, fields: list[str]) -> int:
-    from ..studies.demo import walk_through
+    with uncollected_imports():
+        from ..studies.demo import walk_through
 
     return exit_code(
         lambda: walk_through(

@@ -5,8 +5,6 @@
 // cache. Here only data in shared memory is handed over, of which there is no other copy.
 #pragma once
 
-#include <cooperative_groups.h>
-
 #include <cstdint>
 
 #include "../launch/launch_table.h"
@@ -21,8 +19,9 @@ struct Cluster {
 
   __device__ __forceinline__ Cluster() {
 #if __CUDA_ARCH__ >= 900
-    rank = cooperative_groups::this_cluster().block_rank();
-    ranks = cooperative_groups::this_cluster().num_blocks();
+    // cooperative_groups has them too, and takes a quarter of the compiler's time.
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
 #endif
   }
 

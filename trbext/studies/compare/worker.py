@@ -21,8 +21,7 @@ from ...data.yaml_file import read_yaml
 from ...errors import UsageError
 from ...runs.exit_codes import exit_code
 from ...runs.folder import RunFolder
-from ...runs.settings import parse_settings
-from ...runs.train import train_run
+from ...runs.uncollected_imports import uncollected_imports
 
 FINISHED = "finished.json"  # in the run folder, written last
 SECONDS_FOR_ANOTHER = 120  # to end its step, when the study was killed and started again
@@ -66,6 +65,10 @@ def train(config: Path, keep_model: bool) -> None:
         UsageError: As `train_run`, or the folder holds files but no run.
         Interrupted: As `train_run`.
     """
+    with uncollected_imports():
+        from ...runs.settings import parse_settings
+        from ...runs.train import train_run
+
     arguments, trb_config, settings = parse_settings(read_yaml(config))
     folder = RunFolder(Path(trb_config.output_dir))
     if not finished(folder.path):

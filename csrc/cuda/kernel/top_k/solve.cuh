@@ -2,6 +2,8 @@
 // csrc/cpu/double_row.cpp: a lane adds its outcomes one after another, then the lanes are merged in a fixed tree.
 #pragma once
 
+#include <new>
+
 #include "state.cuh"
 
 namespace trb::cuda {

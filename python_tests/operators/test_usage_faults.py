@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -272,3 +273,12 @@ def test_outputs_beside_one_another_in_one_storage_are_apart() -> None:
     storage = torch.zeros(8)
     call("verify.out", outputs(beta=storage[:4], kl=storage[4:]))
     assert torch.equal(storage[:4], trbext.verify(**verified()).beta)
+
+
+@pytest.mark.parametrize("given", [[[0.0, 1.0]], np.zeros((1, 2))], ids=["list", "numpy"])
+def test_logits_must_be_tensors(given: Any) -> None:
+    tensor = torch.zeros(1, 2)
+    with pytest.raises(TypeError, match="student_logits must be a tensor, got "):
+        trbext.solve(given, tensor, 0.1)
+    with pytest.raises(TypeError, match="teacher_logits must be a tensor, got "):
+        trbext.solve(tensor, trbext.TopK(torch.zeros(1, 1, dtype=torch.int64), given), 0.1)

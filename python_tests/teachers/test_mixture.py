@@ -100,9 +100,12 @@ def test_wrong_weights_and_teachers_are_refused() -> None:
         ([[1.0, 0.0], [0.0, 0.0]], "one is above 0"),
         ([1.0, -0.5], "numbers >= 0"),
         ([1.0, float("nan")], "numbers >= 0"),
+        ("ab", "one for each of the 2 teachers, got 'ab'"),
     ]:
         with pytest.raises(ValueError, match=message):
             mixture([one, one], weights)
+    with pytest.raises(TypeError, match="must be a list, or a mapping from labels, got LlamaForCausalLM"):
+        mixture(one)
     with pytest.raises(ValueError, match="at least one teacher"):
         mixture([])
     with pytest.raises(ValueError, match="no mixture itself"):

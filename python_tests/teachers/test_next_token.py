@@ -111,6 +111,8 @@ def test_faults_of_such_models_are_named() -> None:
         decoded(lockstep, student, 3)
     with pytest.raises(ValueError, match=r"must return \[B, S, V\] for ids .* got shape \[6, 11\]"):
         decoded(lockstep, student, lambda ids: student(ids).logits[:, -1])
+    with pytest.raises(TypeError, match=r"must return a tensor .*model\(ids\)\.logits\), got CausalLMOutputWithPast"):
+        decoded(lockstep, student, lambda ids: student(ids))
     with pytest.raises(NonFiniteLogits, match="logits of the teacher hold NaN"):
         decoded(lockstep, student, lambda ids: student(ids).logits * torch.nan)
 

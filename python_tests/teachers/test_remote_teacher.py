@@ -173,8 +173,10 @@ def test_a_server_that_cannot_serve_is_refused(changed: dict[str, Any], options:
             RemoteTeacher(server.url, **options)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://host:port", "", "http://[bad"])
-def test_a_url_must_be_one(url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://host", "http://", "http://host:port", "", "http://[bad", 8000]
+)
+def test_a_url_must_be_one(url: Any) -> None:
     with pytest.raises(UsageError, match="the URL of a teacher must be like"):
         HTTPSession(url)
 

@@ -57,8 +57,11 @@ def as_rows(
         The student's rows; the teacher's, one tensor of logits or the two of a top-k teacher; epsilon, a float or [N].
     """
     register_where_needed()
-    shape = student_logits.shape
     teacher = (teacher_logits,) if isinstance(teacher_logits, Tensor) else tuple(teacher_logits)
+    for name, values in (("student_logits", student_logits), *(("teacher_logits", part) for part in teacher)):
+        if not isinstance(values, Tensor):
+            raise TypeError(f"trbext: {name} must be a tensor, got {type(values).__name__}")
+    shape = student_logits.shape
     if isinstance(teacher_logits, Tensor):
         if student_logits.dim() < 1 or shape != teacher_logits.shape:
             raise ValueError(

@@ -161,6 +161,11 @@ class _WholePrefixes:
     def score(self, columns: Tensor) -> Tensor:
         """Returns the logits [n, q, V] after the tokens at `columns` [n, q]."""
         logits = self.function(self.ids)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                "a function from ids to logits must return a tensor [B, S, V] (of a transformers model: "
+                f"model(ids).logits), got {type(logits).__name__}"
+            )
         if logits.dim() != 3 or logits.shape[:2] != self.ids.shape:
             raise ValueError(
                 f"a function from ids to logits must return [B, S, V] for ids [B, S] = {list(self.ids.shape)}, got "

@@ -95,8 +95,11 @@ def mixture(
         The teacher, for `lockstep`, `speculative` and `TRBTrainer`.
 
     Raises:
+        TypeError: The teachers are neither a list nor a mapping.
         ValueError: There is no teacher, one is a mixture itself, the weights do not fit, or there is no such mean.
     """
+    if not isinstance(teachers, (Sequence, Mapping)) or isinstance(teachers, str):
+        raise TypeError(f"teachers must be a list, or a mapping from labels, got {type(teachers).__name__}")
     if not teachers:
         raise ValueError("a mixture needs at least one teacher, got none")
     labels = tuple(teachers) if isinstance(teachers, Mapping) else None
@@ -116,7 +119,10 @@ def checked_weights(weights: Tensor | Sequence[Any], teachers: int) -> Tensor:
     Raises:
         ValueError: Their shape is another, one is negative or not finite, or all of a row are 0.
     """
-    given = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    try:
+        given = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"weights must be numbers, one for each of the {teachers} teachers, got {weights!r}") from None
     if given.dim() not in (1, 2) or given.shape[-1] != teachers:
         raise ValueError(
             f"weights must be one for each of the {teachers} teachers, [{teachers}] or [B, {teachers}], got shape "

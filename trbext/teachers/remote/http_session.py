@@ -36,7 +36,7 @@ class HTTPSession:
         try:
             parts = urlsplit(url)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
+        except (AttributeError, TypeError, ValueError):
             valid = False
         if not valid:
             raise UsageError(f"the URL of a teacher must be like http://localhost:8000, got {url!r}")

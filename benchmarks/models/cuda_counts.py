@@ -39,7 +39,7 @@ class Counts:
     # From the last pair of a sweep to the first of the next or to the answer: reduction, exchange, search. The mean of
     # a row's two decisions at the central latencies, as `python -m benchmarks.models.decision_trace` estimates them;
     # `python_tests/cuda/test_decision_cycles.py` keeps the two equal.
-    decision_cycles: float = 2200.0
+    decision_cycles: float = 1620.0
     # Warp instructions of a CTA per row outside the loops. A guess of what ptxas makes of the 6,500 PTX
     # instructions, moves among them, that a row of one chunk executes on the interpreter
     # (python_tests/cuda/sass_tables.py).

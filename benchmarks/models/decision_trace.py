@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -70,8 +71,13 @@ def decisions_of(trace: Sequence[Instruction]) -> list[Decision]:
     Raises:
         ValueError: The trace has no sweep, or stores no answer.
     """
-    loads = [at for at, statement in enumerate(trace) if _loads_pairs(statement)]
-    answers = [at for at, i in enumerate(trace) if i.opcode == "st" and "global" in i.modifiers and loads[:1] < [at]]
+    calls = accumulate((statement.opcode == "call") - (statement.opcode == "ret") for statement in trace)
+    loads = [
+        at
+        for at, (statement, depth) in enumerate(zip(trace, calls, strict=True))
+        if depth == 0 and _loads_pairs(statement)
+    ]
+    answers = [at for at, statement in enumerate(trace) if _stores_answer(statement) and loads[:1] < [at]]
     if not loads or not answers:
         raise ValueError(f"a trace must have sweeps and an answer, got {len(loads)} loads and {len(answers)} stores")
     found = []
@@ -88,6 +94,12 @@ def _loads_pairs(statement: Instruction) -> bool:
     """Returns whether a statement loads logits of the slice: its address is in a register, that of the state is not."""
     wide = statement.opcode == "ld" and {"shared", "v4", "u32"} <= set(statement.modifiers)
     return wide and statement.operands[-1].startswith("[%")
+
+
+def _stores_answer(statement: Instruction) -> bool:
+    """Returns whether a statement stores to device memory, perhaps by an address of any space."""
+    elsewhere = ("shared", "shared::cluster", "local", "param")
+    return statement.opcode == "st" and not set(elsewhere).intersection(statement.modifiers)
 
 
 def traced_decisions(epsilon: float = EPSILON) -> list[Decision]:

@@ -270,27 +270,26 @@ PLANTED = (
     Planted(
         "no barrier before the warps' sums are added",
         "cuda/kernel/solve_rows.cuh",
-        "  if (lane == 0) state.range[warp] = range;\n  __syncthreads();",
-        "  if (lane == 0) state.range[warp] = range;",
+        "    if (lane == 0) state.range[warp] = range;\n  }\n  __syncthreads();",
+        "    if (lane == 0) state.range[warp] = range;\n  }",
     ),
     Planted(
         "no wait before what peers send is read",
         "cuda/kernel/solve_rows.cuh",
-        "    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n    decide",
-        "    __syncwarp();\n    decide",
+        "    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);\n    decide_first",
+        "    __syncwarp();\n    decide_first",
     ),
     Planted(
         "a block ends while others still send to it",
         "cuda/kernel/solve_rows.cuh",
-        "masked, cluster, state, slot, warp, lane);\n    if (warp == 0) {\n      cluster.wait",
-        'masked, cluster, state, slot, warp, lane);\n    if (cluster.rank == 1) asm volatile("exit;");\n'
-        "    if (warp == 0) {\n      cluster.wait",
+        "kSums + 3, words, &state.arrived[slot], lane);\n",
+        'kSums + 3, words, &state.arrived[slot], lane);\n    if (cluster.rank == 1) asm volatile("exit;");\n',
     ),
     Planted(
         "one record for every exchange",
         "cuda/kernel/solve_rows.cuh",
-        "slot = exchange & 1;\n    sweep_exactly",
-        "slot = 0;\n    sweep_exactly",
+        "slot = exchange & 1;\n  const bool stable",
+        "slot = 0;\n  const bool stable",
     ),
     Planted(
         "peers are sent to before they have started",
@@ -301,8 +300,8 @@ PLANTED = (
     Planted(
         "no barrier between the parts' masses and the choice",
         "cuda/kernel/token_draw.cuh",
-        "      if (lane == 0) state.mass[i] = mass;\n    }\n    __syncthreads();",
-        "      if (lane == 0) state.mass[i] = mass;\n    }",
+        "      if (lane == 0) state.part_mass[i] = mass;\n    }\n    __syncthreads();",
+        "      if (lane == 0) state.part_mass[i] = mass;\n    }",
     ),
     Planted(
         "vector loads beyond the end",
@@ -313,8 +312,8 @@ PLANTED = (
     Planted(
         "no barrier between the decision and the sweep that it asks for",
         "cuda/kernel/solve_rows.cuh",
-        "true);\n  }\n  __syncthreads();",
-        "true);\n  }",
+        "cluster, slot, lane);\n  }\n  __syncthreads();\n}\n\n// All threads of a block: sweeps as",
+        "cluster, slot, lane);\n  }\n}\n\n// All threads of a block: sweeps as",
     ),
 )
 

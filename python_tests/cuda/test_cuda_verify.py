@@ -371,7 +371,7 @@ PLANTED = (
     Planted(
         "no wait for the peers' residuals before they are read",
         "cuda/kernel/solve_rows.cuh",
-        "cluster.wait(&state.arrived[2], exchanges->residuals++ & 1);",
+        "cluster.wait(&state.arrived[2], parity);",
         "__syncwarp();",
     ),
 )

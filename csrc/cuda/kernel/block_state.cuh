@@ -9,14 +9,32 @@
 
 namespace trb::cuda {
 
+constexpr int32_t kNoShift = -(1 << 30);  // of a slice without weight
+
+// The extremes of one block's slice, and the frame of its first sweep. Floats are `ordered` (warp.cuh).
+struct SliceFrame {
+  int32_t shift_student, shift_teacher;  // whole numbers, bounded by half of kNoShift
+  int32_t max_student, max_teacher;      // of NaN if some logit is NaN
+  int32_t high, low;                     // of b - a
+};
+
 // The message that one block sends to the others after a sweep, word by word. Only the first sweep sends all of it.
 struct Record {
   double sums[EndsSweep::kSums];
-  float shift_student, shift_teacher;  // frame of the first sweep's sums; -inf if the slice has no weight
-  float max_student, max_teacher;      // NaN if some logit is NaN
-  float high, low;                     // of b - a
+  SliceFrame frame;
 };
 static_assert(sizeof(Record) == 8 * (EndsSweep::kSums + 3), "sweep_ends sends it as so many words");
+
+// The record of a block that does not exist, which adds nothing.
+__device__ __forceinline__ void clear(Record& record) {
+  record = Record{};
+  record.frame = {kNoShift, kNoShift, ordered(-INFINITY), ordered(-INFINITY), ordered(-INFINITY), ordered(INFINITY)};
+}
+
+// The words of the record of an exact sweep.
+__device__ __forceinline__ int words_of(Form form) {
+  return form == Form::kStable ? StableSweep::kSums : DirectSweep::kSums;
+}
 
 // The row's answer, in the frame x = a / T - reference_student, y = b / T - reference_teacher, in nats.
 struct Answer {
@@ -31,8 +49,13 @@ struct Answer {
   float max_student, max_teacher;
 };
 
-// What the blocks of a row do next. kDouble: the range of float32 exponents is too small, see double_row.cuh.
-enum class Action : int32_t { kSweep, kDone, kDouble };
+// What the blocks of a row do after a decision.
+enum class Action : int32_t {
+  kSweep,    // once more
+  kDone,     // nothing: all outputs are written
+  kOutputs,  // write what needs the row's logits
+  kDouble,   // the range of float32 exponents is too small, see double_row.cuh
+};
 
 // Where the token of a row comes from.
 enum class TokenFrom : int32_t {
@@ -70,6 +93,16 @@ struct DoubleSums {
   double min_d, max_d;
 };
 
+// What a decision leaves for all threads, and for the decision after it.
+struct alignas(16) Plan {
+  ExactFrame frame;  // of the next sweep or, after the last one, of the weights from which a token is drawn
+  Form form;
+  Action action;
+  float kappa;  // of the direct form, in units of log 2
+  float swept;  // the beta of that sweep
+  Search search;
+};
+
 constexpr int kParts = 32;  // of the chunks from which a token is drawn, one per lane of the warp that chooses
 
 template <int kWarps>
@@ -80,13 +113,16 @@ struct BlockState {
   int32_t extremes[kWarps][5];              // ordered bits of Extremes
   RangeOfD range[kWarps];
   float shift_of_block[2];  // student, teacher: frame of the first sweep's sums
-  // 2. What the blocks of the row have sent, and the mbarrier of each slot.
+  alignas(16) SliceFrame slice;
+  // 2. What the blocks of the row have sent, and the mbarrier of each slot. Records of blocks that do not exist add
+  // nothing.
   Record record[2][kLargestCluster];
   double residual_of_rank[kLargestCluster];
   uint64_t arrived[3];  // of both records and of the residuals
   // 3. The sums of the whole row, with the same bits in every block.
-  double mass_of_rank[2][kLargestCluster];  // of the student and of the teacher over the common support
-  double log_of[4];                         // of the first sweep's sums: zero, one, student, teacher
+  double mass[4]
+             [kLargestCluster];  // of each block, from the first sweep: at beta = 0 and 1, of the student and teacher
+  double log_of[4];              // of their totals
   RowFrame row;
   // 4. The arguments of the row.
   RowTask task;              // only for verify
@@ -95,26 +131,23 @@ struct BlockState {
   double epsilon, uniform;
   double accept_uniform;
   Token draft;
-  // 5. The search for beta, which warp 0 runs.
-  Search search;
-  alignas(16) ExactFrame frame;
-  float kappa;  // of the last exact sweep, in units of log 2
-  Form form;
-  Action action;
-  float swept;  // the beta of the last exact sweep; beside its neighbors, with which it may be loaded
+  // 5. The search for beta, which warp 0 runs. A decision on the records of one slot reads the plan of that slot and
+  // writes the other one.
+  Plan plan[2];
   Answer answer;
-  float shift;  // from there to the answer
+  float shift;  // from the beta that was swept last to the answer
   // 6. The draw of a token.
   TokenFrom token_from;
   alignas(16)
       ExactFrame residual_frame;  // aligned, because it would otherwise be loaded together with the members after it
   float residual[kWarps][ResidualSweep::kSums];  // per warp
-  double mass[kParts];
+  double part_mass[kParts];
   double fraction;
   int32_t chosen_rank, chosen_warp;
   Token drawn;
   // 7. The solve in double precision.
   Solver<double> double_solver;
+  bool double_sweeps;  // whether another one follows
   Ends double_ends;
   Start start;
   DoubleSums double_sums[kWarps];

@@ -12,7 +12,7 @@
 
 namespace trb::cuda {
 
-constexpr int kMostWords = 16;  // of one exchange
+constexpr int kGroups = kWarp / kLargestCluster;  // of lanes that send, one lane in each for a block
 
 struct Cluster {
   int rank = 0, ranks = 1;
@@ -43,22 +43,49 @@ struct Cluster {
 #endif
   }
 
-  // All lanes of warp 0 of all blocks: each lane below `words`, at most kMostWords, sends its word to word `lane` of
-  // `to` in every block. The receiver must `wait` for the mbarrier before it reads them, and before a peer sends to the
-  // same place again.
-  __device__ __forceinline__ void send(void* to, int words, uint64_t word, uint64_t* mbarrier, int lane) const {
-    const uint32_t arrived = address_of(mbarrier);
+  // One thread of each block: lets a phase of the mbarrier expect `words` words from every block, before the block
+  // waits for that phase.
+  __device__ __forceinline__ void expect(int words, uint64_t* mbarrier) const {
 #if __CUDA_ARCH__ >= 900
-    if (ranks > 1) {
-      if (lane == 0) {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(8 * words * ranks)
-                     : "memory");
-      }
-      send_words(address_of(to), words, word, arrived, ranks, lane);
-      return;
-    }
+    const int several = ranks > 1;
+    asm volatile("{.reg .pred p; setp.ne.s32 p,%2,0; @p mbarrier.arrive.expect_tx.shared::cta.b64 _,[%0],%1;}" ::"r"(
+                     address_of(mbarrier)),
+                 "r"(8 * words * ranks), "r"(several)
+                 : "memory");
 #endif
-    if (lane < words) asm volatile("st.shared.b64 [%0], %1;" ::"r"(address_of(to) + 8 * lane), "l"(word) : "memory");
+  }
+
+  // All lanes of warp 0 of all blocks: sends a message of `words` words to `to` in every block. A lane has the words
+  // lane / kLargestCluster + kGroups i, and sends them to block lane % kLargestCluster. The receiver must `wait` for
+  // the mbarrier before it reads them, and before a peer sends to the same place again.
+  template <int kWords>
+  __device__ __forceinline__ void send(void* to, int words, const uint64_t (&of_lane)[kWords], uint64_t* mbarrier,
+                                       int lane) const {
+    const int peer = lane % kLargestCluster, group = lane / kLargestCluster;
+#if __CUDA_ARCH__ >= 900
+    const uint32_t there = in_block(min(peer, ranks - 1), address_of(to) + 8 * group),
+                   arrived = in_block(min(peer, ranks - 1), address_of(mbarrier));
+    const bool several = ranks > 1;
+#else
+    const bool several = false;
+#endif
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const bool holds = group + kGroups * i < words;
+#if __CUDA_ARCH__ >= 900
+      const int sends = holds & several & (peer < ranks);
+      asm volatile(
+          "{.reg .pred p; setp.ne.s32 p,%3,0; @p st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 "
+          "[%0],%1,[%2];}" ::"r"(there + 8 * kGroups * i),
+          "l"(of_lane[i]), "r"(arrived), "r"(sends)
+          : "memory");
+#endif
+      const int keeps = holds & !several & (peer == 0);
+      asm volatile("{.reg .pred p; setp.ne.s32 p,%2,0; @p st.shared.b64 [%0],%1;}" ::"r"(address_of(to) +
+                                                                                         8 * (group + kGroups * i)),
+                   "l"(of_lane[i]), "r"(keeps)
+                   : "memory");
+    }
   }
 
   // All lanes of warp 0: waits until the words of all blocks have come in the phase of this parity. No block may end
@@ -66,7 +93,7 @@ struct Cluster {
   __device__ __forceinline__ void wait(uint64_t* mbarrier, int parity) const {
 #if __CUDA_ARCH__ >= 900
     if (ranks > 1) {
-      uint32_t ended = 1;
+      uint32_t ended;
       do {
         asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
                      : "=r"(ended)
@@ -83,28 +110,6 @@ struct Cluster {
   static __device__ __forceinline__ uint32_t address_of(const void* object) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(object));
   }
-#if __CUDA_ARCH__ >= 900
-  // All lanes of a warp: each sends every fourth word to one block. Not inlined, to save the kernel's registers.
-  static __device__ __noinline__ void send_words(uint32_t to, int words, uint64_t word, uint32_t mbarrier, int ranks,
-                                                 int lane) {
-    constexpr int kGroups = kWarp / kLargestCluster;
-    const int rank = lane % kLargestCluster, group = lane / kLargestCluster, peer = min(rank, ranks - 1);
-    const uint32_t there = in_block(peer, to), arrived = in_block(peer, mbarrier);
-    uint64_t of_lane[kMostWords / kGroups];
-#pragma unroll
-    for (int i = 0; i < kMostWords / kGroups; ++i) of_lane[i] = __shfl_sync(kAllLanes, word, group + kGroups * i);
-#pragma unroll
-    for (int i = 0; i < kMostWords / kGroups; ++i) {
-      const int k = group + kGroups * i;
-      const int sends = (rank < ranks) & (k < words);
-      asm volatile(
-          "{.reg .pred p; setp.ne.s32 p,%3,0; @p st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 "
-          "[%0],%1,[%2];}" ::"r"(there + 8 * k),
-          "l"(of_lane[i]), "r"(arrived), "r"(sends)
-          : "memory");
-    }
-  }
-#endif
   // The address of the same object in block `r`.
   static __device__ __forceinline__ uint32_t in_block(int r, uint32_t address) {
     uint32_t mapped;

@@ -109,7 +109,7 @@ __device__ __noinline__ void continue_double_search(BlockState<kWarps>& state, i
     const Node node = node_of(beta, swept.tilt, ends.zero);
     state.double_solver.update(&node, 1, true);
   }
-  if (sweep >= kDoubleEnds - 1) state.action = state.double_solver.next() ? Action::kSweep : Action::kDone;
+  state.double_sweeps = sweep < kDoubleEnds - 1 || state.double_solver.next();
 }
 
 // All threads of the block: solves the row and writes all its outputs.
@@ -118,8 +118,9 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
                                                  BlockState<kWarps>& state, int warp, int lane) {
   // 1. Sweeps the four ends, then the betas that the solver asks for. One loop does both, so that this much
   // double-precision code is inlined only once.
+  bool sweeps = true;
 #pragma unroll 1
-  for (int sweep = 0; sweep < kDoubleEnds || state.action == Action::kSweep; ++sweep) {
+  for (int sweep = 0; sweeps; ++sweep) {
     const Support support = sweep == 2 ? Support::kStudent : sweep == 3 ? Support::kTeacher : Support::kCommon;
     const double beta = sweep == 0            ? 0.0
                         : sweep == 1          ? 1.0
@@ -128,6 +129,7 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
     sweep_in_double(args, pair, support, beta, state, warp, lane);
     if (threadIdx.x == 0) continue_double_search(state, sweep, beta);
     __syncthreads();
+    sweeps = state.double_sweeps;
   }
   // 2. Keeps the answer, and writes what needs no draw.
   if (threadIdx.x == 0) {

@@ -16,16 +16,22 @@ struct LogNode {  // l and its derivatives at one beta, in units of log 2
   float beta, l, l1, l2;
 };
 
-// The node from f and the cumulants of D. The differences are taken in double, because they cancel if beta is small.
-__device__ __forceinline__ LogNode log_node(float beta, double f, double k2, float k3) {
-  const bool at_zero = beta == 0.0f;
-  const double moved = static_cast<double>(beta) * beta * k2 - 2.0 * f;  // beta^2 f l' = beta f' - 2 f
-  const float value = static_cast<float>(select(at_zero, 0.5 * k2, f)), inverse = reciprocal(value);
-  const float per_beta = reciprocal(beta), third = k3 * inverse;
-  const float slope = static_cast<float>(moved) * inverse, bend = beta * beta * beta * third;
-  return {beta, log2_of(value) - 2.0f * select(at_zero, 0.0f, log2_of(beta)),
-          kLog2eFloat * select(at_zero, third * (1.0f / 3), slope * per_beta),
-          select(at_zero, NAN, kLog2eFloat * (bend - slope * (3.0f + slope)) * per_beta * per_beta)};
+// The node at beta > 0 from f and the cumulants of D. The difference is taken in double, because it cancels if beta is
+// small.
+__device__ __forceinline__ LogNode log_node(float beta, double f, float k2, float k3) {
+  const double moved = static_cast<double>(beta * k2) * beta - 2.0 * f;  // beta^2 f l' = beta f' - 2 f
+  const float value = static_cast<float>(f), inverse = reciprocal(value), per_beta = reciprocal(beta);
+  const float slope = static_cast<float>(moved) * inverse, bend = beta * beta * beta * (k3 * inverse);
+  return {beta, log2_of(value) - 2.0f * log2_of(beta), kLog2eFloat * slope * per_beta,
+          kLog2eFloat * (bend - slope * (3.0f + slope)) * per_beta * per_beta};
+}
+
+// The node at beta = 0 or 1.
+__device__ __forceinline__ LogNode log_node_of_end(bool at_one, float f, float k2, float k3) {
+  const float value = select(at_one, f, 0.5f * k2), inverse = reciprocal(value);
+  const float third = k3 * inverse, slope = fmaf(-2.0f, f, k2) * inverse;
+  return {select(at_one, 1.0f, 0.0f), log2_of(value), kLog2eFloat * select(at_one, slope, third * (1.0f / 3)),
+          select(at_one, kLog2eFloat * (third - slope * (3.0f + slope)), NAN)};
 }
 
 // All lanes of a warp: the beta in (p.beta, q.beta) at which the interpolated f equals `target`. NaN if the data cannot
@@ -49,7 +55,8 @@ __device__ __forceinline__ float root_of_interpolation(const LogNode& p, const L
 #pragma unroll
   for (int round = 0; round < 2; ++round) {
     const float beta = ex2(z), s = (beta - p.beta) * per_width;
-    const float excess = fmaf(2.0f, z, constant) + s * (v0 + s * (c2 + s * (c3 + s * (c4 + s * c5))));
+    const float square = s * s, upper = fmaf(square, c5, fmaf(s, c4, c3));
+    const float excess = fmaf(s, fmaf(square, upper, fmaf(s, c2, v0)), fmaf(2.0f, z, constant));
     const int below = __clz(__brev(__ballot_sync(kAllLanes, excess > 0.0f)));  // how many cuts lie below the root
     const float cuts = static_cast<float>(below);
     if (round == 0) {
@@ -58,8 +65,8 @@ __device__ __forceinline__ float root_of_interpolation(const LogNode& p, const L
       z = fmaf(step, own, low);
     } else {
       // 3. A step of Newton's method from the cut above the root.
-      const float slope = v0 + s * (2.0f * c2 + s * (3.0f * c3 + s * (4.0f * c4 + s * 5.0f * c5)));
-      corrected = z - excess * reciprocal(fmaf(slope * per_width * beta, static_cast<float>(kLn2), 2.0f));
+      const float slope = fmaf(square, fmaf(square, 5.0f * c5, fmaf(s, 4.0f * c4, 3.0f * c3)), fmaf(s, 2.0f * c2, v0));
+      corrected = z - excess * reciprocal(fmaf(slope, per_width * beta * static_cast<float>(kLn2), 2.0f));
       corrected = __shfl_sync(kAllLanes, corrected, min(below, kWarp - 1));
       low = fmaf(step, cuts, low);
     }

@@ -15,8 +15,8 @@ constexpr int kMaxSweeps = 40;  // sweeps on chip are cheap, and the bisection o
 // f and the cumulants of D, less the center of its sweep, at a beta that was swept.
 struct SweptNode {
   float beta;
-  double f, log_gain, mean, k2;
-  float k3;
+  double f, log_gain, mean;
+  float k2, k3;
 };
 
 // An end of the bracket, which only steers.
@@ -32,10 +32,10 @@ struct BracketEnd {
         mean(static_cast<float>(node.mean + center)) {}
 };
 
-// All lanes of a warp: the end that `lane` has.
-__device__ __forceinline__ BracketEnd from_lane(const BracketEnd& end, int lane) {
+// All lanes of a warp: the end that `lane` has, at `beta`.
+__device__ __forceinline__ BracketEnd from_lane(const BracketEnd& end, float beta, int lane) {
   BracketEnd found;
-  found.log.beta = __shfl_sync(kAllLanes, end.log.beta, lane);
+  found.log.beta = beta;
   found.log.l = __shfl_sync(kAllLanes, end.log.l, lane);
   found.log.l1 = __shfl_sync(kAllLanes, end.log.l1, lane);
   found.log.l2 = __shfl_sync(kAllLanes, end.log.l2, lane);
@@ -96,21 +96,22 @@ struct alignas(16) Search {
     return teacher | !some ? Next::kFinished : Next::kSweep;
   }
 
-  // Takes in the node of an exact sweep.
-  __device__ __forceinline__ Next update(const SweptNode& node, double center, float range, Found& found) {
+  // Takes in the node of an exact sweep. `room` is what its f leaves of the headroom, and decides.
+  __device__ __forceinline__ Next update(const SweptNode& node, float room, double center, float range, Found& found) {
     ++sweeps;
     // 1. A feasible node at beta = 1, or a sweep that only had to confirm a beta, ends the search. So does the final
     // shift, and a feasible node within the tolerance.
-    const bool feasible = node.f <= headroom, confirmed = feasible & ((confirming != 0) | (beta == 1.0f));
-    const bool close = feasible & (node.f >= headroom * (1.0 - kTolerance));
-    float shift, gain;
-    const bool shifted = !confirmed & shift_to_target(node, range, &shift, &gain);
-    if (confirmed | ((confirming == 0) & (shifted | close))) {
-      found = {Status::kInterior, select(shifted, beta + shift, beta), select(shifted, shift, 0.0f),
-               phi + node.f + select(shifted, gain, 0.0f)};
+    const float tolerance = static_cast<float>(headroom * kTolerance);
+    const bool searching = confirming == 0, feasible = room >= 0.0f,
+               confirmed = feasible & (!searching | (beta == 1.0f));
+    const bool ends = confirmed | (searching & feasible & (room <= tolerance));
+    const FinalShift last = shift_to_target(node, room, tolerance, range, searching & !confirmed);
+    if (ends | last.reaches) {
+      found = {Status::kInterior, select(last.reaches, last.beta, beta), select(last.reaches, last.shift, 0.0f),
+               phi + node.f + select(last.reaches, last.gain, 0.0f)};
       return Next::kFinished;
     }
-    if (confirming != 0) return become_student(found);
+    if (!searching) return become_student(found);
     // 2. Otherwise the node narrows the bracket.
     if (feasible & (beta > low.log.beta)) {
       low = BracketEnd(node, center);
@@ -154,26 +155,30 @@ struct alignas(16) Search {
     return high > 4.0f * low ? ex2(0.5f * (log2_of(low) + log2_of(high))) : 0.5f * low + 0.5f * high;
   }
 
-  // Moves from an exact node to where the cubic of f meets the middle of the tolerance. Returns whether the cubic is
-  // exact enough there (solver.h). Only the distance to the headroom needs double precision.
-  __device__ __forceinline__ bool shift_to_target(const SweptNode& node, float range, float* shift, float* gain) const {
-    const float room = static_cast<float>(headroom - node.f), tolerance = static_cast<float>(headroom * kTolerance);
-    const float k2 = static_cast<float>(node.k2), f1 = node.beta * k2, f2 = fmaf(node.beta, node.k3, k2);
-    const float target = room - 0.5f * tolerance, k3 = node.k3;
+  struct FinalShift {
+    float shift, beta, gain;
+    bool reaches;
+  };
+
+  // Moves from an exact node to where the cubic of f meets the middle of the tolerance, if it `may`, and finds whether
+  // the cubic is exact enough there (solver.h). What `room` decides is computed last.
+  __device__ __forceinline__ FinalShift shift_to_target(const SweptNode& node, float room, float tolerance, float range,
+                                                        bool may) const {
+    const float k2 = node.k2, k3 = node.k3, f1 = node.beta * k2, f2 = fmaf(node.beta, k3, k2);
+    const float half = 0.5f * tolerance, per_f1 = reciprocal(f1), bend_of = 0.5f * f2 * per_f1;
+    constexpr float kGrowth = 1.052f;  // e^reach at the largest shift
+    const float error_of = k2 * (range * range) * (kGrowth / 6);
     const auto rise = [&](float h) { return h * fmaf(h, fmaf(h, k3 * (1.0f / 3), 0.5f * f2), f1); };
-    // The root of the parabola by its series, and a step of Newton's method.
-    const float per_f1 = reciprocal(f1), first = target * per_f1, bend = 0.5f * f2 * per_f1 * first;
+    // The root of the parabola by its series, and a step of Newton's method with the slope at the first term.
+    const float target = room - half, first = target * per_f1, bend = bend_of * first;
+    const float per_slope = reciprocal(fmaf(first, fmaf(first, k3, f2), f1));
     float h = fmaf(first * bend, fmaf(2.0f, bend, -1.0f), first);
-    h += (target - rise(h)) * reciprocal(fmaf(h, fmaf(h, k3, f2), f1));
+    h = fmaf(target - rise(h), per_slope, h);
     const float moved = node.beta + h;
     h = moved - node.beta;
-    const float size = fabsf(h), reach = size * range, by = rise(h);
-    constexpr float kGrowth = 1.052f;  // e^reach at the largest shift
-    const float error = (node.beta + size) * k2 * range * reach * size * size * (kGrowth / 6);
-    *shift = h;
-    *gain = by;
-    return (reach <= static_cast<float>(kLargestShift)) & (moved > 0.0f) & (moved <= 1.0f) &
-           (error <= 0.5f * tolerance) & (by + error <= room) & (by - error >= room - tolerance);
+    const float size = fabsf(h), gain = rise(h), error = (node.beta + size) * size * (size * size * error_of);
+    const bool near = may & (size * range <= static_cast<float>(kLargestShift)) & (moved > 0.0f) & (moved <= 1.0f);
+    return {h, moved, gain, near & (fabsf(gain - target) + error <= half)};
   }
 };
 static_assert(sizeof(Search) == 96 && sizeof(RowFrame) == 32, "no padding");

@@ -56,13 +56,12 @@ __device__ __forceinline__ void keep_extremes(const Extremes& own, BlockState<kW
   }
 }
 
-// Adds sum `lane` of `count` over the block's warps, in a fixed tree, and returns it as a word.
+// Adds sum `own` over the block's warps, in a fixed tree, and returns it as a word.
 template <int kWarps, int kSums>
-__device__ __forceinline__ uint64_t word_of_sum(const float (&of_warp)[kWarps][kSums], int count, int lane) {
-  const int own = min(lane, count - 1);
+__device__ __forceinline__ uint64_t word_of_sum(const float (&of_warp)[kWarps][kSums], int own) {
   double part[kWarps];
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) part[w] = of_warp[w][own];
+  for (int w = 0; w < kWarps; ++w) part[w] = of_warp[w][min(own, kSums - 1)];
 #pragma unroll
   for (int apart = 1; apart < kWarps; apart *= 2) {
 #pragma unroll
@@ -71,75 +70,102 @@ __device__ __forceinline__ uint64_t word_of_sum(const float (&of_warp)[kWarps][k
   return static_cast<uint64_t>(__double_as_longlong(part[0]));
 }
 
-__device__ __forceinline__ uint64_t word_of(float first, float second) {
-  return uint64_t{__float_as_uint(second)} << 32 | __float_as_uint(first);
-}
-
-// All threads of a block: sweeps both ends of [0, 1] in a frame of the block's own maxima, and sends the sums to every
-// block of the row.
+// All threads of a block: sweeps both ends of [0, 1] in a frame of the block's own maxima, sends the sums to every
+// block of the row, and decides what follows.
 template <typename T, int kWarps, typename Source>
-__device__ __forceinline__ void sweep_ends(const KernelArgs& args, const Source& source, Chunks chunks,
+__device__ __forceinline__ void sweep_ends(const KernelArgs& args, int64_t row, const Source& source, Chunks chunks,
                                            const Extremes& extremes, bool masked, const Cluster& cluster,
-                                           BlockState<kWarps>& state, int slot, int warp, int lane) {
+                                           BlockState<kWarps>& state, int exchange, int warp, int lane) {
+  constexpr int kSums = EndsSweep::kSums, kRounds = (kSums + 3 + kGroups - 1) / kGroups;
+  const int slot = exchange & 1;
   // 1. The frame. A slice without weight adds nothing in any frame, but its frame must be finite.
   const float scale = state.temperature.scale;
   const bool in_student = extremes.max_student * scale > kNoWeight,
              in_teacher = extremes.max_teacher * scale > kNoWeight;
   const EndsSweep::Frame frame{scale, in_student ? ceilf(extremes.max_student * scale) : 0.0f,
                                in_teacher ? ceilf(extremes.max_teacher * scale) : 0.0f};
+  if (threadIdx.x == 0) {
+    constexpr float kMost = -0.5f * kNoShift;
+    const auto bounded = [](float shift) { return static_cast<int32_t>(fminf(fmaxf(shift, -kMost), kMost)); };
+    state.slice = {in_student ? bounded(frame.shift_student) : kNoShift,
+                   in_teacher ? bounded(frame.shift_teacher) : kNoShift,
+                   ordered(extremes.max_student),
+                   ordered(extremes.max_teacher),
+                   ordered(extremes.high),
+                   ordered(extremes.low)};
+    state.shift_of_block[0] = frame.shift_student;
+    state.shift_of_block[1] = frame.shift_teacher;
+    cluster.expect(kSums + 3, &state.arrived[slot]);
+  }
   // 2. The warps' sums and, for a masked row, the range of b - a.
   RangeOfD range;
   sweep_warp<EndsSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.ends[warp], &range);
-  range.high = max_over_lanes(range.high);
-  range.low = min_over_lanes(range.low);
-  if (lane == 0) state.range[warp] = range;
+  if (masked) {
+    range.high = max_over_lanes(range.high);
+    range.low = min_over_lanes(range.low);
+    if (lane == 0) state.range[warp] = range;
+  }
   __syncthreads();
-  // 3. The record for every block of the row.
-  if (warp != 0) return;
-  const RangeOfD of_warp = state.range[lane < kWarps ? lane : 0];
-  const float high = max_over_lanes(of_warp.high), low = min_over_lanes(of_warp.low);
-  constexpr int kSums = EndsSweep::kSums;
-  uint64_t word = word_of_sum(state.ends, kSums, lane);
-  if (lane == kSums) {
-    word = word_of(in_student ? frame.shift_student : -INFINITY, in_teacher ? frame.shift_teacher : -INFINITY);
+  if (warp == 0) {
+    // 3. The record for every block of the row: the words of `slice` follow the sums.
+    const uint64_t* const of_slice = reinterpret_cast<const uint64_t*>(&state.slice);
+    const uint64_t sum = word_of_sum(state.ends, lane);
+    uint64_t word = select(lane < kSums, sum, of_slice[min(max(lane - kSums, 0), 2)]);
+    if (masked) {
+      const RangeOfD of_warp = state.range[lane < kWarps ? lane : 0];
+      const uint32_t high = ordered(max_over_lanes(of_warp.high)), low = ordered(min_over_lanes(of_warp.low));
+      word = select(lane == kSums + 2, uint64_t{low} << 32 | high, word);
+    }
+    uint64_t words[kRounds];
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) words[i] = __shfl_sync(kAllLanes, word, lane / kLargestCluster + kGroups * i);
+    cluster.send(&state.record[slot][cluster.rank], kSums + 3, words, &state.arrived[slot], lane);
+    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
+    decide_first<T>(args, state, row, cluster, slot, lane);
   }
-  if (lane == kSums + 1) word = word_of(extremes.max_student, extremes.max_teacher);
-  if (lane == kSums + 2) word = word_of(masked ? high : extremes.high, masked ? low : extremes.low);
-  cluster.send(&state.record[slot][cluster.rank], kSums + 3, word, &state.arrived[slot], lane);
-  if (lane == 0) {
-    state.shift_of_block[0] = frame.shift_student;
-    state.shift_of_block[1] = frame.shift_teacher;
-  }
+  __syncthreads();
 }
 
-// All threads of a block: sweeps at the beta and in the frame that the solver asks for, and sends the sums.
+// All threads of a block: sweeps as the plan says, sends the sums, and decides what follows.
 template <typename T, int kWarps, typename Source>
-__device__ __forceinline__ void sweep_exactly(const KernelArgs& args, const Source& source, Chunks chunks, bool masked,
-                                              const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp,
-                                              int lane) {
-  const ExactFrame frame = state.frame;
-  const bool stable = state.form == Form::kStable;
+__device__ __forceinline__ void sweep_exactly(const KernelArgs& args, int64_t row, const Source& source, Chunks chunks,
+                                              const ExactFrame& frame, Form form, bool masked, const Cluster& cluster,
+                                              BlockState<kWarps>& state, int exchange, int warp, int lane) {
+  const int slot = exchange & 1;
+  const bool stable = form == Form::kStable;
   if (stable) {
     sweep_warp<StableSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.exact[warp], nullptr);
   } else {
     sweep_warp<DirectSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.exact[warp], nullptr);
   }
   __syncthreads();
-  if (warp != 0) return;
-  const int count = stable ? StableSweep::kSums : DirectSweep::kSums;
-  cluster.send(&state.record[slot][cluster.rank], count, word_of_sum(state.exact, count, lane), &state.arrived[slot],
-               lane);
+  if (warp == 0) {
+    const int own = lane / kLargestCluster;
+    uint64_t words[2] = {word_of_sum(state.exact, own), 0};
+    if (stable) words[1] = word_of_sum(state.exact, own + kGroups);
+    cluster.send(&state.record[slot][cluster.rank], words_of(form), words, &state.arrived[slot], lane);
+    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
+    decide<T>(args, state, row, cluster, slot, lane);
+  }
+  __syncthreads();
 }
 
 // All threads of a block: sweeps the residual of a rejected draft and sends its sums. The sums of the search are kept.
 template <typename T, int kWarps, typename Source>
 __device__ __forceinline__ void sweep_residual(const KernelArgs& args, const Source& source, Chunks chunks,
-                                               const Cluster& cluster, BlockState<kWarps>& state, int warp, int lane) {
+                                               const Cluster& cluster, BlockState<kWarps>& state, int parity, int warp,
+                                               int lane) {
   const ExactFrame frame = state.residual_frame;
+  if (threadIdx.x == 0) cluster.expect(1, &state.arrived[2]);
   sweep_warp<ResidualSweep, T>(source, chunks, args.vocab, true, lane, frame, state.residual[warp], nullptr);
   __syncthreads();
-  if (warp != 0) return;
-  cluster.send(&state.residual_of_rank[cluster.rank], 1, word_of_sum(state.residual, 1, lane), &state.arrived[2], lane);
+  if (warp == 0) {
+    const uint64_t words[1] = {word_of_sum(state.residual, 0)};
+    cluster.send(&state.residual_of_rank[cluster.rank], 1, words, &state.arrived[2], lane);
+    cluster.wait(&state.arrived[2], parity);
+    choose_residual(state, cluster.ranks, lane);
+  }
+  __syncthreads();
 }
 
 // All threads of all blocks of the row: solves it and writes its outputs.
@@ -162,31 +188,26 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   if (Source::kResident && args.prefetch && next < args.rows) prefetch_row<T>(args, next, chunks, lane);
 
   // 2. Sweeps both ends, and then each beta that the solver asks for. The slots of the records alternate.
-  int exchange = exchanges->records++, slot = exchange & 1;
-  sweep_ends<T>(args, source, chunks, extremes, masked, cluster, state, slot, warp, lane);
-  if (warp == 0) {
-    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
-    decide<T>(args, state, slot, cluster.ranks, lane, true);
-  }
-  __syncthreads();
-  while (state.action == Action::kSweep) {
+  int exchange = exchanges->records++;
+  sweep_ends<T>(args, row, source, chunks, extremes, masked, cluster, state, exchange, warp, lane);
+  Action action;
+  for (;;) {
+    const Plan& plan = state.plan[(exchange & 1) ^ 1];
+    const ExactFrame frame = plan.frame;
+    const Form form = plan.form;
+    action = plan.action;
+    if (action != Action::kSweep) break;
     exchange = exchanges->records++;
-    slot = exchange & 1;
-    sweep_exactly<T>(args, source, chunks, masked, cluster, state, slot, warp, lane);
-    if (warp == 0) {
-      cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
-      decide<T>(args, state, slot, cluster.ranks, lane, false);
-    }
-    __syncthreads();
+    sweep_exactly<T>(args, row, source, chunks, frame, form, masked, cluster, state, exchange, warp, lane);
   }
+  if (action == Action::kDone) return;
 
   // 3. Starts over in double precision if the range of float32 exponents is too small.
-  if (state.action == Action::kDouble) {
+  if (action == Action::kDouble) {
     if (cluster.rank == 0) solve_double_row(args, row, pair, state, warp, lane);
     return;
   }
-  // 4. Writes what needs no draw.
-  if (cluster.rank == 0 && threadIdx.x == 0) write_without_a_draw(args, row, state);
+  // 4. Writes log mu.
   if (args.log_probs != nullptr) {
     float* const out = args.log_probs + row * args.vocab;
     if (state.token_from == TokenFrom::kFault) {
@@ -197,19 +218,14 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   }
   // 5. Draws the token, after a rejected draft from max(mu - pi_S, 0), or from mu if rounding leaves no mass there.
   if (state.token_from == TokenFrom::kResidual) {
-    sweep_residual<T>(args, source, chunks, cluster, state, warp, lane);
-    if (warp == 0) {
-      cluster.wait(&state.arrived[2], exchanges->residuals++ & 1);
-      choose_residual(state, cluster.ranks, lane);
-    }
-    __syncthreads();
+    sweep_residual<T>(args, source, chunks, cluster, state, exchanges->residuals++ & 1, warp, lane);
   }
-  if (is_drawn(state.token_from)) draw<T>(args, row, source, block_chunks, cluster, state, slot, warp, lane);
+  if (is_drawn(state.token_from)) draw<T>(args, row, source, block_chunks, cluster, state, exchange & 1, warp, lane);
 }
 
 // Hides from the compiler that `value` is the same in every row. It would otherwise compute every address that a row
 // needs before the first row, and spill them.
-__device__ __forceinline__ int recomputed_in_each_row(int value) {
+__device__ __forceinline__ unsigned recomputed_in_each_row(unsigned value) {
   asm volatile("" : "+r"(value));
   return value;
 }
@@ -227,11 +243,16 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
   // 2. No block may send to a peer before the peer has started.
   const Cluster cluster;
   Exchanges exchanges;
+  if (threadIdx.x >= cluster.ranks && threadIdx.x < kLargestCluster) {
+    clear(state.record[0][threadIdx.x]);
+    clear(state.record[1][threadIdx.x]);
+  }
   cluster.start(state.arrived);
   // 3. The rows of this cluster.
 #pragma unroll 1
   for (int64_t row = blockIdx.x / cluster.ranks; row < args.rows; row += gridDim.x / cluster.ranks) {
-    const int thread = recomputed_in_each_row(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+    const unsigned thread = recomputed_in_each_row(threadIdx.x);
+    const int lane = thread % kWarp, warp = thread / kWarp;
     const Chunks block_chunks = chunks_of_row<T>(args.vocab).part(cluster.rank, cluster.ranks);
     RowTask task{row, row, 1.0f, 1};
     if (args.verifies()) {

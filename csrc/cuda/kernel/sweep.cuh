@@ -41,24 +41,24 @@ __device__ __forceinline__ void add_chunks(const Source& source, Chunks chunks, 
 // Writes the sums of a warp to out[0 .. kSums). `masked` says that some logit of the block is -inf or far below the
 // others. The chunk that the end of the row cuts holds -inf in any case, so it always needs the masked form.
 template <typename Sweep, typename T, typename Source>
-__device__ __forceinline__ void sweep_warp(const Source& source, Chunks chunks, int32_t vocab, bool masked, int lane,
-                                           const typename Sweep::Frame& frame, float* out, RangeOfD* range) {
+__device__ __forceinline__ void sweep_warp(const Source& source, Chunks chunks, int32_t vocab, bool masked,
+                                           unsigned lane, const typename Sweep::Frame& frame, float* out,
+                                           RangeOfD* range) {
   float sums[Sweep::kSlots] = {};
   const int32_t whole = max(chunks.begin, min(chunks.end, vocab / kChunkTokens<T>));
+  const bool regular = !masked && !source.irregular();
   // Whole chunks come first and the cut one by itself in either form, so that the order of additions is the same.
+  if (regular) add_chunks<Sweep, false, T>(source, {chunks.begin, whole}, lane, frame, sums, range);
+  const int pieces = whole < chunks.end ? 2 : 1;
 #pragma unroll 1
-  for (int cut = 0; cut < (whole < chunks.end ? 2 : 1); ++cut) {
-    const Chunks now = cut == 0 ? Chunks{chunks.begin, whole} : Chunks{whole, chunks.end};
-    if (cut == 0 && !masked && !source.irregular()) {
-      add_chunks<Sweep, false, T>(source, now, lane, frame, sums, range);
-    } else {
-      add_chunks<Sweep, true, T>(source, now, lane, frame, sums, range);
-    }
+  for (int piece = regular ? 1 : 0; piece < pieces; ++piece) {
+    const Chunks now = piece == 0 ? Chunks{chunks.begin, whole} : Chunks{whole, chunks.end};
+    add_chunks<Sweep, true, T>(source, now, lane, frame, sums, range);
   }
   const float total = totals_over_lanes<Sweep::kSlots>(sums, lane);
-  constexpr int kLanesPerSlot = kWarp / Sweep::kSlots;
-  const int slot = lane / kLanesPerSlot;
-  if (lane % kLanesPerSlot == 0 && slot < Sweep::kSums) out[slot] = total;
+  constexpr unsigned kLanesPerSlot = kWarp / Sweep::kSlots;
+  const unsigned slot = lane / kLanesPerSlot;
+  store_if((lane % kLanesPerSlot == 0) & (slot < Sweep::kSums), out + slot, total);
 }
 
 }  // namespace trb::cuda

@@ -40,9 +40,9 @@ struct FloatWeight {
   Status status;
 
   template <int kWarps>
-  __device__ __forceinline__ explicit FloatWeight(const BlockState<kWarps>& state)
+  __device__ __forceinline__ FloatWeight(const BlockState<kWarps>& state, const Plan& last)
       : residual(state.token_from == TokenFrom::kResidual ? &state.residual_frame : nullptr),
-        exact(state.frame),
+        exact(last.frame),
         ends{state.temperature.scale, state.shift_of_block[0], state.shift_of_block[1]},
         status(state.answer.status) {}
 
@@ -95,10 +95,10 @@ __device__ __forceinline__ void draw_from(const Source& source, Chunks chunks, d
 #pragma unroll 1
       for (int32_t chunk = part.begin; chunk < part.end; ++chunk) mass += Weighed<T>(source, chunk, lane, weight).sum;
       mass = sum_over_lanes(mass);
-      if (lane == 0) state.mass[i] = mass;
+      if (lane == 0) state.part_mass[i] = mass;
     }
     __syncthreads();
-    const int chosen = choose_lane(lane < parts ? state.mass[lane] : 0.0, lane, &share);
+    const int chosen = choose_lane(lane < parts ? state.part_mass[lane] : 0.0, lane, &share);
     __syncthreads();
     found = chosen >= 0;
     if (found) chunks = chunks.part(chosen, parts);
@@ -124,10 +124,10 @@ __device__ __forceinline__ void draw_from(const Source& source, Chunks chunks, d
 
 // The mass of mu over part of a row, from the sums of the last exact sweep.
 template <typename Real, int kWarps>
-__device__ __forceinline__ double interior_mass(const BlockState<kWarps>& state, const Real* sums) {
+__device__ __forceinline__ double interior_mass(const BlockState<kWarps>& state, const Plan& last, const Real* sums) {
   const double h = state.shift;
-  return state.form == Form::kStable ? shifted_stable_mass(sums, sums[6], h / state.swept)
-                                     : shifted_mass(sums, h * state.answer.inverse_temperature);
+  return last.form == Form::kStable ? shifted_stable_mass(sums, sums[6], h / last.swept)
+                                    : shifted_mass(sums, h * state.answer.inverse_temperature);
 }
 
 template <typename Real>
@@ -147,6 +147,7 @@ __device__ __forceinline__ void choose_residual(BlockState<kWarps>& state, int r
 template <typename T, typename Source, int kWarps>
 __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const Source& source, Chunks block_chunks,
                                      const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp, int lane) {
+  const Plan& last = state.plan[slot ^ 1];
   // 1. Every block chooses the rank and, if it is that rank, the warp whose chunks hold the token.
   if (warp == 0) {
     const Status status = state.answer.status;
@@ -155,14 +156,14 @@ __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const 
     if (lane < cluster.ranks) {
       const double* sums = state.record[slot][lane].sums;
       mass = residual   ? state.residual_of_rank[lane]
-             : interior ? interior_mass(state, sums)
-                        : state.mass_of_rank[status == Status::kTeacher ? 1 : 0][lane];
+             : interior ? interior_mass(state, last, sums)
+                        : state.mass[status == Status::kTeacher ? 1 : 2][lane];
     }
     const int rank = choose_lane(mass, lane, &share);
     mass = 0.0;
     if (lane < kWarps) {
       mass = residual   ? state.residual[lane][0]
-             : interior ? interior_mass(state, state.exact[lane])
+             : interior ? interior_mass(state, last, state.exact[lane])
                         : ends_mass(status, state.ends[lane]);
     }
     const int chosen_warp = choose_lane(mass, lane, &share);
@@ -179,7 +180,7 @@ __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const 
   const int chosen_warp = state.chosen_warp;
   const Chunks chunks = chosen_warp < 0 ? Chunks{0, 0} : block_chunks.part(chosen_warp, kWarps);
   if (chunks.begin < chunks.end) {
-    draw_from<T>(source, chunks, state.fraction, FloatWeight<T>(state), state, warp, lane);
+    draw_from<T>(source, chunks, state.fraction, FloatWeight<T>(state, last), state, warp, lane);
   } else if (threadIdx.x == 0) {
     state.drawn = Token{-1, 0.0f, 0.0f};
   }

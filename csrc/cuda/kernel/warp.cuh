@@ -53,6 +53,20 @@ __device__ __forceinline__ U select(bool yes, U a, U b) {
   return yes ? a : b;
 }
 
+// Stores a number in shared memory if `yes`, without a branch.
+__device__ __forceinline__ void store_if(bool yes, float* to, float value) {
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.shared.f32 [%0], %1; }" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "f"(value), "r"(static_cast<int>(yes))
+               : "memory");
+}
+__device__ __forceinline__ void store_if(bool yes, double* to, double value) {
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.shared.f64 [%0], %1; }" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "d"(value), "r"(static_cast<int>(yes))
+               : "memory");
+}
+
 // Sums kSlots numbers over the lanes. Each level of the recursion exchanges half of the numbers that are left, so that
 // 16 numbers take 16 shuffles instead of 80. Lane l returns the total of slot l / (32 / kSlots).
 template <int kSlots, int kDistance = kWarp / 2>

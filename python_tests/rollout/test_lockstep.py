@@ -45,7 +45,8 @@ def roll(
 ) -> Rollout:
     defaults = {"epsilon": 0.1, "max_new_tokens": 14, "alignment": Alignment(11, (2,), (2,)), "pad_token_id": PAD}
     defaults["check"] = False  # these tests count forwards or break models; test_model_check.py is about the probe
-    return lockstep(student, teacher, *prompts, generator=torch.Generator().manual_seed(seed), **{**defaults, **kwargs})
+    defaults["generator"] = torch.Generator().manual_seed(seed)
+    return lockstep(student, teacher, *prompts, **{**defaults, **kwargs})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -361,3 +362,22 @@ def test_the_longest_completion_the_positions_allow_decodes() -> None:
     rollout = roll(student, teacher, max_new_tokens=58, alignment=Alignment(12, (11,), (11,)))
     assert rollout.tokens.shape == (6, 58)
     assert not rollout.finished.any()
+
+
+def test_a_row_with_a_generator_of_its_own_does_not_depend_on_its_batch() -> None:
+    student = tiny(seed=1)
+
+    def rows(order: list[int]) -> dict[int, list[int]]:
+        generators = [torch.Generator().manual_seed(7 + row) for row in order]
+        prompts = tuple(part[order] for part in PROMPTS)
+        rollout = roll(student, None, prompts, epsilon=0.0, generator=generators)
+        return {
+            row: tokens[kept].tolist() for row, tokens, kept in zip(order, rollout.tokens, rollout.mask, strict=True)
+        }
+
+    every = list(range(len(PROMPTS[0])))
+    whole = rows(every)
+    assert rows(every[::-1]) == whole
+    assert rows(every[1:2]) == {1: whole[1]}
+    with pytest.raises(ValueError, match=f"generator must be one, or one per row \\({len(every)}\\), got 1"):
+        roll(student, None, epsilon=0.0, generator=[torch.Generator()])

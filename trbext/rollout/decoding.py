@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import InitVar, dataclass, field
 from typing import Any
@@ -36,7 +36,7 @@ class Decoding:
     alignment: Alignment
     pad_token_id: int
     temperature: float
-    generator: torch.Generator | None
+    generator: torch.Generator | Sequence[torch.Generator] | None
     teacher_states_limit: float
     check: InitVar[bool]
     lengths: Tensor = field(init=False)  # [B] int64 on the CPU, tokens of each prompt
@@ -70,6 +70,8 @@ class Decoding:
         self._set("prompts", prompts)
         self._set("prompt_mask", prompt_mask)
         self._set("lengths", lengths)
+        if isinstance(self.generator, Sequence) and len(self.generator) != len(prompts):
+            raise ValueError(f"generator must be one, or one per row ({len(prompts)}), got {len(self.generator)}")
         check_models(self.named_models, lengths, self.max_new_tokens)
         if check:
             probe_models(self.named_models, int(lengths.max()) + self.max_new_tokens)
@@ -110,7 +112,13 @@ class Decoding:
         return self.policy.epsilon(self.optimizer_step) if isinstance(self.policy, TrustRegion) else None
 
     def uniforms(self, *shape: int) -> Tensor:
-        """Draws uniform random numbers in [0, 1) from the generator, float64 of `shape` on the prompts' device."""
+        """Draws uniform random numbers in [0, 1) from the generator, float64 of `shape` on the prompts' device.
+
+        If each row has a generator of its own, the last dimension must be that of the rows.
+        """
+        if isinstance(self.generator, Sequence):
+            rows = [torch.rand(shape[:-1], dtype=torch.float64, generator=one) for one in self.generator]
+            return torch.stack(rows, -1).to(self.device)
         source = self.device if self.generator is None else self.generator.device
         return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=source).to(self.device)
 

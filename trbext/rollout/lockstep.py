@@ -18,6 +18,7 @@ attention, transformers reads nothing while decoding either (its mask code would
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,7 +51,7 @@ def lockstep(
     alignment: Alignment,
     pad_token_id: int,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     teacher_states_limit: float = 0.0,
     check: bool = True,
 ) -> Rollout:
@@ -77,7 +78,8 @@ def lockstep(
         temperature: Above 0; divides the logits of both models.
         generator: Of random numbers, on any device; None is the default generator of the device of the prompts. The
             same seed gives a bitwise equal rollout. A row depends only on its prompt, its index in the batch and the
-            seed, up to the rounding of the models' own kernels, which may change with the batch size.
+            seed, up to the rounding of the models' own kernels, which may change with the batch size. A sequence has
+            a generator of the CPU for each row, and a row then does not depend on its index either.
         teacher_states_limit: Bytes up to which `Rollout.teacher_states` are kept; 0 keeps none. If they would need
             more, `teacher_states` is None.
         check: Probe both models once, before they first decode (`model_check.py`: six small forwards each); False

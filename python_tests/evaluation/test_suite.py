@@ -54,10 +54,22 @@ def test_checkpoints_are_compared_by_the_mean_of_the_suite(tmp_path: Path, capsy
     found = json.loads((tmp_path / "pass" / "pass_at_1.json").read_text())
     assert found["demo:teacher"]["mean"] == (found["demo:teacher"]["easy"] + found["demo:teacher"]["hard"]) / 2 > 0.7
     assert found["demo:student"]["mean"] < 0.2
-    assert "best by the suite mean: demo:teacher (chosen and measured on the same completions" in out
+    out = " ".join(out.split())
+    assert "best by the suite mean: demo:teacher, " in out
+    assert "chosen and measured on the same completions" in out
+    assert "no honest choice: a benchmark has one completion per prompt" in out
+    assert "demo:teacher is better than demo:student by " in out
+    page = (tmp_path / "pass" / "index.html").read_text()
+    assert page.count("<svg") == 1
+    assert "easy: 12 prompts x 2 samples" in page
+    results = json.loads((tmp_path / "pass" / "results.json").read_text())
+    assert set(results["checkpoints"]["demo:teacher"]["benchmarks"]["easy"]) == {
+        *("pass@1", "pass@2", "maj@2", "length", "cut")
+    }
     assert "12 prompts x 2 samples" in out
     assert "12 prompts x 1 samples" in out
-    assert len((tmp_path / "pass" / "demo-teacher" / "easy.jsonl").read_text().splitlines()) == 13
+    lines = (tmp_path / "pass" / "demo-teacher" / "easy.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 24  # a completion and a verdict each
     assert trb([*words, "--benchmarks", "hard", "--output", str(tmp_path / "one")]) == 0
     assert list(json.loads((tmp_path / "one" / "pass_at_1.json").read_text())["demo:student"]) == ["hard", "mean"]
 

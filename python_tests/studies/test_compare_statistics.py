@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from trbext.evaluation.statistics import holm
 from trbext.studies.compare.contrasts import contrasts, interval, paired, seeds_needed, sign_flip_p, smallest_p
 from trbext.studies.compare.views import area, at_cost, best, final
-from trbext.studies.statistics import holm
 
 NAN = float("nan")
 

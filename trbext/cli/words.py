@@ -101,7 +101,9 @@ def _add_eval(commands: Subparsers) -> None:
         "--max-completion-length", type=_positive, help="tokens per completion (default: 512, or the suite's)"
     )
     evaluate.add_argument(
-        "--batch-size", type=_positive, default=32, help="completions decoded at a time (default: %(default)s)"
+        "--batch-size",
+        type=_positive,
+        help="completions decoded at a time (default: 32)",
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
     evaluate.add_argument(

@@ -42,3 +42,15 @@ def math_answer(prompt: object, completion: str, row: Mapping[str, Any]) -> bool
     if not gold:
         raise ValueError(f"the column 'answer' must hold a mathematical expression, got {found!r}")
     return bool(verify(gold, parse(completion)))
+
+
+def answered_expression(completion: str) -> str | None:
+    """Returns the answer of a completion in one form; None if it has none.
+
+    Equal values in forms that math-verify reads differently are two answers in a vote. That concerns wrong ones only,
+    because all right ones have the value of the row's answer.
+    """
+    from math_verify import parse
+
+    found = parse(completion)
+    return str(found[0]) if found else None

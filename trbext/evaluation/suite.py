@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,11 @@ from rich.table import Table
 from ..data.prompts import load_prompts
 from ..data.yaml_file import read_yaml
 from ..errors import UsageError
-from .command import LoadedModel, evaluate_prompts
+from .command import model_settings, subjects_of, summary
+from .measure import Questions, measure
+from .outcome import Outcome
+from .page import write_page
+from .report import Report, interval, sentences
 from .verifiers import check_verifier, verifier_by_name
 
 TEXT = {"prompts", "verifier", "split", "prompt_column", "answer_column", "system_prompt"}  # of fields below
@@ -91,68 +95,84 @@ class Suite:
         return dataclasses.replace(self, benchmarks={name: self.benchmarks[name] for name in names})
 
 
-def evaluate_suite(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Measures and prints pass@1 of every model on every benchmark, their means, and the best model.
+def evaluate_suite(options: argparse.Namespace) -> Report:
+    """Measures and prints every model on every benchmark, their means, how they differ, and which one is best.
 
-    With `--output` FOLDER, completions go to FOLDER/MODEL/BENCHMARK.jsonl as they are judged, from which an interrupted
-    evaluation continues, and the table goes to FOLDER/pass_at_1.json.
+    With `--output` FOLDER, completions go to FOLDER/MODEL/BENCHMARK.jsonl as they are drawn, from which an interrupted
+    evaluation continues. FOLDER also gets pass_at_1.json, results.json, and index.html with a table and a plot.
 
     Args:
         options: Those of `trb eval`.
 
     Returns:
-        pass@1 by model and benchmark; "mean" is the mean of the benchmarks.
+        The figures of all models.
 
     Raises:
         ValueError: A suite, model, prompts or verifier cannot be used, or a file is of another evaluation.
         OSError: One of them cannot be read or written.
+        EngineFailed: An engine failed; the same command continues.
     """
     # 1. Read the suite, its verifiers and its prompts, and check them.
     suite = Suite.read(options.suite)
     if options.benchmarks is not None:
         suite = suite.only(options.benchmarks)
-    verifiers = {name: verifier_by_name(benchmark.verifier) for name, benchmark in suite.benchmarks.items()}
-    prompts = {
-        name: load_prompts(
-            benchmark.prompts,
-            split=benchmark.split,
-            column=benchmark.prompt_column,
-            answer_column=benchmark.answer_column,
-            system_prompt=suite.system_prompt,
-            limit=options.limit,
-        )
-        for name, benchmark in suite.benchmarks.items()
-    }
-    for name, verifier in verifiers.items():
-        check_verifier(verifier, prompts[name], suite.benchmarks[name].verifier)
-    # 2. Evaluate each model on each benchmark.
-    found: dict[str, dict[str, float]] = {}
-    for model in options.model:
-        loaded = LoadedModel.load(model, suite.chat_template_kwargs)
-        found[model] = {}
-        for name, benchmark in suite.benchmarks.items():
-            result = evaluate_prompts(
-                loaded,
-                prompts[name],
-                verifiers[name],
-                settings={"model": model, **dataclasses.asdict(benchmark), "system_prompt": suite.system_prompt},
-                samples=options.samples or benchmark.samples,
-                max_completion_length=suite.max_completion_length,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                output=None if options.output is None else options.output / _folder(model) / f"{name}.jsonl",
+    questions = [_questions(name, suite, options) for name in suite.benchmarks]
+    # 2. Measure each model on all benchmarks.
+    outcomes: dict[str, dict[str, Outcome]] = {}
+    weights: dict[str, str | None] = {}
+    with closing(subjects_of(options)) as subjects:
+        for model in options.model:
+            settings = model_settings(model)
+            own = [dataclasses.replace(each, settings={**each.settings, **settings}) for each in questions]
+            subject = subjects.load(model, own)
+            outputs = (
+                None
+                if options.output is None
+                else {each.name: options.output / _folder(model) / f"{each.name}.jsonl" for each in own}
             )
-            found[model][name] = result.pass_at_1
-            print(f"{model} {name}: {result}", flush=True)
-        found[model]["mean"] = sum(found[model].values()) / len(suite.benchmarks)
-    # 3. Write and print the table, and name the best model.
+            outcomes[model] = measure(own, subject.tokenizer, subject.decoder, outputs)
+            weights[model] = subject.weights()
+            found = Report.of({model: outcomes[model]}, {})
+            for name, outcome in outcomes[model].items():
+                print(f"{model} {name}: {summary(found, model, name, outcome)}", flush=True)
+            print(f"{model}: {found.checkpoints[model].tokens_per_second:.0f} tokens/s", flush=True)
+    # 3. Write and print the figures of all.
+    report = Report.of(outcomes, weights)
     if options.output is not None:
-        (options.output / "pass_at_1.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    Console().print(_table(found))
-    if len(found) > 1:
-        best = max(found, key=lambda model: found[model]["mean"])
-        print(f"best by the suite mean: {best} (chosen and measured on the same completions, so it flatters itself)")
-    return found
+        report.write(options.output)
+        write_page(report, options.output)
+    Console().print(_table(report))
+    for sentence in sentences(report):
+        print(sentence)
+    return report
+
+
+def _questions(name: str, suite: Suite, options: argparse.Namespace) -> Questions:
+    """Reads the prompts of a benchmark, and checks that its verifier can judge them."""
+    benchmark = suite.benchmarks[name]
+    verifier = verifier_by_name(benchmark.verifier)
+    prompts = load_prompts(
+        benchmark.prompts,
+        split=benchmark.split,
+        column=benchmark.prompt_column,
+        answer_column=benchmark.answer_column,
+        system_prompt=suite.system_prompt,
+        limit=options.limit,
+    )
+    check_verifier(verifier, prompts, benchmark.verifier)
+    settings = {**dataclasses.asdict(benchmark), "system_prompt": suite.system_prompt}
+    del settings["samples"]  # each completion has its own seed: an evaluation may continue with more
+    return Questions(
+        name=name,
+        source=benchmark.prompts,
+        prompts=prompts,
+        verifier=verifier,
+        samples=options.samples or benchmark.samples,
+        max_completion_length=suite.max_completion_length,
+        seed=options.seed,
+        template=suite.chat_template_kwargs,
+        settings=settings | {"chat_template_kwargs": suite.chat_template_kwargs},
+    )
 
 
 def _check_fields(path: Path, what: str, kind: Any, settings: object) -> None:
@@ -174,11 +194,12 @@ def _folder(model: str) -> str:
     return model.strip("/.").replace("/", "--").replace(":", "-")
 
 
-def _table(found: dict[str, dict[str, float]]) -> Table:
-    table = Table(title="pass@1")
+def _table(report: Report) -> Table:
+    table = Table(title="pass@1 with 95 % intervals over prompts")
     table.add_column("")
-    for name in next(iter(found.values())):
+    for name in [*report.completions, "mean"]:
         table.add_column(name, justify="right")
-    for model, values in found.items():
-        table.add_row(model, *(f"{value:.1%}" for value in values.values()))
+    for model, found in report.checkpoints.items():
+        cells = [interval(values["pass@1"]) for values in found.benchmarks.values()]
+        table.add_row(model, *cells, interval(found.mean))
     return table

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data.encoding import Prompt
 from ..user_objects import check_takes, load_object
-from .math_verifier import check_installed, math_answer
+from .math_verifier import answered_expression, check_installed, math_answer
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ def judge(
     for row, texts in zip(rows, completions, strict=True):
         right = 0
         for text in texts:
-            try:
-                right += _verdict(verifier(row["prompt"], text, row))
-            except Exception as error:
+            is_right, error = judge_one(row, text, verifier)
+            right += is_right
+            if error is not None:
                 first = first or (error, text)
                 errors += 1
         correct.append(right)
@@ -56,6 +56,23 @@ def judge(
         exc_info=first[0],
     )
     return correct, errors, f"{type(first[0]).__name__}: {first[0]}"
+
+
+def judge_one(row: Mapping[str, Any], completion: str, verifier: Verifier) -> tuple[bool, Exception | None]:
+    """Lets a verifier judge one completion.
+
+    Args:
+        row: The prompt's row.
+        completion: Its text.
+        verifier: Is called as verifier(prompt, completion, row).
+
+    Returns:
+        Whether it is right, and what the verifier raised; if it raised, the completion is wrong.
+    """
+    try:
+        return _verdict(verifier(row["prompt"], completion, row)), None
+    except Exception as error:
+        return False, error
 
 
 def _verdict(value: Any) -> bool:
@@ -143,7 +160,36 @@ def _demo(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:
     return is_correct(prompt, completion)
 
 
+def _answered_number(completion: str) -> str | None:
+    found = _last_number(completion)
+    return None if found is None else str(found.normalize())
+
+
+def _answered_after_sign(completion: str) -> str | None:
+    return completion.rpartition("#")[2] if "#" in completion else None
+
+
 VERIFIERS: dict[str, Verifier] = {"numeric": numeric, "demo": _demo, "math": math_answer}
+# What a completion answers, as a text that is equal for equal answers, for the majority vote; None: nothing.
+ANSWERS: dict[Verifier, Callable[[str], str | None]] = {
+    numeric: _answered_number,
+    _demo: _answered_after_sign,
+    math_answer: answered_expression,
+}
+
+
+def answers_of(verifier: Verifier) -> Callable[[str], str | None] | None:
+    """Returns what tells the answer of a completion, for the majority vote.
+
+    Args:
+        verifier: A built-in one, or a function with an attribute `answer`, a function of a completion's text.
+
+    Returns:
+        A function of a completion's text to a text that is equal for equal answers, or None if there is no answer; None
+        if the verifier has none.
+    """
+    found: Callable[[str], str | None] | None = ANSWERS.get(verifier) or getattr(verifier, "answer", None)
+    return found
 
 
 def verifier_by_name(name: str) -> Verifier:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ..statistics import holm
+from ...evaluation.statistics import holm
 from .views import Floats
 
 LEVEL = 0.05

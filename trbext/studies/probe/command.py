@@ -14,12 +14,13 @@ from rich.table import Table
 from ...data.prompt_checks import check_encodings
 from ...data.prompts import load_prompts
 from ...errors import UsageError
+from ...evaluation.statistics import holm
 from ...evaluation.verifiers import check_verifier, verifier_by_name
 from ...models.positions import position_limit
 from ...runs.pair import load_pair
 from ...runs.settings import RunArguments, parse_run
 from ...training.config import TRBConfig
-from ..statistics import holm, p_value
+from ..statistics import p_value
 from .figure import name_of, plot_probe
 from .intervals import auroc, mean, paired_difference, share
 from .rollouts import Completions, Continuer, Probe

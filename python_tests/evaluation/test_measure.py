@@ -1,0 +1,92 @@
+"""Tests that an evaluation continues with what is missing, and judges what is on disk only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from python_tests.models.tiny_models import prompts, tiny_llama, tiny_tokenizer
+from trbext.evaluation.measure import Questions, measure
+from trbext.evaluation.own_decoder import OwnDecoder
+from trbext.evaluation.tasks import Completion, Task, Write
+from trbext.evaluation.verifiers import numeric
+
+
+def questions(name: str, rows: int, samples: int, **changed: Any) -> Questions:
+    fields = {"verifier": numeric, "max_completion_length": 6, "seed": 0, "template": {}, "settings": {"model": "M"}}
+    return Questions(name=name, source=name, prompts=prompts(rows), samples=samples, **{**fields, **changed})
+
+
+class Numbers:
+    """A decoder that answers with numbers, and fails after some."""
+
+    name, in_flight = "numbers", 4
+
+    def __init__(self, fails_after: int = 10**9) -> None:
+        self.left, self.drawn = fails_after, 0
+
+    def draw(self, tasks: Sequence[Task], missing: Callable[[Task], bool], write: Write) -> Iterator[Task]:
+        for task in reversed(tasks):
+            if missing(task):
+                if self.left == 0:
+                    raise ConnectionError("gone")
+                self.left -= 1
+                self.drawn += 1
+                write(task, Completion(str(task.seed % 3), 1, True))
+                yield task
+
+
+def test_an_evaluation_continues_with_what_is_missing_and_with_more_samples(tmp_path: Path) -> None:
+    outputs = {name: tmp_path / f"{name}.jsonl" for name in "AB"}
+    two = [questions("A", 3, 4), questions("B", 2, 2)]
+    whole = measure(two, tiny_tokenizer(), Numbers(), None)
+    with pytest.raises(ConnectionError):
+        measure(two, tiny_tokenizer(), Numbers(fails_after=7), outputs)
+    second = Numbers()
+    found = measure(two, tiny_tokenizer(), second, outputs)
+    assert second.drawn == 16 - 7
+    for name, outcome in found.items():
+        np.testing.assert_array_equal(outcome.correct, whole[name].correct)
+        assert outcome.answers == whole[name].answers
+    third = Numbers()
+    more = measure([questions("A", 3, 6)], tiny_tokenizer(), third, {"A": outputs["A"]})
+    assert third.drawn == 3 * 2
+    np.testing.assert_array_equal(more["A"].correct[:, :4], found["A"].correct)
+    with pytest.raises(ValueError, match=r"not of this evaluation.*decoder was 'numbers', and is 'trbext'"):
+        measure(two, tiny_tokenizer(), OwnDecoder(tiny_llama(), tiny_tokenizer(), batch_size=4), outputs)
+
+
+def test_the_completions_of_our_decoder_do_not_depend_on_the_batch_or_on_what_is_done(tmp_path: Path) -> None:
+    def decoder(batch_size: int) -> OwnDecoder:
+        return OwnDecoder(tiny_llama(), tiny_tokenizer(), batch_size=batch_size)
+
+    def texts(found: dict[tuple[int, int], str]) -> Callable[..., bool]:
+        def verifier(prompt: Any, completion: str, row: Any) -> bool:
+            found[len(found), 0] = completion
+            return True
+
+        return verifier
+
+    results = []
+    for batch_size, path in ((3, tmp_path / "a.jsonl"), (12, None)):
+        seen: dict[tuple[int, int], str] = {}
+        asked = [questions("A", 4, 3, verifier=texts(seen))]
+        measure(asked, tiny_tokenizer(), decoder(batch_size), None if path is None else {"A": path})
+        results.append(list(seen.values()))
+    assert results[0] == results[1]
+    assert len(set(results[0])) > 6  # of twelve
+    # Cut in the middle of a batch, it draws the same again.
+    text = (tmp_path / "a.jsonl").read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join(text[:6]) + "\n")
+    again: dict[tuple[int, int], str] = {}
+    measure(
+        [questions("A", 4, 3, verifier=texts(again))],
+        tiny_tokenizer(),
+        decoder(3),
+        {"A": tmp_path / "a.jsonl"},
+    )
+    assert list(again.values()) == results[0][-len(again) :]

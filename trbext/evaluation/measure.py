@@ -1,0 +1,196 @@
+"""Draws and judges the completions of one model on one or several benchmarks, with a progress bar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..data.encoding import encode_prompts
+from ..data.prompt_checks import check_encodings
+from .outcome import Outcome
+from .record import Record
+from .tasks import Decoder, Task, tasks_of
+from .verifiers import Verifier, answers_of, check_verified, judge_one
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A benchmark: its prompts, their judge, and how many completions each gets."""
+
+    name: str
+    source: str  # of the prompts, for messages
+    prompts: Dataset
+    verifier: Verifier
+    samples: int
+    max_completion_length: int
+    seed: int
+    template: Mapping[str, Any]  # options of the chat template
+    settings: Mapping[str, Any]  # what else the completions depend on
+
+    def encoded(self, tokenizer: Any) -> list[list[int]]:
+        """Returns the token ids of all prompts."""
+        found: list[list[int]] = []
+        for batch in self.prompts.select_columns("prompt").iter(1000):
+            found += encode_prompts(tokenizer, batch["prompt"], **self.template)
+        return found
+
+    def check(self, tokenizer: Any, positions: int | None) -> None:
+        """Checks that every prompt can be encoded, and fits with its completion into the positions of the model.
+
+        Raises:
+            ValueError: One does not.
+        """
+        limits = {"model": positions}
+        length = self.max_completion_length
+        check_encodings(self.prompts, self.source, tokenizer, self.template, length, limits)
+
+    def record_settings(self, decoder: str) -> dict[str, Any]:
+        """Returns what the completions depend on, as the record holds it."""
+        digest = hashlib.sha256()
+        for row in self.prompts:
+            digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode())
+        return {
+            **self.settings,
+            "max_completion_length": self.max_completion_length,
+            "seed": self.seed,
+            "decoder": decoder,
+            "prompts_sha256": digest.hexdigest()[:16],
+        }
+
+
+def measure(
+    benchmarks: Sequence[Questions],
+    tokenizer: Any,
+    decoder: Decoder,
+    outputs: Mapping[str, Path] | None,
+) -> dict[str, Outcome]:
+    """Draws what is missing of all benchmarks at once, and judges each completion after it was written.
+
+    Args:
+        benchmarks: Their prompts were checked.
+        tokenizer: The model's.
+        decoder: Of the model.
+        outputs: The record of each benchmark; None keeps them in memory.
+
+    Returns:
+        The outcome of each benchmark.
+
+    Raises:
+        ValueError: A record is of another evaluation, or a verifier raised on every completion.
+        OSError: A record cannot be read or written.
+        EngineFailed: The decoder is an engine that failed.
+    """
+    records: dict[str, Record] = {}
+    try:
+        # 1. Open the records, and list what belongs to them.
+        for benchmark in benchmarks:
+            path = None if outputs is None else outputs[benchmark.name]
+            records[benchmark.name] = Record(path, benchmark.record_settings(decoder.name))
+        tasks = [task for benchmark in benchmarks for task in _tasks(benchmark, tokenizer)]
+        judging = _Judging(benchmarks, records)
+        with _progress(benchmarks, tasks, records) as advance:
+            # 2. Judge what an earlier evaluation had drawn only.
+            for task in tasks:
+                if records[task.benchmark].has(task):
+                    judging.judge(task)
+            # 3. Draw the rest, and judge each completion once it is on disk.
+            for task in decoder.draw(
+                tasks,
+                lambda task: not records[task.benchmark].has(task),
+                lambda task, completion: records[task.benchmark].write(task, completion),
+            ):
+                judging.judge(task)
+                advance(task)
+    finally:
+        for record in records.values():
+            record.close()
+    # 4. Count.
+    found = {}
+    for benchmark in benchmarks:
+        outcome = Outcome.of(
+            records[benchmark.name],
+            len(benchmark.prompts),
+            benchmark.samples,
+            votes=answers_of(benchmark.verifier) is not None,
+        )
+        check_verified(outcome.verifier_errors, outcome.correct.size, outcome.first_error)
+        found[benchmark.name] = outcome
+    return found
+
+
+def _tasks(benchmark: Questions, tokenizer: Any) -> list[Task]:
+    return tasks_of(
+        benchmark.name,
+        benchmark.prompts["prompt"],
+        benchmark.encoded(tokenizer),
+        samples=benchmark.samples,
+        seed=benchmark.seed,
+        max_new_tokens=benchmark.max_completion_length,
+    )
+
+
+class _Judging:
+    """Judges completions that are on disk, and logs the first error of each verifier."""
+
+    def __init__(self, benchmarks: Sequence[Questions], records: Mapping[str, Record]) -> None:
+        self._benchmarks = {benchmark.name: benchmark for benchmark in benchmarks}
+        self._records = records
+        self._raised: set[str] = set()
+
+    def judge(self, task: Task) -> None:
+        """Judges the completion of a task, unless it is judged."""
+        record, benchmark = self._records[task.benchmark], self._benchmarks[task.benchmark]
+        text = record.text(task)
+        if text is None:
+            return
+        correct, error = judge_one(benchmark.prompts[task.prompt], text, benchmark.verifier)
+        answers = answers_of(benchmark.verifier)
+        answer = None
+        if answers is not None and not correct and error is None:
+            answer = answers(text)
+        words = None if error is None else f"{type(error).__name__}: {error}"
+        record.judge(task, correct, answer, words)
+        if error is not None and task.benchmark not in self._raised:
+            self._raised.add(task.benchmark)
+            logger.warning(
+                "the verifier raised on a completion of %s, which counts as wrong: %.200r",
+                task.benchmark,
+                text,
+                exc_info=error,
+            )
+
+
+@contextmanager
+def _progress(
+    benchmarks: Sequence[Questions], tasks: Sequence[Task], records: Mapping[str, Record]
+) -> Iterator[Callable[[Task], None]]:
+    """Shows a bar with the time left for each benchmark, on a terminal, if anything is left to draw."""
+    console = Console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal or all(records[task.benchmark].has(task) for task in tasks),
+    )
+    shown = {}
+    for benchmark in benchmarks:
+        own = [task for task in tasks if task.benchmark == benchmark.name]
+        done = sum(records[benchmark.name].has(task) for task in own)
+        shown[benchmark.name] = bars.add_task(benchmark.name, total=len(own), completed=done)
+    with bars:
+        yield lambda task: bars.advance(shown[task.benchmark])

@@ -1,0 +1,209 @@
+"""Keeps the completions of an evaluation in a file from which it continues, whenever and however it was ended.
+
+The first line holds the settings. A line with "completion" follows as soon as a completion is drawn, and another one
+with "correct" as soon as it is judged. A line that a kill or a full disk has cut short is removed at the next start.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from .tasks import Completion, Task
+
+Key = tuple[int, int]  # row of the prompt, and sample
+
+
+@dataclass
+class Judged:
+    """What is known of one completion; its text stays on disk once it is judged."""
+
+    tokens: int
+    finished: bool
+    correct: bool | None = None  # None: not judged yet
+    answer: str | None = None  # for the majority vote; None: it has no answer
+    error: str | None = None  # of the verifier
+    text: str | None = None  # None once it is judged
+
+
+class Record:
+    """The file of one model on one benchmark, or a record in memory only.
+
+    Args:
+        path: A .jsonl file; None keeps everything in memory.
+        settings: What the completions depend on.
+
+    Raises:
+        ValueError: The file is of another evaluation, or another process writes it.
+        OSError: It cannot be read or written.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = path, dict(settings)
+        self.found: dict[Key, Judged] = {}
+        self._seconds: dict[str, float] = {}  # of decoding, by session
+        self._session, self._start = f"{time.time_ns():x}", time.monotonic()
+        self._lock = Lock()
+        self._file: int | None = None
+        if path is not None:
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"--output {path} must be a file, got a folder or a device")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise ValueError(f"{path} is being written by another evaluation: wait for it, or end it") from error
+        try:
+            whole = self._read(path)
+        except ValueError:
+            self.close()
+            raise
+        os.ftruncate(self._file, whole)
+        if whole == 0:
+            self._append({"settings": self.settings})
+
+    def _read(self, path: Path) -> int:
+        """Reads what is there, and returns how many bytes of it are whole lines."""
+        whole = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    fields = json.loads(line) if line.endswith(b"\n") else None
+                    if number == 0 and fields is not None:
+                        self._check(path, fields)
+                    elif fields is not None:
+                        self._take(fields)
+                except (ValueError, KeyError, TypeError) as error:
+                    if isinstance(error, OtherEvaluation):
+                        raise
+                    fields = None
+                if fields is None:
+                    # Nothing but the header's own beginning may be overwritten.
+                    if number == 0 and not b'{"settings": '.startswith(line[:13]):
+                        raise OtherEvaluation(path)
+                    break
+                whole += len(line)
+        return whole
+
+    def _check(self, path: Path, fields: Any) -> None:
+        before = fields.get("settings") if isinstance(fields, dict) else None
+        if not isinstance(before, dict):
+            raise OtherEvaluation(path)
+        now = json.loads(json.dumps(self.settings))
+        for name in (*now, *before):
+            if before.get(name) != now.get(name):
+                raise OtherEvaluation(path, f"{name} was {_short(before.get(name))}, and is {_short(now.get(name))}")
+
+    def _take(self, fields: dict[str, Any]) -> None:
+        key = (int(fields["prompt"]), int(fields["sample"]))
+        if "completion" in fields:
+            self.found[key] = Judged(int(fields["tokens"]), bool(fields["finished"]), text=str(fields["completion"]))
+            session = str(fields["session"])
+            self._seconds[session] = max(self._seconds.get(session, 0.0), float(fields["seconds"]))
+        else:
+            self._judge(key, bool(fields["correct"]), fields.get("answer"), fields.get("error"))
+
+    def _judge(self, key: Key, correct: bool, answer: str | None, error: str | None) -> None:
+        judged = self.found[key]
+        judged.correct, judged.answer, judged.error, judged.text = correct, answer, error, None
+
+    def has(self, task: Task) -> bool:
+        """Whether the completion of a task is there."""
+        return (task.prompt, task.sample) in self.found
+
+    def text(self, task: Task) -> str | None:
+        """Returns the completion of a task that is not judged yet; None if it is."""
+        return self.found[task.prompt, task.sample].text
+
+    def write(self, task: Task, completion: Completion) -> None:
+        """Writes a completion. Any thread may call it.
+
+        Raises:
+            OSError: It cannot be written. What was written of it is removed at the next start.
+        """
+        seconds = round(time.monotonic() - self._start, 3)
+        with self._lock:
+            key = task.prompt, task.sample
+            if key in self.found:
+                return
+            self._append(
+                {
+                    "prompt": task.prompt,
+                    "sample": task.sample,
+                    "seed": task.seed,
+                    "tokens": completion.tokens,
+                    "finished": completion.finished,
+                    "session": self._session,
+                    "seconds": seconds,
+                    "completion": completion.text,
+                }
+            )
+            self._seconds[self._session] = seconds
+            self.found[key] = Judged(completion.tokens, completion.finished, text=completion.text)
+
+    def judge(self, task: Task, correct: bool, answer: str | None, error: str | None) -> None:
+        """Writes the verdict about a completion that is there.
+
+        Args:
+            task: Of the completion.
+            correct: The verdict.
+            answer: What the completion answers, for the majority vote.
+            error: Of the verifier, if it raised.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        verdict: dict[str, Any] = {"prompt": task.prompt, "sample": task.sample, "correct": correct}
+        verdict |= {name: value for name, value in (("answer", answer), ("error", error)) if value is not None}
+        with self._lock:
+            self._append(verdict)
+            self._judge((task.prompt, task.sample), correct, answer, error)
+
+    def _append(self, fields: dict[str, Any]) -> None:
+        if self._file is None:
+            if self.path is not None:
+                raise ValueError(f"{self.path} is closed")
+            return
+        line = (json.dumps(fields, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+        while line:
+            try:
+                line = line[os.write(self._file, line) :]
+            except OSError:
+                self.close()  # nothing may follow half a line
+                raise
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds from the start of each session to its last completion."""
+        return dict(self._seconds)
+
+    def close(self) -> None:
+        """Closes the file, after which nothing more is written."""
+        if self._file is not None:
+            opened, self._file = self._file, None
+            os.close(opened)
+
+
+class OtherEvaluation(ValueError):
+    """A file holds something else than this evaluation."""
+
+    def __init__(self, path: Path, difference: str = "") -> None:
+        why = f" ({difference})" if difference else ""
+        super().__init__(f"{path} exists and is not of this evaluation; name another --output{why}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,71 @@
+"""Makes each evaluated model ready to answer: its tokenizer, its decoder, and a check of its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ..data.demo_models import model_path
+from ..models.loading import load_for_inference, load_tokenizer
+from ..models.positions import position_limit
+from .measure import Questions
+from .own_decoder import OwnDecoder
+from .tasks import Decoder
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that answers."""
+
+    tokenizer: Any
+    decoder: Decoder
+
+    def weights(self) -> str | None:
+        """Returns a digest of the weights that answer now; None if the decoder does not tell it."""
+        return None
+
+
+class Subjects(Protocol):
+    """Makes one model after the other ready."""
+
+    def load(self, name: str, benchmarks: Sequence[Questions]) -> Subject:
+        """Returns a model that is ready; the one before is not any more.
+
+        Args:
+            name: A folder, a name on the Hub, or a built-in model.
+            benchmarks: What it will be asked.
+
+        Raises:
+            ValueError: It cannot be loaded, or a prompt cannot be used with it.
+            OSError: It cannot be read.
+        """
+
+    def close(self) -> None:
+        """Frees what it holds."""
+
+
+class OwnModels:
+    """Models that our own decoder decodes in this process, on the GPU if there is one.
+
+    Args:
+        batch_size: Completions decoded at a time.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+
+    def load(self, name: str, benchmarks: Sequence[Questions]) -> Subject:
+        """See `Subjects`."""
+        path = model_path(name)
+        tokenizer = load_tokenizer(path, "model")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load_for_inference(path, "model", device)
+        for benchmark in benchmarks:
+            benchmark.check(tokenizer, position_limit(model.config))
+        return Subject(tokenizer, OwnDecoder(model, tokenizer, batch_size=self._batch_size))
+
+    def close(self) -> None:
+        """See `Subjects`."""

@@ -1,0 +1,36 @@
+"""Computes a digest of the files of a stored model, by which one sees that it is the same model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+_BLOCK = 2**16
+_BLOCKS = 64  # of a file of weights that are read: its digest must not take a minute
+
+
+def model_digest(path: str) -> str | None:
+    """Returns a digest of the files in a model's folder, None for a name on the Hub.
+
+    Of a large file, its size and 64 blocks are read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".json", ".model", ".jinja") and file.is_file():
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+            for block in _blocks(file):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    size = file.stat().st_size
+    step = max(_BLOCK, size // _BLOCKS)
+    with file.open("rb") as opened:
+        for start in range(0, size, step):
+            opened.seek(start)
+            yield opened.read(_BLOCK)

@@ -103,7 +103,13 @@ def _add_eval(commands: Subparsers) -> None:
     evaluate.add_argument(
         "--batch-size",
         type=_positive,
-        help="completions decoded at a time (default: 32)",
+        help="completions decoded at a time; of an engine, requests under way (default: 32; of an engine 512)",
+    )
+    evaluate.add_argument(
+        "--engine-url",
+        metavar="URL",
+        help="draw from a server of completions that has the model (vLLM, SGLang), such as http://localhost:8000; its "
+        "key is read from TRB_ENGINE_API_KEY",
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
     evaluate.add_argument(

@@ -65,8 +65,18 @@ def evaluate_model(options: argparse.Namespace) -> float:
 
 
 def subjects_of(options: argparse.Namespace) -> Subjects:
-    """Returns what makes the models ready that `trb eval` was asked to evaluate."""
-    return OwnModels(options.batch_size or 32)
+    """Returns what makes the models ready that `trb eval` was asked to evaluate.
+
+    Raises:
+        ValueError: The options of engines do not fit together.
+    """
+    if options.engine_url is None:
+        return OwnModels(options.batch_size or 32)
+    if len(options.model) != 1:
+        raise ValueError(f"--engine-url is a server of one model, got {' '.join(options.model)}")
+    from .engine_subjects import ServedModel
+
+    return ServedModel(options.engine_url, options.batch_size)
 
 
 def model_settings(model: str) -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from ...errors import EngineFailed, UsageError
 
@@ -17,40 +20,73 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between two tries
 CONNECT_SECONDS = 10.0
 
 
+@dataclass(frozen=True)
+class Role:
+    """What a server is for, in the words of messages, and where its key is found."""
+
+    name: str
+    key_variable: str
+    to_continue: str  # ends the message that no answer came
+
+    @property
+    def article(self) -> str:
+        """The name with its article."""
+        return f"an {self.name}" if self.name[0] in "aeiou" else f"a {self.name}"
+
+
+TEACHER = Role("teacher", KEY_VARIABLE, "the run continues from its last checkpoint when the server is back")
+
+
 class HTTPSession:
-    """A server, and how patient the client is. Requests only ask, so a request may be sent again.
+    """A server, and how patient the client is. Requests only ask, so a request may be sent again. Threads may share it.
 
     Args:
         url: http://HOST:PORT or https://HOST:PORT, with a path if the server has one; a final /v1 is dropped.
-        api_key: The server's key; None is that of TRB_TEACHER_API_KEY in the environment, if there is one. It is sent
+        api_key: The server's key; None is that of the role's variable in the environment, if there is one. It is sent
             to this server only, and neither printed nor stored.
         timeout: Seconds to wait for an answer.
         tries: How often a request is sent before it fails. The pauses between are 0.5, 1, 2, ... seconds, up to a
             minute, or what the server asks for.
+        role: Of the server.
+        connections: Kept open at a time, one for each thread that asks.
+        gone: Returns why no try can succeed any more, or None; is called after each try that failed.
 
     Raises:
         UsageError: The URL is none, or holds a password, which logs and checkpoints would keep.
     """
 
-    def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 300.0, tries: int = 8) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 300.0,
+        tries: int = 8,
+        role: Role = TEACHER,
+        connections: int = 10,
+        gone: Callable[[], str | None] = lambda: None,
+    ) -> None:
         try:
             parts = urlsplit(url)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except (AttributeError, TypeError, ValueError):
             valid = False
         if not valid:
-            raise UsageError(f"the URL of a teacher must be like http://localhost:8000, got {url!r}")
+            raise UsageError(f"the URL of {role.article} must be like http://localhost:8000, got {url!r}")
         if parts.username is not None or parts.password is not None or parts.query:
-            raise UsageError(f"the URL of a teacher must hold no key: set {KEY_VARIABLE} instead")
+            raise UsageError(f"the URL of {role.article} must hold no key: set {role.key_variable} instead")
         if not timeout > 0:
-            raise UsageError(f"the timeout of a teacher is in seconds and must be > 0, got {timeout}")
+            raise UsageError(f"the timeout of {role.article} is in seconds and must be > 0, got {timeout}")
         if tries < 1:
-            raise UsageError(f"a request to a teacher is tried at least once, got tries={tries}")
+            raise UsageError(f"a request to {role.article} is tried at least once, got tries={tries}")
         self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._timeout, self._tries = timeout, tries
-        self._key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
+        self._key = os.environ.get(role.key_variable) if api_key is None else api_key
         self._session = requests.Session()
         self._session.trust_env = False  # neither a key from ~/.netrc nor a proxy
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
+        self.role, self._gone = role, gone
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -79,12 +115,15 @@ class HTTPSession:
                 if reply.status_code not in BUSY or tried == self._tries:
                     return reply.status_code, _json(reply)
                 pause = reply.headers.get("Retry-After", "")
+            hopeless = self._gone()
+            if hopeless is not None:
+                raise EngineFailed(hopeless)
             if tried < self._tries:
                 asked = float(pause) if pause.isdecimal() else FIRST_PAUSE * 2 ** (tried - 1)
                 time.sleep(min(asked, LONGEST_PAUSE))
         raise EngineFailed(
-            f"the teacher at {self.url} gave no answer in {self._tries} tries ({cause}): the run continues from its "
-            "last checkpoint when the server is back"
+            f"the {self.role.name} at {self.url} gave no answer in {self._tries} tries ({cause}): "
+            f"{self.role.to_continue}"
         )
 
     def _send_once(self, method: str, path: str, body: Any) -> requests.Response:
@@ -109,10 +148,12 @@ class HTTPSession:
             return found
         message = error_message(found) or f"status {status}"
         if status in (401, 403):
-            raise UsageError(f"the teacher at {self.url} refuses the key: set {KEY_VARIABLE} ({message})")
+            raise UsageError(
+                f"the {self.role.name} at {self.url} refuses the key: set {self.role.key_variable} ({message})"
+            )
         if status in BUSY:
-            raise EngineFailed(f"the teacher at {self.url} failed in {self._tries} tries: {message}")
-        raise UsageError(f"the teacher at {self.url} refuses {path}: {message}")
+            raise EngineFailed(f"the {self.role.name} at {self.url} failed in {self._tries} tries: {message}")
+        raise UsageError(f"the {self.role.name} at {self.url} refuses {path}: {message}")
 
 
 def _json(reply: requests.Response) -> Any:

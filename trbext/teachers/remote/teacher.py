@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import EngineFailed, UsageError
 from ...top_k import TopK
-from ...vocab import Alignment, VocabularyMismatch
+from ...vocab import Alignment
 from .dialects import WRONG_FORM, Prefixes, Row, dialect_of
 from .http_session import HTTPSession
+from .served_model import check_tokenizer, served_models
 from .top_log_probs import aligned_log_probs, aligned_tokens, aligned_top
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 TOP_K = 20  # the most that a vLLM server tells unless it was started with a larger --max-logprobs
 PREFIXES_PER_REQUEST = 256
-PROBED_TOKENS = 200  # of the student's vocabulary, in the texts that both tokenizers must read alike
 SEQUENCES_PER_REQUEST = 8  # whose answers have a distribution for every token
 REQUESTS_AT_A_TIME = 8
 
@@ -73,7 +73,7 @@ class RemoteTeacher:
         self.longest: int | None = int(longest) if longest else None  # tokens of a prefix and the one after it
         self._dialect = dialect_of(str(about.get("owned_by", "")))
         if tokenizer is not None:
-            self._check_tokenizer(tokenizer)
+            check_tokenizer(self._session, self.model, tokenizer, "the student")
         self._next([[0]], [0])  # a server that does not tell top_k log-probs refuses now and not in the first step
 
     def __repr__(self) -> str:
@@ -164,12 +164,7 @@ class RemoteTeacher:
         )
 
     def _choose(self, model: str | None) -> dict[str, Any]:
-        try:
-            answer = self._session.answer("GET", "/v1/models")
-        except EngineFailed as error:
-            raise UsageError(f"no teacher is served at {self.url}: {error}") from None
-        listed = answer.get("data") if isinstance(answer, dict) else None
-        served = {str(one["id"]): one for one in listed or [] if isinstance(one, dict) and "id" in one}
+        served = served_models(self._session)
         names = ", ".join(served) or "none"
         if model is None:
             if len(served) != 1:
@@ -178,29 +173,3 @@ class RemoteTeacher:
         if model not in served:
             raise UsageError(f"the server at {self.url} has no model {model!r}: it has {names}")
         return served[model]
-
-    def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        for text in probe_texts(tokenizer):
-            body = {"model": self.model, "prompt": text, "add_special_tokens": False}
-            status, answer = self._session.send("POST", "/tokenize", body)
-            if status != 200 or not isinstance(answer, dict) or "tokens" not in answer:
-                raise UsageError(
-                    f"the teacher at {self.url} does not say how it tokenizes (/tokenize: status {status}), so nothing "
-                    "shows that its ids are the student's: use a server that does, or pass no tokenizer to continue at "
-                    "your own risk"
-                )
-            own = tokenizer(text, add_special_tokens=False)["input_ids"]
-            if list(answer["tokens"]) != list(own):
-                raise VocabularyMismatch(
-                    f"the teacher {self.model} at {self.url} has another tokenizer than the student: of {text[:19]!r} "
-                    f"it makes {answer['tokens'][:8]}, the student's {own[:8]}"
-                )
-
-
-def probe_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Returns two texts of tokens from all over a vocabulary: another tokenizer makes other ids of them."""
-    special = set(tokenizer.all_special_ids)
-    ids = [token for token in range(len(tokenizer)) if token not in special]
-    chosen = ids[:: max(1, len(ids) // PROBED_TOKENS)]
-    # Parts of a character are no text.
-    return [str(tokenizer.decode(part)).replace("\ufffd", "") for part in (chosen[::2], chosen[1::2])]

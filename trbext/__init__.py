@@ -47,6 +47,7 @@ __all__ = [
     "TRBConfig",
     "TRBTrainer",
     "Teacher",
+    "TokenScorer",
     "TopK",
     "TopKTeacher",
     "TrustRegion",
@@ -66,7 +67,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .models.next_token import NextTokenModel, Prefixes, TopKTeacher
+    from .models.next_token import NextTokenModel, Prefixes, TokenScorer, TopKTeacher
     from .models.unsharded import unsharded
     from .rollout.lockstep import lockstep
     from .rollout.output import Rollout
@@ -101,6 +102,7 @@ else:  # type checkers see the imports above, and so report a name that does not
         "Rollout": ".rollout.output",
         "TRBConfig": ".training.config",
         "TRBTrainer": ".training.trainer",
+        "TokenScorer": ".models.next_token",
         "TopKTeacher": ".models.next_token",
         "align": ".vocab",
         "lockstep": ".rollout.lockstep",

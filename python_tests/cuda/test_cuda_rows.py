@@ -256,6 +256,17 @@ def test_a_slice_of_nothing_but_the_lowest_finite_logit_is_no_reason_for_double_
     check_solution(["a", "b"], student, teacher, 0.05, solved.beta, solved.kl)
 
 
+@pytest.mark.parametrize("kernels", [PtxOperators(80), PtxOperators(90, ranks=2)], ids=["sm80", "sm90"])
+def test_an_offset_between_float16_models_costs_no_digits(kernels: PtxOperators) -> None:
+    """A student without any preference has the lowest number at every token; b - a then has no bit below 2^-8."""
+    _, teacher = ordinary(3, 300, FLOAT16)
+    student = torch.full_like(teacher, torch.finfo(FLOAT16).min)
+    student[2, ::2] = -60_000.0
+    for epsilon in (0.02, 0.3):
+        solved = kernels.solve(student, teacher, epsilon)
+        check_solution(list("abc"), student, teacher, epsilon, solved.beta, solved.kl)
+
+
 def test_an_offset_between_float32_models_costs_no_digits() -> None:
     student, teacher = ordinary(4, 300, FLOAT32)
     for offset in (1e3, 1e4):

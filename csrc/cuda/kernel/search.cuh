@@ -13,6 +13,9 @@
 namespace trb::cuda {
 
 constexpr float kLargestShiftOfRow = 4e6f;  // in units of log 2; float32 holds all whole numbers up to here
+// Between the models' largest logits, of 16 bits: b - a is then rounded by at most 2^-13. Float32 logits are taken less
+// their maxima first (`difference`).
+constexpr float kLargestOffset = 2048.0f;
 constexpr float kLn2Float = static_cast<float>(kLn2);
 
 // The first sweep's sums of a row, in one frame: those of beta = 0 and 1, and with what the other model masks.
@@ -244,6 +247,10 @@ __device__ __noinline__ void decide_first(const KernelArgs& args, BlockState<kWa
   bool reachable;
   Plan& next = state.plan[slot ^ 1];
   const Next what = begin_search(state, search, row, found, args.vocab, slot, lane, &reachable);
+  if (!std::is_same_v<T, float>) {
+    const bool apart = fabsf(row.max_student - row.max_teacher) > kLargestOffset;
+    reachable = reachable & (!apart | (found.status == Status::kFault));
+  }
   if ((what == Next::kSweep) | !reachable) {
     Plan plan = plan_sweep<T>(search, row);
     plan.action = reachable ? plan.action : Action::kDouble;

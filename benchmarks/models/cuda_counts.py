@@ -40,7 +40,7 @@ class Counts:
     # a row's two decisions at the central latencies, as `python -m benchmarks.models.decision_trace` estimates them;
     # `python_tests/cuda/test_decision_cycles.py` keeps the two equal.
     decision_cycles: float = 1620.0
-    # Warp instructions of a CTA per row outside the loops. A guess of what ptxas makes of the 6,500 PTX
+    # Warp instructions of a CTA per row outside the loops. A guess of what ptxas makes of the 6,200 PTX
     # instructions, moves among them, that a row of one chunk executes on the interpreter
     # (python_tests/cuda/sass_tables.py).
     fixed_warp_instructions: float = 4100.0

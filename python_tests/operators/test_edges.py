@@ -20,6 +20,7 @@ pytestmark = pytest.mark.on_ptx
 
 INF, NAN = float("inf"), float("nan")
 Epsilon = float | Tensor
+Overload = Callable[[float, int], Epsilon]
 
 
 class Operator(NamedTuple):
@@ -71,13 +72,10 @@ def op(request: pytest.FixtureRequest, trb: Operators) -> Operator:
 
 
 @pytest.fixture(params=["float", "per_row"])
-def overload(trb: Operators, request: pytest.FixtureRequest) -> Callable[[float, int], Epsilon]:
+def overload(trb: Operators, request: pytest.FixtureRequest) -> Overload:
     if trb.interpreted and (trb.arch == 80) != (request.param == "float"):
         pytest.skip("the interpreter is slow: one overload on each architecture")
     return {"float": lambda e, n: e, "per_row": lambda e, n: torch.full((n,), e)}[request.param]
-
-
-Overload = Callable[[float, int], Epsilon]
 
 
 def ordinary(rows: int = 3, vocab: int = 1500) -> tuple[Tensor, Tensor]:

@@ -57,11 +57,10 @@ def as_rows(
         The student's rows; the teacher's, one tensor of logits or the two of a top-k teacher; epsilon, a float or [N].
     """
     register_where_needed()
-    teacher = (teacher_logits,) if isinstance(teacher_logits, Tensor) else tuple(teacher_logits)
-    for name, values in (("student_logits", student_logits), *(("teacher_logits", part) for part in teacher)):
-        if not isinstance(values, Tensor):
-            raise TypeError(f"trbext: {name} must be a tensor, got {type(values).__name__}")
+    if not isinstance(student_logits, Tensor):
+        raise TypeError(f"trbext: student_logits must be a tensor, got {type(student_logits).__name__}")
     shape = student_logits.shape
+    teacher = (teacher_logits,) if isinstance(teacher_logits, Tensor) else tuple(teacher_logits)
     if isinstance(teacher_logits, Tensor):
         if student_logits.dim() < 1 or shape != teacher_logits.shape:
             raise ValueError(
@@ -70,6 +69,9 @@ def as_rows(
                 "(trbext.vocab aligns vocabularies of different width)"
             )
     else:
+        for values in teacher:
+            if not isinstance(values, Tensor):
+                raise TypeError(f"trbext: teacher_logits must be a tensor, got {type(values).__name__}")
         _check_top_k(student_logits, *teacher)
     if shape[-1] == 0:
         raise ValueError(f"trbext: the vocabulary must have at least one token, got shape {list(shape)}")

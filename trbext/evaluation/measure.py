@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..data.encoding import encode_prompts
 from ..data.prompt_checks import check_encodings
+from ..data.prompts_digest import prompts_digest
 from .outcome import Outcome
 from .record import Record
 from .tasks import Decoder, Task, tasks_of
@@ -58,15 +57,12 @@ class Questions:
 
     def record_settings(self, decoder: str) -> dict[str, Any]:
         """Returns what the completions depend on, as the record holds it."""
-        digest = hashlib.sha256()
-        for row in self.prompts:
-            digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode())
         return {
             **self.settings,
             "max_completion_length": self.max_completion_length,
             "seed": self.seed,
             "decoder": decoder,
-            "prompts_sha256": digest.hexdigest()[:16],
+            "prompts_sha256": prompts_digest(self.prompts)[:16],
         }
 
 

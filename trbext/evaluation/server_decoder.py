@@ -9,9 +9,10 @@ from threading import Lock, Thread
 from typing import Any
 
 from ..errors import EngineFailed, UsageError
+from ..teachers.remote.dialects import WRONG_FORM
 from ..teachers.remote.http_session import HTTPSession, Role
 from ..teachers.remote.served_model import check_tokenizer, served_models
-from .server_dialects import WRONG_FORM, completion_dialect
+from .server_dialects import completion_dialect
 from .tasks import Completion, Task, Write
 
 KEY_VARIABLE = "TRB_ENGINE_API_KEY"

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..rollout.plain_sampling import PLAIN_COMPLETIONS
 from .tasks import Task
-
-WRONG_FORM = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Drawn:
 
 
 class CompletionDialect(Protocol):
-    """How one kind of server is asked. What cannot be read raises one of `WRONG_FORM`."""
+    """How one kind of server is asked. What cannot be read raises one of `WRONG_FORM` (teachers/remote/dialects.py)."""
 
     path: str
 
@@ -49,12 +48,7 @@ class OpenAICompletions:
             "max_tokens": task.max_new_tokens,
             "seed": task.seed,
             "temperature": temperature,
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            **PLAIN_COMPLETIONS,
             "stop_token_ids": list(stop),
             "add_special_tokens": False,
             "return_token_ids": True,
@@ -81,12 +75,8 @@ class SGLangGenerate:
                 "max_new_tokens": task.max_new_tokens,
                 "sampling_seed": task.seed,
                 "temperature": temperature,
-                "top_p": 1.0,
+                **PLAIN_COMPLETIONS,
                 "top_k": -1,
-                "min_p": 0.0,
-                "repetition_penalty": 1.0,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
                 "stop_token_ids": list(stop),
             },
         }

@@ -1,4 +1,4 @@
-"""Lists the options of `generate` that change the distribution which is sampled, as its temperature does not."""
+"""Lists the options of `generate` and of servers that change the distribution which is sampled, beside temperature."""
 
 from __future__ import annotations
 
@@ -16,4 +16,14 @@ PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
     "encoder_repetition_penalty": (1.0, None),
     "no_repeat_ngram_size": (0, None),
     "num_beams": (1, None),
+}
+
+# The same for a server of completions, which would take what a request leaves out from the model's generation_config.
+PLAIN_COMPLETIONS: dict[str, float] = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
 }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
 
+from ..data.prompts_digest import prompts_digest
 from ..models.stored_digest import model_digest
 
 
@@ -77,11 +76,3 @@ def check_step_size(before: Mapping[str, Any], processes: int, rollouts: int) ->
             f"processes, and would continue with {rollouts}, on {processes}: keep per_device_train_batch_size x "
             f"gradient_accumulation_steps x processes at {before['rollouts_per_step']}"
         )
-
-
-def prompts_digest(prompts: Dataset) -> str:
-    """Returns a digest of all rows, in their order."""
-    digest = hashlib.sha256()
-    for row in prompts:
-        digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode())
-    return digest.hexdigest()

@@ -162,8 +162,7 @@ class LossTrainer(ResumableTrainer):
             return kept, head
         if "teacher_weights" in inputs:
             teacher = teacher.with_weights(inputs["teacher_weights"])
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        batch = CompletionBatch(*(inputs[name] for name in names))
+        batch = CompletionBatch.of(inputs)
         with torch.no_grad(), nullcontext() if self._offloaded is None else self._offloaded.on_device():
             states, found = teacher_states(
                 teacher,
@@ -204,12 +203,10 @@ class LossTrainer(ResumableTrainer):
         assert teacher is not None
         if self._token_scorer is None:
             return told_at_prefixes(teacher, rollouts, batch, self.alignment)
-        assert self.args.loss_top_k is not None
         # The completions of several optimizer steps: as many rows at a time as one micro-batch has.
         size = self.args.per_device_train_batch_size
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        rows = range(0, len(batch["completion_ids"]), size)
-        parts = [CompletionBatch(*(batch[name][row : row + size] for name in names)) for row in rows]
+        starts = range(0, len(batch["completion_ids"]), size)
+        parts = [CompletionBatch.of(batch, slice(start, start + size)) for start in starts]
         with torch.no_grad(), self.accelerator.autocast():
             head = lm_head(self.accelerator.unwrap_model(self.model)).narrowed(self.alignment.width)
             ids = torch.cat([self._top_of_student(self._states_of_model(self.model, part), head) for part in parts])

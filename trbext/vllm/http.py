@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineFailed, UsageError
+from ..rollout.plain_sampling import PLAIN_COMPLETIONS
 from .server.calls import LENGTHS, PROTOCOL, STATE
 from .server.connection import Reply, ServerConnection, Unreachable
 from .transport import Completion, Records, RolloutRequest
@@ -214,12 +215,7 @@ class HTTPEngine:
             "prompt": request.prompt[:-1],
             "max_tokens": request.max_new_tokens + 1,  # and the held-out token
             "temperature": request.temperature,
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            **PLAIN_COMPLETIONS,
             "ignore_eos": True,  # vLLM's is the teacher's
             "stop_token_ids": [request.stop],
             "return_token_ids": True,

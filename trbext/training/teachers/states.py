@@ -7,7 +7,7 @@ chunk at a time, so that no [prefixes, V] tensor outlives its chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -32,6 +32,11 @@ class CompletionBatch(NamedTuple):
     prompt_mask: Tensor  # [B, P]
     completion_ids: Tensor  # [B, C] int64, right padded
     completion_mask: Tensor  # [B, C]
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any], rows: slice = slice(None)) -> CompletionBatch:
+        """Returns some rows of a batch that has these fields by their names."""
+        return cls(*(batch[name][rows] for name in cls._fields))
 
     @property
     def whole(self) -> tuple[Tensor, Tensor]:

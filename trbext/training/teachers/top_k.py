@@ -19,6 +19,7 @@ from ...rollout import Rollout
 from ...top_k import TopK
 from ...vocab import Alignment
 from ..losses import emitted_as_stop
+from .states import CompletionBatch
 
 
 def told_at_prefixes(
@@ -134,8 +135,7 @@ def _scored(teacher: TopKTeacher, batch: Mapping[str, Tensor], alignment: Alignm
 
 def _texts(batch: Mapping[str, Tensor]) -> tuple[list[list[int]], list[list[int]], Tensor]:
     """Returns the prompts and the completions of a batch without padding, and the lengths [B] of the latter."""
-    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-    prompt_ids, prompt_mask, completion_ids, completion_mask = (batch[name].cpu() for name in names)
+    prompt_ids, prompt_mask, completion_ids, completion_mask = (part.cpu() for part in CompletionBatch.of(batch))
     prompts = [ids[mask != 0].tolist() for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
     lengths = completion_mask.sum(1)
     written = zip(completion_ids, lengths.tolist(), strict=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import trbext
-from trbext import reference
+from trbext import TopK, reference, reference_top_k
+from trbext.results import Sample, Solution
 
 REFERENCE_ROWS = 2  # float64 bisection of one row takes as long as the whole batch in the operator
 TOLERANCE = 1e-3  # relative
@@ -75,6 +76,20 @@ class Truth:
 
     def _log_probs(self, rows: int) -> Tensor:
         return reference.behavior_log_probs(self.student[:rows], self.teacher[:rows], self.beta[:rows])
+
+
+def check_top_k(student: Tensor, teacher: TopK, epsilon: float, found: Solution | Sample) -> None:
+    """Raises WrongAnswer unless beta and KL of the first n rows are those of `trbext.reference_top_k`.
+
+    Args:
+        student: [n, V] logits.
+        teacher: [n, k] tokens and their log-probabilities.
+        epsilon: KL budget, nats.
+        found: What an operator returned for these rows and perhaps more.
+    """
+    exact = reference_top_k.solve(student, teacher, epsilon)
+    for name, got, expected in (("beta", found.beta, exact.beta), ("KL", found.kl, exact.kl)):
+        _require_close(f"top-k: {name}", got[: len(expected)].cpu(), expected, NOTHING)
 
 
 def _require_close(what: str, got: Tensor, expected: Tensor, absolute: Tensor) -> None:

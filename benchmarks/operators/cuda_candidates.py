@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 import trbext
+from trbext import TopK
 
-from ..harness.correctness import REFERENCE_ROWS, Truth
+from ..harness.correctness import REFERENCE_ROWS, Truth, check_top_k
 from . import peers
+from .cuda_results import TOP_K, K
 from .cuda_timing import Clock
 
 DISTINCT = 64  # rows; larger batches repeat them
@@ -39,6 +41,13 @@ class Batch:
     epsilon: float
     truth: Truth
 
+    @property
+    def top_k(self) -> TopK:
+        """The teacher's `K` most probable tokens [N, K]."""
+        first = self.teacher[:DISTINCT].float().log_softmax(-1).topk(min(K, self.teacher.shape[1]))
+        repeated = torch.arange(len(self.teacher), device=self.teacher.device) % DISTINCT
+        return TopK(first.indices[repeated], first.values[repeated])
+
     def right(self, name: str, beta: Tensor, kl: Tensor, resolution: float = 0.0) -> None:
         """Raises WrongAnswer unless beta [N] and kl [N] are right in every row.
 
@@ -53,8 +62,9 @@ class Batch:
 
 
 def operators(batch: Batch) -> list[Candidate]:
-    """Returns solve, sample and blend as methods."""
+    """Returns solve, sample, blend, and solve with a top-k teacher, as methods."""
     student, teacher, epsilon = batch.student, batch.teacher, batch.epsilon
+    top_k = batch.top_k
 
     def right_sample(drawn: Any) -> None:
         batch.right("trbext.sample", drawn.beta, drawn.kl)
@@ -65,6 +75,10 @@ def operators(batch: Batch) -> list[Candidate]:
         batch.right("trbext.blend", blended.beta, blended.kl)
         batch.truth.check_log_probs("trbext.blend", blended.log_probs[:REFERENCE_ROWS].cpu())
 
+    def right_top_k(solved: Any) -> None:
+        few = slice(REFERENCE_ROWS)
+        check_top_k(student[few].cpu(), TopK(*(x[few].cpu() for x in top_k)), epsilon, solved)
+
     return [
         Candidate(
             "solve",
@@ -73,6 +87,7 @@ def operators(batch: Batch) -> list[Candidate]:
         ),
         Candidate("sample", lambda: trbext.sample(student, teacher, epsilon, uniform=batch.uniform), right_sample),
         Candidate("blend", lambda: trbext.blend(student, teacher, epsilon), right_blend),
+        Candidate(TOP_K, lambda: trbext.solve(student, top_k, epsilon), right_top_k),
     ]
 
 

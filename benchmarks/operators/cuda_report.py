@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ..harness import plot, table
-from .cuda_results import METHODS, OPERATORS, CudaMachine, CudaRecord
+from .cuda_results import METHODS, OPERATORS, TOP_K, CudaMachine, CudaRecord
 
+RATED = (*OPERATORS, TOP_K)  # beside a copy
 CAPTION = (
     "Microseconds per call by CUDA events, medians; up to 0.1 ms of host time per call is hidden. cold: 5 L2 caches' "
     "worth of other data was read before each call; warm: the same call ran just before. graph: a replayed CUDA graph. "
@@ -29,7 +30,7 @@ def print_table(records: Sequence[CudaRecord], machine: CudaMachine, console: Co
     methods = [name for name in METHODS if any(record.method == name for record in records)]
     headings = ["V", "N", "dtype", "cache", "launch", "sweeps", "solve GB/s"]
     for name in methods:
-        headings += [name, "% copy"] if name in OPERATORS else [name]
+        headings += [name, "% copy"] if name in RATED else [name]
     left = ("dtype", "cache", "launch")
     table.print_table(console, str(machine), headings, _rows(records, methods), left=left, caption=CAPTION)
     for note in dict.fromkeys(f"V {r.vocab}, N {r.rows}, {r.dtype}, {r.method}: {r.note}" for r in records if r.note):
@@ -46,7 +47,7 @@ def _rows(records: Sequence[CudaRecord], methods: Sequence[str]) -> Iterator[lis
         for name in methods:
             record = found.get(name)
             cells.append("" if record is None else _microseconds(record.median_s))
-            if name in OPERATORS:
+            if name in RATED:
                 percent = None if record is None else record.copy_percent
                 cells.append("" if percent is None else f"{percent:.1f}")
         yield [*map(str, line), *cells]
@@ -74,7 +75,7 @@ def write_plot(records: Sequence[CudaRecord], machine: CudaMachine, path: Path) 
 
 def _lines(records: Sequence[CudaRecord], vocab: int, dtype: str) -> Iterator[plot.Line]:
     for index, name in enumerate(METHODS):
-        for launch, dashes in (("call", "-" if name in OPERATORS else "--"), ("graph", ":")):
+        for launch, dashes in (("call", "-" if name in RATED else "--"), ("graph", ":")):
             wanted = ("cold", vocab, dtype, name, launch)
             points = sorted(
                 (r.rows, r.copy_percent)

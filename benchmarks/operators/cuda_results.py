@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from ..harness.bars import Bar, quotient
 
 OPERATORS = ("solve", "sample", "blend")
+K = 64  # tokens of the top-k teacher
+TOP_K = f"solve, k = {K}"
 PEERS = ("2 log_softmax", "Newton 10", "Newton compiled", "bisection 16")
-METHODS = (*OPERATORS, *PEERS)
+METHODS = (*OPERATORS, TOP_K, *PEERS)
 BAR_VOCAB, BAR_DTYPE, BAR_ROWS = 151_936, "bfloat16", 256  # the bars also hold for more rows
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -76,6 +78,8 @@ def model_bytes(method: str, rows: int, vocab: int, dtype: str) -> int:
         return logits + rows * (4 * vocab + 2 * 4)  # log mu, beta, KL
     if method == "sample":
         return logits + rows * (8 + 8 + 5 * 4)  # the uniform; token, three log-probabilities, beta, KL
+    if method == TOP_K:
+        return rows * (vocab * element + K * (8 + 4) + 3 * 4)  # the student's logits; ids and log-probabilities
     if method == "2 log_softmax":
         return 2 * logits
     if method in METHODS:
@@ -117,4 +121,6 @@ def bars(records: Sequence[CudaRecord], copy_gb_per_s: float) -> list[Bar]:
         for peer, limit in (("Newton 10", 100), ("Newton compiled", 15)):
             slower = seconds(records, BAR_VOCAB, rows, BAR_DTYPE, peer, "cold")
             found.append(Bar(f"{peer} / solve, {case}", quotient(slower, solve), True, limit))
+        top_k = seconds(records, BAR_VOCAB, rows, BAR_DTYPE, TOP_K, "cold")
+        found.append(Bar(f"{TOP_K} / solve, {case}", quotient(top_k, solve), False, 0.6))
     return found

@@ -15,11 +15,11 @@ from rich.console import Console
 from torch import Tensor
 
 import trbext
-from trbext import TopK, reference_top_k
+from trbext import TopK
 from trbext.results import Sample, Solution
 
 from ..harness.bars import Bar, print_bars, quotient
-from ..harness.correctness import REFERENCE_ROWS, WrongAnswer
+from ..harness.correctness import REFERENCE_ROWS, WrongAnswer, check_top_k
 from ..harness.machine import this_machine, wide_console
 from ..harness.rows import language_model_rows
 from ..harness.timing import Method, time_interleaved
@@ -64,14 +64,7 @@ def _sample(student: Tensor, top: TopK, epsilon: float, uniform: Tensor) -> Call
 def _right(student: Tensor, top: TopK, epsilon: float) -> Callable[[Solution | Sample], None]:
     """Returns a check of beta and KL on the first rows."""
     few = slice(REFERENCE_ROWS)
-    exact = reference_top_k.solve(student[few], TopK(top.ids[few], top.log_probs[few]), epsilon)
-
-    def check(found: Solution | Sample) -> None:
-        for name, got, expected in (("beta", found.beta[few], exact.beta), ("KL", found.kl[few], exact.kl)):
-            if not torch.allclose(got.double(), expected, rtol=1e-3):
-                raise WrongAnswer(f"top-k: {name} must be {expected.tolist()}, got {got.tolist()}")
-
-    return check
+    return lambda found: check_top_k(student[few], TopK(top.ids[few], top.log_probs[few]), epsilon, found)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

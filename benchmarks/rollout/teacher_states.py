@@ -2,7 +2,7 @@
 
 One optimizer step of a blended rollout is the rollout, the student's forward and backward pass over the completions,
 and, unless the teacher's states were kept, a teacher forward over them. All parts are timed in one process,
-interleaved; numbers are medians.
+interleaved; numbers are medians. The start-up check of both models, which a run pays once, is timed beside them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from trbext.models import model_check
 from trbext.models.lm_head import lm_head
 from trbext.rollout import Rollout, speculative
 from trbext.training.losses import chunked_reverse_kl
@@ -24,7 +25,7 @@ from trbext.training.losses import chunked_reverse_kl
 from ..harness.machine import this_machine
 from .pairs import Prompts, random_pair, smollm2_pair
 
-PARTS = ("rollout", "rollout, states kept", "teacher forward", "student forward and backward")
+PARTS = ("rollout", "rollout, states kept", "teacher forward", "student forward and backward", "start-up check")
 
 
 def time_parts(
@@ -80,11 +81,17 @@ def time_parts(
         terms.reverse_kl.mean().backward()
         pair.student.zero_grad()
 
+    def start_up_check() -> None:
+        model_check._verdicts.clear()  # else the answers of the last turn would be read
+        model_check.check_model(pair.student, "student", loss=True)
+        model_check.check_model(pair.teacher, "teacher", loss=True)
+
     calls: dict[str, Callable[[int], object]] = {
         "rollout": lambda seed: roll(0.0, seed),
         "rollout, states kept": lambda seed: roll(float("inf"), seed),
         "teacher forward": lambda _: teacher_forward(),
         "student forward and backward": lambda _: student_step(),
+        "start-up check": lambda _: start_up_check(),
     }
     # 3. Time the parts in turns.
     seconds: dict[str, list[float]] = {name: [] for name in PARTS}
@@ -117,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = found["rollout, states kept"] + found["student forward and backward"]
     asked = found["rollout"] + found["student forward and backward"] + found["teacher forward"]
     console.print(f"with the states kept a step takes {kept / asked:.3f} of its time without them")
+    console.print(f"the start-up check takes {found['start-up check'] / asked:.1%} of a step without the states kept")
     console.print(f"states: {size / 2**20:.1f} MiB")
     return 0
 

@@ -89,6 +89,9 @@ def test_model_bytes_count_each_input_once_and_the_outputs() -> None:
     assert model_bytes("blend", 3, 1000, "bfloat16") == inputs + size(trbext.blend(student, student, 0.1))
     drawn = trbext.sample(student, student, 0.1, uniform=uniform)
     assert model_bytes("sample", 3, 1000, "bfloat16") == inputs + size((uniform, *drawn))
+    top_k = trbext.TopK(torch.arange(64).repeat(3, 1), torch.full((3, 64), -9.0))
+    moved = size((student, *top_k, *trbext.solve(student, top_k, 0.1)))
+    assert model_bytes(cuda_results.TOP_K, 3, 1000, "bfloat16") == moved
     assert model_bytes("2 log_softmax", 3, 1000, "bfloat16") == inputs + size(peers.two_log_softmax(student, student))
     assert model_bytes("Newton 10", 3, 1000, "float32") == model_bytes("solve", 3, 1000, "float32") == 24_036
     with pytest.raises(KeyError, match="Newton 11"):
@@ -102,6 +105,7 @@ def test_bars_are_at_least_256_rows_from_cold_caches() -> None:
         record("solve", at_half * 9, cache="warm"),
         record("Newton 10", at_half * 101),
         record("Newton compiled", at_half * 14),
+        record(cuda_results.TOP_K, at_half * 0.55),
         record("solve", 1.0, rows=64),
     ]
     found = {bar.text: bar for bar in cuda_results.bars(records, 2500.0)}
@@ -111,12 +115,13 @@ def test_bars_are_at_least_256_rows_from_cold_caches() -> None:
         "stretch: solve, percent of the copy, N = 256 bfloat16": "missed",
         "Newton 10 / solve, N = 256 bfloat16": "met",
         "Newton compiled / solve, N = 256 bfloat16": "missed",
+        "solve, k = 64 / solve, N = 256 bfloat16": "met",
     }
     more = cuda_results.bars([*records, record("solve", 4 * at_half, rows=1024)], 2500.0)
-    assert len(more) == 8
-    assert more[4].ratio == pytest.approx(50, rel=1e-3)
+    assert len(more) == 10
+    assert more[5].ratio == pytest.approx(50, rel=1e-3)
     unmeasured = cuda_results.bars([], 2500.0)
-    assert [bar.verdict for bar in unmeasured] == ["not measured"] * 4
+    assert [bar.verdict for bar in unmeasured] == ["not measured"] * 5
 
 
 def test_table_files_and_bars_of_given_records(tmp_path: Path) -> None:

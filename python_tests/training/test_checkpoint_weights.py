@@ -52,6 +52,15 @@ def test_a_mixture_of_experts_continues_as_the_run_that_was_not_stopped(tmp_path
     assert all(torch.equal(weight, weights(resumed)[name]) for name, weight in weights(straight).items())
 
 
+@pytest.mark.parametrize(("saved", "continued"), [("sgd", "adamw_torch"), ("adamw_torch", "sgd")])
+def test_the_state_of_another_optimizer_is_refused(tmp_path: Path, saved: str, continued: str) -> None:
+    make_trainer(tmp_path, **SAVING, optim=saved).train()
+    resumed = make_trainer(tmp_path / "resumed", **SAVING, optim=continued)
+    message = f"checkpoint-1 has the state of another optimizer than .*, without .*got {continued}"
+    with pytest.raises(IncompleteCheckpoint, match=message):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_the_best_mixture_of_experts_is_the_one_of_its_checkpoint(tmp_path: Path) -> None:
     judged = {"held_out": prompts(4), "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
     lower = {"metric_for_best_model": "eval_loss", "greater_is_better": True}  # the first one, as the loss falls

@@ -34,7 +34,8 @@ def backbone_widths(trainer: TRBTrainer) -> list[int]:
 def test_the_loss_of_reused_states_is_that_of_a_teacher_forward(
     tmp_path: Path, fields: dict[str, Any], accumulation: int
 ) -> None:
-    settings = {**fields, "gradient_accumulation_steps": accumulation, "rollout_batch_size": 3}
+    # Adam would turn the rounding of a gradient near 0 into a step of the whole learning rate.
+    settings = {**fields, "gradient_accumulation_steps": accumulation, "rollout_batch_size": 3, "optim": "sgd"}
     reusing, asking = (
         make_trainer(
             tmp_path, tiny_llama(0), tiny_llama(1, hidden=32, layers=2), reuse_teacher_states=reuse, **settings
@@ -50,7 +51,7 @@ def test_the_loss_of_reused_states_is_that_of_a_teacher_forward(
         assert one["trb/teacher_states_gib"] > 0
         assert two["trb/teacher_states_gib"] == 0
     for name, weight in weights(asking).items():
-        assert (weights(reusing)[name] - weight).abs().max() < 1e-5, name
+        assert (weights(reusing)[name] - weight).abs().max() < 1e-6, name
     # The loss reads whole sequences, one micro-batch at a time; decoding reads only prompts and drafts.
     assert len(passes[asking]) == len(passes[reusing]) + 2 * accumulation
 

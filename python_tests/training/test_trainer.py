@@ -77,14 +77,15 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_beta_one(tmp_path: Path)
 def test_our_loss_trains_as_the_fused_loss_of_trl_does(tmp_path: Path, accumulation: int) -> None:
     trained = []
     for fused in (True, False):
-        fields: dict[str, Any] = {"gradient_accumulation_steps": accumulation, "draft_length": 2}
+        # Adam would turn the rounding of a gradient near 0 into a step of the whole learning rate.
+        fields: dict[str, Any] = {"gradient_accumulation_steps": accumulation, "draft_length": 2, "optim": "sgd"}
         trainer = make_trainer(tmp_path, teacher=tiny_llama(1, vocab_size=72), **fields)
         assert trainer._fused_loss
         trainer._fused_loss = fused
         trainer.train()
         trained.append((weights(trainer), without_timings(steps(trainer))))
     for name, weight in trained[0][0].items():
-        torch.testing.assert_close(weight, trained[1][0][name], rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(weight, trained[1][0][name], rtol=1e-5, atol=1e-6, msg=name)
     for fused_log, our_log in zip(trained[0][1], trained[1][1], strict=True):
         assert our_log == pytest.approx(fused_log, rel=1e-4, abs=1e-6)
 

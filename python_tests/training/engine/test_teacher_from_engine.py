@@ -34,7 +34,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 
 def trained(folder: Path, pair: tuple[str, str], **fields: Any) -> TRBTrainer:
-    settings: dict[str, Any] = {"loss_top_k": 5, "max_steps": 4, "vllm_after_warmup": "keep"}
+    # Adam would turn the rounding of a gradient near 0 into a step of the whole learning rate.
+    settings: dict[str, Any] = {"loss_top_k": 5, "max_steps": 4, "vllm_after_warmup": "keep", "optim": "sgd"}
     held_out = {"held_out": prompts(6), "eval_strategy": "steps", "eval_steps": 2}
     trainer = make_trainer(folder, *pair, use_vllm=True, **settings | held_out | fields)
     trainer.train()
@@ -51,7 +52,7 @@ def compare(of_engine: TRBTrainer, of_process: TRBTrainer) -> None:
         for name in line.keys() - {"compute/teacher_tokens"}:
             assert line[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
     for name, weight in weights(of_process).items():
-        torch.testing.assert_close(weights(of_engine)[name], weight, rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(weights(of_engine)[name], weight, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_run_bitwise(
         held_out=prompts(6),
         eval_strategy="steps",
         eval_steps=2,
+        optim="sgd",
         **fields,
     )
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -16,7 +16,7 @@ from ...data.prompt_order import ResumableSampler, prompts_of_a_step
 from ...data.prompt_stream import EndlessPrompts
 from ..drafting import Drafting
 from ..metrics.cost import ComputeCount
-from .completeness import check_checkpoint
+from .completeness import IncompleteCheckpoint, check_checkpoint
 from .random_state import forked_random_state
 from .weights import check_adapter, has_weights, load_weights
 
@@ -54,7 +54,7 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
 
         Raises:
             IncompleteCheckpoint: (a ValueError) a file of the checkpoint is missing or cut short, or its weights are
-                not those of the student.
+                not those of the student, or its optimizer is another.
             NonFiniteTraining: (a FloatingPointError) a loss or gradient is NaN or infinite.
         """
         if not any(isinstance(callback, OwnCadence) for callback in self.callback_handler.callbacks):
@@ -83,6 +83,19 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         if hasattr(self.model, "peft_config") and not self.is_fsdp_enabled:
             check_adapter(self.model, checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside accelerate's
+        settings = set(getattr(optimizer, "defaults", ()))
+        for group in getattr(optimizer, "param_groups", ()):
+            lacking = sorted(settings - group.keys())
+            if lacking:  # its settings are those of the checkpoint now, whatever `optim` says
+                raise IncompleteCheckpoint(
+                    f"{checkpoint} has the state of another optimizer than {type(optimizer).__name__}, without "
+                    f"{', '.join(lacking)}: continue with the `optim` that it was saved with, got "
+                    f"{getattr(self.args.optim, 'value', self.args.optim)}"
+                )
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint or "")

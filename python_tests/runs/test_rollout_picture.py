@@ -29,12 +29,17 @@ def test_a_character_of_several_tokens_is_of_the_last_one() -> None:
 
 def test_every_token_has_the_color_of_its_beta() -> None:
     beta = [0.0, 0.25, 1.0]
-    figure = draw_colored_texts([ColoredText("one", ["ab\n", "c$d$", "e" * (COLUMNS + 2)], beta)], "What?\nSay it.")
+    text = ColoredText("one", ["ab\n", "c$d$", "e" * (COLUMNS + 2)], beta, [False, True, False])
+    figure = draw_colored_texts([text], "What?\nSay it.")
     axis = figure.axes[0]
     drawn = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
     assert [patch.get_width() for patch in drawn] == [3, 4, COLUMNS - 4, 6]  # a line ends, and another is full
     expected = [colormaps["YlGnBu"](value) for value in (*beta, 1.0)]
     assert [patch.get_facecolor() for patch in drawn] == expected
+    (line,) = axis.lines  # under the token that replaced a draft, and no other
+    row = drawn[1].get_y()
+    assert line.get_xdata() == pytest.approx([0.1, 3.9])
+    assert all(row < y < row + 1 for y in line.get_ydata())
     words = [text.get_text() for text in axis.texts]
     assert words[:4] == ["What?", "Say it.", "one", "ab⏎"]
     assert r"c\$d\$" in words
@@ -44,12 +49,15 @@ def test_a_run_is_drawn_before_and_after_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     titles: list[list[str]] = []
+    replaced: list[list[bool]] = []
     drawn = draw_colored_texts
 
     def draw(texts: list[ColoredText], prompt: str) -> object:
         titles.append([text.title.partition(":")[0] for text in texts])
         assert all(text.pieces for text in texts)
         assert all(0 <= beta <= 1 for text in texts for beta in text.beta)
+        replaced.append([any(text.replaced) for text in texts])
+        assert all(len(text.replaced) == len(text.beta) for text in texts)
         return drawn(texts, prompt)
 
     monkeypatch.setattr(rollout_command, "draw_colored_texts", draw)
@@ -58,6 +66,7 @@ def test_a_run_is_drawn_before_and_after_training(
     assert trb("train", config) == 0
     words = ("plot", "--rollout", str(tmp_path / "run"), "--epsilon", "0", "--prompt", "3")
     assert trb(*words, "--output", str(tmp_path / "both.png")) == 0
+    assert replaced[1] == [False, False]  # at a budget of 0 every token is the student's
     assert titles == [["before training"], ["before training", "after training"]]
     assert (tmp_path / "before.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")

@@ -46,6 +46,23 @@ def test_rollouts_follow_mu_although_a_third_of_the_drafts_is_lost() -> None:
     assert_follows(against_the_law(completions(drawn)))
 
 
+def test_the_labels_of_an_engine_follow_their_joint_law_with_the_tokens() -> None:
+    drawn, again = (draw(FakeEngine(lost=0.3), seed=5) for _ in range(2))
+    accepted = drawn.rollout.accepted
+    assert accepted is not None
+    assert torch.equal(accepted, again.rollout.accepted)
+    law = law_after(EPSILON)
+    mu, student = law.mu[PROMPT[-1]].exp(), law.student[PROMPT[-1]].exp()
+    overlap = torch.minimum(mu, student)
+    cells = torch.cat([mu - overlap, overlap])  # of a replacement, and of an accepted draft
+    drawn_cells = drawn.rollout.tokens[:, 0] + VOCABULARY * accepted[:, 0]
+    possible = cells > 1e-12
+    assert possible[drawn_cells].all()
+    number = possible.long().cumsum(0) - 1
+    assert_follows(chi_square(number[drawn_cells], cells[possible]))
+    assert_deviates(chi_square(number[drawn_cells], cells[possible].flip(0)))
+
+
 def test_without_repair_they_would_not() -> None:
     drawn = draw(FakeEngine(lost=0.3, confesses=False))
     assert (drawn.rounds, drawn.repaired) == (1, 0)

@@ -1,5 +1,7 @@
 """Draws completions, the prefixes of training, from a behavior policy of two Hugging Face causal LMs."""
 
+import torch
+
 from ..models.model_check import check_model
 from ..models.model_kind import UnsupportedModel
 from ..models.unsharded import unsharded
@@ -8,6 +10,9 @@ from .lockstep import lockstep
 from .output import Rollout, Speculation
 from .policies import Policy, TrustRegion, draw_from
 from .speculative import speculative
+
+# torch.load(weights_only=True), its default, then reads saved rollouts.
+torch.serialization.add_safe_globals([Rollout, Speculation])
 
 __all__ = [
     "DraftLength",

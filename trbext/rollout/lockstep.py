@@ -30,6 +30,7 @@ from ..teachers import Mixture, SelfTeacher
 from ..vocab import Alignment
 from .caches import lockstep_caches
 from .decoding import Decoding
+from .events import accepted_drafts, event_uniforms
 from .host_reads import ENDED, FAULT, RUNNING, host_read, next_host_read, raise_fault
 from .output import Rollout
 from .policies import Policy
@@ -126,6 +127,7 @@ def decode_in_lockstep(decoding: Decoding) -> Rollout:
     policy, alignment, temperature = decoding.policy, decoding.alignment, decoding.temperature
     tokens = torch.zeros((batch, limit), dtype=torch.int64, device=device)
     values = torch.zeros((5, batch, limit), dtype=torch.float32, device=device)  # in the order of trbext.Sample
+    of_events = event_uniforms(decoding.generator, limit, batch, device)
     uniforms = _uniforms(decoding)
     # 2. Of the rows still in the batch: index in the original batch, status, prompt length, mask of all columns.
     rows = torch.arange(batch, device=device)
@@ -183,6 +185,7 @@ def decode_in_lockstep(decoding: Decoding) -> Rollout:
         pad_token_id=decoding.pad_token_id,
         teacher=decoding.teacher is not None,
         teacher_states=states,
+        accepted=accepted_drafts(of_events.T[:, :generated], *values[:2, :, :generated]),
     )
 
 

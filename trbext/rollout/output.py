@@ -50,9 +50,22 @@ class Rollout:
     finished: Tensor  # [B] bool; True if the row drew the stop token, False if the length limit cut it
     teacher_states: Tensor | None = None  # [B, T, H] its last hidden states at the prefix of each token, if kept
     speculation: Speculation | None = None  # None if the rollout was decoded in lockstep
+    # [B, T] bool; True for a draft of the student that was accepted, False for the token that replaced one (events.py).
+    accepted: Tensor | None = None
     # Of a `TopKTeacher`: its most probable tokens at the prefix of each token, -1 for none, and their log-probs.
     teacher_top_ids: Tensor | None = None  # [B, T, k] int64
     teacher_top_log_prob: Tensor | None = None  # [B, T, k] float32, nats
+
+    @property
+    def replaced(self) -> Tensor:
+        """[B, T] bool: True for tokens that replaced a draft of the student.
+
+        Raises:
+            ValueError: The rollout has no labels.
+        """
+        if self.accepted is None:
+            raise ValueError("this rollout does not say which of its tokens are accepted drafts: accepted is None")
+        return self.mask & ~self.accepted
 
     @property
     def lengths(self) -> Tensor:
@@ -81,6 +94,7 @@ class Rollout:
         teacher_states: HiddenStates | None = None,
         teacher_top: TopK | None = None,
         speculation: Speculation | None = None,
+        accepted: Tensor | None = None,
     ) -> Rollout:
         """Returns a rollout from buffers of any width N, whose content past the end of each row is dropped.
 
@@ -96,6 +110,7 @@ class Rollout:
             teacher_states: What was kept of the teacher's hidden states, if anything.
             teacher_top: [B, N, k], what a top-k teacher has said.
             speculation: The counts of a speculative rollout.
+            accepted: [B, N] bool, the labels of the tokens, if there are any.
         """
         longest = int(lengths.max())
         mask = torch.arange(longest, device=tokens.device) < lengths[:, None]
@@ -112,6 +127,7 @@ class Rollout:
             finished=finished,
             teacher_states=None if teacher_states is None else teacher_states.of_lengths(longest),
             speculation=speculation,
+            accepted=None if accepted is None else accepted[:, :longest] & mask,
             teacher_top_ids=None if teacher_top is None else teacher_top.ids[:, :longest].masked_fill(empty, -1),
             teacher_top_log_prob=(
                 None if teacher_top is None else teacher_top.log_probs[:, :longest].masked_fill(empty, -torch.inf)

@@ -47,6 +47,7 @@ class Rounds:
         # which the next round began.
         self.tokens = torch.zeros((batch, self.limit + longest + 1), dtype=torch.int64, device=device)
         self.values = torch.zeros((5, *self.tokens.shape), dtype=torch.float32, device=device)
+        self.accepted = torch.zeros(self.tokens.shape, dtype=torch.bool, device=device)
         self.written_of_all = torch.zeros(batch, dtype=torch.int64, device=device)
         # 3. Of the rows still in the batch: index, status, tokens written, and [n, u] what neither KV cache holds
         # yet: the whole prompt, which the first round feeds, and then the last token written.
@@ -202,6 +203,8 @@ class Rounds:
         self.values[:, self.rows[:, None], places] = torch.stack(
             [behavior, student, teacher_log_prob, verdict.beta.view(n, q), verdict.kl.view(n, q)]
         )
+        accepted = verdict.accepted.long()
+        self.accepted[self.rows[:, None], places] = torch.arange(q, device=self.device) < accepted[:, None]
         # 3. Advance the running rows, and note which have ended or are at fault.
         running = self.status == RUNNING
         emitted = verdict.emitted.long()
@@ -218,7 +221,6 @@ class Rounds:
         # 4. Count the drafts that were tested: those accepted, and the first rejected one of a row. Drafts past the end
         #    of a completion do not count.
         ends = torch.where(stops.any(1), stops.int().argmax(1) + 1, left).clamp(max=left)
-        accepted = verdict.accepted.long()
         counted = torch.minimum(torch.stack([accepted, accepted + (accepted < q)]), ends)
         self.counts += (running * counted).sum(1)
 
@@ -251,4 +253,5 @@ class Rounds:
             teacher_states=states,
             teacher_top=None if self.top is None else self.top.told,
             speculation=speculation,
+            accepted=self.accepted,
         )

@@ -96,9 +96,10 @@ def _completed(pair: Pair, ids: list[list[int]], config: TRBConfig, epsilon: flo
 
 def _text(name: str, pair: Pair, rollout: Rollout, epsilon: float) -> ColoredText:
     kept = rollout.mask[0]
-    beta = rollout.beta[0][kept].tolist()
+    beta, replaced = rollout.beta[0][kept].tolist(), rollout.replaced[0][kept].tolist()
     mean_kl = float(rollout.kl[0][kept].mean())
     title = (
-        f"{name}: epsilon = {epsilon:g}, mean beta {sum(beta) / len(beta):.2f}, mean KL {mean_kl:.3g} nats per token"
+        f"{name}: epsilon = {epsilon:g}, mean beta {sum(beta) / len(beta):.2f}, mean KL {mean_kl:.3g} nats per token, "
+        f"{sum(replaced)} of {len(replaced)} replaced"
     )
-    return ColoredText(title, text_of_tokens(pair.tokenizer, rollout.tokens[0][kept].tolist()), beta)
+    return ColoredText(title, text_of_tokens(pair.tokenizer, rollout.tokens[0][kept].tolist()), beta, replaced)

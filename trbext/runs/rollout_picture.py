@@ -1,4 +1,4 @@
-"""Draws completions token by token, each colored by the coefficient beta with which it was drawn."""
+"""Draws completions token by token, each colored by its coefficient beta, and underlined if it replaced a draft."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ CHARACTER_INCHES = 0.602 * FONT_POINTS / 72  # of DejaVu Sans Mono, which comes 
 LINE_INCHES, MARGIN = 0.24, 0.02  # the margin is a share of the width
 # Pale at 0 and dark at 1, and the same order in print and for the color-blind.
 COLORS = "YlGnBu"
+REPLACED = "#c2410c"  # of the line under tokens that replaced a draft of the student
 NEW_LINE, TAB = "⏎", "→   "
 _UNDECODED = "\ufffd"
 
@@ -36,6 +37,7 @@ class ColoredText:
     title: str
     pieces: Sequence[str]  # the text of each token
     beta: Sequence[float]  # of each token, 0 (the student) to 1 (the teacher)
+    replaced: Sequence[bool] | None = None  # whether each token replaced a draft of the student; None is not known
 
 
 def text_of_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
@@ -66,9 +68,9 @@ def draw_colored_texts(texts: Sequence[ColoredText], prompt: str) -> Figure:
     Returns:
         The figure, which a notebook shows.
     """
-    # 1. Break the texts into lines of (column, characters, color value).
-    blocks = [(text.title, _lines(text.pieces, text.beta)) for text in texts]
-    head = [[(0, line, float("nan"))] for line in _wrapped(prompt)]
+    # 1. Break the texts into lines of (column, characters, color value, whether it is underlined).
+    blocks = [(text.title, _lines(text.pieces, text.beta, text.replaced or [False] * len(text.beta))) for text in texts]
+    head = [[(0, line, float("nan"), False)] for line in _wrapped(prompt)]
     rows = len(head) + sum(len(lines) + 2 for _, lines in blocks) + 1
     # 2. Draw each run of characters on a rectangle of its color.
     height = rows * LINE_INCHES + 0.7
@@ -93,7 +95,9 @@ def draw_colored_texts(texts: Sequence[ColoredText], prompt: str) -> Figure:
     bar = figure.add_axes((0.3, 0.42 / height, 0.4, 0.12 / height))
     figure.colorbar(ScalarMappable(Normalize(0, 1), colors), cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=8)
-    bar.set_title("beta: 0 = the student's token law, 1 = the teacher's", fontsize=8, pad=3)
+    bar.set_title(
+        "beta: 0 = the student's token law, 1 = the teacher's; underlined: replaced a draft", fontsize=8, pad=3
+    )
     return figure
 
 
@@ -104,13 +108,13 @@ def save_figure(figure: Figure, path: str) -> None:
         figure.savefig(path, dpi=110)
 
 
-_Run = tuple[int, str, float]
+_Run = tuple[int, str, float, bool]
 
 
-def _lines(pieces: Sequence[str], beta: Sequence[float]) -> list[list[_Run]]:
+def _lines(pieces: Sequence[str], beta: Sequence[float], replaced: Sequence[bool]) -> list[list[_Run]]:
     lines: list[list[_Run]] = [[]]
     column = 0
-    for piece, value in zip(pieces, beta, strict=True):
+    for piece, value, underlined in zip(pieces, beta, replaced, strict=True):
         for character in _shown(piece):
             wide = 2 if unicodedata.east_asian_width(character) in "WF" else 1
             if column + wide > COLUMNS:
@@ -118,9 +122,9 @@ def _lines(pieces: Sequence[str], beta: Sequence[float]) -> list[list[_Run]]:
                 column = 0
             last = lines[-1][-1] if lines[-1] else None
             if last is not None and last[0] + _width(last[1]) == column and last[2] is value:
-                lines[-1][-1] = (last[0], last[1] + character, value)
+                lines[-1][-1] = (last[0], last[1] + character, value, underlined)
             else:
-                lines[-1].append((column, character, value))
+                lines[-1].append((column, character, value, underlined))
             column += wide
             if character == NEW_LINE:
                 lines.append([])
@@ -143,11 +147,13 @@ def _width(text: str) -> int:
 
 
 def _draw_line(axis: Axes, line: Sequence[_Run], row: int, colors: Colormap) -> None:
-    for column, text, value in line:
+    for column, text, value, underlined in line:
         colored = value == value  # NaN is the prompt's
         if colored:
             color = colors(value)
             axis.add_patch(Rectangle((column, row + 0.06), _width(text), 0.88, fc=color, ec="white", linewidth=0.4))
+        if underlined:
+            axis.plot([column + 0.1, column + _width(text) - 0.1], [row + 0.93] * 2, color=REPLACED, linewidth=1.6)
         axis.text(
             column,
             row + 0.54,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..rollout.events import accepted_drafts
 from ..rollout.output import Rollout, Speculation
 from .sampler.teacher_top import TeacherTop
 from .transport import Completion, Records, RolloutRequest
@@ -128,17 +129,31 @@ class Assembly:
                 f"prompt {row}"
             )
 
-    def rollout(self, *, pad_token_id: int, speculation: Speculation) -> tuple[Rollout, TeacherTop | None]:
-        """The rollouts, once they are whole, on the CPU."""
+    def rollout(
+        self, *, pad_token_id: int, speculation: Speculation, of_events: torch.Generator
+    ) -> tuple[Rollout, TeacherTop | None]:
+        """The rollouts, once they are whole, on the CPU.
+
+        The records do not say which token was a draft. Labels drawn afterwards have the same law (`rollout/events.py`),
+        also for the token after all drafts, which is drawn from mu at once.
+
+        Args:
+            pad_token_id: Follows the end of a row.
+            speculation: The counts of the engine.
+            of_events: Gives the random numbers of the labels.
+        """
         longest = int(self._lengths.max())
+        values = _tensor(self._values)
+        uniforms = torch.rand(self._tokens.shape, dtype=torch.float64, generator=of_events)
         rollout = Rollout.trim(
             _tensor(self._tokens),
-            _tensor(self._values),
+            values,
             _tensor(self._lengths),
             _tensor(self._finished),
             pad_token_id=pad_token_id,
             teacher=True,
             speculation=speculation,
+            accepted=accepted_drafts(uniforms, values[0], values[1]),
         )
         if not self._top_k:
             return rollout, None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..limits import is_epsilon, not_an_epsilon
+from ..rollout.events import stream_of
 from ..rollout.output import Rollout, Speculation
 from ..vocab import Alignment
 from .assembly import Assembly
@@ -45,6 +46,7 @@ class EngineRollouts:
 
     def __init__(self, engine: Engine, alignment: Alignment, *, pad_token_id: int, top_k: int = 0) -> None:
         self.engine, self.alignment, self.pad_token_id, self.top_k = engine, alignment, pad_token_id, top_k
+        self._of_events = stream_of(0)
         self.handshake = engine.enable(
             width=alignment.width, stop=alignment.stop, merged=list(alignment.duplicates), top_k=top_k
         )
@@ -123,8 +125,11 @@ class EngineRollouts:
         # 3. The rollouts, and their promise.
         assembly.check_budget(np.asarray(budgets))
         after = self.engine.preemptions()
+        if seed is not None:
+            self._of_events = stream_of(seed)
         rollout, top = assembly.rollout(
             pad_token_id=self.pad_token_id,
+            of_events=self._of_events,
             speculation=Speculation(
                 rounds=sum(counts["steps"] for counts in counted),
                 row_passes=sum(counts["row_passes"] for counts in counted),

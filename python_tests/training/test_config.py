@@ -58,7 +58,7 @@ def test_help_of_every_field_renders() -> None:
     HfArgumentParser(TRBConfig).print_help(text)  # a bare percent sign would raise
     own = {field.name for field in dataclasses.fields(TRBConfig)}
     own -= {field.name for field in dataclasses.fields(DistillationConfig)}
-    assert len(own) == 40
+    assert len(own) == 44
     for name in own:
         assert f"--{name}" in text.getvalue()
         assert TRBConfig.__dataclass_fields__[name].metadata["help"].endswith(".")
@@ -139,10 +139,10 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"trb_schedule": "piecewise", "trb_schedule_points": {0: -0.1}}, "must be >= 0"),
         ({"loss_top_k": 0}, "loss_top_k must be at least 1, or unset"),
         ({"loss_top_k": 16, "beta": 0.5}, "loss_top_k estimates the reverse KL, .* got beta = 0.5"),
-        ({"loss_estimator": "k3"}, "loss_estimator must be one of full, top_k, sampled, got 'k3'"),
+        ({"loss_estimator": "k3"}, "loss_estimator must be one of full, top_k, sampled, routed, got 'k3'"),
         ({"loss_estimator": "full", "loss_top_k": 4}, "loss_top_k belongs to loss_estimator 'top_k', got 'full'"),
         ({"loss_estimator": "sampled", "beta": 0.0}, "loss_estimator='sampled' is of the reverse KL"),
-        ({"loss_weight_cap": 2.0}, "loss_weight_cap belongs to loss_estimator 'sampled', got 'full'"),
+        ({"loss_weight_cap": 2.0}, "loss_weight_cap belongs to loss_estimator 'sampled' or 'routed', got 'full'"),
         ({"loss_estimator": "sampled", "loss_weight_cap": 0.5}, "loss_weight_cap must be at least 1, .* got 0.5"),
         ({"veto_start": 1.0}, "veto_start must be an exponent with 0 <= veto_start < 1, got 1.0"),
         ({"veto_start": 0.4, "beta": 0.5}, "veto_start=0.4 is of the reverse KL, which is beta = 1.0, got beta = 0.5"),

@@ -17,6 +17,7 @@ from .fields.decoding import DecodingFields
 from .fields.engine import EngineFields, check_engine
 from .fields.loss import LossFields
 from .fields.policy import PolicyFields
+from .fields.supervision import SupervisionFields
 from .fields.teacher import TeacherFields
 from .objective import Objective
 from .schedule import KINDS, Schedule, check_duration, decayed, duration
@@ -31,12 +32,20 @@ _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass
-class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, TeacherFields, DistillationConfig):  # type: ignore[misc]  # TRL is untyped
+class TRBConfig(
+    DecodingFields,
+    EngineFields,
+    LossFields,
+    PolicyFields,
+    SupervisionFields,
+    TeacherFields,
+    DistillationConfig,  # type: ignore[misc]  # TRL is untyped
+):
     """Configuration of `TRBTrainer`: the fields of TRL's `DistillationConfig`, and those of trbext.
 
     trbext's fields say who writes the prefixes (`PolicyFields`), how they are decoded (`DecodingFields`, and
-    `EngineFields` for vLLM), what is minimized there (`LossFields`), who teaches (`TeacherFields`), and below
-    how the KL budget changes and how the student is evaluated.
+    `EngineFields` for vLLM), what is minimized there (`LossFields`, `SupervisionFields`), who teaches
+    (`TeacherFields`), and below how the KL budget changes and how the student is evaluated.
 
     The method and its letters are those of Trust-Region Behavior Blending (arXiv 2605.31159). TRL's `beta` keeps its
     meaning, the divergence of the loss (1.0 = reverse KL). The paper's coefficient beta is solved for, never set.
@@ -133,6 +142,7 @@ class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, TeacherF
         self.check_policy()
         self.choose_loss_of_server()
         self.check_loss(self.beta)
+        self.check_supervision()
         if not is_epsilon(self.trb_epsilon):
             raise ValueError(not_an_epsilon(self.trb_epsilon, "trb_epsilon"))
         if self.trb_schedule not in KINDS:
@@ -189,7 +199,15 @@ class TRBConfig(DecodingFields, EngineFields, LossFields, PolicyFields, TeacherF
             return Objective("cross_entropy", self.loss_top_k)
         assert self.loss_estimator is not None
         veto = decayed(self.veto_start, step, duration(self.veto_steps, total_steps))
-        return Objective(self.loss_estimator, self.loss_top_k, self.loss_weight_cap, veto)
+        return Objective(
+            self.loss_estimator,
+            self.loss_top_k,
+            self.loss_weight_cap,
+            veto,
+            self.loss_log_ratio_cap,
+            self.proximal_alpha,
+            self.position_gamma,
+        )
 
     def schedule(self, total_steps: int) -> Schedule:
         """The KL budget by optimizer step of a run of `total_steps`, of which a warmup may be a share."""

@@ -67,6 +67,8 @@ def choose_fused_loss(
             "student and teacher stop with different EOS ids, and only the reverse KL (beta = 1.0) merges them, "
             f"got beta = {args.beta}"
         )
-    if tools and args.loss_estimator == "sampled":
-        raise ValueError("tools write tokens nobody sampled: loss_estimator='sampled' needs rollouts without tools")
+    if tools and args.loss_estimator in ("sampled", "routed"):
+        raise ValueError(
+            f"tools write tokens nobody sampled: loss_estimator={args.loss_estimator!r} needs rollouts without tools"
+        )
     return alignment.is_slice and not excluding and not cannot_cut

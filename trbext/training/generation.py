@@ -60,6 +60,23 @@ class Generation:
         counts, times = accelerator.gather(mine).T
         return float(counts.sum() / times.max())
 
+    def accepted(self, completion_ids: Tensor) -> Tensor:
+        """The labels of the tokens: which are accepted drafts of the student.
+
+        Args:
+            completion_ids: [B, C], the completions of the batch, in the order of the rollouts.
+
+        Returns:
+            [B, C] bool; True for tokens that no rollout holds.
+        """
+        labels = torch.ones(completion_ids.shape, dtype=torch.bool, device=completion_ids.device)
+        row = 0
+        for rollout in self.rollouts:
+            rows, length = rollout.tokens.shape
+            labels[row : row + rows, :length] = ~rollout.replaced
+            row += rows
+        return labels
+
     def log_weights(self, completion_ids: Tensor) -> Tensor:
         """log pi_S - log mu of each token when it was drawn.
 

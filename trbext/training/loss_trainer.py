@@ -117,6 +117,7 @@ class LossTrainer(ResumableTrainer):
             valid,
             inputs["completion_ids"],
             inputs.get("log_weight"),
+            inputs.get("accepted"),
             objective=objective,
             fused_beta=self.beta if fused else None,
             items=prefixes.clamp(min=1) if num_items_in_batch is None else num_items_in_batch,

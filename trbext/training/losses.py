@@ -77,6 +77,7 @@ def sampled_reverse_kl(
     log_weight: Tensor,
     *,
     weight_cap: float | None = None,
+    log_ratio_cap: float | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """Estimates `reverse_kl` and its gradient without bias from one token a ~ mu at each prefix.
@@ -91,6 +92,7 @@ def sampled_reverse_kl(
         token: `[...]` int64, drawn from the behavior policy mu.
         log_weight: `[...]` log pi_S(token) - log mu(token) when it was drawn, nats; 0 for rollouts of the student.
         weight_cap: The largest w, which biases the estimate; None sets no limit.
+        log_ratio_cap: The largest |g| in the value and in the gradient, which biases both; None sets no limit.
         temperature: Divides both logits.
 
     Returns:
@@ -106,8 +108,12 @@ def sampled_reverse_kl(
     weight = torch.where(allowed, weight if weight_cap is None else weight.clamp(max=weight_cap), 0.0)
     log_ratio = inside.log_softmax(-1) - teacher.log_softmax(-1)
     gap = torch.where(allowed, log_ratio.masked_fill(~common, 0.0).gather(-1, at)[..., 0], 0.0)
-    k2 = weight * gap**2 / 2
-    estimate = weight * gap.detach() + (k2 - k2.detach()) - log_inside_mass
+    if log_ratio_cap is None:
+        k2 = weight * gap**2 / 2
+        estimate = weight * gap.detach() + (k2 - k2.detach()) - log_inside_mass
+    else:
+        signal = weight * gap.detach().clamp(-log_ratio_cap, log_ratio_cap)
+        estimate = signal * (1 + gap - gap.detach()) - log_inside_mass
     return torch.where(common.any(-1), estimate, torch.inf)
 
 
@@ -174,10 +180,11 @@ class PrefixTerms(NamedTuple):
     student_entropy: Tensor
     teacher: TeacherTerms
     loss: Tensor  # `reverse_kl` itself unless another loss was asked for
+    student_log_prob: Tensor | None = None  # log pi_S of the sampled token, if it was asked for
 
 
-# (student_logits [n, V], teacher_logits [n, V], token [n], log_weight [n]) -> loss [n]
-TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# (student_logits [n, V], teacher_logits [n, V], token [n], log_weight [n], accepted [n]) -> loss [n]
+TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def teacher_terms(
@@ -213,6 +220,8 @@ def chunked_reverse_kl(
     temperature: float = 1.0,
     loss: TokenLoss | None = None,
     log_weight: Tensor | None = None,
+    accepted: Tensor | None = None,
+    student_log_probs: bool = False,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> PrefixTerms:
     """Computes `reverse_kl` at N prefixes from hidden states, over the vocabulary that both models share.
@@ -228,27 +237,34 @@ def chunked_reverse_kl(
         temperature: Divides the logits of both models.
         loss: Is minimized instead, a function of the aligned logits; the reverse KL then has no gradient.
         log_weight: [N] nats, passed to `loss`; None is zeros.
+        accepted: [N] bool, the labels of the tokens, passed to `loss`; None is all True.
+        student_log_probs: Whether log pi_S of the tokens is returned, for which each chunk is read once more.
         chunk_elements: Logits per chunk and model, which change the memory but not the result.
     """
 
-    def terms(student_part: Tensor, teacher_part: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    def terms(
+        student_part: Tensor, teacher_part: Tensor, token: Tensor, weight: Tensor, label: Tensor
+    ) -> tuple[Tensor, ...]:
         student_logits = alignment.canonical(student_head(student_part), temperature)
         with torch.no_grad():
             teacher_logits = alignment.canonical(teacher_head(teacher_part), temperature)
             student_entropy = entropy(student_logits, temperature)
             log_prob, teacher_entropy = _teacher_terms(teacher_logits, token, temperature)
+            of_student = (-cross_entropy(student_logits, token, temperature=temperature),) if student_log_probs else ()
         with torch.set_grad_enabled(torch.is_grad_enabled() and loss is None):
             kl = reverse_kl(student_logits, teacher_logits, top_k=top_k, temperature=temperature)
-        minimized = kl if loss is None else loss(student_logits, teacher_logits, token, weight)
-        return kl, student_entropy, log_prob, teacher_entropy, minimized
+        minimized = kl if loss is None else loss(student_logits, teacher_logits, token, weight, label)
+        return kl, student_entropy, log_prob, teacher_entropy, minimized, *of_student
 
     vocabulary = max(student_head.vocabulary, teacher_head.vocabulary)
     tokens = emitted_as_stop(tokens, alignment)
     weights = torch.zeros(tokens.shape, device=tokens.device) if log_weight is None else log_weight
-    kl, student_entropy, log_prob, teacher_entropy, minimized = in_chunks(
-        terms, vocabulary, student_hidden, teacher_hidden, tokens, weights, chunk_elements=chunk_elements
+    labels = torch.ones_like(tokens, dtype=torch.bool) if accepted is None else accepted
+    kl, student_entropy, log_prob, teacher_entropy, minimized, *of_student = in_chunks(
+        terms, vocabulary, student_hidden, teacher_hidden, tokens, weights, labels, chunk_elements=chunk_elements
     )
-    return PrefixTerms(kl, student_entropy, TeacherTerms(log_prob, teacher_entropy), minimized)
+    teacher = TeacherTerms(log_prob, teacher_entropy)
+    return PrefixTerms(kl, student_entropy, teacher, minimized, *of_student)
 
 
 def _teacher_terms(logits: Tensor, token: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

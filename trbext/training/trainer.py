@@ -22,12 +22,10 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.encoding import left_padded
 from ..data.prompt_checks import check_datasets
-from ..evaluation.pass_at_k import evaluate_pass_at_1
-from ..evaluation.verifiers import Verifier, check_verified
+from ..evaluation.verifiers import Verifier
 from ..models.model_check import check_model
 from ..models.next_token import NextTokenModel, TopKTeacher, is_transformers
 from ..rollout import Policy, TrustRegion, speculative
@@ -36,20 +34,21 @@ from ..rollout.policies import STUDENT
 from ..teachers import Mixture, SelfTeacher
 from ..teachers.separate import check_separate
 from ..vocab import align, stop_with_all_eos_ids
-from .checkpoints.random_state import generator_at
 from .config import TRBConfig
 from .drafting import Drafting
 from .engine.build import EngineModels, check_can_draw
 from .engine.rollouts import SEEDS, RolloutEngines, budgets
+from .evaluating_trainer import EVAL_STREAM, TRAIN_STREAM, EvaluatingTrainer
 from .fields.engine import engine_draft_length
 from .fused_loss import choose_fused_loss
 from .generation import Generation
 from .metrics.cost import ComputeCount
 from .metrics.rollout_metrics import drafting_metrics, engine_metrics, rollout_metrics, warn_of_idle_budget
 from .model_card import PAPER, Provenance, name_of
-from .saving_trainer import SavingTrainer
 from .sharding import check_can_unshard, whole_for_decoding
 from .student import load_processing_class, load_student, without_init_kwargs
+from .supervision.facts import facts_of_tokens
+from .supervision.prefix import cut_to_prefix
 from .teachers.loading import DescribedTeacher, offloaded, prepare_teacher, teacher_and_tokenizer
 from .teachers.routes import check_labels, weights_of_rows
 from .trainer_arguments import TrainerArguments
@@ -57,15 +56,11 @@ from .trl_decoding import check_completions, keep_to_alignment, without_engine, 
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-    from torch.utils.data import DataLoader
 
     from .engine.turn import EngineTurn
 
-# Streams of random numbers of one optimizer step; a run's numbers change if these do.
-TRAIN_STREAM, EVAL_STREAM, PASS_STREAM = 0, 1, 2
 
-
-class TRBTrainer(SavingTrainer):
+class TRBTrainer(EvaluatingTrainer):
     """Distills `teacher_model` into `model` on prefixes that student and teacher write within a KL budget.
 
     Rollouts depend on the seed, the optimizer step and the process only, so a resumed run repeats exactly the run that
@@ -194,7 +189,6 @@ class TRBTrainer(SavingTrainer):
         keep_to_alignment(self, self.alignment, int(self.model.config.get_text_config().vocab_size))
         self._policy = policy
         self._generation = Generation()
-        self._eval_batches = 0
         self._warned_of_idle_budget = False
 
     def _check_models(self, *models: Any) -> None:
@@ -298,10 +292,6 @@ class TRBTrainer(SavingTrainer):
             return self._generator(TRAIN_STREAM, *place)
         return self._generator(EVAL_STREAM, self._eval_batches, *place)
 
-    def _generator(self, stream: int, *position: int) -> torch.Generator:
-        """Random numbers that depend on the place in the run at which they are used, and on nothing before it."""
-        return generator_at(self.args.seed, stream, self.state.global_step, self.accelerator.process_index, *position)
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # 1. Decode; TRL calls `_generate_single_turn` once per turn of the conversations.
         self._generation = generation = Generation()
@@ -321,8 +311,8 @@ class TRBTrainer(SavingTrainer):
             if not self._warned_of_idle_budget and self.accelerator.is_main_process:
                 self._warned_of_idle_budget = warn_of_idle_budget(metrics, self.state.global_step + 1)
             # 3. What the loss needs of the rollouts.
-            if self.args.loss_estimator == "sampled" and not of_student:
-                output["log_weight"] = generation.log_weights(output["completion_ids"])
+            if not of_student:
+                output |= facts_of_tokens(generation, output["completion_ids"], self.args.loss_estimator)
             if self.engines is None and self.policy.needs_teacher(self.state.global_step):
                 self.drafting.end_step()
                 metrics |= drafting_metrics(generation, self.accelerator)
@@ -337,6 +327,8 @@ class TRBTrainer(SavingTrainer):
             metrics |= engine_metrics(generation, self.accelerator)
             if self.args.teacher_from_engine:
                 output |= generation.teacher_top(output["completion_ids"])
+        if self.model.training and self.args.loss_prefix_tokens is not None:
+            cut_to_prefix(output, self.args.loss_prefix_tokens, self.accelerator)
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         return output
@@ -345,54 +337,3 @@ class TRBTrainer(SavingTrainer):
         if self.engines is not None:
             self.engines.check_teacher()
         super()._save_checkpoint(model, trial)
-
-    # ---- Evaluation ----
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        self._eval_batches = 0
-        with self.compute.paused(), nullcontext() if self.engines is None else self.engines.evaluating():
-            output: EvalLoopOutput = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-            if self.verifier is not None:
-                assert output.metrics is not None
-                output.metrics.update(self._pass_at_1(dataloader.dataset, metric_key_prefix))
-        return output
-
-    def _pass_at_1(self, dataset: Any, prefix: str) -> dict[str, float]:
-        """pass@1 of the student at temperature 1, and the number of completions on which the verifier raised.
-
-        It is the share of right completions, `eval_samples` of each prompt; one on which the verifier raised is wrong.
-        """
-        if not isinstance(dataset, Dataset):
-            raise ValueError(f"pass@1 needs an eval_dataset of known length, got {type(dataset).__name__}")
-        assert self.verifier is not None
-        mine = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
-        with whole_for_decoding(self.model_wrapped, self.accelerator, self.args) as student:
-            evaluation = evaluate_pass_at_1(
-                student,
-                self._tokenizer,
-                [dataset[index] for index in mine],
-                self.verifier,
-                samples=self.args.eval_samples,
-                max_new_tokens=self.max_completion_length,
-                batch_size=self.args.per_device_eval_batch_size,
-                generator=self._generator(PASS_STREAM),
-                alignment=self.alignment,
-                encode=lambda prompts: self._tokenize_prompts(prompts)[0],
-            )
-        counts = torch.tensor([sum(evaluation.correct), evaluation.verifier_errors], device=self.accelerator.device)
-        right, errors = self.accelerator.reduce(counts, reduction="sum").tolist()
-        completions = len(dataset) * self.args.eval_samples
-        check_verified(errors, completions, evaluation.first_error)
-        return {
-            f"{prefix}_pass@1": right / completions,
-            f"{prefix}_verifier_errors": errors,
-        }

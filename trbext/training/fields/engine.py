@@ -118,6 +118,8 @@ def _refusals(config: Any) -> Iterator[str]:
             "teacher_from_engine does not bring the whole distribution of the teacher, which Veto's target needs, got "
             f"veto_start={config.veto_start}"
         )
+    if config.teacher_from_engine and config.of_whole_teacher is not None:
+        yield f"teacher_from_engine does not bring the whole distribution of the teacher, got {config.of_whole_teacher}"
 
 
 def engine_draft_length(config: Any) -> int:

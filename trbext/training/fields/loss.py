@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..schedule import check_duration
 
-ESTIMATORS = ("full", "top_k", "sampled")
+ESTIMATORS = ("full", "top_k", "sampled", "routed")
 PAPER_TOP_K = 16
 
 
@@ -20,8 +20,9 @@ class LossFields:
         metadata={
             "help": "How the reverse KL of a prefix is taken: 'full' = over the whole vocabulary; 'top_k' = over the "
             "student's loss_top_k most probable tokens and the rest as one; 'sampled' = from the sampled token only, "
-            "weighted by its probability under the student over that under the rollout policy. Unset = 'top_k' if "
-            "loss_top_k is set, else 'full'."
+            "weighted by its probability under the student over that under the rollout policy; 'routed' = SAKI: "
+            "'sampled' at accepted drafts of the student, and the surprise of the teacher's most probable token where "
+            "another token replaced one. Unset = 'top_k' if loss_top_k is set, else 'full'."
         },
     )
     loss_top_k: int | None = field(
@@ -34,8 +35,8 @@ class LossFields:
     loss_weight_cap: float | None = field(
         default=None,
         metadata={
-            "help": "For loss_estimator 'sampled': largest weight of a token, at least 1; lowers variance, adds bias. "
-            "Unset = no cap."
+            "help": "For loss_estimator 'sampled' and 'routed': largest weight of a token, at least 1; lowers "
+            "variance, adds bias. Unset = no cap; SAKI: 1, no weights."
         },
     )
     veto_start: float = field(
@@ -80,8 +81,10 @@ class LossFields:
             if chosen and beta != 1.0:
                 raise ValueError(f"{name} is of the reverse KL, which is beta = 1.0, got beta = {beta}")
         if self.loss_weight_cap is not None:
-            if self.loss_estimator != "sampled":
-                raise ValueError(f"loss_weight_cap belongs to loss_estimator 'sampled', got {self.loss_estimator!r}")
+            if self.loss_estimator not in ("sampled", "routed"):
+                raise ValueError(
+                    f"loss_weight_cap belongs to loss_estimator 'sampled' or 'routed', got {self.loss_estimator!r}"
+                )
             if not 1 <= self.loss_weight_cap < math.inf:
                 raise ValueError(f"loss_weight_cap must be at least 1, or unset for none, got {self.loss_weight_cap}")
         if not 0 <= self.veto_start < 1:

@@ -29,6 +29,8 @@ def wrong_for_top_k(config: Any) -> Iterator[str]:
         yield f"a teacher that tells its top k tokens trains by the reverse KL, beta = 1.0, got beta = {config.beta}"
     if config.veto_start != 0:
         yield f"Veto's target needs the whole distribution of the teacher, got veto_start={config.veto_start}"
+    if config.of_whole_teacher is not None:
+        yield f"a teacher that tells its top k tokens has no whole distribution, got {config.of_whole_teacher}"
     if config.temperature != 1:
         yield (
             "a teacher that tells its top k tokens tells their log-probs at temperature 1, got "

@@ -36,14 +36,17 @@ __all__ = [
     "FixedBeta",
     "InterleavedTeacher",
     "LambdaCoin",
+    "Memory",
     "NextTokenModel",
     "Policy",
     "Prefixes",
+    "Relay",
     "RemoteTeacher",
     "Rollout",
     "Sample",
     "Solution",
     "StudentTemperature",
+    "Switching",
     "TRBConfig",
     "TRBTrainer",
     "Teacher",
@@ -76,12 +79,13 @@ if TYPE_CHECKING:
         FixedBeta,
         InterleavedTeacher,
         LambdaCoin,
-        Policy,
         StudentTemperature,
         Teacher,
         TrustRegion,
         draw_from,
     )
+    from .rollout.policies_with_memory import Relay, Switching
+    from .rollout.policy import Memory, Policy
     from .rollout.speculative import speculative
     from .teachers.mixture import mixture
     from .teachers.remote.teacher import RemoteTeacher
@@ -92,7 +96,7 @@ if TYPE_CHECKING:
     from .vocab import align
 else:  # type checkers see the imports above, and so report a name that does not exist
     _POLICIES = (
-        *("ArithmeticMixture", "FixedBeta", "InterleavedTeacher", "LambdaCoin", "Policy", "StudentTemperature"),
+        *("ArithmeticMixture", "FixedBeta", "InterleavedTeacher", "LambdaCoin", "StudentTemperature"),
         *("Teacher", "TrustRegion", "draw_from"),
     )
     _MODULE_OF = {
@@ -112,6 +116,8 @@ else:  # type checkers see the imports above, and so report a name that does not
         "speculative": ".rollout.speculative",
         "unsharded": ".models.unsharded",
         **dict.fromkeys(_POLICIES, ".rollout.policies"),
+        **dict.fromkeys(("Memory", "Policy"), ".rollout.policy"),
+        **dict.fromkeys(("Relay", "Switching"), ".rollout.policies_with_memory"),
     }
 
     def __getattr__(name):

@@ -58,7 +58,7 @@ def test_help_of_every_field_renders() -> None:
     HfArgumentParser(TRBConfig).print_help(text)  # a bare percent sign would raise
     own = {field.name for field in dataclasses.fields(TRBConfig)}
     own -= {field.name for field in dataclasses.fields(DistillationConfig)}
-    assert len(own) == 44
+    assert len(own) == 55
     for name in own:
         assert f"--{name}" in text.getvalue()
         assert TRBConfig.__dataclass_fields__[name].metadata["help"].endswith(".")
@@ -110,7 +110,7 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         (
             {"rollout_policy": "techer"},
             "rollout_policy must be one of trb, student, fixed, fixed_beta, skd, arithmetic, temperature, sft, "
-            "teacher, gkd or 'module:Class', got 'techer'",
+            "teacher, gkd, relay, switching or 'module:Class', got 'techer'",
         ),
         ({"rollout_policy_kwargs": {"share": 1}}, "belong to a 'module:Class', got rollout_policy 'trb'"),
         ({"rollout_policy": "a:B", "rollout_policy_kwargs": "share=1"}, "rollout_policy_kwargs must be a mapping"),
@@ -125,6 +125,8 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"temperature_warmup_steps": 2.5}, "temperature_warmup_steps must be a whole number .* got 2.5"),
         ({"sft_steps": -1}, "sft_steps must be a whole number"),
         ({"gkd_lambda": 1.1}, "gkd_lambda, gkd_coin: student_share must be .* got 1.1"),
+        ({"relay_top_k": 0}, "relay: top_k must be at least 1, got 0"),
+        ({"switching_turn_tokens": 0}, "switching: turn must be at least 1 token, got 0"),
         ({"gkd_coin": "token"}, "gkd_lambda, gkd_coin: per must be one of batch, sequence, got 'token'"),
         ({"trb_epsilon": -0.01}, "trb_epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -0.01"),
         ({"trb_epsilon": math.nan}, "trb_epsilon .* got nan"),

@@ -122,6 +122,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "sft": {"sft_steps": 2},
     "teacher": {},
     "gkd": {"gkd_coin": "sequence"},
+    "relay": {"relay_words": "", "relay_boundary": "", "relay_top_k": 3, "relay_leg_length": 1},
+    "switching": {"switching_turn_tokens": 2, "switching_drift_threshold": 0.0},
     MINE: {"rollout_policy_kwargs": {"share": 0.5}},
 }
 
@@ -155,7 +157,7 @@ def test_every_policy_trains_and_logs_what_it_has(
         assert log.get("trb/epsilon") == {"fixed": 0.3, "sft": None if used else 0.0}.get(name)
 
 
-@pytest.mark.parametrize("name", ["skd", "gkd", "temperature", "sft", MINE])
+@pytest.mark.parametrize("name", ["skd", "gkd", "temperature", "sft", "relay", "switching", MINE])
 def test_a_resumed_run_of_any_policy_repeats_the_uninterrupted_run_bitwise(tmp_path: Path, name: str) -> None:
     fields: dict[str, Any] = {
         **POLICIES[name],

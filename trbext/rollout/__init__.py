@@ -8,7 +8,8 @@ from ..models.unsharded import unsharded
 from .draft_length import DraftLength
 from .lockstep import lockstep
 from .output import Rollout, Speculation
-from .policies import Policy, TrustRegion, draw_from
+from .policies import TrustRegion, draw_from
+from .policy import Memory, Policy
 from .speculative import speculative
 
 # torch.load(weights_only=True), its default, then reads saved rollouts.
@@ -16,6 +17,7 @@ torch.serialization.add_safe_globals([Rollout, Speculation])
 
 __all__ = [
     "DraftLength",
+    "Memory",
     "Policy",
     "Rollout",
     "Speculation",

@@ -18,7 +18,8 @@ from ..vocab import Alignment
 from .caches import named_models
 from .checks import check_epsilon, check_models, check_prompts
 from .hidden_states import HiddenStates
-from .policies import Policy, TrustRegion
+from .policies import TrustRegion
+from .policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)

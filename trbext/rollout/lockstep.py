@@ -33,7 +33,7 @@ from .decoding import Decoding
 from .events import accepted_drafts, event_uniforms
 from .host_reads import ENDED, FAULT, RUNNING, host_read, next_host_read, raise_fault
 from .output import Rollout
-from .policies import Policy
+from .policy import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -135,6 +135,8 @@ def decode_in_lockstep(decoding: Decoding) -> Rollout:
     position = lengths.to(device)[:, None]
     mask = F.pad(prompt_mask, (0, limit), value=1)
     padded = bool((lengths < width).any())
+    memory = policy.begin(batch, device)
+    ends = torch.full_like(rows, limit)  # of all rows: tokens up to where the policy ends them
     read_at = next_host_read(0)
     with decoding.running() as states:
         # 3. Prefill both KV caches.
@@ -146,12 +148,17 @@ def decode_in_lockstep(decoding: Decoding) -> Rollout:
                 states.keep(rows, torch.full_like(rows, step)[:, None], step + 1)
             aligned = [alignment.canonical(raw, temperature, in_place=True) for raw in logits]
             student_logits, teacher_logits = aligned[0], aligned[1] if decoding.teacher is not None else None
-            drawn = policy.draw(
-                decoding.optimizer_step, student_logits, teacher_logits, uniforms[:, step, rows], temperature
-            )
+            given = (decoding.optimizer_step, student_logits, teacher_logits, uniforms[:, step, rows], temperature)
+            if memory is None:
+                drawn = policy.draw(*given)
+            else:
+                drawn, memory = policy.draw_after(memory, *given)
             tokens[rows, step] = drawn.token
             values[:, rows, step] = torch.stack(drawn[1:]).float()
             event = torch.where(drawn.token < 0, FAULT, (drawn.token == alignment.stop) * ENDED)
+            if memory is not None and memory.ended is not None:
+                event = torch.where(memory.ended & (event == RUNNING), ENDED, event)
+                ends[rows] = torch.where(memory.ended, ends[rows].clamp(max=step + 1), ends[rows])
             status = torch.where(status == RUNNING, event, status)
             token = drawn.token.clamp(min=0)  # a row at fault continues with a harmless id until the next host read
             # 5. At a host read, stop if all rows have ended, and drop the rows that have.
@@ -167,16 +174,18 @@ def decode_in_lockstep(decoding: Decoding) -> Rollout:
                     padded = bool((lengths < width).any())
                     rows, status, position, mask, token = (x[keep] for x in (rows, status, position, mask, token))
                     policy = policy.keep_rows(keep)
+                    memory = None if memory is None else memory.keep_rows(keep)
                     for cached in caches:
                         cached.keep_rows(keep)
                 read_at = next_host_read(generated)
             # 6. Feed the tokens to both models.
             seen = mask[:, : width + generated] if padded else None
             logits = [cached.advance(token, position + step, seen) for cached in caches]
-    # 7. Cut each row after its first stop token.
+    # 7. Cut each row after its first stop token, or where the policy has ended it.
     stopped = tokens[:, :generated] == alignment.stop
+    stopped &= torch.arange(generated, device=device) < ends[:, None]
     finished = stopped.any(1)
-    completed = torch.where(finished, stopped.int().argmax(1) + 1, generated)
+    completed = torch.where(finished, stopped.int().argmax(1) + 1, ends.clamp(max=generated))
     return Rollout.trim(
         tokens,
         values,

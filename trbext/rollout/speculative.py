@@ -38,7 +38,7 @@ from .decoding import Decoding
 from .draft_length import DraftLength
 from .lockstep import decode_in_lockstep
 from .output import Rollout
-from .policies import Policy
+from .policy import Policy
 from .speculative_rounds import Rounds
 
 if TYPE_CHECKING:

@@ -84,7 +84,9 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
                 ("teacher", _check_model("teacher", path, loading | (config.teacher_model_init_kwargs or {})))
             )
     sizes = (getattr(model.get_text_config(), "vocab_size", None) for _, model in models)
-    config.check_top_k(min((size for size in sizes if size is not None), default=math.inf))
+    width = min((size for size in sizes if size is not None), default=math.inf)
+    config.check_top_k(width)
+    config.read_tokenizer(tokenizer, int(min(width, len(tokenizer))))
     positions: dict[str, int | None] = {}
     for role, model in models:
         limits = [limit for limit in (positions.get(role), position_limit(model)) if limit is not None]

@@ -153,6 +153,7 @@ class TRBTrainer(EvaluatingTrainer):
         )
         self.alignment = align(self.model, teacher, self._tokenizer, teacher_tokenizer)
         stop_with_all_eos_ids(self.model, self.alignment)
+        args.read_tokenizer(self._tokenizer, self.alignment.width)
         # 4. Choose the loss, and see whether these models can be decoded and trained.
         check_can_unshard(self._dist, args, tools=bool(tools))
         args.check_top_k(self.alignment.width)
@@ -312,7 +313,8 @@ class TRBTrainer(EvaluatingTrainer):
                 self._warned_of_idle_budget = warn_of_idle_budget(metrics, self.state.global_step + 1)
             # 3. What the loss needs of the rollouts.
             if not of_student:
-                output |= facts_of_tokens(generation, output["completion_ids"], self.args.loss_estimator)
+                estimator, weighted = self.args.loss_estimator, self.args.loss_weighted
+                output |= facts_of_tokens(generation, output["completion_ids"], estimator, weighted=weighted)
             if self.engines is None and self.policy.needs_teacher(self.state.global_step):
                 self.drafting.end_step()
                 metrics |= drafting_metrics(generation, self.accelerator)

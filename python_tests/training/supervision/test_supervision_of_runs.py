@@ -51,16 +51,16 @@ def first_step(tmp_path: Path, drawn: list[Rollout], **fields: Any) -> tuple[Any
     return trainer, rollout, scored(trainer, rollout, asked[0], before)
 
 
-@pytest.mark.parametrize("cap", [None, 1.0])
+@pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("draft_length", [0, 3])
 def test_the_routed_loss_of_a_step_is_that_of_its_labels(
-    tmp_path: Path, drawn: list[Rollout], draft_length: int, cap: float | None
+    tmp_path: Path, drawn: list[Rollout], draft_length: int, weighted: bool
 ) -> None:
     trainer, rollout, (student, teacher) = first_step(
         tmp_path,
         drawn,
         loss_estimator="routed",
-        loss_weight_cap=cap,
+        loss_weighted=weighted,
         trb_epsilon=0.5,
         draft_length=draft_length,
         gradient_accumulation_steps=2,
@@ -69,7 +69,7 @@ def test_the_routed_loss_of_a_step_is_that_of_its_labels(
     mask = rollout.mask
     token, accepted = rollout.tokens[mask][:, None], rollout.accepted[mask]
     assert 0.05 < float((~accepted).float().mean()) < 0.9
-    weight = (rollout.student_log_prob - rollout.log_prob)[mask].exp().clamp(min=1.0, max=cap)
+    weight = (rollout.student_log_prob - rollout.log_prob)[mask].exp().clamp(min=1.0) if weighted else 1.0
     ratio = (student - teacher).gather(1, token)[:, 0]
     surprise = -student.gather(1, teacher.argmax(1, keepdim=True))[:, 0]
     expected = torch.where(accepted, weight * ratio, surprise).mean().item()
@@ -81,7 +81,7 @@ def test_the_routed_loss_trains_by_each_schedule_of_the_budget(
     tmp_path: Path, name: str, rollouts: list[tuple[float, Rollout]]
 ) -> None:
     fields, budgets = SCHEDULES[name]
-    trainer = make_trainer(tmp_path, loss_estimator="routed", loss_weight_cap=1.0, loss_log_ratio_cap=10.0, **fields)
+    trainer = make_trainer(tmp_path, loss_estimator="routed", loss_weighted=False, loss_log_ratio_cap=10.0, **fields)
     trainer.train()
     assert [budget for budget, _ in rollouts] == pytest.approx(budgets)
     for budget, rollout in rollouts:
@@ -180,6 +180,11 @@ WRONG = [
     ({"loss_estimator": "routed", "position_gamma": 0.5}, "position_gamma=0.5 changes .* leave position_gamma out"),
     ({"loss_estimator": "routed", "beta": 0.5}, "loss_estimator='routed' is of the reverse KL"),
     ({"loss_estimator": "routed", "loss_top_k": 4}, "loss_top_k belongs to loss_estimator 'top_k', got 'routed'"),
+    ({"loss_weighted": False}, "loss_weighted belongs to loss_estimator 'sampled' or 'routed', got .*'full'"),
+    (
+        {"loss_estimator": "sampled", "loss_weighted": False, "loss_weight_cap": 2.0},
+        "loss_weight_cap=2.0 cuts weights, and loss_weighted=False has none",
+    ),
     ({"proximal_alpha": 0.0}, "proximal_alpha must be a share with 0 < proximal_alpha <= 1, got 0.0"),
     ({"proximal_alpha": 0.5, "veto_start": 0.4}, "proximal_alpha=0.5 and veto_start=0.4 both replace the teacher"),
     ({"proximal_alpha": 0.5, "beta": 0.0}, "proximal_alpha=0.5 is of the reverse KL, .* got beta = 0.0"),

@@ -36,7 +36,7 @@ class LossFields:
         default=None,
         metadata={
             "help": "For loss_estimator 'sampled' and 'routed': largest weight of a token, at least 1; lowers "
-            "variance, adds bias. Unset = no cap; SAKI: 1, no weights."
+            "variance, adds bias. Unset = no cap."
         },
     )
     veto_start: float = field(

@@ -11,14 +11,15 @@ from ...rollout.policies import (
     FixedBeta,
     InterleavedTeacher,
     LambdaCoin,
-    Policy,
     StudentTemperature,
     Teacher,
     TrustRegion,
 )
+from ...rollout.policy import Policy
 from ...rollout.policy_methods import check_policy_methods
 from ...user_objects import load_object, made_with
 from ..schedule import Schedule, check_duration, duration
+from .turns import TurnFields
 
 ROLLOUT_POLICIES = (
     "trb",
@@ -31,11 +32,13 @@ ROLLOUT_POLICIES = (
     "sft",
     "teacher",
     "gkd",
+    "relay",
+    "switching",
 )
 
 
 @dataclass
-class PolicyFields:
+class PolicyFields(TurnFields):
     """The rollout policy and the parameters of each; formulas and sources are in `trbext/rollout/policies.py`."""
 
     rollout_policy: str = field(
@@ -47,8 +50,9 @@ class PolicyFields:
             "outside the teacher's top skd_top_k replaced by the teacher's; 'arithmetic' = a mixture with teacher's "
             "share arithmetic_alpha; 'temperature' = the student, at first at temperature_start; 'sft' = the teacher "
             "for sft_steps with cross-entropy as the loss, then the student; 'teacher' = the teacher (offline "
-            "distillation); 'gkd' = the student with probability gkd_lambda, else the teacher; or 'module:Class', a "
-            "trbext.rollout.Policy of your own."
+            "distillation); 'gkd' = the student with probability gkd_lambda, else the teacher; 'relay' = the student, "
+            "with short legs of the teacher where it would turn elsewhere; 'switching' = one of them until it has "
+            "drifted or recovered; or 'module:Class', a trbext.rollout.Policy of your own."
         },
     )
     rollout_policy_kwargs: dict[Any, Any] | str | None = field(
@@ -126,6 +130,8 @@ class PolicyFields:
             "arithmetic_alpha": lambda: ArithmeticMixture(self.arithmetic_alpha),
             "temperature_start": lambda: StudentTemperature(self.temperature_start, 0),
             "gkd_lambda, gkd_coin": lambda: LambdaCoin(self.gkd_lambda, self.gkd_coin),
+            "relay": self.relay,
+            "switching": self.switching,
         }
         for names, make in checks.items():
             try:
@@ -157,6 +163,8 @@ class PolicyFields:
             "sft": lambda: Teacher(duration(self.sft_steps, total_steps)),
             "teacher": Teacher,
             "gkd": lambda: LambdaCoin(self.gkd_lambda, self.gkd_coin, seed),
+            "relay": self.relay,
+            "switching": self.switching,
         }
         if self.rollout_policy in makers:
             return makers[self.rollout_policy]()

@@ -15,6 +15,14 @@ WITHOUT_REPLACEMENTS = ("student", "temperature", "sft")
 class SupervisionFields:
     """Other targets and weights of the loss; formulas are in `trbext/training/supervision/`."""
 
+    loss_weighted: bool = field(
+        default=True,
+        metadata={
+            "help": "For loss_estimator 'sampled' and 'routed': weight tokens by their probability under the student "
+            "over that under the rollout policy. False leaves the weights out, as SAKI and Relay-OPD do; the loss is "
+            "then another quantity than the reverse KL."
+        },
+    )
     loss_log_ratio_cap: float | None = field(
         default=None,
         metadata={
@@ -70,6 +78,13 @@ class SupervisionFields:
             )
         if cap is not None and not 0 < cap < math.inf:
             yield f"loss_log_ratio_cap must be a number of nats above 0, or unset for none, got {cap}"
+        if not self.loss_weighted and given.loss_estimator not in ("sampled", "routed"):
+            yield (
+                "loss_weighted belongs to loss_estimator 'sampled' or 'routed', got "
+                f"loss_estimator={given.loss_estimator!r}: leave it out"
+            )
+        if not self.loss_weighted and given.loss_weight_cap is not None:
+            yield f"loss_weight_cap={given.loss_weight_cap} cuts weights, and loss_weighted=False has none"
         if not 0 < self.proximal_alpha <= 1:
             yield f"proximal_alpha must be a share with 0 < proximal_alpha <= 1, got {self.proximal_alpha}"
         if self.loss_prefix_tokens is not None and self.loss_prefix_tokens < 1:

@@ -7,7 +7,7 @@ At a token x of a rollout from mu, labeled as `trbext/rollout/events.py` says,
 
 The token that replaced a draft decides how the rollout continues, and is no target itself. With
 w = max(1, pi_S(x) / mu(x)) the accepted tokens estimate KL(pi_S, pi_T) without bias, because
-sum min(mu, pi_S) max(1, pi_S / mu) f = sum pi_S f. SAKI has no such weight, which is a cap of 1 here.
+sum min(mu, pi_S) max(1, pi_S / mu) f = sum pi_S f. SAKI has no weights: `log_weight` is 0 then.
 """
 
 from __future__ import annotations

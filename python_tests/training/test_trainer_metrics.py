@@ -114,6 +114,7 @@ def test_pass_at_1_is_the_share_of_right_samples(tmp_path: Path) -> None:
 
 def test_every_metric_of_the_table_is_logged(tmp_path: Path) -> None:
     evaluated: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "teacher_offload": "cpu"}
+    evaluated["rollout_length_points"] = {0: 8}
     trainer = make_trainer(tmp_path, held_out=prompts(4), verifier=answers_a_digit, max_steps=1, **evaluated)
     trainer.train()
     expected = set(metric_table.METRICS) - set(metric_table.OF_ENGINES)

@@ -15,6 +15,7 @@ from ..rollout.plain_sampling import PLAIN_SAMPLING
 from .fields.checks import check_optimization, check_ranges, check_reporters, device_has_bf16
 from .fields.decoding import DecodingFields
 from .fields.engine import EngineFields, check_engine
+from .fields.length import LengthFields
 from .fields.loss import LossFields
 from .fields.policy import PolicyFields
 from .fields.supervision import SupervisionFields
@@ -35,6 +36,7 @@ _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
 class TRBConfig(
     DecodingFields,
     EngineFields,
+    LengthFields,
     LossFields,
     PolicyFields,
     SupervisionFields,
@@ -43,9 +45,9 @@ class TRBConfig(
 ):
     """Configuration of `TRBTrainer`: the fields of TRL's `DistillationConfig`, and those of trbext.
 
-    trbext's fields say who writes the prefixes (`PolicyFields`), how they are decoded (`DecodingFields`, and
-    `EngineFields` for vLLM), what is minimized there (`LossFields`, `SupervisionFields`), who teaches
-    (`TeacherFields`), and below how the KL budget changes and how the student is evaluated.
+    trbext's fields say who writes the prefixes (`PolicyFields`), how they are decoded (`DecodingFields`,
+    `LengthFields`, and `EngineFields` for vLLM), what is minimized there (`LossFields`, `SupervisionFields`), who
+    teaches (`TeacherFields`), and below how the KL budget changes and how the student is evaluated.
 
     The method and its letters are those of Trust-Region Behavior Blending (arXiv 2605.31159). TRL's `beta` keeps its
     meaning, the divergence of the loss (1.0 = reverse KL). The paper's coefficient beta is solved for, never set.
@@ -58,6 +60,7 @@ class TRBConfig(
         *DistillationConfig._VALID_DICT_FIELDS,
         "trb_schedule_points",
         "rollout_policy_kwargs",
+        "rollout_length_points",
         "vllm_engine_args",
         "teachers",
         "teacher_weights",
@@ -158,6 +161,7 @@ class TRBConfig(
             raise ValueError(f"eval_samples must be at least 1, got {self.eval_samples}")
         if self.max_completion_length is None or self.max_completion_length < 1:
             raise ValueError(f"max_completion_length must be at least 1 token, got {self.max_completion_length}")
+        self.check_length()
         if self.budget_active or self.rollout_policy not in ("trb", "student"):
             self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
         check_engine(self)

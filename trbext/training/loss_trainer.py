@@ -27,6 +27,7 @@ from .finite import stop_non_finite
 from .losses import in_chunks
 from .metrics.prefix_means import PrefixMeans
 from .objective import Objective, prefix_loss
+from .rollout_length import RolloutLength
 from .sharding import whole_for_decoding
 from .teachers.offload import OffloadedWeights
 from .teachers.states import CompletionBatch, head_of, teacher_states
@@ -43,11 +44,13 @@ class LossTrainer(ResumableTrainer):
     _token_scorer: TokenScorer | None = None  # the same, if it is asked about the student's tokens
     _teacher_weights: Tensor | None = None  # [B, n] of the batch, if its rows are routed to their teachers
     _offloaded: OffloadedWeights | None = None  # the teacher's, if they are on the host while nothing reads them
+    length: RolloutLength
     _fused_loss: bool  # whether TRL's fused loss serves these models
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._prefix_sums: Tensor | None = None  # of the last micro-batch, see `PrefixMeans.sums`
+        self._scored: tuple[Tensor, Tensor] | None = None  # its log pi_T [N], and the tokens [B, C] of which it is
         self._prefix_means = {"train": PrefixMeans(), "eval": PrefixMeans()}
 
     def compute_loss(
@@ -65,6 +68,11 @@ class LossTrainer(ResumableTrainer):
         # Not inside the wrapped forward: a collective there would race DDP's and FSDP's own.
         mode = "train" if self.model.training else "eval"
         self._prefix_means[mode].add(self._prefix_sums, self.accelerator)
+        if self.model.training and self.length.adapts:
+            assert self._scored is not None
+            log_prob, scored = self._scored
+            self.length.add(log_prob, scored.to(log_prob.device), self.accelerator)
+        self._scored = None
         if self.model.training:
             value = loss[0] if isinstance(loss, tuple) else loss
             # All processes see the loss of each: one that stopped by itself would leave the others waiting for it.
@@ -124,7 +132,7 @@ class LossTrainer(ResumableTrainer):
             alignment=self.alignment,
             temperature=self.temperature,
         )
-        self._prefix_sums = terms.prefix_sums
+        self._prefix_sums, self._scored = terms.prefix_sums, (terms.teacher_log_prob, scored != 0)
         return terms.loss, terms.entropy_sum, prefixes
 
     @contextmanager
@@ -253,7 +261,7 @@ class LossTrainer(ResumableTrainer):
             alignment=self.alignment,
             temperature=self.temperature,
         )
-        self._prefix_sums = terms.prefix_sums
+        self._prefix_sums, self._scored = terms.prefix_sums, (terms.teacher_log_prob, scored != 0)
         return terms.loss, terms.entropy_sum, prefixes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

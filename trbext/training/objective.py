@@ -92,6 +92,7 @@ class LossTerms(NamedTuple):
     loss: Tensor  # [] the sum over prefixes divided by `items`; carries the gradient
     entropy_sum: Tensor  # [] of the student, nats
     prefix_sums: Tensor  # see `PrefixMeans.sums`
+    teacher_log_prob: Tensor  # [N] log pi_T of the tokens at the prefixes that count, nats
 
 
 def prefix_loss(
@@ -161,7 +162,8 @@ def prefix_loss(
         )
         with maybe_gather_lm_head_ctx(teacher_head.weight, teacher_head.bias):
             teacher = teacher_terms(teacher_hidden[valid], teacher_head, tokens, alignment, temperature=temperature)
-        return LossTerms(loss, entropy_sum.detach(), PrefixMeans.sums(loss * items, prefixes, teacher))
+        sums = PrefixMeans.sums(loss * items, prefixes, teacher)
+        return LossTerms(loss, entropy_sum.detach(), sums, teacher.log_prob)
 
     # 3. Another objective: our own loss, a chunk of prefixes at a time.
     def of_tokens(
@@ -187,7 +189,7 @@ def prefix_loss(
     minimized = terms.loss
     if objective.position_gamma != 0:
         minimized = minimized * _weights_of(terms, valid, objective.position_gamma)
-    return LossTerms(minimized.sum() / items, terms.student_entropy.sum().detach(), sums)
+    return LossTerms(minimized.sum() / items, terms.student_entropy.sum().detach(), sums, terms.teacher.log_prob)
 
 
 def _weights_of(terms: PrefixTerms, valid: Tensor, gamma: float) -> Tensor:

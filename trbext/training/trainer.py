@@ -45,6 +45,7 @@ from .generation import Generation
 from .metrics.cost import ComputeCount
 from .metrics.rollout_metrics import drafting_metrics, engine_metrics, rollout_metrics, warn_of_idle_budget
 from .model_card import PAPER, Provenance, name_of
+from .rollout_length import RolloutLength
 from .sharding import check_can_unshard, whole_for_decoding
 from .student import load_processing_class, load_student, without_init_kwargs
 from .supervision.facts import facts_of_tokens
@@ -174,12 +175,14 @@ class TRBTrainer(EvaluatingTrainer):
             self._check_models(self.model, *([] if self.teacher_model is None else [self.teacher_model]))
         if self.teacher_model is not None:
             self._offloaded = offloaded(self.teacher_model, args, self.accelerator)
-        # 5. What is kept over the run: its cost and its draft length.
+        # 5. What is kept over the run: its cost, its draft length and the length of its rollouts.
         here = [] if self.teacher_model is None else [part for _, part in named_models("", teacher)]
         self.compute = ComputeCount(self.model, here)
         self.add_callback(self.compute)
         self.drafting = Drafting(engine_draft_length(args) if args.use_vllm else args.draft_length)
         self.add_callback(self.drafting)
+        self.length = RolloutLength(args)
+        self.add_callback(self.length)
         # 6. Who decodes: vLLM, or we, or TRL with altered sampling of the student.
         self.engines: RolloutEngines | None = None
         if args.use_vllm:
@@ -261,7 +264,7 @@ class TRBTrainer(EvaluatingTrainer):
                 attention_mask,
                 policy=policy,
                 optimizer_step=step,
-                max_new_tokens=self.max_completion_length,
+                max_new_tokens=self._longest_rollout(),
                 alignment=self.alignment,
                 pad_token_id=self._tokenizer.pad_token_id,
                 temperature=self.temperature,
@@ -281,11 +284,14 @@ class TRBTrainer(EvaluatingTrainer):
             blended=engines.needs_teacher(self.policy, step, self.state.max_steps),
             step=step,
             seed=generator.initial_seed() % SEEDS,
-            max_new_tokens=self.max_completion_length,
+            max_new_tokens=self._longest_rollout(),
         )
         self._generation.add_turn(turn, self.accelerator.device)
         self.compute.add_tokens(student=turn.student_tokens, teacher=turn.teacher_tokens)
         return turn
+
+    def _longest_rollout(self) -> int:
+        return self.length.at(self.state.global_step) if self.model.training else int(self.max_completion_length)
 
     def _generator_of_part(self, part: int) -> torch.Generator:
         place = self._generation.place(part)
@@ -323,6 +329,8 @@ class TRBTrainer(EvaluatingTrainer):
                     output["teacher_states"] = kept
         else:
             self._eval_batches += 1
+        if self.model.training and self.length.is_limited:
+            metrics["trb/rollout_length"] = float(self._longest_rollout())
         if self._top_k_teacher is not None:
             output |= self._told_of_teacher(generation.rollouts, output)
         if self.engines is not None:

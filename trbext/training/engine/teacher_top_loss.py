@@ -100,7 +100,7 @@ def prefix_loss_of_top(
         log_prob = teacher_log_prob.to(device)[valid]
     teacher = TeacherTerms(log_prob, torch.full_like(log_prob, torch.nan))
     sums = PrefixMeans.sums(kl.sum(), valid.sum(), teacher)
-    return LossTerms(minimized.sum() / items, student_entropy.sum().detach(), sums)
+    return LossTerms(minimized.sum() / items, student_entropy.sum().detach(), sums, log_prob)
 
 
 def _with_missing(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

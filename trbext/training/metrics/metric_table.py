@@ -47,6 +47,7 @@ METRICS = {
             "trb/teacher_log_prob", "teacher log-prob of the rollouts", "nats/token", "{:.3f}", "teacher log-prob"
         ),
         LoggedMetric("trb/teacher_entropy", "teacher entropy on visited prefixes", "nats/token", "{:.3f}"),
+        LoggedMetric("trb/rollout_length", "longest rollouts of the step", "tokens", "{:.0f}"),
         LoggedMetric("trb/kl_max", "largest KL of a token", "nats", "{:.4g}"),
         LoggedMetric("trb/tokens_per_second", "rollout speed", "tokens/second", "{:.1f}"),
         LoggedMetric("trb/acceptance", "accepted share of the drafts", "", "{:.1%}"),

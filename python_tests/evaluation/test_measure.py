@@ -21,6 +21,10 @@ def questions(name: str, rows: int, samples: int, **changed: Any) -> Questions:
     return Questions(name=name, source=name, prompts=prompts(rows), samples=samples, **{**fields, **changed})
 
 
+def encoded(benchmarks: Sequence[Questions]) -> dict[str, list[list[int]]]:
+    return {benchmark.name: benchmark.encoded(tiny_tokenizer(), None) for benchmark in benchmarks}
+
+
 class Numbers:
     """A decoder that answers with numbers, and fails after some."""
 
@@ -43,21 +47,22 @@ class Numbers:
 def test_an_evaluation_continues_with_what_is_missing_and_with_more_samples(tmp_path: Path) -> None:
     outputs = {name: tmp_path / f"{name}.jsonl" for name in "AB"}
     two = [questions("A", 3, 4), questions("B", 2, 2)]
-    whole = measure(two, tiny_tokenizer(), Numbers(), None)
+    whole = measure(two, encoded(two), Numbers(), None)
     with pytest.raises(ConnectionError):
-        measure(two, tiny_tokenizer(), Numbers(fails_after=7), outputs)
+        measure(two, encoded(two), Numbers(fails_after=7), outputs)
     second = Numbers()
-    found = measure(two, tiny_tokenizer(), second, outputs)
+    found = measure(two, encoded(two), second, outputs)
     assert second.drawn == 16 - 7
     for name, outcome in found.items():
         np.testing.assert_array_equal(outcome.correct, whole[name].correct)
         assert outcome.answers == whole[name].answers
     third = Numbers()
-    more = measure([questions("A", 3, 6)], tiny_tokenizer(), third, {"A": outputs["A"]})
+    six = [questions("A", 3, 6)]
+    more = measure(six, encoded(six), third, {"A": outputs["A"]})
     assert third.drawn == 3 * 2
     np.testing.assert_array_equal(more["A"].correct[:, :4], found["A"].correct)
     with pytest.raises(ValueError, match=r"not of this evaluation.*decoder was 'numbers', and is 'trbext'"):
-        measure(two, tiny_tokenizer(), OwnDecoder(tiny_llama(), tiny_tokenizer(), batch_size=4), outputs)
+        measure(two, encoded(two), OwnDecoder(tiny_llama(), tiny_tokenizer(), batch_size=4), outputs)
 
 
 def test_the_completions_of_our_decoder_do_not_depend_on_the_batch_or_on_what_is_done(tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_the_completions_of_our_decoder_do_not_depend_on_the_batch_or_on_what_is
     for batch_size, path in ((3, tmp_path / "a.jsonl"), (12, None)):
         seen: dict[tuple[int, int], str] = {}
         asked = [questions("A", 4, 3, verifier=texts(seen))]
-        measure(asked, tiny_tokenizer(), decoder(batch_size), None if path is None else {"A": path})
+        measure(asked, encoded(asked), decoder(batch_size), None if path is None else {"A": path})
         results.append(list(seen.values()))
     assert results[0] == results[1]
     assert len(set(results[0])) > 6  # of twelve
@@ -85,7 +90,7 @@ def test_the_completions_of_our_decoder_do_not_depend_on_the_batch_or_on_what_is
     again: dict[tuple[int, int], str] = {}
     measure(
         [questions("A", 4, 3, verifier=texts(again))],
-        tiny_tokenizer(),
+        encoded(asked),
         decoder(3),
         {"A": tmp_path / "a.jsonl"},
     )

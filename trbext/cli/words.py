@@ -26,7 +26,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     words, rest = _split(list(words))
     options, fields = parser().parse_known_args(_joined(words))
-    if options.command == "vllm-serve":
+    if options.command in ("vllm-serve", "eval"):
         options.vllm_flags = rest
     else:
         fields += rest
@@ -83,6 +83,7 @@ def _add_train(commands: Subparsers) -> None:
 def _add_eval(commands: Subparsers) -> None:
     evaluate = commands.add_parser(
         "eval",
+        usage="trb eval MODEL ... (--prompts PROMPTS --verifier VERIFIER | --suite SUITE) [OPTION ...] [-- FLAG ...]",
         help="pass@1 of a model by sampling",
         description="Sample completions of a model at temperature 1 and report pass@1, on one set of prompts or, of "
         "several checkpoints, on all those of a suite.",
@@ -104,6 +105,12 @@ def _add_eval(commands: Subparsers) -> None:
         "--batch-size",
         type=_positive,
         help="completions decoded at a time; of an engine, requests under way (default: 32; of an engine 512)",
+    )
+    evaluate.add_argument(
+        "--engine",
+        choices=["vllm"],
+        help="draw with an engine that is started here and ends with the command; flags after -- go to vLLM. "
+        "Checkpoints of one architecture share it",
     )
     evaluate.add_argument(
         "--engine-url",

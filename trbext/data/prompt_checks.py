@@ -83,8 +83,8 @@ def check_encodings(
     template: Mapping[str, Any],
     max_completion_length: int,
     positions: Mapping[str, int | None],
-) -> None:
-    """Checks that every prompt can be encoded, and fits with its completion into the positions of the models.
+) -> list[list[int]]:
+    """Encodes every prompt, and checks that it fits with its completion into the positions of the models.
 
     Warns if prompts end with the EOS token.
 
@@ -95,6 +95,9 @@ def check_encodings(
         template: Options of the chat template.
         max_completion_length: In tokens.
         positions: Number of positions by the name of the model, for the message; None if a model has no limit.
+
+    Returns:
+        Token ids of each prompt.
 
     Raises:
         ValueError: A prompt cannot be encoded, has no tokens or does not fit.
@@ -108,10 +111,12 @@ def check_encodings(
             f"positions of the {model}"
         )
     check_chat_template(dataset[0]["prompt"], tokenizer, template)
-    number = ends = 0
+    found: list[list[int]] = []
+    ends = 0
     for batch in dataset.select_columns("prompt").iter(BATCH):
-        for ids in _encoded(batch["prompt"], source, number, tokenizer, template):
-            number += 1
+        for ids in _encoded(batch["prompt"], source, len(found), tokenizer, template):
+            found.append(ids)
+            number = len(found)
             if not ids:
                 raise PromptsNotFound(f"prompts {source!r}: the prompt of row {number} has no tokens")
             if room is not None and len(ids) > room:
@@ -126,12 +131,15 @@ def check_encodings(
             "%d of %d prompts end with the EOS token %r, so that completions begin after the end of a text: save the "
             "tokenizer without add_eos_token, or change the chat template",
             ends,
-            number,
+            len(found),
             tokenizer.eos_token,
         )
+    return found
 
 
-def _encoded(prompts: list[Any], source: str, before: int, tokenizer: Any, template: Mapping[str, Any]) -> Any:
+def _encoded(
+    prompts: list[Any], source: str, before: int, tokenizer: Any, template: Mapping[str, Any]
+) -> list[list[int]]:
     try:
         return encode_prompts(tokenizer, prompts, **template)
     except Exception as together:  # jinja2's errors, and whatever a template's own code raises

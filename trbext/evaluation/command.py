@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -56,7 +56,7 @@ def evaluate_model(options: argparse.Namespace) -> float:
     with closing(subjects_of(options)) as subjects:
         subject = subjects.load(model, [benchmark])
         outputs = None if options.output is None else {benchmark.name: options.output}
-        outcomes = measure([benchmark], subject.tokenizer, subject.decoder, outputs)
+        outcomes = measure([benchmark], subject.prompt_ids, subject.decoder, outputs)
     # 3. Say what was found.
     report = Report.of({model: outcomes}, {})
     print(summary(report, model, benchmark.name, outcomes[benchmark.name]))
@@ -70,12 +70,19 @@ def subjects_of(options: argparse.Namespace) -> Subjects:
     Raises:
         ValueError: The options of engines do not fit together.
     """
-    if options.engine_url is None:
+    flags: Sequence[str] = options.vllm_flags
+    if options.engine_url is not None and options.engine is not None:
+        raise ValueError("--engine starts an engine, and --engine-url asks one that is there: give one of them")
+    if flags and options.engine is None:
+        raise ValueError(f"flags after -- are vLLM's and need --engine vllm, got {' '.join(flags)}")
+    if options.engine_url is None and options.engine is None:
         return OwnModels(options.batch_size or 32)
+    from .engine_subjects import OwnEngine, ServedModel
+
+    if options.engine is not None:
+        return OwnEngine(flags, options.batch_size)
     if len(options.model) != 1:
         raise ValueError(f"--engine-url is a server of one model, got {' '.join(options.model)}")
-    from .engine_subjects import ServedModel
-
     return ServedModel(options.engine_url, options.batch_size)
 
 

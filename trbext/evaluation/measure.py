@@ -13,7 +13,6 @@ from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..data.encoding import encode_prompts
 from ..data.prompt_checks import check_encodings
 from ..data.prompts_digest import prompts_digest
 from .outcome import Outcome
@@ -38,22 +37,18 @@ class Questions:
     template: Mapping[str, Any]  # options of the chat template
     settings: Mapping[str, Any]  # what else the completions depend on
 
-    def encoded(self, tokenizer: Any) -> list[list[int]]:
-        """Returns the token ids of all prompts."""
-        found: list[list[int]] = []
-        for batch in self.prompts.select_columns("prompt").iter(1000):
-            found += encode_prompts(tokenizer, batch["prompt"], **self.template)
-        return found
+    def encoded(self, tokenizer: Any, positions: int | None) -> list[list[int]]:
+        """Encodes every prompt, and checks that it fits with its completion into the positions of the model.
 
-    def check(self, tokenizer: Any, positions: int | None) -> None:
-        """Checks that every prompt can be encoded, and fits with its completion into the positions of the model.
+        Returns:
+            The token ids of each prompt.
 
         Raises:
-            ValueError: One does not.
+            ValueError: One cannot be encoded, or does not fit.
         """
         limits = {"model": positions}
         length = self.max_completion_length
-        check_encodings(self.prompts, self.source, tokenizer, self.template, length, limits)
+        return check_encodings(self.prompts, self.source, tokenizer, self.template, length, limits)
 
     def record_settings(self, decoder: str) -> dict[str, Any]:
         """Returns what the completions depend on, as the record holds it."""
@@ -68,15 +63,15 @@ class Questions:
 
 def measure(
     benchmarks: Sequence[Questions],
-    tokenizer: Any,
+    prompt_ids: Mapping[str, Sequence[Sequence[int]]],
     decoder: Decoder,
     outputs: Mapping[str, Path] | None,
 ) -> dict[str, Outcome]:
     """Draws what is missing of all benchmarks at once, and judges each completion after it was written.
 
     Args:
-        benchmarks: Their prompts were checked.
-        tokenizer: The model's.
+        benchmarks: What the model is asked.
+        prompt_ids: The token ids of each benchmark's prompts (`Questions.encoded`).
         decoder: Of the model.
         outputs: The record of each benchmark; None keeps them in memory.
 
@@ -94,7 +89,7 @@ def measure(
         for benchmark in benchmarks:
             path = None if outputs is None else outputs[benchmark.name]
             records[benchmark.name] = Record(path, benchmark.record_settings(decoder.name))
-        tasks = [task for benchmark in benchmarks for task in _tasks(benchmark, tokenizer)]
+        tasks = [task for benchmark in benchmarks for task in _tasks(benchmark, prompt_ids[benchmark.name])]
         judging = _Judging(benchmarks, records)
         with _progress(benchmarks, tasks, records) as advance:
             # 2. Judge what an earlier evaluation had drawn only.
@@ -126,11 +121,11 @@ def measure(
     return found
 
 
-def _tasks(benchmark: Questions, tokenizer: Any) -> list[Task]:
+def _tasks(benchmark: Questions, prompt_ids: Sequence[Sequence[int]]) -> list[Task]:
     return tasks_of(
         benchmark.name,
         benchmark.prompts["prompt"],
-        benchmark.encoded(tokenizer),
+        prompt_ids,
         samples=benchmark.samples,
         seed=benchmark.seed,
         max_new_tokens=benchmark.max_completion_length,

@@ -1,10 +1,10 @@
-"""Makes each evaluated model ready to answer: its tokenizer, its decoder, and a check of its prompts."""
+"""Makes each evaluated model ready to answer: its encoded prompts and its decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -20,12 +20,9 @@ from .tasks import Decoder
 class Subject:
     """A model that answers."""
 
-    tokenizer: Any
+    prompt_ids: dict[str, list[list[int]]]  # of each benchmark's prompts, by the model's tokenizer
     decoder: Decoder
-
-    def weights(self) -> str | None:
-        """Returns a digest of the weights that answer now; None if the decoder does not tell it."""
-        return None
+    weights: Callable[[], str | None] = lambda: None  # a digest of the weights that answer now; None: it is not told
 
 
 class Subjects(Protocol):
@@ -63,9 +60,9 @@ class OwnModels:
         tokenizer = load_tokenizer(path, "model")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load_for_inference(path, "model", device)
-        for benchmark in benchmarks:
-            benchmark.check(tokenizer, position_limit(model.config))
-        return Subject(tokenizer, OwnDecoder(model, tokenizer, batch_size=self._batch_size))
+        positions = position_limit(model.config)
+        prompt_ids = {benchmark.name: benchmark.encoded(tokenizer, positions) for benchmark in benchmarks}
+        return Subject(prompt_ids, OwnDecoder(model, tokenizer, batch_size=self._batch_size))
 
     def close(self) -> None:
         """See `Subjects`."""

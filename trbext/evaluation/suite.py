@@ -130,7 +130,7 @@ def evaluate_suite(options: argparse.Namespace) -> Report:
                 if options.output is None
                 else {each.name: options.output / _folder(model) / f"{each.name}.jsonl" for each in own}
             )
-            outcomes[model] = measure(own, subject.tokenizer, subject.decoder, outputs)
+            outcomes[model] = measure(own, subject.prompt_ids, subject.decoder, outputs)
             weights[model] = subject.weights()
             found = Report.of({model: outcomes[model]}, {})
             for name, outcome in outcomes[model].items():

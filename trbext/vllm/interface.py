@@ -59,6 +59,12 @@ RUNNER = "v1.worker.gpu_model_runner"
 PROPOSER = "v1.spec_decode.llm_base_proposer"
 RELOAD = "model_executor.model_loader.reload.layerwise"
 
+# The load of weights into a model that serves.
+RELOAD_USES: tuple[Use, ...] = (
+    *_functions(RELOAD, "", initialize_layerwise_reload="model", finalize_layerwise_processing="model model_config"),
+    *_functions(RELOAD, "", finalize_layerwise_reload="*args **kwargs"),
+)
+
 # The hook, the worker extension and the plugin (Model Runner V1). Replaced functions are called by vLLM, so their
 # parameters have to be the same; the others are called by us.
 V1_USES: tuple[Use, ...] = (
@@ -78,8 +84,7 @@ V1_USES: tuple[Use, ...] = (
     *_attributes("v1.spec_decode.metadata", "SpecDecodeMetadata", "draft_token_ids num_draft_tokens max_spec_len"),
     *_attributes("v1.spec_decode.metadata", "SpecDecodeMetadata", "cu_num_draft_tokens target_logits_indices"),
     *_functions("v1.outputs", "", SamplerOutput="sampled_token_ids logprobs_tensors"),
-    *_functions(RELOAD, "", initialize_layerwise_reload="model", finalize_layerwise_processing="model model_config"),
-    *_functions(RELOAD, "", finalize_layerwise_reload="*args **kwargs"),
+    *RELOAD_USES,
     *_functions("v1.engine.input_processor", "InputProcessor", _validate_params=f"params {OTHERS}"),
     *_functions("config.speculative", "SpeculativeConfig", verify_equal_vocab_size_if_draft_model=""),
     *_attributes("config.speculative", "SpeculativeConfig", "method num_speculative_tokens draft_model_config"),

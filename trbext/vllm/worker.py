@@ -6,10 +6,7 @@ one on which `trb_enable` was not called refuses all others, so that no rollout 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +18,7 @@ from .sampler.hook import Hook, Settings
 from .sampler.model_runner_v2 import HookV2, is_wanted
 from .sampler.vocabulary import Vocabulary
 from .versions import check_version, draft_model
-
-CHUNK = 2**24  # elements of a parameter whose checksum is taken at a time
-ODD = 0x9E3779B97F4A7C16 - 2**64  # even, so that place * ODD + 1 is odd
+from .weights import stored_weights, weights_digest
 
 
 class WorkerExtension:
@@ -129,17 +124,8 @@ class WorkerExtension:
             FileNotFoundError: The folder has none.
             SafetensorError: One of them is damaged; the weights are those from before.
         """
-        from safetensors import safe_open
-
-        files = sorted(Path(path).glob("*.safetensors"))
-        if not files:
-            raise FileNotFoundError(f"the student's folder must have *.safetensors files, got {path}")
-
-        with ExitStack() as stack:
-            # All are opened first: an error while weights are loaded would leave the draft model without any.
-            opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
-            tensors = ((name, file.get_tensor(name)) for file in opened for name in file.keys())  # noqa: SIM118
-            return self.trb_load_student_weights(tensors)
+        with stored_weights(path) as weights:
+            return self.trb_load_student_weights(weights)
 
     def trb_load_student_weights(self, weights: Iterable[tuple[str, Tensor]]) -> int:
         """Loads the student's weights, by their names on the Hugging Face hub, into the draft model only.
@@ -159,23 +145,5 @@ class WorkerExtension:
 
     def trb_digest(self) -> dict[str, str]:
         """A digest of the parameters of each model, by which a test or a run sees which of them changed."""
-        return {"teacher": _digest(self.model_runner.model), "student": _digest(draft_model(self.model_runner))}
-
-
-def _digest(model: Any) -> str:
-    """SHA-256 of a checksum of the bits of each parameter, which is computed on the parameter's device."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {_checksum(parameter.detach())}".encode())
-    return digest.hexdigest()
-
-
-def _checksum(tensor: Tensor) -> int:
-    """The sum, modulo 2^64, of the bits of each element times an odd number that depends on its place."""
-    bits = tensor.flatten().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for start in range(0, len(bits), CHUNK):
-        part = bits[start : start + CHUNK].long()
-        places = torch.arange(start, start + len(part), device=tensor.device)
-        total += ((part + 1) * (places * ODD + 1)).sum()
-    return int(total)
+        runner = self.model_runner
+        return {"teacher": weights_digest(runner.model), "student": weights_digest(draft_model(runner))}

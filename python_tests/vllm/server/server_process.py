@@ -45,21 +45,6 @@ class ServerProcess:
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def descendants(self) -> list[int]:
-        """The processes that it has started, and those that they have."""
-        children: dict[int, list[int]] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
-            except OSError:
-                continue
-            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-        found, todo = [], [self.process.pid]
-        while todo:
-            todo = [child for parent in todo for child in children.get(parent, [])]
-            found += todo
-        return found
-
 
 @contextmanager
 def server_process(models: Models, folder: Path, *flags: str, unchecked: Sequence[str] = ()) -> Iterator[ServerProcess]:

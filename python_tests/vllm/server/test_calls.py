@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from trbext.vllm.completions.endpoints import WeightCalls
 from trbext.vllm.server import replicas as replicas_module
+from trbext.vllm.server.access import is_allowed, key_digests
 from trbext.vllm.server.calls import LENGTHS, STATE, Answer, ServerCalls
-from trbext.vllm.server.endpoints import TRBEndpoints, _is_allowed
+from trbext.vllm.server.endpoints import TRBEndpoints
 from trbext.vllm.server.replicas import Replicas, replica_seed
 
 HANDSHAKE = {"vllm": "0.32.0", "draft_length": 3}
@@ -259,19 +261,51 @@ def test_replicas_behind_another_api_server_and_unknown_clients_are_refused() ->
         Replicas(SimpleNamespace(engine_core=SimpleNamespace()))
 
 
-def test_the_calls_are_guarded_by_the_keys_of_the_server() -> None:
-    def request(keys: list[str], header: str | None) -> Any:
-        import hashlib
+def test_the_calls_are_guarded_by_the_keys_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "of the environment")
 
-        state = SimpleNamespace(trb_api_keys=[hashlib.sha256(key.encode()).digest() for key in keys])
-        return SimpleNamespace(
-            app=SimpleNamespace(state=state), headers={} if header is None else {"authorization": header}
-        )
+    def allowed(keys: list[str], header: str | None) -> bool:
+        request = SimpleNamespace(headers={} if header is None else {"authorization": header})
+        return is_allowed(request, key_digests(SimpleNamespace(api_key=keys)))
 
-    assert _is_allowed(request([], None))
-    assert _is_allowed(request(["a", "b"], "Bearer b"))
-    for header in (None, "Bearer c", "Basic b", "b"):
-        assert not _is_allowed(request(["a", "b"], header))
+    assert allowed([], "Bearer of the environment")
+    assert allowed(["a", "b"], "Bearer b")
+    for header in (None, "Bearer c", "Basic b", "b", "Bearer of the environment"):
+        assert not allowed(["a", "b"], header)
+    assert not allowed([], None)
+    monkeypatch.delenv("VLLM_API_KEY")
+    assert allowed([], None)
+
+
+def weigh(engines: Engines, name: str, body: Any = None) -> tuple[int, dict[str, Any]]:
+    calls = WeightCalls(Replicas(engines))
+    return asyncio.run(calls.answer(name, b"" if body is None else json.dumps(body).encode()))
+
+
+def test_a_checkpoint_is_loaded_into_every_replica_between_two_resets_of_the_caches() -> None:
+    engines = Engines(2, workers=2)
+    engines.answers["trb_digest"] = lambda rank, worker, _: f"of worker {worker}"
+    status, answer = weigh(engines, "weights", {"path": "/c"})
+    assert (status, len(answer["digest"])) == (200, 64)
+    order = ["reset_prefix_cache", "trb_load", "reset_prefix_cache", "trb_digest"]
+    assert [name for rank, name, _ in engines.asked if rank == 1] == order
+    assert engines.of("trb_load") == [(0, {"path": "/c"}), (1, {"path": "/c"})]
+    assert weigh(engines, "digest") == (200, answer)
+
+
+def test_weights_that_cannot_be_loaded_or_differ_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas_module, "RESET_PAUSE", 0.0)
+    for body in ({}, {"path": 3}, {"path": "/c", "more": 1}, [1]):
+        assert weigh(Engines(), "weights", body)[0] == 400
+    assert weigh(Engines(), "enable")[0] == 404
+    busy = Engines()
+    busy.busy = [{1}] * replicas_module.RESET_ATTEMPTS
+    assert weigh(busy, "weights", {"path": "/c"})[0] == 409
+    assert busy.of("trb_load") == []
+    unlike = Engines()
+    unlike.answers["trb_digest"] = lambda rank, worker, _: str(rank)
+    status, answer = weigh(unlike, "digest")
+    assert (status, answer["error"]) == (500, "all replicas must have the same weights, got the digests [['0'], ['1']]")
 
 
 def test_a_server_without_an_engine_is_left_alone() -> None:

@@ -142,7 +142,7 @@ def test_the_process_becomes_the_server_once_the_vocabularies_fit(
 def test_the_plugins_are_those_that_pyproject_registers() -> None:
     from trbext.vllm.server.endpoints import PLUGIN, TRBEndpoints
 
-    assert (serve_module.ENDPOINTS_PLUGIN, TRBEndpoints.name) == (PLUGIN, PLUGIN)
+    assert (serve_module.OURS["vllm.endpoint_plugins"], TRBEndpoints.name) == (PLUGIN, PLUGIN)
     for group, name in serve_module.OURS.items():
         (entry,) = [entry for entry in metadata.entry_points(group=group) if entry.name == name]
         assert callable(entry.load())

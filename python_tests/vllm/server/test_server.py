@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from python_tests.rollout.rollout_cases import p_value_of_counts, sequence_law
+from python_tests.vllm.server.process_tree import descendants
 from python_tests.vllm.server.served_models import ALIGNMENT, Models, make_models
 from python_tests.vllm.server.server_process import ServerProcess, connected, server_process
 from trbext import reference
@@ -251,7 +252,7 @@ def test_a_server_that_dies_while_it_draws_ends_the_draw_in_one_line(models: Mod
         def kill() -> None:
             while not engine.running():
                 pass
-            for child in process.descendants():
+            for child in descendants(process.process.pid):
                 os.kill(child, signal.SIGKILL)
 
         killer = threading.Thread(target=kill)

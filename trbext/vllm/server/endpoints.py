@@ -6,11 +6,9 @@ whose flags would break the law of the rollouts, ends before it listens.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import secrets
 from typing import Any
 
+from .access import is_allowed, key_digests
 from .calls import Answer, ServerCalls
 from .flags import check_parsed
 from .replicas import Replicas
@@ -34,12 +32,12 @@ class TRBEndpoints:
             return Response(answer.body, answer.status, answer.headers, media_type=answer.media_type)
 
         async def handshake(request: Any) -> Any:
-            if not _is_allowed(request):
+            if not is_allowed(request, request.app.state.trb_api_keys):
                 return JSONResponse({"error": "Unauthorized"}, 401)
             return response(request.app.state.trb_calls.handshake())
 
         async def call(request: Any) -> Any:
-            if not _is_allowed(request):
+            if not is_allowed(request, request.app.state.trb_api_keys):
                 return JSONResponse({"error": "Unauthorized"}, 401)
             return response(await request.app.state.trb_calls.answer(request.path_params["name"], await request.body()))
 
@@ -81,19 +79,5 @@ class TRBEndpoints:
         await calls.enable(
             {"width": alignment.width, "stop": alignment.stop, "merged": list(alignment.duplicates), "epsilon": 0.0}
         )
-        state.trb_api_keys = [hashlib.sha256(key.encode()).digest() for key in _api_keys(args)]
+        state.trb_api_keys = key_digests(args)
         state.trb_calls = calls
-
-
-def _api_keys(args: Any) -> list[str]:
-    given = args.api_key or [os.environ.get("VLLM_API_KEY")]
-    return [key for key in given if key]
-
-
-def _is_allowed(request: Any) -> bool:
-    """Whether a request has one of the server's API keys, if it has any. vLLM itself guards only /v1."""
-    keys = request.app.state.trb_api_keys
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    sent = hashlib.sha256(key.encode()).digest()
-    matches = [secrets.compare_digest(sent, known) for known in keys]
-    return not keys or (scheme.lower() == "bearer" and any(matches))

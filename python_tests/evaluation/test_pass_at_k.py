@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, tiny_llama, tiny_tokenizer
-from trbext.data.encoding import left_padded
-from trbext.evaluation.pass_at_k import evaluate_pass_at_1, pass_at_k
+from trbext.data.encoding import encode_prompts, left_padded
+from trbext.evaluation.own_decoder import OwnDecoder
+from trbext.evaluation.pass_at_k import Evaluation, evaluate_pass_at_1, pass_at_k
 from trbext.evaluation.verifiers import check_verifier_signature, judge, numeric, verifier_by_name
 
 
@@ -91,6 +92,22 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def evaluated(
+    student: Any,
+    tokenizer: Any,
+    rows: list[Any],
+    verifier: Any,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    **settings: Any,
+) -> Evaluation:
+    """Evaluates a student by our own decoder."""
+    decoder = OwnDecoder(student, tokenizer, batch_size=batch_size, generator=generator(seed))
+    prompt_ids = encode_prompts(tokenizer, [row["prompt"] for row in rows]) if rows else []
+    return evaluate_pass_at_1(decoder, rows, prompt_ids, verifier, **settings)
+
+
 def test_pass_at_1_counts_what_the_verifier_accepts() -> None:
     rows = list(prompts(5))
     seen = []
@@ -99,7 +116,7 @@ def test_pass_at_1_counts_what_the_verifier_accepts() -> None:
         seen.append((prompt, row["answer"]))
         return completion[:1].isalpha()
 
-    found = evaluate_pass_at_1(
+    found = evaluated(
         tiny_llama(),
         tiny_tokenizer(),
         rows,
@@ -107,7 +124,6 @@ def test_pass_at_1_counts_what_the_verifier_accepts() -> None:
         samples=6,
         max_new_tokens=5,
         batch_size=4,
-        generator=generator(),
     )
     counts = [sum(text[:1].isalpha() for text in texts) for texts in found.completions]
     assert found.correct == counts
@@ -121,8 +137,8 @@ def test_pass_at_1_counts_what_the_verifier_accepts() -> None:
 
 def test_equal_seeds_give_equal_completions_and_others_do_not() -> None:
     def completions(seed: int) -> list[list[str]]:
-        return evaluate_pass_at_1(
-            tiny_llama(), tiny_tokenizer(), list(prompts(3)), shouts, max_new_tokens=8, generator=generator(seed)
+        return evaluated(
+            tiny_llama(), tiny_tokenizer(), list(prompts(3)), shouts, max_new_tokens=8, seed=seed
         ).completions
 
     assert completions(1) == completions(1)
@@ -133,9 +149,7 @@ def test_completions_follow_the_students_distribution() -> None:
     student, tokenizer = tiny_llama(sharpness=0.6), tiny_tokenizer()
     row = {"prompt": "1+1="}
     n = 4000
-    found = evaluate_pass_at_1(
-        student, tokenizer, [row], shouts, samples=n, max_new_tokens=1, batch_size=n, generator=generator()
-    )
+    found = evaluated(student, tokenizer, [row], shouts, samples=n, max_new_tokens=1, batch_size=n)
     with torch.no_grad():
         probability = student(torch.tensor([tokenizer("1+1=")["input_ids"]])).logits[0, -1].double().softmax(-1)
     counts = torch.zeros(64, dtype=torch.float64)
@@ -150,7 +164,7 @@ def test_every_eos_id_of_the_student_ends_a_completion() -> None:
     student = tiny_llama(eos=[EOS, END_OF_TURN])
     torch.nn.init.zeros_(student.lm_head.weight)
     rows = list(prompts(64))
-    found = evaluate_pass_at_1(student, tiny_tokenizer(), rows, shouts, max_new_tokens=40, generator=generator())
+    found = evaluated(student, tiny_tokenizer(), rows, shouts, max_new_tokens=40)
     # A uniform student stops with probability 2/64 per token: the chance to pass 40 tokens is (62/64)^40 = 0.28.
     assert 0.1 < found.clipped / 64 < 0.5
 
@@ -170,9 +184,7 @@ def test_a_raising_verifier_counts_as_wrong_is_logged_and_does_not_end_the_evalu
         return True
 
     with caplog.at_level(logging.WARNING):
-        found = evaluate_pass_at_1(
-            tiny_llama(), tiny_tokenizer(), list(prompts(3)), picky, samples=2, max_new_tokens=3, generator=generator()
-        )
+        found = evaluated(tiny_llama(), tiny_tokenizer(), list(prompts(3)), picky, samples=2, max_new_tokens=3)
     assert found.correct == [2, 0, 2]
     assert found.verifier_errors == 2
     assert "cannot parse this one" in caplog.text
@@ -181,24 +193,21 @@ def test_a_raising_verifier_counts_as_wrong_is_logged_and_does_not_end_the_evalu
 
 
 def test_no_rows_give_nan_rather_than_zero() -> None:
-    found = evaluate_pass_at_1(tiny_llama(), tiny_tokenizer(), [], shouts)
+    found = evaluated(tiny_llama(), tiny_tokenizer(), [], shouts)
     assert found.pass_at(1) != found.pass_at(1)
 
 
 @pytest.mark.parametrize("field", ["samples", "batch_size"])
 def test_refuses_nothing_to_sample(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
-        evaluate_pass_at_1(tiny_llama(), tiny_tokenizer(), [], shouts, **{field: 0})
+        evaluated(tiny_llama(), tiny_tokenizer(), [], shouts, **{field: 0})
 
 
 def test_messages_go_through_the_chat_template() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}{% if add_generation_prompt %}={% endif %}"
     plain, chat = [{"prompt": "1+1="}], [{"prompt": [{"role": "user", "content": "1+1"}]}]
-    texts = [
-        evaluate_pass_at_1(tiny_llama(), tokenizer, rows, shouts, max_new_tokens=8, generator=generator()).completions
-        for rows in (plain, chat)
-    ]
+    texts = [evaluated(tiny_llama(), tokenizer, rows, shouts, max_new_tokens=8).completions for rows in (plain, chat)]
     assert texts[0] == texts[1]
 
 

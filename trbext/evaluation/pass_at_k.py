@@ -5,20 +5,13 @@ The paper (arXiv 2605.31159) reports pass@1 = c/n at temperature 1, with n sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from ..data.encoding import Prompt, encode_prompts, left_padded
-from ..rollout import lockstep
-from ..vocab import Alignment, align
+from .tasks import Completion, Decoder, Task, tasks_of
 from .verifiers import Verifier, judge
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -62,74 +55,42 @@ class Evaluation:
 
 
 def evaluate_pass_at_1(
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    decoder: Decoder,
     rows: Sequence[Mapping[str, Any]],
+    prompt_ids: Sequence[Sequence[int]],
     verifier: Verifier,
     *,
     samples: int = 1,
     max_new_tokens: int = 512,
-    batch_size: int = 32,
-    temperature: float = 1.0,
-    generator: torch.Generator | None = None,
-    alignment: Alignment | None = None,
-    encode: Callable[[list[Prompt]], list[list[int]]] | None = None,
 ) -> Evaluation:
-    """Samples completions of every row's "prompt" from the student, without a teacher, and judges them.
+    """Draws completions of every row's "prompt" in memory, without a teacher, and judges them.
 
     Args:
-        student: The model to sample from.
-        tokenizer: The student's.
+        decoder: Of the student.
         rows: Each holds "prompt" (text or messages) and what the verifier reads.
+        prompt_ids: The token ids of each row's prompt.
         verifier: Is called as verifier(prompt, completion, row), the prompt as in the row, the completion decoded
             without special tokens; returns True or False (1 or 0). If it raises, the completion counts as wrong, the
             error is logged, and the evaluation continues; the caller checks whether it always raised
             (`check_verified`).
         samples: Completions per prompt.
         max_new_tokens: Longest completion, in tokens.
-        batch_size: Completions decoded at a time.
-        temperature: Of the sampling.
-        generator: Equal seeds, rows and batch sizes give equal completions.
-        alignment: The student's with itself, if the caller has it; only its EOS ids and its width are read.
-        encode: Turns prompts into token ids. By default the tokenizer does, through its chat template for messages.
 
     Returns:
         The judged completions; pass@1 is `.pass_at(1)`.
 
     Raises:
-        ValueError: `samples` or `batch_size` is below 1.
+        ValueError: `samples` is below 1.
     """
-    # 1. Check the arguments, and complete those that were not given.
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    alignment = alignment or align(student, student, tokenizer, tokenizer)
-    encode = encode or (lambda prompts: encode_prompts(tokenizer, prompts))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else alignment.stop
-    # 2. Sample the completions, a batch at a time.
-    texts: list[list[str]] = [[] for _ in rows]
-    clipped = tokens = 0
-    tasks = [index for index in range(len(rows)) for _ in range(samples)]
-    for start in range(0, len(tasks), batch_size):
-        batch = tasks[start : start + batch_size]
-        input_ids, mask = left_padded(encode([rows[index]["prompt"] for index in batch]), pad, student.device)
-        rollout = lockstep(
-            student,
-            None,
-            input_ids,
-            mask,
-            epsilon=0.0,
-            max_new_tokens=max_new_tokens,
-            alignment=alignment,
-            pad_token_id=pad,
-            temperature=temperature,
-            generator=generator,
-        )
-        clipped += int((~rollout.finished).sum())
-        tokens += int(rollout.lengths.sum())
-        for index, ids, kept in zip(batch, rollout.tokens, rollout.mask, strict=True):
-            texts[index].append(str(tokenizer.decode(ids[kept], skip_special_tokens=True)))
-    # 3. Judge them.
+    prompts = [row["prompt"] for row in rows]
+    tasks = tasks_of("", prompts, prompt_ids, samples=samples, seed=0, max_new_tokens=max_new_tokens)
+    drawn: dict[Task, Completion] = {}
+    for _ in decoder.draw(tasks, lambda task: task not in drawn, drawn.__setitem__):
+        pass
+    texts = [[drawn[task].text for task in tasks[start : start + samples]] for start in range(0, len(tasks), samples)]
     correct, errors, first_error = judge(rows, texts, verifier)
+    clipped = sum(not completion.finished for completion in drawn.values())
+    tokens = sum(completion.tokens for completion in drawn.values())
     return Evaluation(samples, correct, texts, errors, first_error, clipped, tokens)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..evaluation.pass_at_k import evaluate_pass_at_1
-from ..evaluation.verifiers import Verifier, check_verified
+from ..evaluation.own_decoder import OwnDecoder
+from ..evaluation.tasks import Decoder
+from ..evaluation.verifiers import Verifier
 from .checkpoints.random_state import generator_at
+from .engine.rollouts import SEEDS, RolloutEngines
+from .engine.student_decoder import StudentDecoder
+from .pass_at_1 import measure_pass_at_1
 from .saving_trainer import SavingTrainer
 from .sharding import whole_for_decoding
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-    from .engine.rollouts import RolloutEngines
+    from ..rollout import Policy
+    from ..vocab import Alignment
     from .metrics.cost import ComputeCount
 
 # Streams of random numbers of one optimizer step; a run's numbers change if these do.
@@ -31,6 +35,8 @@ class EvaluatingTrainer(SavingTrainer):
     compute: ComputeCount
     engines: RolloutEngines | None
     verifier: Verifier | None  # None measures no pass@1
+    policy: Policy
+    alignment: Alignment
     _eval_batches: int = 0  # of the present evaluation
 
     def evaluation_loop(
@@ -48,39 +54,36 @@ class EvaluatingTrainer(SavingTrainer):
             )
             if self.verifier is not None:
                 assert output.metrics is not None
-                output.metrics.update(self._pass_at_1(dataloader.dataset, metric_key_prefix))
+                found = self._pass_at_1(dataloader.dataset)
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
-    def _pass_at_1(self, dataset: Any, prefix: str) -> dict[str, float]:
-        """pass@1 of the student at temperature 1, and the number of completions on which the verifier raised.
-
-        It is the share of right completions, `eval_samples` of each prompt; one on which the verifier raised is wrong.
-        """
-        if not isinstance(dataset, Dataset):
-            raise ValueError(f"pass@1 needs an eval_dataset of known length, got {type(dataset).__name__}")
+    def _pass_at_1(self, dataset: Any) -> dict[str, float]:
         assert self.verifier is not None
-        mine = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
-        with whole_for_decoding(self.model_wrapped, self.accelerator, self.args) as student:
-            evaluation = evaluate_pass_at_1(
-                student,
-                self._tokenizer,
-                [dataset[index] for index in mine],
+        generator = self._generator(PASS_STREAM)
+        with ExitStack() as stack:
+            decoder: Decoder
+            if self.engines is not None:
+                step, seed = self.state.global_step, generator.initial_seed() % SEEDS
+                blended = self.engines.needs_teacher(self.policy, step, self.state.max_steps)
+                decoder = StudentDecoder(self.engines, self._tokenizer, blended=blended, step=step, seed=seed)
+            else:
+                decoder = OwnDecoder(
+                    stack.enter_context(whole_for_decoding(self.model_wrapped, self.accelerator, self.args)),
+                    self._tokenizer,
+                    batch_size=self.args.per_device_eval_batch_size,
+                    alignment=self.alignment,
+                    generator=generator,
+                )
+            return measure_pass_at_1(
+                dataset,
+                decoder,
                 self.verifier,
+                encode=lambda prompts: self._tokenize_prompts(prompts)[0],
+                accelerator=self.accelerator,
                 samples=self.args.eval_samples,
                 max_new_tokens=self.max_completion_length,
-                batch_size=self.args.per_device_eval_batch_size,
-                generator=self._generator(PASS_STREAM),
-                alignment=self.alignment,
-                encode=lambda prompts: self._tokenize_prompts(prompts)[0],
             )
-        counts = torch.tensor([sum(evaluation.correct), evaluation.verifier_errors], device=self.accelerator.device)
-        right, errors = self.accelerator.reduce(counts, reduction="sum").tolist()
-        completions = len(dataset) * self.args.eval_samples
-        check_verified(errors, completions, evaluation.first_error)
-        return {
-            f"{prefix}_pass@1": right / completions,
-            f"{prefix}_verifier_errors": errors,
-        }
 
     def _generator(self, stream: int, *position: int) -> torch.Generator:
         """Random numbers that depend on the place in the run at which they are used, and on nothing before it."""

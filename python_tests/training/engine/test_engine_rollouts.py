@@ -15,14 +15,17 @@ from peft import LoraConfig
 from torch import Tensor
 
 from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, saved, tiny_llama, tiny_tokenizer
-from python_tests.training.engine.fake_engines import FakeEngines, same_weights
+from python_tests.training.engine.fake_engines import FakeEngine, FakeEngines, FakeStudent, same_weights
 from python_tests.training.trainer_cases import METRICS, make_trainer, steps, weights, without_timings
 from trbext.rollout.policies import FixedBeta, LambdaCoin, TrustRegion
 from trbext.training.config import TRBConfig
 from trbext.training.engine.build import EngineModels, trb_engine
 from trbext.training.engine.rollouts import budgets, last_blended_step
+from trbext.training.engine.student_decoder import StudentDecoder
+from trbext.training.engine.turn import EngineTurn
 from trbext.training.metrics import metric_table
 from trbext.training.trainer import TRBTrainer
+from trbext.vocab import Alignment
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
 ENGINE_METRICS = {"trb/acceptance", "trb/tokens_per_teacher_pass", "trb/repaired_rows", "trb/preemptions"}
@@ -222,6 +225,78 @@ def test_an_evaluation_draws_from_the_student_and_changes_no_step(
     assert len(logged) == 4
     assert len({log["eval_loss"] for log in logged}) == 4
     assert "eval_trb/acceptance" in logged[0]
+
+
+@pytest.mark.parametrize("after_warmup", ["keep", "student"])
+def test_pass_at_1_is_drawn_by_the_engine_from_the_student_at_temperature_1(
+    tmp_path: Path, pair: tuple[str, str], fakes: FakeEngines, monkeypatch: pytest.MonkeyPatch, after_warmup: str
+) -> None:
+    monkeypatch.delattr("trbext.training.trainer.OwnDecoder")
+    drawn: list[tuple[float, int, list[list[int]]]] = []  # temperature, tokens at most, and completions
+    draw_of_student, generate = FakeStudent.draw, FakeEngine.generate
+
+    def draw(self: FakeStudent, prompts: Any, *, max_new_tokens: int, temperature: float, seed: int) -> Any:
+        found = draw_of_student(self, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        drawn.append((temperature, max_new_tokens, found))
+        return found
+
+    def generated(self: FakeEngine, requests: Any) -> Any:
+        found = generate(self, requests)
+        if requests[0].epsilon == 0:
+            ids = [completion.tokens[1:] for completion in found]
+            drawn.append((requests[0].temperature, requests[0].max_new_tokens, ids))
+        return found
+
+    monkeypatch.setattr(FakeStudent, "draw", draw)
+    monkeypatch.setattr(FakeEngine, "generate", generated)
+    seen: list[str] = []
+
+    def first_is_a_letter(prompt: Any, completion: str, row: Any) -> bool:
+        seen.append(completion)
+        return completion[:1].isalpha()
+
+    fields: dict[str, Any] = {"vllm_after_warmup": after_warmup, "temperature": 0.5, "max_steps": 5}
+    plain = engine_trainer(tmp_path, pair, **fields)
+    plain.train()
+    drawn.clear()
+    fields |= {"eval_strategy": "steps", "eval_steps": 1, "eval_samples": 3}
+    trainer = engine_trainer(tmp_path, pair, held_out=prompts(4), verifier=first_is_a_letter, **fields)
+    trainer.train()
+    assert without_timings(steps(trainer)) == without_timings(steps(plain))
+    logged = [log for log in trainer.state.log_history if "eval_pass@1" in log]
+    of_passes = [call for call in drawn if call[0] == 1.0]
+    assert [len(completions) for _, _, completions in of_passes] == [12] * 5
+    texts = [trainer._tokenizer.decode(ids, skip_special_tokens=True) for _, _, rows in of_passes for ids in rows]
+    assert seen == texts
+    rights = [sum(text[:1].isalpha() for text in texts[12 * step : 12 * step + 12]) / 12 for step in range(5)]
+    assert [log["eval_pass@1"] for log in logged] == pytest.approx(rights)
+    assert len(set(rights)) > 1
+    assert {longest for _, longest, _ in of_passes} <= {
+        trainer.max_completion_length,
+        trainer.max_completion_length + 1,
+    }
+    assert fakes.built[-1] == ("trb" if after_warmup == "keep" else "student")
+    for log in logged:
+        tokens = log["eval_pass@1_tokens_per_second"] * log["eval_pass@1_runtime"]
+        assert tokens == pytest.approx(round(tokens))
+    assert same_weights(fakes.engines[-1], trainer.model)
+
+
+def test_a_process_without_prompts_takes_part_in_the_draw_of_pass_at_1() -> None:
+    asked: list[Any] = []
+
+    class Engines:
+        models = EngineModels("", "", torch.float32, 4)
+        alignment = Alignment(64, (EOS,), ())
+
+        def draw(self, prompts: Any, epsilon: Any, **settings: Any) -> EngineTurn:
+            asked.append((prompts, epsilon, settings["max_new_tokens"]))
+            return EngineTurn([[7]] * len(prompts), None, 0, 0)
+
+    engines: Any = Engines()
+    decoder = StudentDecoder(engines, tiny_tokenizer(), blended=True, step=0, seed=0)
+    assert list(decoder.draw([], lambda _: True, lambda *_: None)) == []
+    assert asked == [([[EOS, EOS]], [0.0], 1)]
 
 
 def test_an_evaluation_before_training_needs_no_teacher_in_the_engine(

@@ -119,6 +119,7 @@ class RolloutEngines(TrainerCallback):
         step: int,
         seed: int,
         max_new_tokens: int,
+        temperature: float | None = None,
     ) -> EngineTurn:
         """Draws one completion of each prompt of this process. Every process calls it.
 
@@ -129,6 +130,7 @@ class RolloutEngines(TrainerCallback):
             step: Optimizer step, of which the engine needs the weights.
             seed: Of this process.
             max_new_tokens: Of a completion.
+            temperature: None is the run's.
 
         Raises:
             ValueError: As `EngineRollouts.draw`.
@@ -140,7 +142,10 @@ class RolloutEngines(TrainerCallback):
             start = time.perf_counter()
             self._load_weights(step)
             loaded = time.perf_counter()
-            settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": self.args.temperature}
+            settings: dict[str, Any] = {
+                "max_new_tokens": max_new_tokens,
+                "temperature": self.args.temperature if temperature is None else temperature,
+            }
             if self._student is not None:
                 completion_ids = self._student.draw(prompts, seed=seed, **settings)
                 turn = EngineTurn.of_student(prompts, completion_ids)

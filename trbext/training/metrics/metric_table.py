@@ -58,6 +58,8 @@ METRICS = {
         LoggedMetric("trb/teacher_load_seconds", "copying the teacher to its device", "seconds", "{:.2f}"),
         LoggedMetric("completions/mean_length", "completion length", "tokens", "{:.1f}"),
         LoggedMetric("eval_pass@1", "pass@1", "", "{:.1%}", better="higher"),
+        LoggedMetric("eval_pass@1_runtime", "drawing the completions of pass@1", "seconds", "{:.1f}"),
+        LoggedMetric("eval_pass@1_tokens_per_second", "speed of drawing them", "tokens/second", "{:.1f}"),
         LoggedMetric("eval_loss", "held-out reverse KL", "nats/token", "{:.4f}", better="lower"),
         LoggedMetric("eval_trb/teacher_log_prob", "held-out teacher log-prob", "nats/token", "{:.3f}", better="higher"),
     )

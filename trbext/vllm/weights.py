@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+INPUTS = ("input_size_per_partition", "input_size", "embedding_dim")  # how vLLM's layers name their width
+ROWS = 256  # of the identity that a layer multiplies at a time
 CHUNK = 2**24  # elements of a parameter whose checksum is taken at a time
 ODD = 0x9E3779B97F4A7C16 - 2**64  # even, so that place * ODD + 1 is odd
 
@@ -53,11 +55,32 @@ def weight_files(folder: str) -> list[Path]:
 
 
 def weights_digest(model: Any) -> str:
-    """Returns the SHA-256 of a checksum of the bits of each parameter, which is computed on the parameter's device."""
+    """Returns the SHA-256 of a checksum of the bits of each weight, which is computed on the weight's device.
+
+    On the CPU vLLM packs the weights of linear layers, and leaves empty parameters. Such a weight is what the layer
+    makes of the identity, which no order of summation can round.
+
+    Args:
+        model: vLLM's module.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {_checksum(parameter.detach())}".encode())
+    for name, layer in sorted(model.named_modules()):
+        if hasattr(layer, "cpu_linear"):
+            digest.update(f"{name} packed {_packed_checksum(layer)}".encode())
     return digest.hexdigest()
+
+
+def _packed_checksum(layer: Any) -> list[int]:
+    inputs = next(int(getattr(layer, name)) for name in INPUTS if hasattr(layer, name))
+    found = []
+    with torch.no_grad():
+        for start in range(0, inputs, ROWS):
+            rows = torch.zeros(min(ROWS, inputs - start), inputs, dtype=layer.weight.dtype)
+            rows[:, start:].fill_diagonal_(1)
+            found.append(_checksum(layer.cpu_linear(rows, layer.weight, None).contiguous()))
+    return found
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -35,9 +35,13 @@ class EvaluatingTrainer(SavingTrainer):
     compute: ComputeCount
     engines: RolloutEngines | None
     verifier: Verifier | None  # None measures no pass@1
-    policy: Policy
     alignment: Alignment
     _eval_batches: int = 0  # of the present evaluation
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that writes the training prefixes, at whose budget an engine is built."""
+        raise NotImplementedError
 
     def evaluation_loop(
         self,

@@ -32,8 +32,9 @@ class Result:
     """The findings, instruction counts and traffic of a launch, and its trace if one was asked for."""
 
     findings: list[Finding]
-    instructions: Counter[str]
+    instructions: Counter[str]  # executed by warps, by opcode
     traffic: dict[str, Traffic]
+    lines: Counter[int] = field(default_factory=Counter)  # how often warps executed each line of the PTX text
     trace: list[Instruction] = field(default_factory=list)
 
 
@@ -76,7 +77,7 @@ def launch(
         ValueError: The limits of `arch` are unknown, or `args` do not fit the parameters.
     """
     grid3, block3 = _three(grid), _three(block)
-    findings, counts = Findings(), Counter[str]()
+    findings, counts, lines = Findings(), Counter[str](), Counter[int]()
     trace: list[Instruction] | None = [] if traced else None
     if cluster == 1 and kernel.required_cluster is not None:
         cluster = prod(kernel.required_cluster)
@@ -101,9 +102,9 @@ def launch(
             machine.global_memory = memory
             machine.state.parameters[: len(parameters)] = parameters
             machine.state.start(first, grid3, shared)
-            machine.run(None if seed is None else seed + first, max_steps, counts, trace if first == 0 else None)
+            machine.run(None if seed is None else seed + first, max_steps, counts, lines, trace if first == 0 else None)
     assert memory is not None
-    return Result(findings.list, counts, memory.meter.result(), trace or [])
+    return Result(findings.list, counts, memory.meter.result(), lines, trace or [])
 
 
 def _three(size: int | tuple[int, ...]) -> tuple[int, int, int]:

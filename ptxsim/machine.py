@@ -91,8 +91,16 @@ class Machine:
         """Returns a lane's name in the grid, such as `block 3 thread 17`."""
         return self.geometry.where(lane, self.state.first_cta)
 
-    def run(self, seed: int | None, max_steps: int, counts: Counter[str], trace: list[Instruction] | None) -> None:
-        """Runs one wave to its end, adding executed warp instructions to `counts`, and warp 0's to `trace`."""
+    def run(
+        self,
+        seed: int | None,
+        max_steps: int,
+        counts: Counter[str],
+        lines: Counter[int],
+        trace: list[Instruction] | None,
+    ) -> None:
+        """Runs one wave to its end, adding executed warp instructions to `counts` and `lines`, and warp 0's to
+        `trace`."""
         # 1. All threads of the wave begin at the first statement.
         self._ready = ReadyLanes(seed)
         self._parked: dict[int, Lanes] = {}
@@ -130,10 +138,14 @@ class Machine:
                 where = self.code[min(pc, len(self.code) - 1)][1]
                 self.findings.add("timeout", where, f"{self.name_lane(lanes.index[0])} still runs after {steps} steps")
                 break
-        # 3. The executed segments are added up per statement.
+        # 3. The executed segments are added up per statement, and per line its most frequent statement.
+        of_wave: dict[int, int] = {}
         for pc, times in enumerate(np.cumsum(executed)[: len(self.code)]):
             if times:
-                counts[self.code[pc][1].name] += int(times)
+                statement = self.code[pc][1]
+                counts[statement.name] += int(times)
+                of_wave[statement.line] = max(of_wave.get(statement.line, 0), int(times))
+        lines.update(of_wave)
 
     def push(self, pc: int, lanes: Lanes) -> None:
         """Queues these lanes to continue at `pc`."""

@@ -65,8 +65,9 @@ int main() {
               memory.cache_latency);
   std::printf("  \"stream\": {\"device\": {\"start_cycles\": %.1f, \"bytes_per_cycle\": %.2f}, ", memory.device_start,
               memory.device_rate);
-  std::printf("\"cache\": {\"start_cycles\": %.1f, \"bytes_per_cycle\": %.2f}},\n", memory.cache_start,
+  std::printf("\"cache\": {\"start_cycles\": %.1f, \"bytes_per_cycle\": %.2f}, ", memory.cache_start,
               memory.cache_rate);
+  std::printf("\"every_multiprocessor\": {\"gb_per_s\": %.1f}},\n", memory.cache_gb_per_s);
 
   float cycles[kLatencyCount];
   probe_latencies(cycles);

@@ -9,6 +9,7 @@ constexpr int kChaseSteps = 2048;
 constexpr int kStreamThreads = 256;
 constexpr int64_t kPoolBytes = int64_t{1} << 30;  // far more than any second-level cache
 constexpr int64_t kCachedBytes = int64_t{2} << 20;
+constexpr int kCachedPart = 48 << 10, kCachedPasses = 64;  // bytes of a block, two blocks on each multiprocessor
 constexpr int kShortStream = 32 << 10, kLongStream = 96 << 10;  // bytes: whole turns of the loop
 
 // One thread, each address read from the one before; first-level caches are left out (.cg).
@@ -55,6 +56,26 @@ __global__ void __launch_bounds__(kStreamThreads) stream(const uint4* from, int 
   if (held[threadIdx.x % vectors].x == 1) out[0] = 0.0f;  // the memory holds zeros
 }
 
+// Every block reads its own part of what the second-level cache holds, again and again; first-level caches are left out.
+__global__ void __launch_bounds__(kStreamThreads) read_cached(const uint4* from, float* out) {
+  constexpr int kVectors = kCachedPart / 16, kAtOnce = 4 * kStreamThreads;
+  static_assert(kVectors % kAtOnce == 0, "whole turns of the loop");
+  from += static_cast<int64_t>(blockIdx.x) * kVectors;
+  uint32_t seen = 0;
+#pragma unroll 1
+  for (int pass = 0; pass < kCachedPasses; ++pass) {
+#pragma unroll 1
+    for (int first = threadIdx.x; first < kVectors; first += kAtOnce) {
+      uint4 four[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) four[k] = __ldcg(from + first + k * kStreamThreads);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) seen |= four[k].x;
+    }
+  }
+  if (seen == 1) out[0] = 0.0f;  // the memory holds zeros
+}
+
 __global__ void copy(const uint4* from, uint4* to, int64_t vectors) {
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < vectors; i += int64_t{gridDim.x} * blockDim.x) {
     to[i] = from[i];
@@ -78,6 +99,7 @@ struct Memory {
   float device_latency, cache_latency;  // cycles of one load; of device memory, with a new page of 2 MB each time
   float device_start, device_rate;      // one multiprocessor only: cycles until bytes flow, then bytes per cycle
   float cache_start, cache_rate;
+  float cache_gb_per_s;  // that all multiprocessors together read from the second-level cache
   float copy_gb_per_s, launch_us, clock_ghz;
 };
 
@@ -132,6 +154,10 @@ inline Memory probe_memory(int multiprocessors) {
   found.device_rate = device.rate;
   found.cache_start = cache.start;
   found.cache_rate = cache.rate;
+  const int readers = 2 * multiprocessors;
+  const float reading = smallest_milliseconds(
+      [&] { read_cached<<<readers, kStreamThreads>>>(reinterpret_cast<const uint4*>(pool), out); });
+  found.cache_gb_per_s = static_cast<float>(1.0 * readers * kCachedPart * kCachedPasses / reading / 1e6);
 
   const int64_t all_lines = kPoolBytes / 128, cached_lines = kCachedBytes / 128;
   int64_t* const links = reinterpret_cast<int64_t*>(pool);

@@ -20,6 +20,7 @@ class Architecture:
     clock_ghz: float  # boost
     fp32_lanes: int  # per cycle and SM
     memory_gb_per_s: float  # of a copy, about 90 % of the published peak. Assumed
+    cache_gb_per_s: float  # that all SMs together read from L2. Assumed
     shared_sm: int  # bytes an SM has for its CTAs
     shared_cta: int  # bytes a CTA may have
     largest_cluster: int  # CTAs, portable; 1 if the kernels use no clusters
@@ -46,8 +47,8 @@ class Architecture:
 
 
 KB = 1024
-A100 = Architecture("A100 SXM 80 GB", "80", (16,) * 5 + (14,) * 2, 1.41, 64, 1800, 164 * KB, 163 * KB, 1)
-H100 = Architecture("H100 SXM", "90", (16,) * 6 + (18,) * 2, 1.755, 128, 3000, 228 * KB, 227 * KB, 8)
-B200 = Architecture("B200", "100", (18,) * 6 + (20,) * 2, 1.85, 128, 7000, 228 * KB, 227 * KB, 8)
-RTX_5090 = Architecture("RTX 5090", "120", (16,) * 10 + (10,), 2.41, 128, 1600, 100 * KB, 99 * KB, 8)
+A100 = Architecture("A100 SXM 80 GB", "80", (16,) * 5 + (14,) * 2, 1.41, 64, 1800, 4000, 164 * KB, 163 * KB, 1)
+H100 = Architecture("H100 SXM", "90", (16,) * 6 + (18,) * 2, 1.755, 128, 3000, 5500, 228 * KB, 227 * KB, 8)
+B200 = Architecture("B200", "100", (18,) * 6 + (20,) * 2, 1.85, 128, 7000, 10_000, 228 * KB, 227 * KB, 8)
+RTX_5090 = Architecture("RTX 5090", "120", (16,) * 10 + (10,), 2.41, 128, 1600, 7000, 100 * KB, 99 * KB, 8)
 ARCHITECTURES = {"A100": A100, "H100": H100, "B200": B200, "RTX5090": RTX_5090}

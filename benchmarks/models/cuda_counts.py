@@ -1,9 +1,10 @@
 """Holds the counts behind the model of the kernels' speed: the instructions of their loops, and their costs on a GPU.
 
-Instructions are SASS instructions per pair of logits (one token of both models), as `python -m
-python_tests.cuda.sass_tables` counts them on sm_90 for bfloat16; `python_tests/cuda/test_cuda_static.py` keeps the two
-equal. The counts of the GPU are assumptions until `benchmarks/chip_probe` and `benchmarks/first_light.sh` have written
-a file about it (`read_chip`).
+Instructions are those of the machine code (SASS) of sm_90 for bfloat16, as `python -m
+benchmarks.models.row_instructions` counts them in the shipped kernel, in its loops per pair of logits (one token of
+both models);
+`python_tests/cuda/test_decision_cycles.py` keeps the two equal. The counts of the GPU are assumptions until
+`benchmarks/chip_probe` and `benchmarks/first_light.sh` have written a file about it (`read_chip`).
 """
 
 from __future__ import annotations
@@ -32,18 +33,20 @@ class Counts:
     Between two sweeps lies a decision, for which all CTAs of the row wait.
     """
 
-    load: Loop = Loop(3.03)  # device memory to shared memory, with both maxima
-    first: Loop = Loop(18.0, mufu=2, fp32=13)  # power sums at two betas
-    direct: Loop = Loop(14.0, mufu=1, fp32=10)  # an exact sweep, of ordinary budgets
-    stable: Loop = Loop(30.0, mufu=2, fp32=23)  # the same without cancellation, of budgets below about 0.015 nats
+    load: Loop = Loop(3.06)  # device memory to shared memory, with both maxima
+    first: Loop = Loop(18.88, mufu=2, fp32=13)  # power sums at two betas
+    direct: Loop = Loop(14.88, mufu=1, fp32=10)  # an exact sweep, of ordinary budgets
+    stable: Loop = Loop(31.0, mufu=2, fp32=23)  # the same without cancellation, of budgets below about 0.015 nats
     # From the last pair of a sweep to the first of the next or to the answer: reduction, exchange, search. The mean of
     # a row's two decisions at the central latencies, as `python -m benchmarks.models.decision_trace` estimates them;
     # `python_tests/cuda/test_decision_cycles.py` keeps the two equal.
     decision_cycles: float = 1620.0
-    # Warp instructions of a CTA per row outside the loops. A guess of what ptxas makes of the 6,200 PTX
-    # instructions, moves among them, that a row of one chunk executes on the interpreter
-    # (python_tests/cuda/sass_tables.py).
-    fixed_warp_instructions: float = 4100.0
+    # What else warp 0 executes between the loops of a row, by the same estimate: from an answer to the next load, and
+    # from the last load to the first sweep.
+    row_cycles: float = 1371.0
+    # Instructions of all warps of a CTA per row outside the loops. They take issue slots from the other CTAs of the SM;
+    # their own time is in the two numbers above.
+    row_instructions: float = 7010.0
 
 
 MEASURED = Counts()
@@ -59,7 +62,7 @@ class Chip:
     )  # part of its issue slots that a sweep fills, with 1, 2 CTAs per SM
     mufu_efficiency: float = 0.9
     # Cycles from the request of a row to its first byte, and then bytes per cycle of a single SM: from device memory,
-    # and from L2 if the row was prefetched to it.
+    # and from L2 if the row was prefetched to it. Both while nothing else is read.
     load_cycles: float = 1200.0
     load_rate: float = 32.0
     prefetched_cycles: float = 600.0
@@ -99,6 +102,7 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
             clock_ghz=read["clock_ghz"],
             fp32_lanes=64 if read["capability"] == "80" else 128,
             memory_gb_per_s=read["copy_gb_per_s"],
+            cache_gb_per_s=stream["every_multiprocessor"]["gb_per_s"],
             shared_sm=shared,
             shared_cta=shared - 1024,
             largest_cluster=8 if int(read["capability"]) >= 90 else 1,
@@ -122,10 +126,9 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
         return architecture, chip, MEASURED
     # 3. Otherwise take what is left of the timed row for its decisions.
     cycles = (decision["solve_us"] - decision["empty_launch_us"]) * 1e3 * architecture.clock_ghz
-    # The parts of the timed row that the model counts elsewhere: its loads, and instructions outside of loops.
+    # The parts of the timed row that the model counts elsewhere: its loads, and what warp 0 does besides deciding.
     waited = read["load_latency_cycles"]["cache"]
-    fixed = MEASURED.fixed_warp_instructions / (ISSUE_SLOTS * chip.issue_efficiency_of(1))
-    counts = replace(MEASURED, decision_cycles=(cycles - waited - fixed) / decision["sweeps"])
+    counts = replace(MEASURED, decision_cycles=(cycles - waited - MEASURED.row_cycles) / decision["sweeps"])
     return architecture, replace(chip, launch_us=decision["empty_launch_us"]), counts
 
 

@@ -7,15 +7,18 @@ a change of the counts would gain. A row pair lies in the shared memory of a clu
 SM, S clusters are on the GPU at once. If all S places are busy and a row stays for a time R, S / R rows leave per
 unit of time:
 
-    R     = load + math + decisions
-    load  = load0 / (1 - rho)                  load0: latency, and the share of a CTA at the rate of one SM
-                                               rho: how busy memory is, S bytes / (R rate); the loading rows share it
-    math  = alone / (1 - (k - 1) alone / R)    alone: on SMs of its own, the busiest pipe of each loop; the k - 1 other
-                                               rows of an SM compete while they do arithmetic
-    decisions = (sweeps of the row) x decision cycles
+    R     = load + math + serial               if nothing is prefetched, as of the first rows of a call
+    R     = read + max(math + serial, load)    if the next row is prefetched into L2 while this one is solved
+    load  = load0 / (1 - rho)                  load0: latency, and without prefetch the share of a CTA at the rate of
+                                               one SM; rho: how busy memory is, S bytes / (R rate)
+    read  = read0 / (1 - sigma)                read0: the same from L2; sigma: how busy L2 is
+    math  = alone / (1 - (k - 1) busy / R)     alone: the loops on SMs of their own, the busiest pipe of each; the k - 1
+                                               other rows of an SM compete while they execute anything (busy)
+    serial = (sweeps of the row) x decision cycles + other cycles of warp 0 outside the loops
 
-load and math grow without bound as a resource approaches its limit, so S / R obeys every limit: the equation is
-Little's law. It has one root, found by bisection. N rows take floor(N / S) full turns and one of the rest.
+load, read and math grow without bound as a resource approaches its limit, so S / R obeys every limit: the equation is
+Little's law. It has one root, found by bisection. N rows take floor(N / S) full turns and one of the rest. The first
+turn reads from device memory.
 Expect errors of 25 %: efficiencies and latencies are assumptions (benchmarks/models/cuda_counts.py) unless --chip
 names a file of measurements on a GPU.
 """
@@ -77,27 +80,42 @@ def alone_cycles(gpu: Architecture, chip: Chip, loop: Loop, pairs: float) -> flo
     )
 
 
-def residence_cycles(load0: float, alone: float, serial: float, memory: float, others: float) -> float:
-    """Returns the root R of the equation above.
+@dataclass(frozen=True)
+class Stay:
+    """What the stay of a row on chip is made of, cycles of one CTA that has the GPU to itself."""
 
-    Args:
-        load0: Cycles of a load if memory is idle.
-        alone: Cycles of the arithmetic if no other row is on the SM.
-        serial: Cycles of the decisions.
-        memory: Cycles that the device memory needs for all rows in flight.
-        others: Rows that share the SM with this one.
-    """
+    load: float  # until all of the row has come from device memory
+    prefetch: float  # until the first of it has, which a prefetch waits for
+    read: float  # until all of it has come from L2
+    alone: float  # the loops
+    busy: float  # the issue slots that the row takes from others, in and outside the loops
+    serial: float  # decisions, and what else warp 0 does outside the loops
 
-    def excess(residence: float) -> float:
-        load = load0 / (1 - memory / residence)
-        return load + alone / (1 - others * alone / residence) + serial - residence
+    def cycles(self, memory: float, cache: float, others: float, prefetched: bool) -> float:
+        """Returns the root R of the equations above.
 
-    low = max(memory, others * alone)  # here one of the two has its pole
-    high = load0 + memory + (others + 1) * alone + serial  # load <= load0 + memory, math <= (others + 1) alone there
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle <= low or excess(middle) > 0 else (low, middle)
-    return high
+        Args:
+            memory: Cycles that the device memory needs for all rows in flight.
+            cache: Cycles that L2 needs for them.
+            others: Rows that share the SM with this one.
+            prefetched: Whether the row is in L2 when its turn comes.
+        """
+
+        def excess(residence: float) -> float:
+            working = self.alone / (1 - others * self.busy / residence) + self.serial
+            waiting = 1 / (1 - memory / residence)
+            if not prefetched:
+                return self.load * waiting + working - residence
+            return self.read / (1 - cache / residence) + max(working, self.prefetch * waiting) - residence
+
+        low = max(memory, others * self.busy, cache if prefetched else 0.0)  # a pole
+        high = 2 * (low + self.load + self.read + self.alone + self.serial + 1)
+        while excess(high) > 0:
+            high *= 2
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if middle <= low or excess(middle) > 0 else (low, middle)
+        return high
 
 
 def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Prediction:
@@ -128,28 +146,38 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
         raise ValueError(f"rows and sweeps must be at least 1, got {rows} and {kernel.sweeps}")
     # 2. Count the cycles of a row that is on the GPU by itself.
     pairs = vocab / kernel.cluster  # of one CTA
-    chip = kernel.chip
-    fixed = kernel.counts.fixed_warp_instructions / (gpu.issue_slots * chip.issue_efficiency_of(1))
+    chip, counts = kernel.chip, kernel.counts
+    outside = counts.row_instructions / (gpu.issue_slots * chip.issue_efficiency_of(1))
     phases = {name: times * alone_cycles(gpu, chip, loop, pairs) for name, (loop, times) in kernel.loops().items()}
-    alone = sum(phases.values()) + fixed
-    device, cache = (chip.load_cycles, chip.load_rate), (chip.prefetched_cycles, chip.prefetched_rate)
-    latency, rate = cache if kernel.prefetched else device
-    load0 = latency + row_bytes / kernel.cluster / rate
-    serial = kernel.sweeps * kernel.counts.decision_cycles
-    bytes_per_cycle = gpu.memory_gb_per_s / gpu.clock_ghz
+    alone = sum(phases.values())
+    share = row_bytes / kernel.cluster
+    serial = kernel.sweeps * counts.decision_cycles + counts.row_cycles
+    parts = Stay(
+        load=chip.load_cycles + share / chip.load_rate,
+        prefetch=chip.load_cycles,
+        read=chip.prefetched_cycles + share / chip.prefetched_rate,
+        alone=alone,
+        busy=alone + outside,
+        serial=serial,
+    )
+    bytes_per_cycle, cached_per_cycle = gpu.memory_gb_per_s / gpu.clock_ghz, gpu.cache_gb_per_s / gpu.clock_ghz
 
-    def residence(active: int) -> float:
+    def residence(active: int, prefetched: bool) -> float:
         sharing = min(kernel.ctas_per_sm, max(1.0, active * kernel.cluster / gpu.sms))
-        return residence_cycles(load0, alone, serial, active * row_bytes / bytes_per_cycle, sharing - 1)
+        in_flight = active * row_bytes
+        return parts.cycles(in_flight / bytes_per_cycle, in_flight / cached_per_cycle, sharing - 1, prefetched)
 
     # 3. Slow the row down by the others, and let all rows take turns.
     turns, rest = divmod(rows, slots)
-    full = residence(slots)
-    cycles = turns * full + (residence(rest) if rest else 0.0)
     active = min(rows, slots)
-    stay = full if turns else residence(rest)
+    first = residence(active, False)
+    full = residence(slots, kernel.prefetched)
+    cycles = first + max(turns - 1, 0) * full
+    if turns and rest:
+        cycles += residence(rest, kernel.prefetched)
+    stay = full if turns > 1 else first
     sharing = min(kernel.ctas_per_sm, max(1.0, active * kernel.cluster / gpu.sms))
-    slowed = 1 / (1 - (sharing - 1) * alone / stay)
+    slowed = 1 / (1 - (sharing - 1) * parts.busy / stay)
 
     # 4. Find how busy each resource is meanwhile.
     def busy(per_pair: float, lanes: float, extra: float = 0.0) -> float:
@@ -163,7 +191,7 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
         "issue": busy(
             per_pair("issue"),
             gpu.issue_slots * WARP * chip.issue_efficiency_of(kernel.ctas_per_sm),
-            WARP * kernel.counts.fixed_warp_instructions,
+            WARP * counts.row_instructions,
         ),
         "mufu": busy(per_pair("mufu"), gpu.mufu_lanes * chip.mufu_efficiency),
         "fp32": busy(per_pair("fp32"), gpu.fp32_lanes),
@@ -188,9 +216,9 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
         load_cycles=stay - (alone * slowed + serial) + phases["load"] * slowed,
         first_cycles=phases["first"] * slowed,
         exact_cycles=phases["exact"] * slowed,
-        decision_cycles=serial + fixed * slowed,
+        decision_cycles=serial,
         residence_us=stay * to_us,
-        overlap=sharing * min(1.0, alone * slowed / stay),
+        overlap=sharing * min(1.0, (alone * slowed + outside) / stay),
         memory_busy=resources["memory"],
         issue_busy=resources["issue"],
         mufu_busy=resources["mufu"],

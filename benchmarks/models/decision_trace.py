@@ -5,6 +5,9 @@ or the answer: the sums over lanes, warps and blocks, the exchange between the b
 statements come from running the shipped PTX on the interpreter (ptxsim), and their cycles from a scoreboard with a
 table of latencies, which are assumptions unless --chip names a file of the chip probe.
 
+The same scoreboard estimates what else warp 0 executes outside the loops of a row: from an answer to the first load of
+the next row, and from the last load to the first pair of the first sweep.
+
 Not in these figures: misses of the instruction cache, and waiting for slower warps and blocks.
 """
 
@@ -90,6 +93,30 @@ def decisions_of(trace: Sequence[Instruction]) -> list[Decision]:
     return found
 
 
+def surroundings_of(trace: Sequence[Instruction]) -> list[Decision]:
+    """Cuts out what surrounds the loops of the second row: from the first answer to its load, and from there to its
+    first sweep.
+
+    Args:
+        trace: The statements of warp 0 for two rows, whose loads from device memory have 16 bytes.
+
+    Raises:
+        ValueError: The trace has no second row.
+    """
+    answer = next((at for at, statement in enumerate(trace) if _stores_answer(statement)), len(trace))
+    loads = [at for at in range(answer, len(trace)) if _loads_row(trace[at])]
+    if not loads:
+        raise ValueError("a trace must have two rows, got no load after an answer")
+    begin = next(at for at in range(loads[-1], len(trace)) if trace[at].opcode == "bra") + 1
+    sweep = next(at for at in range(begin, len(trace)) if _loads_pairs(trace[at]))
+    return [Decision(trace[answer : loads[0]]), Decision(trace[begin:sweep])]
+
+
+def _loads_row(statement: Instruction) -> bool:
+    """Returns whether a statement loads 16 bytes of logits from device memory."""
+    return statement.opcode == "ld" and {"global", "v4"} <= set(statement.modifiers)
+
+
 def _loads_pairs(statement: Instruction) -> bool:
     """Returns whether a statement loads logits of the slice: its address is in a register, that of the state is not."""
     wide = statement.opcode == "ld" and {"shared", "v4", "u32"} <= set(statement.modifiers)
@@ -108,12 +135,25 @@ def traced_decisions(epsilon: float = EPSILON) -> list[Decision]:
     Args:
         epsilon: KL budget, nats.
     """
+    return decisions_of(_trace(epsilon, rows=1))
+
+
+def traced_surroundings(epsilon: float = EPSILON) -> list[Decision]:
+    """Solves such a row twice, by the same blocks, and returns `surroundings_of` the second.
+
+    Args:
+        epsilon: KL budget, nats.
+    """
+    return surroundings_of(_trace(epsilon, rows=2))
+
+
+def _trace(epsilon: float, rows: int) -> list[Instruction]:
     generator = torch.Generator().manual_seed(0)
     student = (2 * torch.randn(1, VOCAB, generator=generator)).bfloat16()
     teacher = (student.float() + torch.randn(1, VOCAB, generator=generator)).bfloat16()
-    trb = PtxOperators(90, ranks=BLOCKS, traced=True)
-    trb.solve(student, teacher, epsilon)
-    return decisions_of(trb.results[-1].trace)
+    trb = PtxOperators(90, ranks=BLOCKS, clusters=1, traced=True)
+    trb.solve(student.expand(rows, -1), teacher.expand(rows, -1), epsilon)
+    return trb.results[-1].trace
 
 
 def mean_cycles(decisions: Sequence[Decision], table: Latencies = CENTRAL) -> float:
@@ -136,6 +176,12 @@ def print_decisions(tables: Mapping[str, Latencies], epsilons: Sequence[float]) 
         headings = ("decision", "statements", "double precision", "divisions of it", "branches")
         title = "what warp 0 executes, moves left out"
         print_table(console, title, headings, [[str(i + 1), *row] for i, row in enumerate(counts)])
+    around = traced_surroundings()
+    rows = [[name, *(f"{part.cycles(table):,.0f}" for part in around)] for name, table in tables.items()]
+    headings = ("latencies", "from an answer to the next load", "from the last load to the first sweep")
+    print_table(
+        console, "ESTIMATE: cycles of the rest of a row, outside the loops", headings, rows, left=("latencies",)
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from benchmarks.models.cuda_counts import ASSUMED, MEASURED, Counts, Loop, read_
 from benchmarks.models.cuda_model import Kernel, predict
 
 V = 151_936
-NOTHING = Counts(Loop(0.01), Loop(0.01), Loop(0.01), Loop(0.01), decision_cycles=0, fixed_warp_instructions=0)
+NOTHING = Counts(Loop(0.01), Loop(0.01), Loop(0.01), Loop(0.01), decision_cycles=0, row_cycles=0, row_instructions=0)
 HUGE = replace(H100, shared_sm=4000 * KB, shared_cta=4000 * KB)
 
 
@@ -29,7 +29,8 @@ def random_cases(count: int = 300) -> list[tuple[Architecture, Kernel, int, int]
         counts = Counts(
             *(Loop(draw.uniform(1, 40), mufu=draw.uniform(0, 4), fp32=draw.uniform(0, 20)) for _ in range(4)),
             decision_cycles=draw.uniform(0, 5000),
-            fixed_warp_instructions=draw.uniform(0, 5000),
+            row_cycles=draw.uniform(0, 3000),
+            row_instructions=draw.uniform(0, 8000),
         )
         kernel = Kernel(
             counts, draw.uniform(1, 4), draw.random() < 0.5, draw.choice((6, 8)), prefetched=draw.random() < 0.5
@@ -74,11 +75,18 @@ def test_time_is_monotone_in_everything() -> None:
         assert predict(*slower["decision"]).time_us > time
         assert predict(*slower["bandwidth"]).time_us > time
         if kernel.prefetched:
-            assert predict(gpu, replace(kernel, prefetched=False), vocab, rows).time_us > time
+            unprefetched = predict(gpu, replace(kernel, prefetched=False), vocab, rows).time_us
+            assert (
+                unprefetched > time if rows > gpu.clusters(kernel.cluster, kernel.ctas_per_sm) else unprefetched == time
+            )
+        if rows > 1:
+            issue = replace(kernel, counts=replace(more, row_instructions=more.row_instructions + 1000))
+            assert predict(gpu, issue, vocab, rows).time_us >= time
 
 
 def test_without_work_and_waiting_the_roofline_is_reached() -> None:
-    many = replace(HUGE, shared_sm=60_000 * KB)  # enough rows in flight that latency cannot matter
+    # Enough rows in flight that latency cannot matter.
+    many = replace(HUGE, shared_sm=60_000 * KB, cache_gb_per_s=1e6)
     p = predict(many, Kernel(NOTHING, cluster=8, ctas_per_sm=32), V, 100_000)
     assert p.roofline_percent > 97
     assert p.bound == "memory"
@@ -186,7 +194,7 @@ CHIP = {
     "shared_bytes_per_multiprocessor": 228 * 1024, "clock_ghz": 2.0, "copy_gb_per_s": 2500.0, "launch_us": 2.0,
     "load_latency_cycles": {"device": 800.0, "cache": 300.0},
     "stream": {"device": {"start_cycles": 900.0, "bytes_per_cycle": 40.0},
-               "cache": {"start_cycles": 400.0, "bytes_per_cycle": 60.0}},
+               "cache": {"start_cycles": 400.0, "bytes_per_cycle": 60.0}, "every_multiprocessor": {"gb_per_s": 5000.0}},
     "clusters_at_once": {"101": [200] * 5 + [31] + [25] * 10, "107": [200] * 5 + [30] + [24] * 10, "220": [100] * 16},
     "sweep_cycles_per_pair": {"1": {"first": 0.25, "direct": 0.25, "stable": 0.5},
                               "2": {"first": 0.3, "direct": 0.2, "stable": 0.6}},
@@ -212,8 +220,8 @@ def test_a_chip_file_replaces_what_is_assumed(chip_file: Path) -> None:
     assert one == pytest.approx(issue / 32 / (4 * 0.5))
     assert two == pytest.approx(2 * one)
     # (14.15 - 2.5) us at 2 GHz are 23,300 cycles, 300 of them the row's loads, for two sweeps.
-    fixed = MEASURED.fixed_warp_instructions / (4 * one)
-    assert counts.decision_cycles == pytest.approx((23_000 - fixed) / 2)
+    assert counts.decision_cycles == pytest.approx((23_000 - MEASURED.row_cycles) / 2)
+    assert gpu.cache_gb_per_s == 5000
 
 
 def test_the_refitted_model_gives_back_the_row_it_was_fitted_to(chip_file: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.models.decision_trace import decisions_of
+from benchmarks.models.decision_trace import decisions_of, surroundings_of
 from benchmarks.models.latency_tables import CENTRAL, TABLES, Latencies, of_chip
 from benchmarks.models.scoreboard import cycles, reordered
 from ptxsim.text.syntax import Instruction
@@ -131,3 +131,16 @@ def test_a_chip_file_replaces_what_is_assumed(tmp_path: Path) -> None:
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"chip.json must be a file of the chip probe, and has no 'latency_cycles'"):
         of_chip(path)
+
+
+def test_the_rest_of_a_row_lies_around_its_load() -> None:
+    load = [
+        "ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%rd1]",
+        "st.shared.v4.u32 [%r9], {%r1, %r2, %r3, %r4}",
+        "bra $L__2",
+    ]
+    row = [*load, "add.f32 %f1, %f1, %f1", *SWEEP, *MEETING, *ANSWER[:1], "add.s64 %rd2, %rd2, 1"]
+    found = surroundings_of([statement(text) for text in [*row, *row]])
+    assert [[i.text for i in part.trace] for part in found] == [[ANSWER[0], row[-1]], ["add.f32 %f1, %f1, %f1"]]
+    with pytest.raises(ValueError, match="a trace must have two rows, got no load after an answer"):
+        surroundings_of([statement(text) for text in row])

@@ -45,9 +45,9 @@ RESIDENT_THREADS, STREAMED_THREADS, LANES, VECTOR_BYTES = 256, 512, 32, 16
 ASSEMBLY_THREADS = 128
 
 
-def row_kernel_of(sources: Path, folder: Path, arch: int, dtype: torch.dtype, name: str) -> Kernel:
-    """Returns `resident` or `streamed` from the PTX that nvcc makes of the template in csrc/ `sources`, written to
-    `folder`.
+def row_text_of(sources: Path, folder: Path, arch: int, dtype: torch.dtype, name: str) -> str:
+    """Returns the PTX that nvcc makes of the kernel `resident` or `streamed` from the template in csrc/ `sources`. The
+    source that names the template is written to `folder`.
 
     Only one kernel is compiled, because nearly every test runs only one: rows_*.cu has both and compiles in twice the
     time.
@@ -58,14 +58,26 @@ def row_kernel_of(sources: Path, folder: Path, arch: int, dtype: torch.dtype, na
         f"template __global__ void trb::cuda::{name}_rows<{CUDA[dtype]}>"
         "(const __grid_constant__ trb::cuda::KernelArgs);\n"
     )
-    (kernel,) = Module.parse(compile_ptx(source, arch, [sources])).kernels.values()
+    return compile_ptx(source, arch, [sources])
+
+
+def row_kernel_of(sources: Path, folder: Path, arch: int, dtype: torch.dtype, name: str) -> Kernel:
+    """Returns the kernel of `row_text_of` for the interpreter."""
+    (kernel,) = Module.parse(row_text_of(sources, folder, arch, dtype, name)).kernels.values()
     return kernel
 
 
 @functools.cache
-def row_kernel(arch: int, dtype: torch.dtype, name: str) -> Kernel:
+def row_text(arch: int, dtype: torch.dtype, name: str) -> str:
+    """Returns the PTX text of `row_kernel`."""
     with tempfile.TemporaryDirectory(prefix="trbext-ptx-") as folder:
-        return row_kernel_of(SOURCES.parent, Path(folder), arch, dtype, name)
+        return row_text_of(SOURCES.parent, Path(folder), arch, dtype, name)
+
+
+@functools.cache
+def row_kernel(arch: int, dtype: torch.dtype, name: str) -> Kernel:
+    (kernel,) = Module.parse(row_text(arch, dtype, name)).kernels.values()
+    return kernel
 
 
 @functools.cache

@@ -85,7 +85,8 @@ def test_a_usual_row_is_within_the_budget_of_the_issue_slots(arch: str, dtype: s
 
 
 @pytest.mark.skipif("sm_90" not in sass.supported(), reason="this nvcc does not know sm_90")
-def test_the_model_of_the_speed_is_fed_with_these_counts() -> None:
+def test_the_model_of_the_speed_is_fed_with_these_classes() -> None:
+    """`test_decision_cycles.py` compares the counts themselves with the shipped kernel."""
     for name, loop in (
         ("load", MEASURED.load),
         ("ends", MEASURED.first),
@@ -93,5 +94,4 @@ def test_the_model_of_the_speed_is_fed_with_these_counts() -> None:
         ("stable", MEASURED.stable),
     ):
         per = row_loop("sm_90", "bfloat16", name).per
-        assert abs(per.total - loop.issue) < 0.5, name
         assert (per[Kind.MUFU], per[Kind.FP32]) == (loop.mufu, loop.fp32), name

@@ -11,7 +11,8 @@ nvcc compiles to machine code (SASS), ptxas -v reports the resources, nvdisasm p
 from .cubin import Cubin, Resources, compile_cubin, parse_resources
 from .disassembly import Function, Instruction, parse_functions
 from .kinds import Kind, kind_of
-from .loops import Loop, PerPair, loops
+from .loops import Loop, PerPair, converged, loops
+from .ptx_lines import PlacedInstruction, executed, placed_instructions
 from .shipped import shipped_cubins
 from .toolchain import ARCHITECTURES, find_nvcc, find_nvdisasm, find_tool, missing_tool, supported
 
@@ -23,8 +24,11 @@ __all__ = [
     "Kind",
     "Loop",
     "PerPair",
+    "PlacedInstruction",
     "Resources",
     "compile_cubin",
+    "converged",
+    "executed",
     "find_nvcc",
     "find_nvdisasm",
     "find_tool",
@@ -33,6 +37,7 @@ __all__ = [
     "missing_tool",
     "parse_functions",
     "parse_resources",
+    "placed_instructions",
     "shipped_cubins",
     "supported",
 ]

@@ -76,7 +76,14 @@ class Loop:
 def loops(function: Function) -> list[Loop]:
     """Returns all loops, outer ones before those inside them, otherwise by address, those of device functions
     included."""
-    return _nested(function, set(range(len(function.instructions))), _successors(function), depth=0)
+    successors, _ = _graph(function)
+    return _nested(function, set(range(len(function.instructions))), successors, depth=0)
+
+
+def converged(function: Function) -> list[Instruction]:
+    """Returns the instructions that a converged warp can reach, those of device functions included."""
+    _, reached = _graph(function)
+    return [instruction for i, instruction in enumerate(function.instructions) if i in reached]
 
 
 def _nested(function: Function, nodes: set[int], successors: Sequence[Sequence[int]], depth: int) -> list[Loop]:
@@ -97,8 +104,9 @@ def _nested(function: Function, nodes: set[int], successors: Sequence[Sequence[i
     return sorted(found, key=lambda loop: (loop.start, loop.depth))
 
 
-def _successors(function: Function) -> list[tuple[int, ...]]:
-    """Returns, for each instruction, the indices of those that can follow it. Unreachable ones have no successors."""
+def _graph(function: Function) -> tuple[list[tuple[int, ...]], set[int]]:
+    """Returns, for each instruction, the indices of those that can follow it; and the indices of the reachable ones.
+    Unreachable instructions have no successors."""
     index = {instruction.address: i for i, instruction in enumerate(function.instructions)}
     successors: list[tuple[int, ...]] = []
     roots = [0]
@@ -119,7 +127,7 @@ def _successors(function: Function) -> list[tuple[int, ...]]:
             roots += targets
         successors.append(tuple(following))
     reached = _reachable(roots if function.instructions else [], successors)
-    return [following if i in reached else () for i, following in enumerate(successors)]
+    return [following if i in reached else () for i, following in enumerate(successors)], reached
 
 
 def _conditional(jump: Instruction) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ptxsim import Device, Module, compile_ptx, launch
 from python_tests import sass
 from python_tests.sass import Kind
 
@@ -278,3 +280,28 @@ def test_per_needs_a_positive_number_of_pairs() -> None:
     (loop,) = sass.loops(listing(".head:", "FADD R0, R0, R1", "BRA `(.head)"))
     with pytest.raises(ValueError, match="pairs must be the positive number of logit pairs a lane consumes a pass"):
         loop.per(0)
+
+
+@compiles
+def test_machine_instructions_are_placed_in_the_lines_of_the_ptx(tmp_path: Path) -> None:
+    """A loop of the PTX that runs three times executes its instructions three times as often."""
+    ptx = compile_ptx(PROBES, 90)
+    head, kernel = ptx.split(".visible .entry", 1)[0], ptx[ptx.index(".visible .entry known_loop") :]
+    text = head + kernel[: kernel.index("\n}") + 2]
+    code = sass.placed_instructions(text, "sm_90")
+    device, (loaded,) = Device(), Module.parse(text).kernels.values()
+    counts = []
+    for passes in (1, 3):
+        values = device.upload(np.zeros(128 * passes, np.float32), name="x")
+        out = device.empty(32, np.float32, name="out")
+        result = launch(device, loaded, 1, 32, [values, out, np.int32(passes)])
+        assert result.findings == []
+        counts.append(sass.executed(code, result.lines))
+    loop = [placed.instruction for placed in code if counts[1][placed.instruction.address] == 3]
+    assert [i.kind for i in loop].count(Kind.MUFU) == 4
+    assert [i.kind for i in loop].count(Kind.LDG) == 1
+    assert {counts[0][i.address] for i in loop} == {1}
+    twice = [placed for placed in code if placed.instruction.base == "EXIT"]
+    assert all(counts[0][placed.instruction.address] == 1 for placed in twice)
+    with pytest.raises(RuntimeError, match="one kernel"):
+        sass.placed_instructions(ptx, "sm_90")

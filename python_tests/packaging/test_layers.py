@@ -28,7 +28,7 @@ FLOORS = (
     ("data",),
     ("evaluation",),
     ("training",),
-    ("integrations",),
+    ("integrations", "verl"),
     ("trainer", "config", "runs"),
     ("studies",),
     ("cli",),

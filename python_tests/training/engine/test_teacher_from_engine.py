@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM
 from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, saved, tiny_llama, tiny_tokenizer
 from python_tests.training.engine.fake_engines import FakeEngines
 from python_tests.training.trainer_cases import make_trainer, steps, weights, without_timings
-from trbext.training.engine.teacher_top_loss import reverse_kl_of_top
 from trbext.training.losses import reverse_kl
+from trbext.training.top_divergence import reverse_kl_of_top
 from trbext.training.trainer import TRBTrainer
 from trbext.vllm.sampler.teacher_top import TeacherTop
 

@@ -15,7 +15,7 @@ from trbext.vllm.interface import OTHERS, Use
 
 def _function(use: Use, indent: str) -> str:
     parameters = [word for word in use.parameters or () if word != OTHERS]
-    parameters = [parameters[0], "supported_tasks"] if OTHERS in (use.parameters or ()) else parameters
+    parameters = [*parameters, "supported_tasks"] if OTHERS in (use.parameters or ()) else parameters
     words = ", ".join((["self"] if use.owner else []) + ["**kwargs" if one == "kwargs" else one for one in parameters])
     return f"{indent}def {use.name}({words}):\n{indent}    return None\n"
 

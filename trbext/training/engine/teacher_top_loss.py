@@ -19,31 +19,11 @@ from ..losses import (
     emitted_as_stop,
     entropy,
     in_chunks,
-    kl_of_logits,
     tempered,
-    top_and_rest,
 )
 from ..metrics.prefix_means import PrefixMeans
 from ..objective import LossTerms, Objective
-
-
-def reverse_kl_of_top(student_logits: Tensor, top: TeacherTop, *, temperature: float = 1.0) -> Tensor:
-    """Returns the reverse KL over k + 1 outcomes in nats at each prefix, differentiable in the student.
-
-    It equals `reverse_kl(student_logits, teacher_logits, top_k=k)` if `top` is of the same teacher and its ids are the
-    student's k most probable tokens.
-
-    Args:
-        student_logits: `[..., V]`, aligned, any float dtype.
-        top: `[..., k]` and `[...]`, of the teacher at this temperature; an id of -1 is no token.
-        temperature: Divides the student's logits.
-
-    Returns:
-        `[...]` nats.
-    """
-    student = top_and_rest(*_with_missing(tempered(student_logits, temperature), top.ids.long()))
-    teacher = torch.cat([top.log_prob, top.rest_log_prob[..., None]], -1).to(student.dtype)
-    return kl_of_logits(student, teacher)
+from ..top_divergence import reverse_kl_of_top, with_missing
 
 
 def prefix_loss_of_top(
@@ -103,14 +83,9 @@ def prefix_loss_of_top(
     return LossTerms(minimized.sum() / items, student_entropy.sum().detach(), sums, log_prob)
 
 
-def _with_missing(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the logits with one more token of probability 0, and ids that name it in the place of -1."""
-    return torch.nn.functional.pad(logits, (0, 1), value=-torch.inf), ids.masked_fill(ids < 0, logits.shape[-1])
-
-
 def _log_prob_of(token: Tensor, logits: Tensor, top: TeacherTop, temperature: float) -> Tensor:
     """Returns log pi_T [n] of tokens [n], of which those outside the top ones have the student's share of the rest."""
-    student, ids = _with_missing(tempered(logits.detach(), temperature), top.ids.long())
+    student, ids = with_missing(tempered(logits.detach(), temperature), top.ids.long())
     rest = student.scatter(-1, ids, -torch.inf).logsumexp(-1)
     outside = top.rest_log_prob + student.gather(-1, token[:, None])[:, 0] - rest
     listed = ids == token[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 WORKER_EXTENSION = "trbext.vllm.worker.WorkerExtension"
+VERL_WORKER_EXTENSION = "trbext.verl.worker.ColocateWorkerExtension"  # the same, beside verl's own
 DRAFT_LENGTH = 4
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,8 +45,6 @@ def worker_of(llm: Any) -> Any:
 def reload_weights(model: Any, weights: Iterable[tuple[str, Tensor]], vllm_config: Any, model_config: Any) -> int:
     """Replaces the weights of a model that serves, in place.
 
-    vLLM's layerwise reload also serves backends that repack the weights, on which `model.load_weights` by itself fails.
-
     Args:
         model: vLLM's module.
         weights: By their names on the Hugging Face hub.
@@ -57,16 +55,46 @@ def reload_weights(model: Any, weights: Iterable[tuple[str, Tensor]], vllm_confi
         How many parameters were loaded.
 
     Raises:
-        ValueError: Weights are missing, as vLLM requires when it loads a model. The model is then undefined until the
-            next load.
+        ValueError: As `reloading`.
+    """
+    with reloading(model, vllm_config, model_config) as load:
+        return load(weights)
+
+
+@contextmanager
+def reloading(
+    model: Any, vllm_config: Any, model_config: Any
+) -> Iterator[Callable[[Iterable[tuple[str, Tensor]]], int]]:
+    """Replaces the weights of a model that serves, in place, by those that come in one or several parts.
+
+    vLLM's layerwise reload also serves backends that repack the weights, on which `model.load_weights` by itself fails.
+
+    Args:
+        model: vLLM's module.
+        vllm_config: Of the engine.
+        model_config: Of the model.
+
+    Yields:
+        A function that takes a part of the weights, by their names on the Hugging Face hub, and returns how many
+        parameters were loaded so far. The tensors may be kept until the end.
+
+    Raises:
+        ValueError: Weights are missing at the end, as vLLM requires when it loads a model. The model is then undefined
+            until the next load.
     """
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     names = {name for name, _ in model.named_parameters()}
+    loaded: set[str] = set()
+
+    def load(weights: Iterable[tuple[str, Tensor]]) -> int:
+        loaded.update(model.load_weights(weights))
+        return len(loaded)
+
     with set_current_vllm_config(vllm_config), torch.no_grad():
         initialize_layerwise_reload(model)
-        loaded: Any = model.load_weights(weights)
+        yield load
         finalize_layerwise_reload(model, model_config)
         _process_shared_weights(model)
     missing = sorted(names - loaded) if model_config.quantization is None else []
@@ -74,7 +102,6 @@ def reload_weights(model: Any, weights: Iterable[tuple[str, Tensor]], vllm_confi
         raise ValueError(
             f"the weights must be all of the model's, but {len(missing)} are missing, such as {missing[0]}"
         )
-    return len(loaded)
 
 
 def _process_shared_weights(model: Any) -> None:

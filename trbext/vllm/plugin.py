@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from .engine import WORKER_EXTENSION
+from .engine import VERL_WORKER_EXTENSION, WORKER_EXTENSION
 from .requests import check_request
 
 
@@ -34,7 +34,7 @@ def check_requests_at_admission(processor: Any) -> None:
 
     @functools.wraps(stock)
     def validate(self: Any, parameters: Any, *others: Any, **named: Any) -> Any:
-        if self.vllm_config.parallel_config.worker_extension_cls == WORKER_EXTENSION:
+        if self.vllm_config.parallel_config.worker_extension_cls in (WORKER_EXTENSION, VERL_WORKER_EXTENSION):
             try:
                 check_request(parameters)
             except ValueError as error:

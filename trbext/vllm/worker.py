@@ -136,12 +136,21 @@ class WorkerExtension:
         Raises:
             RuntimeError: The engine has no draft model of its own.
         """
+        config = self.vllm_config
+        student = self.trb_student()
+        return reload_weights(student, weights, config, config.speculative_config.draft_model_config)
+
+    def trb_student(self) -> Any:
+        """The draft model, which has the student's weights.
+
+        Raises:
+            RuntimeError: The engine was not enabled, or has no draft model of its own.
+        """
         _ = self._hook  # refuses an engine that was not enabled
         student = draft_model(self.model_runner)
         if student is None or student is self.model_runner.model:
             raise RuntimeError("the student's weights belong into a draft model, and this engine has none")
-        config = self.vllm_config
-        return reload_weights(student, weights, config, config.speculative_config.draft_model_config)
+        return student
 
     def trb_digest(self) -> dict[str, str]:
         """A digest of the parameters of each model, by which a test or a run sees which of them changed."""

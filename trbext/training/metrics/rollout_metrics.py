@@ -6,13 +6,13 @@ A mean of the means of processes would weight a token by how few tokens its proc
 from __future__ import annotations
 
 import logging
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..generation import Generation
+from .blend_metrics import blend_metrics, speculation_metrics
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,19 +45,7 @@ def rollout_metrics(
         padded = accelerator.pad_across_processes(spent, dim=1, pad_index=-1)  # beta and KL are never negative
         beta, kl = accelerator.gather(padded[None]).transpose(0, 1).flatten(1)
         beta, kl = beta[beta >= 0], kl[kl >= 0]
-    kl_mean = kl.mean().item()
-    metrics = {"trb/kl": kl_mean, "trb/kl_max": kl.max().item()}
-    if epsilon is not None and math.isfinite(epsilon):
-        metrics |= {"trb/epsilon": epsilon, "trb/kl_budget_used": kl_mean / epsilon if epsilon > 0 else 0.0}
-    if len(beta) > 0:
-        metrics |= {
-            "trb/beta_mean": beta.mean().item(),
-            "trb/beta_p10": _percentile(beta, 10),
-            "trb/beta_p90": _percentile(beta, 90),
-            "trb/beta_one_fraction": (beta == 1).float().mean().item(),
-            "trb/beta_zero_fraction": (beta == 0).float().mean().item(),
-        }
-    return metrics
+    return blend_metrics(beta, kl, epsilon)
 
 
 def drafting_metrics(generation: Generation, accelerator: Accelerator) -> dict[str, float]:
@@ -117,10 +105,7 @@ def _speculation(generation: Generation) -> tuple[int, int, int, int]:
 
 def _gain(gathered: Tensor) -> dict[str, float]:
     """Returns the gain of speculation, from the numbers of `_speculation` in the first columns, one row per process."""
-    accepted, drafted, tokens, passes = gathered.sum(0)[:4].tolist()
-    if not passes > 0:
-        return {}
-    return {"trb/acceptance": accepted / drafted, "trb/tokens_per_teacher_pass": tokens / passes}
+    return speculation_metrics(*gathered.sum(0)[:4].tolist())
 
 
 def warn_of_idle_budget(metrics: dict[str, float], step: int) -> bool:
@@ -137,8 +122,3 @@ def warn_of_idle_budget(metrics: dict[str, float], step: int) -> bool:
         metrics["trb/epsilon"],
     )
     return True
-
-
-def _percentile(values: Tensor, percent: int) -> float:
-    """Returns the nearest-rank percentile. torch.quantile refuses more than 2^24 values, which long rollouts exceed."""
-    return values.kthvalue(max(1, math.ceil(len(values) * percent / 100))).values.item()

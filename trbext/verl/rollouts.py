@@ -1,0 +1,157 @@
+"""Draws completions that follow mu from the engine of one replica, for many callers at a time.
+
+verl's agent loops ask a replica for one completion each, whenever they are ready. A completion is therefore held out,
+recorded and repaired by itself here, where `trbext.vllm.client` does so for a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..limits import is_epsilon, not_an_epsilon
+from ..rollout.output import Rollout, Speculation
+from ..vllm.assembly import Assembly
+from ..vllm.engine import slack
+from ..vllm.requests import check_temperature
+from ..vllm.sampler.teacher_top import TeacherTop
+from ..vllm.transport import Completion, Records, RolloutRequest
+from ..vocab import Alignment
+from .mailbox import Mailbox
+
+STALLED_ROUNDS = 50  # repairs of one completion without a new token, after which the engine is too small for it
+NOT_COUNTED = Speculation(rounds=0, row_passes=0, drafted=0, accepted=0)  # the engine counts for all requests together
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a replica said to one request."""
+
+    completion: Completion
+    aborted: bool = False  # verl ended it before its end, to load new weights
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One completion of one prompt."""
+
+    rollout: Rollout  # of one row, on the CPU; of no row if the completion was aborted before its first token
+    teacher_top: TeacherTop | None  # [1, T, K] and [1, T]
+    repaired: int  # times that it was cut at a token of the teacher, and continued from there
+    aborted: bool
+
+    @property
+    def tokens(self) -> list[int]:
+        """The completion."""
+        return [int(token) for token in self.rollout.tokens[0].tolist()]
+
+
+class ReplicaRollouts:
+    """Draws completions of one replica.
+
+    Args:
+        alignment: The vocabulary that both models share.
+        take_records: Takes the records of all workers of the engine (`WorkerExtension.trb_take_records`).
+        max_model_len: Of the engine's handshake, tokens.
+        draft_length: Of the engine.
+        top_k: Tokens of the teacher's distribution that the engine records; 0 is none.
+        repair: Draws a completion again from where the engine lost its drafts; False raises.
+    """
+
+    def __init__(
+        self,
+        alignment: Alignment,
+        take_records: Callable[[], Awaitable[Sequence[Records]]],
+        *,
+        max_model_len: int,
+        draft_length: int,
+        top_k: int,
+        repair: bool = True,
+    ) -> None:
+        self.alignment, self.top_k, self.repair = alignment, top_k, repair
+        self.longest = max_model_len - slack(draft_length)  # tokens of a prompt and its completion
+        self._take_records = take_records
+        self._mailbox, self._taking = Mailbox(), asyncio.Lock()
+
+    async def draw(
+        self,
+        prompt: Sequence[int],
+        ask: Callable[[RolloutRequest, int], Awaitable[Answer]],
+        *,
+        epsilon: float,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> Drawn:
+        """Draws one completion.
+
+        Args:
+            prompt: Token ids, at least two.
+            ask: Sends a request to the engine under the number that its records will have.
+            epsilon: KL budget in nats per token.
+            max_new_tokens: Of the completion, at least 1.
+            temperature: At least 0.01.
+
+        Raises:
+            ValueError: The budget, the temperature or a length does not fit.
+            RuntimeError: Logits were at fault, the budget was not kept, or the engine keeps losing drafts.
+        """
+        self._check(prompt, epsilon, max_new_tokens, temperature)
+        assembly, repaired, stalled = Assembly(1, max_new_tokens, self.top_k), 0, 0
+        while True:
+            request = RolloutRequest(
+                prompt=[*prompt, *assembly.tokens_of(0)],
+                key=0,
+                max_new_tokens=max_new_tokens - assembly.length_of(0),
+                temperature=temperature,
+                stop=self.alignment.stop,
+                epsilon=epsilon,
+            )
+            number = self._mailbox.open()
+            try:
+                answer = await ask(request, number)
+                await self._sort_records()
+            finally:
+                records = self._mailbox.close(number)
+            if answer.aborted and not answer.completion.tokens:
+                break
+            written, cut = assembly.add([request], [answer.completion], records)
+            if answer.aborted or not cut:
+                break
+            if not self.repair:
+                raise RuntimeError(
+                    "the engine drew a token from the teacher, for want of the student's drafts: give it more memory "
+                    "for KV caches, or set repair"
+                )
+            repaired += 1
+            stalled = 0 if written else stalled + 1
+            if stalled == STALLED_ROUNDS:
+                raise RuntimeError(
+                    f"the engine drew no token of a completion from mu in {stalled} attempts: it is too small for it"
+                )
+        assembly.check_budget(np.array([epsilon]))
+        rollout, top = assembly.rollout(pad_token_id=self.alignment.stop, speculation=NOT_COUNTED)
+        return Drawn(rollout, top, repaired, answer.aborted)
+
+    async def _sort_records(self) -> None:
+        """Takes what the engine has recorded of all requests. One caller at a time: the records go to whoever asks."""
+        async with self._taking:
+            self._mailbox.put(await self._take_records())
+
+    def _check(self, prompt: Sequence[int], epsilon: float, max_new_tokens: int, temperature: float) -> None:
+        check_temperature(temperature)
+        if not is_epsilon(epsilon):
+            raise ValueError(not_an_epsilon(epsilon))
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if len(prompt) < 2:
+            raise ValueError(
+                f"a prompt must have two tokens, of which the engine holds the last out, got {len(prompt)}"
+            )
+        if len(prompt) + max_new_tokens > self.longest:
+            raise ValueError(
+                f"a prompt and its completion must have at most {self.longest} tokens, max_model_len without "
+                f"3 draft_length + 1, got {len(prompt)} + {max_new_tokens}: raise rollout.max_model_len"
+            )

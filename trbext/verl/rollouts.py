@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..limits import is_epsilon, not_an_epsilon
 from ..rollout.output import Rollout, Speculation
@@ -75,6 +76,7 @@ class ReplicaRollouts:
         self.longest = max_model_len - slack(draft_length)  # tokens of a prompt and its completion
         self._take_records = take_records
         self._mailbox, self._taking = Mailbox(), asyncio.Lock()
+        self._of_events = torch.Generator()  # of labels that no loss of verl reads
 
     async def draw(
         self,
@@ -132,7 +134,9 @@ class ReplicaRollouts:
                     f"the engine drew no token of a completion from mu in {stalled} attempts: it is too small for it"
                 )
         assembly.check_budget(np.array([epsilon]))
-        rollout, top = assembly.rollout(pad_token_id=self.alignment.stop, speculation=NOT_COUNTED)
+        rollout, top = assembly.rollout(
+            pad_token_id=self.alignment.stop, speculation=NOT_COUNTED, of_events=self._of_events
+        )
         return Drawn(rollout, top, repaired, answer.aborted)
 
     async def _sort_records(self) -> None:

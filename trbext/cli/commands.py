@@ -69,14 +69,15 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
 
         from ..runs.printing import printing_survives
         from ..runs.settings import parse_run, print_fields
-        from ..runs.train import print_summary, train_run
+        from ..runs.train import print_summary
+        from ..runs.warmup import train_warmed_up
 
     if options.fields:
         print_fields()
         return 0
 
     def train() -> None:
-        folder = train_run(*parse_run(options.config, fields), resume=options.resume)
+        folder = train_warmed_up(*parse_run(options.config, fields), resume=options.resume)
         if PartialState().is_main_process:
             print_summary(folder)
 

@@ -58,8 +58,32 @@ class RunArguments:
         default=None, metadata={"help": "Leave out training prompts of more tokens, chat template included."}
     )
 
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train a LoRA adapter of this rank on all linear layers, which model/ holds merged. Unset = all "
+            "weights."
+        },
+    )
+    lora_sft_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Simple-OPD: so many supervised optimizer steps of a LoRA adapter of lora_rank on the teacher's "
+            "completions, before the run and beside its max_steps; then the adapter is merged, and the run trains all "
+            "weights. Unset = none."
+        },
+    )
+    lora_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "For lora_sft_steps: the learning rate of these steps. Unset = learning_rate."},
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.lora_sft_steps is not None and self.lora_rank is None:
+            raise ValueError("lora_sft_steps trains a LoRA adapter: set lora_rank, or leave it out")
+        if self.lora_learning_rate is not None and self.lora_sft_steps is None:
+            raise ValueError("lora_learning_rate belongs to lora_sft_steps: set it, or leave lora_learning_rate out")
 
 
 def parse_run(config: Path | None, overrides: Sequence[str]) -> tuple[RunArguments, TRBConfig, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from ..teachers.remote.teacher import RemoteTeacher
 from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
 from ..training.config import TRBConfig
 from ..training.fields.teacher import SELF
+from ..training.lora import lora, save_merged
 from ..training.metrics.metric_table import first_and_last
 from ..training.model_card import Provenance, name_of
 from ..training.trainer import TRBTrainer
@@ -38,7 +40,13 @@ Resume = bool | Literal["auto"]  # "auto": continue the run if there is one, beg
 
 
 def train_run(
-    arguments: RunArguments, config: TRBConfig, settings: dict[str, Any], *, resume: Resume = False, plot: bool = True
+    arguments: RunArguments,
+    config: TRBConfig,
+    settings: dict[str, Any],
+    *,
+    resume: Resume = False,
+    plot: bool = True,
+    carried: Mapping[str, float] | None = None,
 ) -> RunFolder:
     """Trains in `config.output_dir` and returns the folder.
 
@@ -50,6 +58,7 @@ def train_run(
             holds a run. A run whose last step is trained trains nothing: what is missing of `model/` and the plot is
             written.
         plot: Whether to make plot.png. If it cannot be made, there is a warning: the model is saved before.
+        carried: What a warmup of the student has cost, by metric, from which the run's cost is counted.
 
     Returns:
         The folder of the run.
@@ -85,6 +94,8 @@ def train_run(
         try:
             with left_as_it_was(folder.path):
                 trainer = _trainer(arguments, config, [MetricsFile(folder), ProgressDisplay(folder.path.name), stop])
+            if carried is not None:
+                trainer.compute.carry(carried)
             trainer.accelerator.wait_for_everyone()  # a slower process must still find the folder as it was
             if trainer.is_world_process_zero():
                 held.enter_context(folder.locked())
@@ -108,7 +119,7 @@ def train_run(
         if not stop.stopped:
             if trainer.engines is not None:
                 trainer.engines.end()
-            _save_model(trainer, folder)
+            _save_model(trainer, folder, merged=arguments.lora_rank is not None)
         if plot and trainer.is_world_process_zero() and folder.metrics.exists() and _plot(folder) and not stop.stopped:
             trainer.write_model_card(folder.model, folder.plot)
     if stop.stopped:
@@ -143,12 +154,15 @@ def _rollouts_per_step(config: TRBConfig) -> int:
     return int(config.train_batch_size * config.world_size * config.gradient_accumulation_steps)
 
 
-def _save_model(trainer: TRBTrainer, folder: RunFolder) -> None:
+def _save_model(trainer: TRBTrainer, folder: RunFolder, *, merged: bool) -> None:
     main = trainer.is_world_process_zero()
     if main:
         shutil.rmtree(folder.partial_model, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(folder.partial_model))
+    if merged:
+        save_merged(trainer, folder.partial_model)
+    else:
+        trainer.save_model(str(folder.partial_model))
     trainer.accelerator.wait_for_everyone()
     if main:
         trainer.write_model_card(folder.partial_model)
@@ -173,6 +187,7 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
         eval_dataset=inputs.held_out,
         processing_class=inputs.tokenizer,
         callbacks=callbacks,
+        peft_config=None if arguments.lora_rank is None else lora(arguments.lora_rank, config),
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)

@@ -62,19 +62,19 @@ def train(config: Path, keep_model: bool) -> None:
         keep_model: Whether model/ stays.
 
     Raises:
-        UsageError: As `train_run`, or the folder holds files but no run.
-        Interrupted: As `train_run`.
+        UsageError: As `train_warmed_up`, or the folder holds files but no run.
+        Interrupted: As `train_warmed_up`.
     """
     with uncollected_imports():
         from ...runs.settings import parse_settings
-        from ...runs.train import train_run
+        from ...runs.warmup import forget_warmup, train_warmed_up
 
     arguments, trb_config, settings = parse_settings(read_yaml(config))
     folder = RunFolder(Path(trb_config.output_dir))
     if not finished(folder.path):
         if folder.settings() is None and not folder.is_empty():
             raise UsageError(f"{folder.path} holds files but no run that can continue: delete it to begin anew")
-        train_run(arguments, trb_config, settings, resume="auto", plot=False)
+        train_warmed_up(arguments, trb_config, settings, resume="auto", plot=False)
         partial = folder.path / (FINISHED + ".partial")
         partial.write_text(json.dumps({"finished_at": time.time()}), encoding="utf-8")
         partial.replace(folder.path / FINISHED)
@@ -83,6 +83,7 @@ def train(config: Path, keep_model: bool) -> None:
         shutil.rmtree(checkpoint)
     if not keep_model and folder.model.exists():
         shutil.rmtree(folder.model)
+    forget_warmup(folder.path, keep_model=keep_model)
 
 
 def _stop_when_orphaned() -> None:

@@ -57,6 +57,10 @@ _RANGES: dict[str, _Range] = {
     "eval_prompts_limit": _COUNT,
     "max_prompt_length": _COUNT,
     "prompts_shuffle_seed": _SEED,
+    # of a run's adapter
+    "lora_rank": _COUNT,
+    "lora_sft_steps": _COUNT,
+    "lora_learning_rate": _ABOVE_0,
 }
 
 

@@ -9,7 +9,7 @@ of the trainer; `add_tokens` counts them. The backward pass is not counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,7 @@ class ComputeCount(TrainerCallback, ExportableState):
         self._tokens = {"student": 0, "teacher": 0}  # of all processes, to the last optimizer step
         self._step = {"student": 0, "teacher": 0}  # of this process, in the present step
         self._since: float | None = None  # when counting began; None while nothing is counted
+        self._carried = (0.0, {"student": 0, "teacher": 0})  # what was spent before the first step
         selves = [teacher for teacher in teachers if isinstance(teacher, SelfTeacher)]
         self._watch(lambda: "teacher" if any(teacher.running for teacher in selves) else "student", student)
         for teacher in teachers:
@@ -62,6 +63,11 @@ class ComputeCount(TrainerCallback, ExportableState):
     def started(self) -> bool:
         """Whether training has begun, so that there is something to report."""
         return self._since is not None or self._seconds > 0
+
+    def carry(self, totals: Mapping[str, float]) -> None:
+        """Counts from what `totals` says was spent before the run, as for a warmup of its student."""
+        tokens = {name: int(totals[f"compute/{name}_tokens"]) for name in self._tokens}
+        self._carried = float(totals["compute/seconds"]), tokens
 
     def add_tokens(self, *, student: int = 0, teacher: int = 0) -> None:
         """Counts positions that an engine computed."""
@@ -106,7 +112,7 @@ class ComputeCount(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step == 0:  # a second call of `train` starts from 0
-            self._seconds, self._tokens = 0.0, {"student": 0, "teacher": 0}
+            self._seconds, self._tokens = self._carried[0], dict(self._carried[1])
         saved = saved_attributes(self, state)
         if state.global_step > 0:
             self._seconds, self._tokens = saved["seconds"], dict(saved["tokens"])

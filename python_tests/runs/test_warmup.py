@@ -1,0 +1,108 @@
+"""Trains LoRA adapters that are merged, and runs whose student is warmed up by one (Simple-OPD)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from python_tests.runs.run_files import repeatable, same_weights, tiny_run, trained, trb, written
+from trbext.runs.folder import RunFolder
+from trbext.runs.warmup import cost_of, warmup_folder
+
+WARM: dict[str, Any] = {
+    "lora_rank": 2,
+    "lora_sft_steps": 3,
+    "lora_learning_rate": 0.05,
+    "rollout_policy": "student",
+    "loss_estimator": "sampled",
+    "loss_weight_cap": 2.0,
+}
+
+
+def assert_of_low_rank(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], rank: int) -> None:
+    """Checks that every linear layer differs by a matrix of that rank, and nothing else differs."""
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "_proj" in name}
+    for name in changed:
+        difference = (after[name] - before[name]).double()
+        values = torch.linalg.svdvals(difference)
+        assert values[rank - 1] > 1e-4
+        assert values[rank] < 1e-5 * values[0]
+
+
+def test_a_run_of_a_lora_adapter_saves_it_merged(tmp_path: Path) -> None:
+    settings = tiny_run(tmp_path, lora_rank=3)
+    assert trb("train", written(tmp_path / "config.yaml", settings)) == 0
+    run = RunFolder(tmp_path / "run")
+    assert_of_low_rank(load_file(tmp_path / "student" / "model.safetensors"), trained(run), 3)
+    assert not (run.model / "adapter_config.json").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(run.model)
+    assert torch.equal(loaded.state_dict()["model.norm.weight"], trained(run)["model.norm.weight"])
+
+
+def test_a_warmed_up_run_is_the_run_of_the_merged_student_and_bears_the_cost_of_both(tmp_path: Path) -> None:
+    settings = tiny_run(tmp_path, **WARM)
+    config = written(tmp_path / "config.yaml", settings)
+    assert trb("train", config) == 0
+    run, warmup = RunFolder(tmp_path / "run"), RunFolder(warmup_folder(tmp_path / "run"))
+    assert warmup.path == tmp_path / "run-warmup"
+    # 1. The warmup is supervised, on the teacher's completions, with an adapter.
+    assert_of_low_rank(load_file(tmp_path / "student" / "model.safetensors"), trained(warmup), 2)
+    supervised = [line for line in warmup.read_metrics() if "loss" in line]
+    assert [line["step"] for line in supervised] == [1, 2, 3]
+    assert all(line["trb/beta_one_fraction"] == 1 for line in supervised)
+    assert supervised[0]["learning_rate"] == 0.05
+    # 2. The run is that of the merged student.
+    plain = {name: value for name, value in settings.items() if not name.startswith("lora")}
+    plain |= {"model_name_or_path": str(warmup.model), "output_dir": str(tmp_path / "by-hand")}
+    assert trb("train", written(tmp_path / "by-hand.yaml", plain)) == 0
+    by_hand = RunFolder(tmp_path / "by-hand")
+    assert same_weights(run, by_hand)
+    # 3. Its cost is that of both.
+    spent = cost_of(warmup)
+    for mine, theirs in zip(run.read_metrics(), by_hand.read_metrics(), strict=True):
+        for name in ("compute/student_tokens", "compute/teacher_tokens"):
+            assert mine[name] == theirs[name] + spent[name]
+        assert mine["compute/seconds"] > spent["compute/seconds"] > 0
+    # 4. The same command has nothing to do.
+    before = repeatable(run)
+    assert trb("train", config, "--resume", "auto") == 0
+    assert repeatable(run) == before
+
+
+def test_a_run_that_was_stopped_continues_with_its_warmed_up_student(tmp_path: Path) -> None:
+    settings = tiny_run(tmp_path, save_steps=1, **WARM)
+    assert trb("train", written(tmp_path / "config.yaml", settings)) == 0
+    run = RunFolder(tmp_path / "run")
+    weights, metrics = trained(run), repeatable(run)
+    run.forget_finish()
+    for step in (3, 4):
+        (run.path / f"checkpoint-{step}").rename(tmp_path / f"gone-{step}")
+    assert trb("train", str(tmp_path / "config.yaml"), "--resume") == 0
+    assert all(torch.equal(trained(run)[name], weight) for name, weight in weights.items())
+    assert repeatable(run) == metrics
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"lora_sft_steps": 3}, "lora_sft_steps trains a LoRA adapter: set lora_rank"),
+        ({"lora_rank": 2, "lora_learning_rate": 0.1}, "lora_learning_rate belongs to lora_sft_steps"),
+        ({"lora_rank": 0}, "lora_rank must be a whole number of at least 1, got 0"),
+        ({"lora_rank": 2, "lora_sft_steps": 0}, "lora_sft_steps must be a whole number of at least 1, got 0"),
+        ({**WARM, "loss_weight_cap": 0.5}, "loss_weight_cap must be at least 1"),
+        ({**WARM, "eval_strategy": "steps"}, "needs eval_prompts, the held-out prompts"),
+    ],
+)
+def test_what_cannot_be_warmed_up_is_refused_before_a_folder_is_made(
+    tmp_path: Path, fields: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trb("train", written(tmp_path / "config.yaml", tiny_run(tmp_path, **fields))) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.glob("run*"))

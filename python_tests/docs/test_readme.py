@@ -76,7 +76,7 @@ def test_studies_parse_and_could_resolve_something(recipe: str) -> None:
     assert planned_power(study) is None
 
 
-@pytest.mark.parametrize("recipe", ["demo", "smollm2-pruned", "study-countsort", "study-smollm2"])
+@pytest.mark.parametrize("recipe", ["demo", "smollm2-pruned", "study-countsort", "study-field", "study-smollm2"])
 def test_a_recipe_whose_numbers_a_page_quotes_measures_no_clock(recipe: str) -> None:
     text = (ROOT / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     assert re.search(r"^ *draft_length: \d", text, re.M)

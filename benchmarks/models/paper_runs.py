@@ -116,17 +116,18 @@ def hours(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
     }
 
 
-def engine_seconds(student: Qwen3, teacher: Qwen3 | None) -> float:
+def engine_seconds(student: Qwen3, teacher: Qwen3 | None, *, epsilon: float = EPSILON) -> float:
     """Return the seconds in which vLLM decodes the rollouts of a step on eight GPUs, each with its share at once.
 
     A pass reads the weights, and the keys and values of the rollouts that are not finished. A round of TRB is
     DRAFT_LENGTH passes of the student and one of the teacher. A draft is accepted with probability
-    a = 1 - sqrt(EPSILON / pi), so a round writes (1 - a^k) / (1 - a) tokens. One rollout reaches the length limit; the
-    others have MEAN_LENGTH tokens.
+    a = 1 - sqrt(epsilon / pi), so a round writes 1 + a + ... + a^(DRAFT_LENGTH - 1) tokens. One rollout reaches the
+    length limit; the others have MEAN_LENGTH tokens.
 
     Args:
         student: Drafts, or decodes by itself if there is no teacher.
         teacher: Verifies the drafts; None decodes the student only.
+        epsilon: The budget, nats per token.
     """
     rows = ROLLOUTS / GPUS
     prefixes = rows * MEAN_LENGTH * MEAN_PREFIX
@@ -137,8 +138,8 @@ def engine_seconds(student: Qwen3, teacher: Qwen3 | None) -> float:
 
     if teacher is None:
         return passes(student, 1.0)
-    accepted = 1 - math.sqrt(EPSILON / math.pi)
-    per_round = (1 - accepted**DRAFT_LENGTH) / (1 - accepted)
+    accepted = 1 - math.sqrt(epsilon / math.pi)
+    per_round = sum(accepted**place for place in range(DRAFT_LENGTH))
     return passes(teacher, per_round) + passes(student, per_round / DRAFT_LENGTH)
 
 

@@ -9,7 +9,6 @@ import copy
 import time
 from typing import Any
 
-import numpy as np
 import ray
 import transfer_queue as tq
 from omegaconf import open_dict
@@ -113,8 +112,7 @@ class TRBSyncTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl is untyped
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         kept = [not tag.get("is_padding", False) for tag in batch.tags]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        fields = np.array(data["extra_fields"].tolist(), dtype=object)[kept]
-        facts: list[TokenFacts] = [one[FIELD] for one in fields]
+        facts: list[TokenFacts] = [one[FIELD] for one, real in zip(data["extra_fields"], kept, strict=True) if real]
         tokens = sum(len(one.tokens) for one in facts)
         metrics.update(
             take_actor_metrics(metrics)

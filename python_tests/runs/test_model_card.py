@@ -35,6 +35,14 @@ def test_a_card_holds_models_budget_results_and_curve() -> None:
     assert curve[-1] == "| 40 | 0.004 | 0.0250 | 0.2500 | 50.0% |"
 
 
+def test_a_card_names_the_fields_that_change_the_loss_and_the_length_of_rollouts() -> None:
+    made_from = Provenance("a/student", "a/teacher")
+    changed = card(made_from, [], loss_estimator="routed", loss_weighted=False, rollout_length_points={0: 8})
+    assert "| loss | routed (beta 1.0) |\n| rollout_length_points | {0: 8} |\n| loss_weighted | False |" in changed
+    plain = card(made_from, [])
+    assert not any(name in plain for name in ("rollout_length", "loss_weighted", "proximal_alpha", "position_gamma"))
+
+
 def test_a_card_of_a_run_without_logs_or_budget_leaves_them_out(tmp_path: object) -> None:
     text = card(Provenance(str(tmp_path), "demo:teacher"), [], rollout_policy="student")
     assert "base_model" not in text.split("---")[1]

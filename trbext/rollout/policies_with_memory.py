@@ -52,6 +52,7 @@ class Relay(Policy):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.words, self.boundary = words, boundary
+        self._words, self._boundary = _TokenSet(words), _TokenSet(boundary)
         self.top_k, self.legs, self.leg_length = top_k, legs, leg_length
 
     def begin(self, rows: int, device: torch.device) -> Memory:
@@ -65,8 +66,7 @@ class Relay(Policy):
         likely = student_logits.topk(min(self.top_k, student_logits.shape[-1])).indices
         if self.words is None:
             return (likely != best).all(-1)
-        words = torch.tensor(self.words, device=best.device)
-        return torch.isin(best, words)[:, 0] & ~torch.isin(likely, words).any(-1)
+        return self._words.holds(best)[:, 0] & ~self._words.holds(likely).any(-1)
 
     def draw_after(
         self,
@@ -85,7 +85,7 @@ class Relay(Policy):
         drawn = _drawn_by(of_teacher, student_logits, teacher_logits, uniforms[0], temperature)
         # 2. Where the leg ends, and with the last one the rollout.
         begun = begun + begins
-        left = torch.where(begins, self.leg_length, left - (_is_one_of(drawn.token, self.boundary) & (left > 0)).long())
+        left = torch.where(begins, self.leg_length, left - (self._boundary.holds(drawn.token) & (left > 0)).long())
         ends = of_teacher & (left == 0)
         return drawn, Memory({"begun": begun, "left": left}, ends & (begun == self.legs))
 
@@ -179,5 +179,21 @@ def _drawn_by(
     return sample(student_logits, teacher_logits, budget, uniform=uniform, temperature=temperature)
 
 
-def _is_one_of(token: Tensor, ids: Sequence[int] | None) -> Tensor:
-    return torch.ones_like(token, dtype=torch.bool) if ids is None else torch.isin(token, torch.tensor(ids).to(token))
+class _TokenSet:
+    """A set of token ids that is copied to a device once, because each copy would wait for it.
+
+    Args:
+        ids: None holds every token.
+    """
+
+    def __init__(self, ids: Sequence[int] | None) -> None:
+        self._ids = ids
+        self._on: dict[torch.device, Tensor] = {}
+
+    def holds(self, token: Tensor) -> Tensor:
+        """Returns which of the tokens [...] are in the set."""
+        if self._ids is None:
+            return torch.ones_like(token, dtype=torch.bool)
+        if token.device not in self._on:
+            self._on[token.device] = torch.tensor(self._ids, dtype=token.dtype, device=token.device)
+        return torch.isin(token, self._on[token.device])

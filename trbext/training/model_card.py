@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,8 @@ from ..build_info import version_of
 from ..teachers import Mixture
 from ..teachers.remote.teacher import RemoteTeacher
 from .config import TRBConfig
+from .fields.length import LengthFields
+from .fields.supervision import SupervisionFields
 from .metrics.metric_table import METRICS, Metrics, first_and_last
 from .schedule import duration
 
@@ -158,9 +161,16 @@ def _facts(made_from: Provenance, config: TRBConfig, steps: int, max_steps: int)
         ("longest completion, tokens", str(config.max_completion_length)),
         ("temperature", str(config.temperature)),
         ("loss", f"{config.loss_estimator} (beta {config.beta})"),
+        *_changed(config, LengthFields, SupervisionFields),
         ("learning rate", f"{config.learning_rate} ({config.lr_scheduler_type.value})"),
         ("seed", str(config.seed)),
     ]
+
+
+def _changed(config: TRBConfig, *kinds: type[Any]) -> list[tuple[str, str]]:
+    """Returns the fields of these kinds that are not at their defaults, with their values."""
+    names = [(field.name, field.default) for kind in kinds for field in dataclasses.fields(kind)]
+    return [(name, str(getattr(config, name))) for name, default in names if getattr(config, name) != default]
 
 
 def _curve(lines: Sequence[Metrics]) -> str:

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from python_tests.models.tiny_models import END_OF_TURN, EOS, VOCABULARY
 from python_tests.verl.replayed_trainer import losses_of_trb_trainer
 from python_tests.verl.tiny_run import (
+    BATCH,
     COMPLETION,
     EPSILON,
     LEARNING_RATE,
@@ -47,19 +48,26 @@ pytestmark = [
 ]
 ALIGNMENT = Alignment(len(VOCABULARY), (EOS,), (END_OF_TURN, EOS))
 SCHEDULE = Schedule("linear", EPSILON, WARMUP)
-TIMEOUT = 1500  # seconds of a run, against a run that waits for ever
+KILLED_AT = SAVED_EVERY + 2
+TIMEOUT = 1800  # seconds of a run, against a run that waits for ever
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run has left."""
+    """What a run has left that was killed and resumed."""
 
     run: TinyRun
     output: Path
 
-    def spied(self, step: int) -> dict[str, Any]:
-        """The rollouts and the metrics of a step of verl, which counts from 1."""
-        found: dict[str, Any] = torch.load(self.output / "spied" / f"step-{step}.pt")
+    def spied(self, step: int, start: int | None = None) -> dict[str, Any]:
+        """The rollouts and the metrics of a step of verl, which counts from 1.
+
+        Args:
+            step: Of verl.
+            start: 0 before the kill, 1 after it; None is what the trained weights come from.
+        """
+        start = int(step > SAVED_EVERY) if start is None else start
+        found: dict[str, Any] = torch.load(self.output / f"spied-{start}" / f"step-{step}.pt", weights_only=False)
         return found
 
     def student(self, trained: int) -> Path:
@@ -70,38 +78,40 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    return TinyRun(tmp_path_factory.mktemp("verl")).prepare()
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A run of twelve steps, which is killed two steps after its first checkpoint, and started again."""
+    run = TinyRun(tmp_path_factory.mktemp("verl")).prepare()
+    found = Ran(run, run.folder / "output")
+    first = start(found, 0)
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while not (found.output / "spied-0" / f"step-{KILLED_AT}.pt").exists():
+            assert first.poll() is None, "verl ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        kill(first)
+    second = start(found, 1)
+    try:
+        assert second.wait(TIMEOUT) == 0
+    finally:
+        kill(second)
+    return found
 
 
-@pytest.fixture(scope="module")
-def whole(run: TinyRun) -> Ran:
-    """A run of twelve steps."""
-    output = run.folder / "whole"
-    finish(start(run, output))
-    return Ran(run, output)
-
-
-def start(run: TinyRun, output: Path, *further: str) -> subprocess.Popen[bytes]:
+def start(ran: Ran, number: int, *further: str) -> subprocess.Popen[bytes]:
+    """Starts verl, for the time `number` counts from 0."""
     assert PYTHON is not None
-    output.mkdir(exist_ok=True)
-    with (output / f"log-{len(list(output.glob('log-*')))}.txt").open("wb") as log:
+    ran.output.mkdir(exist_ok=True)
+    with (ran.output / f"log-{number}.txt").open("wb") as log:
         return subprocess.Popen(
-            run.command(PYTHON, output, *further),
-            env=run.environment(output),
-            cwd=run.folder,
+            ran.run.command(PYTHON, ran.output, *further),
+            env={**ran.run.environment(), "TRB_SPIED": str(ran.output / f"spied-{number}")},
+            cwd=ran.run.folder,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    try:
-        code = process.wait(TIMEOUT)
-    finally:
-        kill(process)
-    assert code == 0, f"verl ended with {code}"
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -134,9 +144,9 @@ def steps_whose_student_was_saved() -> Iterator[int]:
     yield from range(1, STEPS + 1, SAVED_EVERY)
 
 
-def test_each_step_has_its_budget_and_keeps_it(whole: Ran) -> None:
+def test_each_step_has_its_budget_and_keeps_it(ran: Ran) -> None:
     for step in range(1, STEPS + 1):
-        spied = whole.spied(step)
+        spied = ran.spied(step)
         epsilon, metrics = SCHEDULE(step - 1), spied["metrics"]
         assert {row["epsilon"] for row in spied["rows"]} == {epsilon}
         assert metrics["trb/epsilon"] == pytest.approx(epsilon)
@@ -144,14 +154,14 @@ def test_each_step_has_its_budget_and_keeps_it(whole: Ran) -> None:
         assert len(spied["rows"]) == ROLLOUTS_OF_STEP
         assert metrics["trb/beta_mean"] > 0 or epsilon == 0
         assert 0 < metrics["trb/acceptance"] <= 1
-    assert whole.spied(1)["metrics"]["trb/kl_budget_used"] > 0.5
+    assert ran.spied(1)["metrics"]["trb/kl_budget_used"] > 0.5
 
 
-def test_the_rollouts_are_within_the_budget_by_an_independent_recomputation(whole: Ran) -> None:
+def test_the_rollouts_are_within_the_budget_by_an_independent_recomputation(ran: Ran) -> None:
     spent = []
     for step in steps_whose_student_was_saved():
-        for row in whole.spied(step)["rows"]:
-            student, teacher = (logits_of(path, row) for path in (whole.student(step - 1), whole.run.teacher))
+        for row in ran.spied(step)["rows"]:
+            student, teacher = (logits_of(path, row) for path in (ran.student(step - 1), ran.run.teacher))
             beta, kl, of_student, of_teacher = row["values"].double()
             assert (kl <= SCHEDULE(step - 1) * (1 + 1e-4) + 1e-7).all()
             recomputed = reference.behavior_kl(student, teacher, beta)
@@ -170,77 +180,60 @@ def test_the_rollouts_are_within_the_budget_by_an_independent_recomputation(whol
     assert max(spent) > 0.9 * EPSILON
 
 
-def test_the_loss_is_the_reverse_kl_on_the_student_s_top_tokens(whole: Ran) -> None:
+def test_the_loss_is_the_reverse_kl_on_the_student_s_top_tokens(ran: Ran) -> None:
     for step in steps_whose_student_was_saved():
-        spied = whole.spied(step)
+        spied = ran.spied(step)
         of_tokens = torch.cat([
-            reverse_kl(*(logits_of(path, row) for path in (whole.student(step - 1), whole.run.teacher)), top_k=TOP_K)
+            reverse_kl(*(logits_of(path, row) for path in (ran.student(step - 1), ran.run.teacher)), top_k=TOP_K)
             for row in spied["rows"]
         ])  # fmt: skip
         for name in ("actor/loss", "trb/reverse_kl"):
             assert spied["metrics"][name] == pytest.approx(float(of_tokens.mean()), rel=1e-3)
 
 
-def test_the_losses_are_those_of_trb_trainer_on_the_same_rollouts(whole: Ran, tmp_path: Path) -> None:
-    recorded = [whole.spied(step) for step in range(1, STEPS + 1)]
+def test_the_losses_are_those_of_trb_trainer_on_the_same_rollouts(ran: Ran, tmp_path: Path) -> None:
+    recorded = [ran.spied(step) for step in range(1, STEPS + 1)]
     found = [spied["metrics"]["trb/reverse_kl"] for spied in recorded]
     expected = losses_of_trb_trainer(
-        tmp_path, whole.run, [spied["rows"] for spied in recorded], learning_rate=LEARNING_RATE, top_k=TOP_K
+        tmp_path, ran.run, [spied["rows"] for spied in recorded], learning_rate=LEARNING_RATE, top_k=TOP_K
     )
     assert found == pytest.approx(expected, rel=1e-3)
     assert found[-1] < found[0]
 
 
-def test_the_teacher_stays_as_it_was_and_the_student_does_not(whole: Ran) -> None:
+def test_the_teacher_stays_as_it_was_and_the_student_does_not(ran: Ran) -> None:
     records = [
-        json.loads((whole.output / "checkpoints" / f"global_step_{step}" / "trb.json").read_text(encoding="utf-8"))
+        json.loads((ran.output / "checkpoints" / f"global_step_{step}" / "trb.json").read_text(encoding="utf-8"))
         for step in range(SAVED_EVERY, STEPS + 1, SAVED_EVERY)
     ]
     assert all(record == records[0] for record in records)
-    first, last = (model(whole.student(step)).state_dict() for step in (0, STEPS))
+    first, last = (model(ran.student(step)).state_dict() for step in (0, STEPS))
     assert any(not torch.equal(first[name], last[name]) for name in first)
 
 
-def test_a_run_that_is_killed_resumes_with_its_budgets_and_prompts(run: TinyRun, whole: Ran) -> None:
-    output = run.folder / "killed"
-    process = start(run, output)
-    try:
-        killed_at = SAVED_EVERY + 2
-        deadline = time.monotonic() + TIMEOUT
-        while not (output / "spied" / f"step-{killed_at}.pt").exists():
-            assert process.poll() is None, "verl ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-    finally:
-        kill(process)
-    before = Ran(run, output).spied(SAVED_EVERY + 1)
-    for file in (output / "spied").iterdir():
-        file.unlink()
-    finish(start(run, output))
-    resumed = Ran(run, output)
-    steps = sorted(int(file.stem.split("-")[1]) for file in (output / "spied").iterdir())
-    assert steps[0] > SAVED_EVERY
-    assert steps[-1] == STEPS
-    for step in steps:
-        found, expected = resumed.spied(step), whole.spied(step)
-        assert found["metrics"]["trb/epsilon"] == expected["metrics"]["trb/epsilon"]
-        assert prompts_of(found) == prompts_of(expected)
-    if steps[0] == SAVED_EVERY + 1:
-        assert prompts_of(before) == prompts_of(resumed.spied(SAVED_EVERY + 1))
+def test_a_killed_run_resumes_with_its_budgets_and_prompts(ran: Ran) -> None:
+    steps = [{int(file.stem.split("-")[1]) for file in (ran.output / f"spied-{n}").iterdir()} for n in (0, 1)]
+    assert steps[0] >= set(range(1, KILLED_AT + 1))
+    assert steps[1] == set(range(SAVED_EVERY + 1, STEPS + 1))
+    for step in range(SAVED_EVERY + 1, KILLED_AT + 1):
+        before, after = (ran.spied(step, start) for start in (0, 1))
+        assert before["metrics"]["trb/epsilon"] == after["metrics"]["trb/epsilon"]
+        assert prompts_of(before) == prompts_of(after)
+    asked = [prompt for step in range(1, STEPS + 1) for prompt in prompts_of(ran.spied(step))]
+    assert len(set(asked)) == STEPS * BATCH  # no prompt came twice
 
 
-def prompts_of(spied: dict[str, Any]) -> list[list[int]]:
+def prompts_of(spied: dict[str, Any]) -> list[tuple[int, ...]]:
     """The prompts of a step, in an order that does not depend on which rollout ended first."""
-    return sorted(row["prompt"] for row in spied["rows"])
+    return sorted(tuple(row["prompt"]) for row in spied["rows"])
 
 
-def test_a_resumed_run_with_another_schedule_is_refused(run: TinyRun, whole: Ran) -> None:
-    process = start(
-        run, whole.output, "actor_rollout_ref.rollout.custom.trb.epsilon=0.1", "trainer.total_training_steps=13"
-    )
+def test_a_resumed_run_with_another_schedule_is_refused(ran: Ran) -> None:
+    changed = ("actor_rollout_ref.rollout.custom.trb.epsilon=0.1", "trainer.total_training_steps=13")
+    process = start(ran, 2, *changed)
     try:
         assert process.wait(TIMEOUT) != 0
     finally:
         kill(process)
-    log = max(whole.output.glob("log-*.txt"), key=lambda file: file.stat().st_mtime)
-    assert "a resumed run must have the schedule" in log.read_text(encoding="utf-8", errors="replace")
+    log = (ran.output / "log-2.txt").read_text(encoding="utf-8", errors="replace")
+    assert "a resumed run must have the schedule" in log

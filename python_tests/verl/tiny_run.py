@@ -6,11 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset
-
-from python_tests.models.tiny_models import END_OF_TURN, EOS, tiny_tokenizer
-from python_tests.vllm.model_pairs import save_model
-
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS, BATCH, ROLLOUTS_PER_PROMPT, COMPLETION = 64, 4, 2, 12
 ROLLOUTS_OF_STEP = BATCH * ROLLOUTS_PER_PROMPT
@@ -52,6 +47,11 @@ class TinyRun:
 
     def prepare(self) -> TinyRun:
         """Writes the models and the prompts."""
+        from datasets import Dataset
+
+        from python_tests.models.tiny_models import END_OF_TURN, EOS, tiny_tokenizer
+        from python_tests.vllm.model_pairs import save_model
+
         tokenizer = tiny_tokenizer()
         tokenizer.chat_template = TEMPLATE
         for path, seed, layers, eos in ((self.student, 2, 1, EOS), (self.teacher, 1, 2, END_OF_TURN)):
@@ -143,6 +143,6 @@ class TinyRun:
         return [*start, f"hydra.run.dir={output}/hydra", *words, *further]
 
     @staticmethod
-    def environment(output: Path) -> dict[str, str]:
-        """The environment of the command."""
-        return {**os.environ, **ENVIRONMENT, "TRB_SPIED": str(output / "spied")}
+    def environment() -> dict[str, str]:
+        """The environment of the command, to which the folder TRB_SPIED has to be added."""
+        return {**os.environ, **ENVIRONMENT}

@@ -100,7 +100,7 @@ def test_callbacks_restored_by_transformers_leave_costs_and_drafts_in_place(tmp_
     assert also["compute/student_tokens"] == last["compute/student_tokens"]
     assert also["compute/seconds"] > steps(straight)[1]["compute/seconds"]
     states = json.loads((tmp_path / "resumed" / "checkpoint-3" / "trainer_state.json").read_text())
-    assert {"ComputeCount", "Drafting"} <= states["stateful_callbacks"].keys()
+    assert {"ComputeCount", "Drafting", "RolloutLength"} <= states["stateful_callbacks"].keys()
 
 
 def test_evaluation_at_the_start_is_not_repeated_on_resume(tmp_path: Path) -> None:

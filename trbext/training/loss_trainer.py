@@ -27,7 +27,6 @@ from .finite import stop_non_finite
 from .losses import in_chunks
 from .metrics.prefix_means import PrefixMeans
 from .objective import Objective, prefix_loss
-from .rollout_length import RolloutLength
 from .sharding import whole_for_decoding
 from .teachers.offload import OffloadedWeights
 from .teachers.states import CompletionBatch, head_of, teacher_states
@@ -44,7 +43,6 @@ class LossTrainer(ResumableTrainer):
     _token_scorer: TokenScorer | None = None  # the same, if it is asked about the student's tokens
     _teacher_weights: Tensor | None = None  # [B, n] of the batch, if its rows are routed to their teachers
     _offloaded: OffloadedWeights | None = None  # the teacher's, if they are on the host while nothing reads them
-    length: RolloutLength
     _fused_loss: bool  # whether TRL's fused loss serves these models
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -16,6 +16,7 @@ from ...data.prompt_order import ResumableSampler, prompts_of_a_step
 from ...data.prompt_stream import EndlessPrompts
 from ..drafting import Drafting
 from ..metrics.cost import ComputeCount
+from ..rollout_length import RolloutLength
 from .completeness import IncompleteCheckpoint, check_checkpoint
 from .random_state import forked_random_state
 from .weights import check_adapter, has_weights, load_weights
@@ -40,6 +41,7 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
 
     compute: ComputeCount
     drafting: Drafting
+    length: RolloutLength
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains as transformers' `Trainer.train`.
@@ -112,7 +114,7 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
     def _load_callback_state(self) -> None:
         # transformers would make new ones from what they saved, while hooks and the trainer hold the old ones. These
         # load their own state when training begins.
-        own = (self.compute, self.drafting)
+        own = (self.compute, self.drafting, self.length)
         kept = {type(each).__name__: self.state.stateful_callbacks.pop(type(each).__name__, None) for each in own}
         super()._load_callback_state()
         self.state.stateful_callbacks |= {name: state for name, state in kept.items() if state is not None}

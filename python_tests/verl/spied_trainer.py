@@ -10,6 +10,7 @@ import torch
 import transfer_queue as tq
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 
+from trbext.verl.answers import facts_of
 from trbext.verl.trainer import TRBSyncTrainer
 
 MODE = "trb_spied"
@@ -23,7 +24,7 @@ class SpiedTrainer(TRBSyncTrainer):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         fields = ["prompts", "responses", "rollout_log_probs", "extra_fields", "teacher_ids", "teacher_logprobs"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        facts = [one["trb"] for one in data["extra_fields"]]
+        facts = [facts_of(fields) for fields in data["extra_fields"]]
         rows = [
             {
                 "prompt": data["prompts"][row].tolist(),

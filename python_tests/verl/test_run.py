@@ -56,14 +56,15 @@ def test_what_actors_have_summed_up_becomes_means() -> None:
 
 def test_an_agent_loop_must_leave_its_one_answer_whole() -> None:
     rows = torch.zeros(4, 3)
-    assert check_whole({"trb": FACTS[0], "teacher_ids": rows}, [1, 2], [5, 2]) is FACTS[0]
-    for fields, message in (
+    fields = [{"trb": vars(facts)} for facts in FACTS]
+    assert check_whole({**fields[0], "teacher_ids": rows}, [1, 2], [5, 2]) == FACTS[0]
+    for given, message in (
         ({}, "the rollout knows none"),
-        ({"trb": FACTS[1]}, "completion of 2 tokens the rollout knows 1 tokens of its last turn"),
-        ({"trb": FACTS[0], "teacher_ids": rows[:3]}, "rows must be 4 like the tokens, got 3"),
+        (fields[1], "completion of 2 tokens the rollout knows 1 tokens of its last turn"),
+        ({**fields[0], "teacher_ids": rows[:3]}, "rows must be 4 like the tokens, got 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_whole(fields, [1, 2], [5, 2])
+            check_whole(given, [1, 2], [5, 2])
 
 
 def test_a_resumed_run_must_have_its_schedule_and_its_teacher(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from python_tests.verl.fake_verl import RPCEngine, installed, model_config, rollout_config
 from python_tests.vllm.fake_engine import FakeEngine, law_after
+from trbext.verl.answers import facts_of
 from trbext.verl.teacher_rows import REST
 
 PROMPT = [4, 3, 1]
@@ -62,7 +63,7 @@ def test_the_budget_is_that_of_the_weights(module: Any) -> None:
         assert server.global_steps == step
         output = asyncio.run(server.generate(PROMPT, SAMPLING, "r"))
         assert server.asked[-1]["extra_args"]["trb_epsilon"] == pytest.approx(epsilon)
-        assert output.extra_fields["trb"].epsilon == pytest.approx(epsilon)
+        assert facts_of(output.extra_fields).epsilon == pytest.approx(epsilon)
         assert output.extra_fields["global_steps"] == step
     assert len(set(server.engine.seeds)) == 5
 
@@ -78,7 +79,7 @@ def test_an_answer_has_what_was_computed_of_its_tokens(module: Any) -> None:
     law = law_after(0.1)
     for _ in range(20):
         output = asyncio.run(server.generate(PROMPT, SAMPLING, "r"))
-        tokens, facts = output.token_ids, output.extra_fields["trb"]
+        tokens, facts = output.token_ids, facts_of(output.extra_fields)
         last = [PROMPT[-1], *tokens[:-1]]
         assert output.log_probs == law.mu[last, tokens].float().tolist()
         beta, kl, student, teacher = torch.from_numpy(facts.values)

@@ -42,16 +42,23 @@ def extra_fields_of(drawn: Drawn, prompt: Sequence[int], epsilon: float) -> dict
         epsilon: Its budget.
 
     Returns:
-        `trb`, the `TokenFacts`; and `teacher_ids` and `teacher_logprobs` [P + T, K + 1] if the engine records them.
+        `trb`, the `TokenFacts` as a mapping, which is what verl makes of any dataclass on its way; and `teacher_ids`
+        and `teacher_logprobs` [P + T, K + 1] if the engine records them.
     """
     rollout = drawn.rollout
     assert rollout.teacher_log_prob is not None
     parts = (rollout.beta, rollout.kl, rollout.student_log_prob, rollout.teacher_log_prob)
     facts = TokenFacts(epsilon, drawn.tokens, np.stack([part[0].numpy() for part in parts]), drawn.repaired)
+    fields: dict[str, Any] = {FIELD: vars(facts)}
     if drawn.teacher_top is None:
-        return {FIELD: facts}
+        return fields
     ids, log_probs = rows_of_completion(TeacherTop(*(part[0] for part in drawn.teacher_top)), len(prompt))
-    return {FIELD: facts, IDS: ids, LOG_PROBS: log_probs}
+    return {**fields, IDS: ids, LOG_PROBS: log_probs}
+
+
+def facts_of(extra_fields: dict[str, Any]) -> TokenFacts:
+    """Returns what `extra_fields_of` put into the fields of an answer."""
+    return TokenFacts(**extra_fields[FIELD])
 
 
 def check_whole(extra_fields: dict[str, Any], prompt: Sequence[int], response: Sequence[int]) -> TokenFacts:
@@ -68,8 +75,8 @@ def check_whole(extra_fields: dict[str, Any], prompt: Sequence[int], response: S
     Raises:
         ValueError: It did not.
     """
-    facts = extra_fields.get(FIELD)
-    if not isinstance(facts, TokenFacts) or facts.tokens != list(response):
+    facts = facts_of(extra_fields) if FIELD in extra_fields else None
+    if facts is None or facts.tokens != list(response):
         said = "none" if facts is None else f"{len(facts.tokens)} tokens of its last turn"
         raise ValueError(
             f"TRB needs agent loops of one turn, such as single_turn_agent: of a completion of {len(response)} tokens "

@@ -16,7 +16,7 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
-from .answers import FIELD, TokenFacts
+from .answers import facts_of
 from .checkpoint_record import CheckpointRecord
 from .metrics import rollout_metrics, take_actor_metrics
 from .run_checks import check_run, has_teacher_pool
@@ -112,7 +112,7 @@ class TRBSyncTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl is untyped
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         kept = [not tag.get("is_padding", False) for tag in batch.tags]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        facts: list[TokenFacts] = [one[FIELD] for one, real in zip(data["extra_fields"], kept, strict=True) if real]
+        facts = [facts_of(fields) for fields, real in zip(data["extra_fields"], kept, strict=True) if real]
         tokens = sum(len(one.tokens) for one in facts)
         metrics.update(
             take_actor_metrics(metrics)

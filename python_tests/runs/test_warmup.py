@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def test_a_run_that_was_stopped_continues_with_its_warmed_up_student(tmp_path: P
     assert trb("train", str(tmp_path / "config.yaml"), "--resume") == 0
     assert all(torch.equal(trained(run)[name], weight) for name, weight in weights.items())
     assert repeatable(run) == metrics
+    # One that was stopped in its warmup has no folder yet.
+    shutil.rmtree(run.path)
+    warmup = RunFolder(warmup_folder(run.path))
+    warmup.forget_finish()
+    (warmup.path / "checkpoint-3").rename(tmp_path / "gone-3-of-warmup")
+    assert trb("train", str(tmp_path / "config.yaml"), "--resume") == 0
+    assert all(torch.equal(trained(run)[name], weight) for name, weight in weights.items())
 
 
 @pytest.mark.parametrize(

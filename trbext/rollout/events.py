@@ -36,9 +36,10 @@ def event_uniforms(
         [tokens, rows] float64 in [0, 1), which depend on the state of the generator and on nothing else.
     """
     if isinstance(generator, Sequence):
-        numbers = [torch.rand(tokens, dtype=torch.float64, generator=_own_stream(one)) for one in generator]
+        streams = [_own_stream(one.get_state()) for one in generator]
+        numbers = [torch.rand(tokens, dtype=torch.float64, generator=stream) for stream in streams]
         return torch.stack(numbers, -1).to(device)
-    stream = _own_stream(_default_generator(device) if generator is None else generator)
+    stream = _own_stream(_default_state(device) if generator is None else generator.get_state())
     return torch.rand((tokens, rows), dtype=torch.float64, generator=stream).to(device)
 
 
@@ -61,9 +62,9 @@ def stream_of(seed: int) -> torch.Generator:
     return _seeded(str(seed).encode())
 
 
-def _own_stream(generator: torch.Generator) -> torch.Generator:
+def _own_stream(state: Tensor) -> torch.Generator:
     # The state is on the host for every device, so nothing waits. A hash of it shares no number with the generator.
-    return _seeded(generator.get_state().numpy().tobytes())
+    return _seeded(state.numpy().tobytes())
 
 
 def _seeded(source: bytes) -> torch.Generator:
@@ -71,8 +72,9 @@ def _seeded(source: bytes) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _default_generator(device: torch.device) -> torch.Generator:
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        return torch.cuda.default_generators[index]
-    return torch.default_generator
+def _default_state(device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    module = torch.get_device_module(device)
+    state: Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return state

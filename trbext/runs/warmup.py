@@ -44,7 +44,8 @@ def train_warmed_up(
         arguments: As of `train_run`, like all that follow.
         config: All other fields.
         settings: The explicit settings by name.
-        resume: How the run begins. The warmup continues if there is one, and begins if not.
+        resume: How the run begins. The warmup continues if there is one, and begins if not; a run that was stopped in
+            its warmup, and so has no folder, begins after it.
         plot: Whether to make plot.png.
 
     Returns:
@@ -59,6 +60,9 @@ def train_warmed_up(
     finished = resume is not False and folder.is_finished(with_curves=plot)
     if arguments.lora_sft_steps is None or finished:
         return train_run(arguments, config, settings, resume=resume, plot=plot)
+    in_warmup = folder.settings() is None and RunFolder(warmup_folder(folder.path)).settings() is not None
+    if resume is True and in_warmup:
+        resume = "auto"
     # 1. Refuse what the run would refuse, before its warmup takes time.
     check_folder(folder, settings, folder.settings() is not None if resume == "auto" else resume, config)
     load_inputs(arguments, config)

@@ -13,6 +13,9 @@ ROWS = 16  # rollout_batch_size of the recipes
 SEQUENCES = 2  # per_device_train_batch_size
 STEPS, WARMUP = 400, 50
 CHUNK = 8 * 2**27  # bytes of the loss's chunk: about eight float32 tensors of 128 MiB
+CHECKPOINTS = 20  # that a run keeps
+FEW_SAMPLES = 8  # of each prompt, to choose a checkpoint by
+ENGINE_START, WEIGHTS_LOAD = 60.0, 10.0  # seconds
 SUITE = {"GSM8K": (1319, 32), "MATH500": (500, 64), "Olympiad": (674, 64), "AIME24": (30, 512)} | {
     "AIME25": (30, 512),
     "AMC": (40, 512),
@@ -98,6 +101,9 @@ def hours(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
     engine, engine_with_teacher = engine_seconds(student, None), engine_seconds(student, teacher)
     after = STEPS - WARMUP
     completions = sum(prompts * samples for prompts, samples in SUITE.values())
+    few = sum(prompts * min(FEW_SAMPLES, samples) for prompts, samples in SUITE.values())
+    # One engine for all: it starts once, and loads the weights of the others.
+    of_all = ENGINE_START + (CHECKPOINTS - 1) * WEIGHTS_LOAD
     rows = 64  # 8192 tokens of the student's KV cache each
     suite = completions / rows * 8192 * student.layers * LAYER_SECONDS / GPUS
     return {
@@ -113,6 +119,15 @@ def hours(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
         "fixed-epsilon, SKD or offline KD run, hours": STEPS * (with_teacher + training) / 3600,
         "suite of one checkpoint, hours": suite / 3600,
         "suite of one checkpoint by vLLM, hours": suite_by_engine(student, completions) / 3600,
+        f"suite of {CHECKPOINTS} checkpoints, hours": CHECKPOINTS * suite / 3600,
+        f"suite of {CHECKPOINTS} checkpoints by vLLM, hours": (
+            of_all + CHECKPOINTS * suite_by_engine(student, completions)
+        )
+        / 3600,
+        f"suite of {CHECKPOINTS} checkpoints by vLLM with --samples {FEW_SAMPLES}, hours": (
+            of_all + CHECKPOINTS * suite_by_engine(student, few)
+        )
+        / 3600,
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from python_tests.evaluation.eval_process import await_, completions, start
+from python_tests.evaluation.eval_process import await_, completions, drawn, eval_process, finished
 from python_tests.evaluation.fake_completions import DEMO
 from python_tests.vllm.server.process_tree import lives
 from trbext.cli import main as trb
@@ -161,18 +161,18 @@ def test_a_killed_server_or_client_leaves_no_process_and_the_next_run_draws_the_
     words = ["demo:student", *ASKED, "--engine", "vllm", "--output", str(output), "--batch-size", "2"]
     before: list[tuple[int, int]] = []
     for which in ("client", "server"):
-        client = start(words, vllm.environment | {"FAKE_VLLM_SECONDS": "0.2"}, log)
         enough = len(before) + 4
-        await_(lambda least=enough: len(completions(output)) >= least, "nothing was drawn")
-        os.kill(client.pid if which == "client" else vllm.notes("pids")[-1][0], signal.SIGKILL)
-        assert client.wait() == (-signal.SIGKILL if which == "client" else 1)
+        with eval_process(words, vllm.environment | {"FAKE_VLLM_SECONDS": "0.2"}, log) as client:
+            drawn(client, [output], enough, log)
+            os.kill(client.pid if which == "client" else vllm.notes("pids")[-1][0], signal.SIGKILL)
+            assert client.wait() == (-signal.SIGKILL if which == "client" else 1)
         await_(lambda: not any(map(lives, vllm.pids())), "processes of the engine live on")
         after = completions(output)
         assert after[: len(before)] == before
         assert enough <= len(after) < 24
         before = after
     assert "run the same command again, it continues" in log.read_text(encoding="utf-8")
-    assert start(words, vllm.environment, log).wait() == 0, log.read_text(encoding="utf-8")
+    finished(words, vllm.environment, log)
     assert completions(output)[: len(before)] == before
     assert sorted(completions(output)) == [(prompt, sample) for prompt in range(8) for sample in range(3)]
     await_(lambda: not any(map(lives, vllm.pids())), "processes of the engine live on")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from python_tests.evaluation.eval_process import await_, completions, start
+from python_tests.evaluation.eval_process import await_, completions, drawn, eval_process, finished
 from python_tests.evaluation.padded_heads import write_demo
 from python_tests.vllm.server.process_tree import descendants, lives
 from python_tests.vllm.server.server_process import ENVIRONMENT
@@ -36,11 +36,11 @@ pytestmark = [
     pytest.mark.xdist_group("vllm_eval"),  # one engine for most of them
 ]
 
-NOISE = 0.15  # of the second checkpoint
+NOISES = (0.03, 0.04)  # of the two checkpoints, whose pass@1 are far from 0, from 1 and from each other
 FLAGS = ["--enforce-eager", "--max-num-seqs", "32"]
-LONGEST = 24  # tokens of a completion
+LONGEST = 32  # tokens of a completion
 SUITE = """
-max_completion_length: 24
+max_completion_length: 32
 benchmarks:
   sort: {prompts: "demo:eval", verifier: demo, samples: 8}
 """
@@ -50,8 +50,8 @@ class Pair:
     """Two checkpoints of the demonstration's teacher: as our decoder has them, and with heads that vLLM has."""
 
     def __init__(self, folder: Path) -> None:
-        self.own = [write_demo("demo:teacher", folder / "own" / str(n), padded=False, noise=n * NOISE) for n in (0, 1)]
-        self.padded = [write_demo("demo:teacher", folder / str(n), padded=True, noise=n * NOISE) for n in (0, 1)]
+        self.own = [write_demo("demo:teacher", folder / "own" / str(n), padded=False, noise=n) for n in NOISES]
+        self.padded = [write_demo("demo:teacher", folder / str(n), padded=True, noise=n) for n in NOISES]
         self.tokenizer = load_tokenizer(str(self.own[0]), "model")
         questions = Questions(
             "sort", "demo:eval", load_prompts("demo:eval", limit=20), VERIFIERS["demo"], 2, LONGEST, 0, {}, {}
@@ -154,19 +154,19 @@ def test_a_suite_whose_client_and_server_are_killed_has_the_shares_of_our_decode
     words, log, paths = words_of(pair, tmp_path), tmp_path / "log", records(pair, tmp_path)
     before: list[list[tuple[int, int]]] = [[], []]
     for which, path in zip(("client", "server"), paths, strict=True):
-        client = start(words, ENVIRONMENT, log)
-        least = len(completions(path)) + 8
-        await_(lambda path=path, least=least: len(completions(path)) >= least, "nothing was drawn")
-        started = descendants(client.pid)
-        assert len(started) >= 3  # the tether, the API server, and its engine
-        os.kill(client.pid if which == "client" else started[1], signal.SIGKILL)
-        assert client.wait() == (-signal.SIGKILL if which == "client" else 1), log.read_text(encoding="utf-8")[-3000:]
+        with eval_process(words, ENVIRONMENT, log) as client:
+            drawn(client, [path], len(completions(path)) + 8, log)
+            started = descendants(client.pid)
+            assert len(started) >= 3  # the tether, the API server, and its engine
+            os.kill(client.pid if which == "client" else started[1], signal.SIGKILL)
+            code = -signal.SIGKILL if which == "client" else 1
+            assert client.wait() == code, log.read_text(encoding="utf-8")[-3000:]
         await_(lambda pids=started: not any(map(lives, pids)), "processes of the engine live on")
         after = [completions(each) for each in paths]
         assert_continued(before, after)
         before = after
     assert sum(map(len, before)) < 2 * len(ALL)
-    assert start(words, ENVIRONMENT, log).wait() == 0, log.read_text(encoding="utf-8")[-3000:]
+    finished(words, ENVIRONMENT, log)
     after = [completions(each) for each in paths]
     assert_continued(before, after)
     assert [sorted(each) for each in after] == [ALL, ALL]
@@ -197,28 +197,23 @@ def test_twenty_random_kills_lose_nothing_and_draw_nothing_twice(pair: Pair, tmp
     rng = random.Random(0)
     before: list[list[tuple[int, int]]] = [[], []]
     for kill in range(20):
-        client = start(words, ENVIRONMENT, log)
-        if kill % 2:  # while it draws, or at any time: while it starts, too
-            least = min(sum(map(len, before)) + rng.randrange(1, 20), 2 * len(ALL))
-            await_(
-                lambda least=least, client=client: (
-                    client.poll() is not None or sum(len(completions(each)) for each in paths) >= least
-                ),
-                "nothing was drawn",
-            )
-        else:
-            time.sleep(rng.uniform(0, 40))
-        started = descendants(client.pid)
-        with suppress(ProcessLookupError):
-            os.kill(rng.choice([client.pid, *started]), signal.SIGKILL)
-        if client.poll() is None and kill % 3 == 0:
-            client.kill()
-        client.wait()
+        with eval_process(words, ENVIRONMENT, log) as client:
+            if kill % 2:  # while it draws, or at any time: while it starts, too
+                missing = 2 * len(ALL) - sum(map(len, before))
+                drawn(client, paths, sum(map(len, before)) + min(missing - 1, rng.randrange(1, 20)), log)
+            else:
+                time.sleep(rng.uniform(0, 40))
+            started = descendants(client.pid)
+            with suppress(ProcessLookupError):
+                # Not the tether before its client, which would otherwise have ended the rest.
+                os.kill(rng.choice([client.pid, *started[0 if kill % 3 else 1 :]]), signal.SIGKILL)
+            if kill % 3:
+                client.wait()  # it ends by itself: killed, or because its server was
         await_(lambda pids=started: not any(map(lives, pids)), "processes of the engine live on")
         after = [completions(each) for each in paths]
         assert_continued(before, after)
         before = after
-    assert start(words, ENVIRONMENT, log).wait() == 0, log.read_text(encoding="utf-8")[-3000:]
+    finished(words, ENVIRONMENT, log)
     after = [completions(each) for each in paths]
     assert_continued(before, after)
     assert [sorted(each) for each in after] == [ALL, ALL]

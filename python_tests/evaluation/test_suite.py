@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from trbext.cli import main as trb
+from trbext.data.prompts import load_prompts
 from trbext.evaluation.suite import Suite
 
 DEMO = "benchmarks: {easy: {prompts: 'demo:eval', verifier: demo, samples: 2}, hard: {prompts: 'demo', verifier: demo}}"
@@ -88,3 +91,18 @@ def test_usage_errors(words: list[str], message: str, tmp_path: Path, capsys: py
     suite = str(written(tmp_path, DEMO))
     assert trb(["eval", *(suite if word == "SUITE" else word for word in words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_each_prompt_is_encoded_once_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    call = PreTrainedTokenizerBase.__call__
+
+    def counted(self: PreTrainedTokenizerBase, text: Any, *arguments: Any, **named: Any) -> Any:
+        encoded.extend([text] if isinstance(text, str) else text)
+        return call(self, text, *arguments, **named)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", counted)
+    benchmark = "benchmarks: {a: {prompts: 'demo:eval', verifier: demo, samples: 3}}"
+    suite = written(tmp_path, f"{benchmark}\nmax_completion_length: 9")
+    assert trb(["eval", "demo:student", "--suite", str(suite), "--limit", "5"]) == 0
+    assert sorted(encoded) == sorted(load_prompts("demo:eval", limit=5)["prompt"])

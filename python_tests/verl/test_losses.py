@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trbext.training.losses import reverse_kl
-from trbext.verl.losses import packed_reverse_kl
+from trbext.verl.loss_plugin import packed_reverse_kl
 from trbext.verl.teacher_rows import REST, rows_of_completion, rows_of_pool, top_of_rows
 from trbext.vllm.sampler.teacher_top import TeacherTop
 from trbext.vocab import Alignment

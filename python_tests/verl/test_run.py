@@ -13,8 +13,8 @@ import torch
 from trbext.training.schedule import Schedule
 from trbext.verl.answers import TokenFacts, check_whole
 from trbext.verl.checkpoint_record import CheckpointRecord
-from trbext.verl.mailbox import Mailbox
 from trbext.verl.metrics import rollout_metrics, take_actor_metrics
+from trbext.verl.rollouts import Mailbox
 from trbext.verl.settings import RolloutSettings
 
 FACTS = [

@@ -7,8 +7,9 @@ recorded and repaired by itself here, where `trbext.vllm.client` does so for a b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from ..vllm.requests import check_temperature
 from ..vllm.sampler.teacher_top import TeacherTop
 from ..vllm.transport import Completion, Records, RolloutRequest
 from ..vocab import Alignment
-from .mailbox import Mailbox
 
 STALLED_ROUNDS = 50  # repairs of one completion without a new token, after which the engine is too small for it
 NOT_COUNTED = Speculation(rounds=0, row_passes=0, drafted=0, accepted=0)  # the engine counts for all requests together
@@ -159,3 +159,45 @@ class ReplicaRollouts:
                 f"a prompt and its completion must have at most {self.longest} tokens, max_model_len without "
                 f"3 draft_length + 1, got {len(prompt)} + {max_new_tokens}: raise rollout.max_model_len"
             )
+
+
+# The arrays of `StepRecords.take` that are not of tokens from mu, and the one that says whose they are.
+KEY_OF = {"teacher_key": "teacher_key", "teacher_index": "teacher_key", "fault_key": "fault_key"}
+KEYS = ("key", "teacher_key", "fault_key")
+
+
+class Mailbox:
+    """The records of open requests.
+
+    A request gets a number of its own that is never used again: an engine may compute tokens past the end of a request,
+    and their records may come after it was closed.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = count()
+        self._open: dict[int, list[Records]] = {}
+
+    def open(self) -> int:
+        """Returns the number of a new request."""
+        number = next(self._numbers)
+        self._open[number] = []
+        return number
+
+    def put(self, taken: Iterable[Records]) -> None:
+        """Sorts records (`StepRecords.take`). Those of requests that are not open are dropped."""
+        for records in taken:
+            present = np.unique(np.concatenate([records[key] for key in KEYS]))
+            for number in present.tolist():
+                if number in self._open:
+                    self._open[number].append(_of(records, number))
+
+    def close(self, number: int) -> list[Records]:
+        """Returns the records of a request, with the key 0, and forgets it."""
+        return self._open.pop(number, [])
+
+
+def _of(records: Records, number: int) -> Records:
+    """The records of one request, with the key 0."""
+    chosen = {key: np.flatnonzero(records[key] == number) for key in KEYS}
+    found = {name: values[chosen[KEY_OF.get(name, "key")]] for name, values in records.items()}
+    return {**found, **{key: np.zeros_like(found[key]) for key in KEYS}}

@@ -96,7 +96,7 @@ def records_of(keys: list[int]) -> dict[str, Any]:
 
 def test_a_mailbox_keeps_the_records_of_open_requests_apart() -> None:
     mailbox = Mailbox()
-    first, second, closed = mailbox.open(), mailbox.open(), mailbox.open()
+    first, second, closed = mailbox.expect(), mailbox.expect(), mailbox.expect()
     assert mailbox.close(closed) == []
     mailbox.put([records_of([first, closed, second, first]), records_of([second])])
     mine = mailbox.close(first)

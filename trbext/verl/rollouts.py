@@ -111,7 +111,7 @@ class ReplicaRollouts:
                 stop=self.alignment.stop,
                 epsilon=epsilon,
             )
-            number = self._mailbox.open()
+            number = self._mailbox.expect()
             try:
                 answer = await ask(request, number)
                 await self._sort_records()
@@ -177,7 +177,7 @@ class Mailbox:
         self._numbers = count()
         self._open: dict[int, list[Records]] = {}
 
-    def open(self) -> int:
+    def expect(self) -> int:
         """Returns the number of a new request."""
         number = next(self._numbers)
         self._open[number] = []

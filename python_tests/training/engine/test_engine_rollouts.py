@@ -231,7 +231,7 @@ def test_an_evaluation_draws_from_the_student_and_changes_no_step(
 def test_pass_at_1_is_drawn_by_the_engine_from_the_student_at_temperature_1(
     tmp_path: Path, pair: tuple[str, str], fakes: FakeEngines, monkeypatch: pytest.MonkeyPatch, after_warmup: str
 ) -> None:
-    monkeypatch.delattr("trbext.training.trainer.OwnDecoder")
+    monkeypatch.delattr("trbext.training.evaluating_trainer.OwnDecoder")
     drawn: list[tuple[float, int, list[list[int]]]] = []  # temperature, tokens at most, and completions
     draw_of_student, generate = FakeStudent.draw, FakeEngine.generate
 

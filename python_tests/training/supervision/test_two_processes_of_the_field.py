@@ -38,7 +38,7 @@ def test_both_processes_adapt_to_the_rollouts_of_both(ranks: list[dict[str, Any]
     assert lengths[0][-1] > 3
     for rank in ranks:
         widths = [rollout.tokens.shape[1] for rollout in rank["adaptive"]["rollouts"]]
-        assert all(width <= length for width, length in zip(widths, lengths, strict=True))
+        assert all(width <= length for width, length in zip(widths, lengths[0], strict=True))
 
 
 def test_labels_of_both_processes_are_of_their_own_rollouts(ranks: list[dict[str, Any]]) -> None:

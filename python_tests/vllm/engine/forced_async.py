@@ -52,6 +52,9 @@ class EmptyStream:
 @contextlib.contextmanager
 def forced_async() -> Iterator[None]:
     """Applies to the engines that are made and used within."""
+    # Its import replaces functions of torch.cuda for good. Within the patches below they would be lost afterwards,
+    # and a later engine would look for a GPU.
+    import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.platforms.cpu import CpuPlatform
 
     configure = CpuPlatform.check_and_update_config.__func__

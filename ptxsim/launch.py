@@ -51,6 +51,7 @@ def launch(
     approx_error: float = 0.0,
     max_steps: int = MAX_STEPS,
     traced: bool = False,
+    non_portable: bool = False,
 ) -> Result:
     """Executes a kernel to its end.
 
@@ -68,6 +69,7 @@ def launch(
         max_steps: Basic blocks per wave, after which the launch ends with the finding "timeout".
         traced: Whether the result lists the statements that the grid's first warp executes, in order. A statement that
             lanes of the warp execute at different times is listed once for each.
+        non_portable: Whether clusters of 9 to 16 blocks are allowed, as by the attribute of a kernel.
 
     Returns:
         The result. Faults of the kernel are its findings and are never raised.
@@ -83,7 +85,7 @@ def launch(
         cluster = prod(kernel.required_cluster)
     if kernel.required_cluster is not None and max(kernel.required_cluster[1:]) > 1:
         raise NotImplementedError(f"cluster {kernel.required_cluster} is not along x only")
-    if not check_launch(kernel, grid3, block3, shared, cluster, arch, findings):
+    if not check_launch(kernel, grid3, block3, shared, cluster, arch, findings, non_portable):
         return Result(findings.list, counts, {})
     blocks = prod(grid3)
     threads = -(-prod(block3) // 32) * 32

@@ -8,7 +8,8 @@ from .findings import Findings
 from .text.syntax import Kernel
 
 MAX_THREADS = 1024
-MAX_CLUSTER = 8  # portable; sixteen needs an attribute and may not fit on the device
+MAX_CLUSTER = 8  # portable
+MAX_NON_PORTABLE_CLUSTER = 16  # needs an attribute of the kernel, and the device may be unable to run it
 _KIB = 1024
 SHARED_PER_BLOCK = {
     75: 64 * _KIB,
@@ -35,8 +36,10 @@ def check_launch(
     cluster: int,
     arch: int,
     findings: Findings,
+    non_portable: bool = False,
 ) -> bool:
-    """Reports each limit of `sm_<arch>` that a launch exceeds, and returns False if it cannot be simulated either."""
+    """Reports each limit of `sm_<arch>` that a launch exceeds, and returns False if it cannot be simulated either.
+    `non_portable` allows clusters of up to 16 blocks."""
     if arch not in SHARED_PER_BLOCK:
         raise ValueError(f"limits of sm_{arch} are not known; known are {sorted(SHARED_PER_BLOCK)}")
     # 1. Each limit that is exceeded is a finding.
@@ -61,8 +64,9 @@ def check_launch(
     clustered = cluster > 1 or kernel.required_cluster is not None or "explicitcluster" in kernel.directives
     if clustered and arch < 90:
         refuse(f"a cluster of {cluster} blocks, but clusters begin with sm_90")
-    if cluster > MAX_CLUSTER:
-        refuse(f"a cluster of {cluster} blocks, at most {MAX_CLUSTER}")
+    most = MAX_NON_PORTABLE_CLUSTER if non_portable else MAX_CLUSTER
+    if cluster > most:
+        refuse(f"a cluster of {cluster} blocks, at most {most}")
     if kernel.required_cluster is not None and prod(kernel.required_cluster) != cluster:
         refuse(f"a cluster of {cluster} blocks, but the kernel requires {kernel.required_cluster}")
     if grid[0] % cluster or prod(grid) < 1:

@@ -9,7 +9,7 @@ constexpr int kChaseSteps = 2048;
 constexpr int kStreamThreads = 256;
 constexpr int64_t kPoolBytes = int64_t{1} << 30;  // far more than any second-level cache
 constexpr int64_t kCachedBytes = int64_t{2} << 20;
-constexpr int kCachedPart = 48 << 10, kCachedPasses = 64;  // bytes of a block, two blocks on each multiprocessor
+constexpr int kCachedPart = 48 << 10, kCachedPasses = 64;       // bytes of a block, two blocks on each multiprocessor
 constexpr int kShortStream = 32 << 10, kLongStream = 96 << 10;  // bytes: whole turns of the loop
 
 // One thread, each address read from the one before; first-level caches are left out (.cg).
@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(kStreamThreads) stream(const uint4* from, int 
   if (held[threadIdx.x % vectors].x == 1) out[0] = 0.0f;  // the memory holds zeros
 }
 
-// Every block reads its own part of what the second-level cache holds, again and again; first-level caches are left out.
+// Every block reads its own part of what the second-level cache holds, again and again; first-level caches are left
+// out.
 __global__ void __launch_bounds__(kStreamThreads) read_cached(const uint4* from, float* out) {
   constexpr int kVectors = kCachedPart / 16, kAtOnce = 4 * kStreamThreads;
   static_assert(kVectors % kAtOnce == 0, "whole turns of the loop");

@@ -23,10 +23,10 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
   constexpr int kVectors = kSweepChunks * 32;
   for (int i = threadIdx.x; i < 2 * kVectors; i += kSweepThreads) slices[i] = make_uint4(0, 0, 0, 0);  // logits of 0
   const typename Sweep::Frame frame = *in_memory;
-  const ResidentSlice<T> slice(slices, slices + kVectors, 0);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const ResidentSlice<T> slice(slices, kVectors, 0, lane);
   const Chunks chunks = Chunks{0, kSweepChunks}.part(warp, kSweepWarps);
-  float sums[Sweep::kSlots] = {};
+  float sums[Sweep::kSums + Sweep::kUnused] = {};
   __syncthreads();
   const long long start = clock64();
 #pragma unroll 1

@@ -26,7 +26,7 @@ names a file of measurements on a GPU.
 from __future__ import annotations
 
 import argparse
-import math
+import itertools
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from ..harness.records import write_csv
 from .cuda_architectures import ARCHITECTURES, WARP, Architecture
 from .cuda_counts import ASSUMED, MEASURED, Chip, Counts, Loop, read_chip
 from .cuda_prediction import TITLE, Prediction
+from .cuda_shapes import shape_of
 from .cuda_tables import print_chip, print_tables
 
 BOUND_ABOVE = 0.85  # a resource this busy is the bound; if none is, latency is
@@ -230,39 +231,29 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
     )
 
 
-def smallest_cluster(gpu: Architecture, vocab: int, element_bytes: int, ctas_per_sm: int) -> int | None:
-    """Returns the CTAs of the smallest cluster that holds a row pair, None if the largest does not.
-
-    Args:
-        gpu: The GPU.
-        vocab: Tokens per row.
-        element_bytes: Of a logit.
-        ctas_per_sm: CTAs that share an SM.
-    """
-    cluster = math.ceil(2 * vocab * element_bytes / gpu.row_bytes_per_cta(ctas_per_sm))
-    return cluster if cluster <= gpu.largest_cluster else None
-
-
 def cases(options: argparse.Namespace) -> list[Prediction]:
     """Predicts each GPU, V and form of the exact sweeps, for the given cluster or the smallest that holds a row."""
     found = []
     gpus = [read_chip(options.chip)] if options.chip else [(ARCHITECTURES[g], ASSUMED, MEASURED) for g in options.gpu]
     for gpu, chip, counts in gpus:
         for vocab in options.vocab:
-            cluster = options.cluster or smallest_cluster(gpu, vocab, options.element_bytes, options.ctas_per_sm)
-            if cluster is None:
-                continue  # another kernel reads such rows again through L2; it is not modeled
             kernel = Kernel(
                 counts=counts,
                 chip=chip,
                 sweeps=options.sweeps,
-                cluster=cluster,
+                cluster=options.cluster or 1,
                 ctas_per_sm=options.ctas_per_sm,
                 element_bytes=options.element_bytes,
                 prefetched=options.prefetch,
             )
-            for stable in (False, True):
-                found += [predict(gpu, replace(kernel, stable=stable), vocab, rows) for rows in options.rows]
+            for stable, rows in itertools.product((False, True), options.rows):
+                of_call = replace(kernel, stable=stable)
+                if not options.cluster:
+                    shape = shape_of(gpu, vocab, options.element_bytes, rows)
+                    if shape is None:
+                        continue  # another kernel reads such rows again through L2; it is not modeled
+                    of_call = replace(of_call, cluster=shape.cluster, ctas_per_sm=shape.ctas_per_sm)
+                found.append(predict(gpu, of_call, vocab, rows))
     return found
 
 
@@ -286,8 +277,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096], metavar="N", help="rows per call")
     add("--element-bytes", type=int, choices=(2, 4), default=2, help="of a logit")
     add("--sweeps", type=float, default=2.05, help="sweeps per row, the first one included")
-    add("--cluster", type=int, metavar="CTAS", help="CTAs that hold a row; None: the fewest that do")
-    add("--ctas-per-sm", type=int, choices=(1, 2, 3), default=2, help="CTAs that share an SM")
+    add("--cluster", type=int, metavar="CTAS", help="CTAs that hold a row; None: as the launch table says")
+    add("--ctas-per-sm", type=int, choices=(1, 2, 3), default=2, help="CTAs that share an SM, with --cluster")
     add("--prefetch", action="store_true", help="assume that a cluster's next row is in L2 when its turn comes")
     add("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="folder of the CSV file")
     return parser.parse_args(arguments)

@@ -30,7 +30,7 @@ from ..harness.table import print_table
 from .latency_tables import CENTRAL, TABLES, Latencies, of_chip
 from .scoreboard import DIVISIONS, cycles, reordered
 
-BLOCKS, VOCAB = 6, 12_288  # one chunk per warp: the fewest statements in the loops
+BLOCKS, VOCAB = 6, 24_576  # one chunk per strip: the fewest statements in the loops
 EPSILON = 0.02  # binds on the row, by a direct sweep
 
 
@@ -130,7 +130,7 @@ def _stores_answer(statement: Instruction) -> bool:
 
 
 def traced_decisions(epsilon: float = EPSILON) -> list[Decision]:
-    """Solves a random row [1, 12288] of bfloat16 logits on the interpreter, and returns its decisions.
+    """Solves a random row [1, 24576] of bfloat16 logits on the interpreter, and returns its decisions.
 
     Args:
         epsilon: KL budget, nats.

@@ -89,10 +89,12 @@ def _solved(dtype: torch.dtype, form: str, rows: int, chunks: int) -> Result:
 def _phase_of_line(trace: Sequence[Instruction]) -> dict[int, str]:
     """Returns line -> phase, from the statements of warp 0 for one row."""
     found: dict[int, str] = {}
-    passed = 0
+    passed, loads = 0, False
     for statement in trace:
         found.setdefault(statement.line, PHASES[min(passed, len(PHASES) - 1)])
-        passed += statement.opcode in ("bar", "barrier") and not {"warp", "cluster"} & set(statement.modifiers)
+        loads |= statement.opcode == "ld" and {"global", "v4"} <= set(statement.modifiers)
+        barrier = statement.opcode in ("bar", "barrier") and not {"warp", "cluster"} & set(statement.modifiers)
+        passed += barrier and loads
     return found
 
 

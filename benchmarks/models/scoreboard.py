@@ -101,6 +101,7 @@ def cycles(trace: Sequence[Instruction], table: Latencies) -> float:
         table: The latencies.
     """
     now, end, ready = 0.0, 0.0, dict[str, float]()
+    sent: float | None = None
     for instruction in trace:
         written, read = registers_of(instruction)
         arrived = max((ready.get(name, 0.0) for name in read), default=0.0)
@@ -110,6 +111,10 @@ def cycles(trace: Sequence[Instruction], table: Latencies) -> float:
         cost = cost_of(instruction, table)
         now = max(now, arrived) + cost.issue
         finished = now + cost.latency
+        if instruction.opcode == "st" and "async" in instruction.modifiers:
+            sent = now
+        elif sent is not None and instruction.opcode == "mbarrier" and cost.latency:  # what was sent is on its way
+            finished = max(now, sent + cost.latency)
         if instruction.opcode in STALLING:  # the statements after it wait, whatever they read
             now = finished
         for name in written:

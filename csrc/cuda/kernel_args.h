@@ -6,6 +6,7 @@
 
 #include "../operators/verify_requests.h"
 #include "../solver/limits.h"
+#include "launch/launch_table.h"
 
 namespace trb::cuda {
 
@@ -37,7 +38,9 @@ struct KernelArgs {
   int64_t rows;
   int32_t vocab;
   int32_t slice_vectors;  // 16-byte vectors of one model that a block keeps in shared memory; 0 if the row is streamed
-  bool prefetch;          // whether blocks prefetch their next row into the second-level cache
+  int32_t sections;       // of the row, in each block
+  Strips strips;
+  bool prefetch;                 // whether blocks prefetch their next row into the second-level cache
   Temperature temperature;       // not for verify
   double epsilon;                // nats, if epsilon_per_row is null
   const float* epsilon_per_row;  // [N]

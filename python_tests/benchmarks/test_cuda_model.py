@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.models import cuda_model
+from benchmarks.models import before_after, cuda_model
 from benchmarks.models.cuda_architectures import A100, ARCHITECTURES, B200, H100, KB, Architecture
 from benchmarks.models.cuda_counts import ASSUMED, MEASURED, Counts, Loop, read_chip
 from benchmarks.models.cuda_model import Kernel, predict
+from benchmarks.models.cuda_shapes import Shape, shape_of
 
 V = 151_936
 NOTHING = Counts(Loop(0.01), Loop(0.01), Loop(0.01), Loop(0.01), decision_cycles=0, row_cycles=0, row_instructions=0)
@@ -131,9 +132,12 @@ def test_long_decisions_are_little_s_law() -> None:
 def test_clusters_lie_within_a_gpc() -> None:
     assert H100.sms == 132
     assert [H100.clusters(8, 2), H100.clusters(6, 2), H100.clusters(1, 2), H100.clusters(16, 1)] == [32, 42, 264, 8]
-    assert cuda_model.smallest_cluster(H100, V, 2, 2) == 6
-    assert cuda_model.smallest_cluster(H100, V, 4, 2) is None
-    assert cuda_model.smallest_cluster(A100, V, 2, 1) is None
+    assert shape_of(H100, V, 2, 4096) == Shape(6, 2, 2)
+    wide = [rows for rows in range(1, 300) if shape_of(H100, V, 2, rows) == Shape(12, 2, 1)]
+    assert wide == [*range(1, 19), *range(43, 55)]  # one turn, and three in the place of two
+    assert shape_of(H100, V, 4, 4096) == Shape(12, 2, 1)  # two on an SM, and as many rows in flight as in 6 alone
+    assert shape_of(H100, 262_144, 4, 1) == Shape(10, 1, 1)
+    assert shape_of(A100, V, 2, 1) is None
 
 
 def test_few_rows_take_the_time_of_one_and_full_turns_add_up() -> None:
@@ -153,7 +157,7 @@ def test_small_budgets_take_the_longer_sweep() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "kernel"), [(H100, Kernel(cluster=4)), (A100, Kernel(cluster=8)), (H100, Kernel(cluster=16))]
+    ("gpu", "kernel"), [(H100, Kernel(cluster=4)), (A100, Kernel(cluster=8)), (H100, Kernel(cluster=17))]
 )
 def test_what_does_not_fit_is_an_error_that_says_how_much_does(gpu: Architecture, kernel: Kernel) -> None:
     message = f"{gpu.name}: a row pair must fit in a cluster of at most {gpu.largest_cluster}, got 607744 bytes in"
@@ -177,13 +181,13 @@ def test_the_command_marks_everything_as_a_model(tmp_path: Path, capsys: pytest.
         lines = list(csv.DictReader(file))
     assert all(line["kind"] == "MODEL, not a measurement" for line in lines)
     found = {(line["gpu"], line["vocab"], line["rows"], line["stable"]) for line in lines}
-    expected = set(itertools.product([H100.name], ["32768", str(V)], ["1", "256"], ["False", "True"]))
-    assert found == expected  # an A100 has no clusters, and two pairs of rows of 32,768 do not fit in an SM
+    shapes = [(H100.name, "32768"), (H100.name, str(V)), (A100.name, "32768")]  # an A100 has no clusters
+    assert found == {(*shape, *of) for shape in shapes for of in itertools.product(["1", "256"], ["False", "True"])}
 
 
 def test_the_command_says_what_does_not_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cuda_model.main(["--cluster", "3", "--gpu", "H100", "--output", str(tmp_path)]) == 2
-    assert "a row pair must fit in a cluster of at most 8, got 607744 bytes in 3 CTAs" in capsys.readouterr().err
+    assert "a row pair must fit in a cluster of at most 16, got 607744 bytes in 3 CTAs" in capsys.readouterr().err
     assert cuda_model.main(["--gpu", "A100", "--output", str(tmp_path)]) == 2
     assert "no row of these fits" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -268,3 +272,16 @@ def test_a_chip_file_that_is_not_there_or_not_json_is_one_line(
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert name in error
+
+
+def test_what_the_last_change_gains_is_printed_for_every_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    assert before_after.main([]) == 0
+    assert "MODEL, not a measurement" in capsys.readouterr().out
+    for gpu in (H100, B200):
+        for vocab, element_bytes, rows in itertools.product(before_after.VOCABS, (2, 4), before_after.ROWS):
+            before, after = before_after.times(gpu, vocab, element_bytes, rows, ASSUMED)
+            assert after is not None
+            assert before is None or after < before, (gpu.name, vocab, element_bytes, rows)
+            assert (before is None) == (vocab == 262_144 and element_bytes == 4)
+    assert before_after.main(["--issue-efficiency", "0"]) == 2
+    assert "--issue-efficiency must be above 0 and at most 1, got 0.0" in capsys.readouterr().err

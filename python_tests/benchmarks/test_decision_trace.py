@@ -69,6 +69,13 @@ def test_moves_and_parameters_are_free_and_branches_and_barriers_stop_the_warp()
         assert estimate(text, add) == estimate(add) + stop + 1, text
 
 
+def test_what_is_done_while_words_are_on_their_way_is_not_waited_for() -> None:
+    send = "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%r1], %rd1, [%r2]"
+    wait, work = "mbarrier.try_wait.parity.shared.b64 %p1, [%r1], %r2", "rcp.approx.ftz.f64 %fd1, %fd2"
+    assert estimate(send, wait) == estimate(send, work, wait) == 1 + CENTRAL.async_exchange
+    assert estimate(wait, work) > estimate(work, wait) - 1 > CENTRAL.async_exchange
+
+
 def test_an_approximate_reciprocal_costs_a_special_function_and_a_rounded_one_a_division() -> None:
     assert estimate("rcp.approx.ftz.f64 %fd1, %fd2") == 1 + CENTRAL.special_function
     assert estimate("rcp.rn.f64 %fd1, %fd2") > CENTRAL.double_division

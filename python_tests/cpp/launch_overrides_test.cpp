@@ -37,7 +37,8 @@ int main() {
   expect("", "", 0, true);
   expect("8", "0", 8, false);
   expect("1", "1", 1, true);
-  for (const char* text : {"0", "9", "16", "-1", "six", "6 blocks", "99999999999999999999"}) {
+  expect("16", "1", 16, true);
+  for (const char* text : {"0", "17", "32", "-1", "six", "6 blocks", "99999999999999999999"}) {
     expect_refused("TRB_CUDA_RANKS", text);
   }
   for (const char* text : {"2", "off", "-1"}) expect_refused("TRB_CUDA_PREFETCH", text);

@@ -67,6 +67,21 @@ class VerifyArrays(ctypes.Structure):
 VERDICT_WORDS = 4  # of eight bytes: RowVerdict
 
 
+class Strips(ctypes.Structure):
+    """The structure of csrc/cuda/launch/launch_table.h."""
+
+    _fields_ = (("each", ctypes.c_int32), ("rest", ctypes.c_int32), ("inverse", ctypes.c_uint32))
+
+
+STRIPS_PER_SECTION, SECTIONS_PER_BLOCK = 8, 2
+
+
+def strips_of(chunks: int, sections: int) -> Strips:
+    """Cuts a row of so many chunks and sections into strips."""
+    strips = STRIPS_PER_SECTION * sections
+    return Strips(*divmod(chunks, strips), -(-(1 << 24) // strips))
+
+
 class KernelArgs(ctypes.Structure):
     """The structure of csrc/cuda/kernel_args.h."""
 
@@ -76,6 +91,8 @@ class KernelArgs(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("vocab", ctypes.c_int32),
         ("slice_vectors", ctypes.c_int32),
+        ("sections", ctypes.c_int32),
+        ("strips", Strips),
         ("prefetch", ctypes.c_bool),
         ("temperature", Temperature),
         ("epsilon", ctypes.c_double),

@@ -22,12 +22,14 @@ from torch import Tensor
 
 from ptxsim import Device, Kernel, Module, Result, compile_ptx, launch
 from python_tests.cuda.ptx_arguments import (
+    SECTIONS_PER_BLOCK,
     VERDICT_WORDS,
     KernelArgs,
     VerifyArrays,
     column_of,
     indices_of,
     logits_of,
+    strips_of,
     temperature_of,
 )
 from python_tests.cuda.ptx_top_k import launch_options
@@ -93,6 +95,7 @@ class PtxOperators:
 
     arch: int
     ranks: int = 1  # blocks of a cluster
+    sections: int = SECTIONS_PER_BLOCK  # of the row, in each block; 1 with twice the ranks gives the same bits
     streamed: bool = False
     prefetch: bool = True  # of a cluster's next row
     clusters: int | None = None  # of the grid; None: one for each row
@@ -254,8 +257,9 @@ class PtxOperators:
         args.teacher = logits_of(device, teacher[0], "teacher")
         dtype = dtype if dtype == teacher[0].dtype else torch.float32
         tokens = LANES * VECTOR_BYTES // dtype.itemsize
+        chunks = math.ceil(args.vocab / tokens)
+        args.sections, args.strips = self.sections, strips_of(chunks, self.ranks * self.sections)
         if not self.streamed:
-            chunks = math.ceil(args.vocab / tokens)
             args.slice_vectors = math.ceil(chunks / self.ranks) * LANES
             args.prefetch = self.prefetch
         self._launch(
@@ -266,6 +270,7 @@ class PtxOperators:
             args=[bytes(args)],
             shared=2 * args.slice_vectors * VECTOR_BYTES,
             cluster=self.ranks,
+            non_portable=True,
         )
 
     def _launch(self, device: Device, kernel: Kernel, **options: Any) -> None:

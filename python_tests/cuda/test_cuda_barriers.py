@@ -58,6 +58,8 @@ def test_blocks_judge_one_draft_after_another() -> None:
     got, expected = call.by(PtxOperators(90, ranks=2, clusters=1).verify), call.by(trbext.verify)
     assert (got.emitted.tolist(), got.accepted.tolist()) == ([-1, 2], [0, 1])
     assert torch.equal(got.tokens, expected.tokens)
+    wide = call.by(PtxOperators(90, ranks=4, sections=1, clusters=1).verify)
+    assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(wide, got, strict=True))
 
 
 def test_a_row_in_double_precision_is_drawn_from_in_parts_of_parts() -> None:

@@ -1,6 +1,8 @@
 // Declares the state of a block in shared memory, beside its slice of the row.
 #pragma once
 
+#include <cstddef>
+
 #include "../../solver/sweep_plan.h"
 #include "../kernel_args.h"
 #include "../launch/launch_table.h"
@@ -11,24 +13,34 @@ namespace trb::cuda {
 
 constexpr int32_t kNoShift = -(1 << 30);  // of a slice without weight
 
-// The extremes of one block's slice, and the frame of its first sweep. Floats are `ordered` (warp.cuh).
+constexpr int kStripsPerBlock = kSectionsPerBlock * kStripsPerSection;
+
+// The extremes of a section, and the frame of its first sweep. Floats are `ordered` (warp.cuh).
 struct SliceFrame {
   int32_t shift_student, shift_teacher;  // whole numbers, bounded by half of kNoShift
   int32_t max_student, max_teacher;      // of NaN if some logit is NaN
   int32_t high, low;                     // of b - a
 };
 
-// The message that one block sends to the others after a sweep, word by word. Only the first sweep sends all of it.
-struct Record {
+// The frame of no logits.
+__device__ __forceinline__ SliceFrame empty_frame() {
+  return {kNoShift, kNoShift, ordered(-INFINITY), ordered(-INFINITY), ordered(-INFINITY), ordered(INFINITY)};
+}
+
+// What a block sends to the others after a sweep, word by word, for each of its sections. Only the first sweep sends
+// all of it.
+struct alignas(8 * kWarp / kSectionsPerBlock) Record {
   double sums[EndsSweep::kSums];
   SliceFrame frame;
 };
-static_assert(sizeof(Record) == 8 * (EndsSweep::kSums + 3), "sweep_ends sends it as so many words");
+constexpr int kRecordWords = EndsSweep::kSums + 3;
+static_assert(offsetof(Record, frame) + sizeof(SliceFrame) == 8 * kRecordWords && sizeof(Record) == 8 * kWarp / 2,
+              "each lane of a warp has a word of two records");
 
-// The record of a block that does not exist, which adds nothing.
+// The record of a section that does not exist, which adds nothing.
 __device__ __forceinline__ void clear(Record& record) {
   record = Record{};
-  record.frame = {kNoShift, kNoShift, ordered(-INFINITY), ordered(-INFINITY), ordered(-INFINITY), ordered(INFINITY)};
+  record.frame = empty_frame();
 }
 
 // The words of the record of an exact sweep.
@@ -105,24 +117,36 @@ struct alignas(16) Plan {
 
 constexpr int kParts = 32;  // of the chunks from which a token is drawn, one per lane of the warp that chooses
 
+// Consecutive chunks of a row.
+struct Chunks {
+  int32_t begin, end;
+
+  // Part `index` of `parts` parts of equal size.
+  __device__ __forceinline__ Chunks part(int index, int parts) const {
+    const int32_t each = (end - begin) / parts,
+                  longer = (end - begin) % parts;  // the first `longer` parts have one chunk more
+    const int32_t first = begin + index * each + min(index, longer);
+    return {first, first + each + (index < longer)};
+  }
+};
+
 template <int kWarps>
 struct BlockState {
+  int32_t strip[kStripsPerBlock + 1];  // the first chunk of each strip, and where the last one ends
   // 1. The sums of this block.
-  float ends[kWarps][EndsSweep::kSums];     // of the first sweep, per warp
-  float exact[kWarps][StableSweep::kSums];  // of the last exact sweep, per warp
-  int32_t extremes[kWarps][5];              // ordered bits of Extremes
-  RangeOfD range[kWarps];
-  float shift_of_block[2];  // student, teacher: frame of the first sweep's sums
-  alignas(16) SliceFrame slice;
-  // 2. What the blocks of the row have sent, and the mbarrier of each slot. Records of blocks that do not exist add
+  float ends[kStripsPerBlock][EndsSweep::kSums];     // of the first sweep, per strip
+  float exact[kStripsPerBlock][StableSweep::kSums];  // of the last exact sweep, per strip
+  // The extremes of each section, by atomic maxima of its warps, in turns for one row and for the next.
+  alignas(16) SliceFrame section[2][kSectionsPerBlock];
+  // 2. What the blocks of the row have sent, and the mbarrier of each slot. Records of sections that do not exist add
   // nothing.
-  Record record[2][kLargestCluster];
-  double residual_of_rank[kLargestCluster];
+  alignas(128) Record record[2][kMostSections];
+  double residual_of_section[kMostSections];
   uint64_t arrived[3];  // of both records and of the residuals
   // 3. The sums of the whole row, with the same bits in every block.
-  double mass[4]
-             [kLargestCluster];  // of each block, from the first sweep: at beta = 0 and 1, of the student and teacher
-  double log_of[4];              // of their totals
+  // Of each section, from the first sweep: the mass at beta = 0 and 1, of the student and of the teacher.
+  double mass[4][kMostSections];
+  double log_of[4];  // of their totals
   RowFrame row;
   // 4. The arguments of the row.
   RowTask task;              // only for verify
@@ -140,10 +164,10 @@ struct BlockState {
   TokenFrom token_from;
   alignas(16)
       ExactFrame residual_frame;  // aligned, because it would otherwise be loaded together with the members after it
-  float residual[kWarps][ResidualSweep::kSums];  // per warp
+  float residual[kStripsPerBlock][ResidualSweep::kSums];  // per strip
   double part_mass[kParts];
   double fraction;
-  int32_t chosen_rank, chosen_warp;
+  int32_t chosen_section, chosen_strip;  // of the row, and of the section
   Token drawn;
   // 7. The solve in double precision.
   Solver<double> double_solver;
@@ -151,6 +175,16 @@ struct BlockState {
   Ends double_ends;
   Start start;
   DoubleSums double_sums[kWarps];
+
+  // The chunks of `count` strips of the block.
+  __device__ __forceinline__ Chunks chunks_of(int first, int count) const {
+    return {strip[first], strip[first + count]};
+  }
+
+  // The place of the word that a lane of warp 0 sends: half of the lanes have a record of each section.
+  __device__ __forceinline__ void* word_of_record(int slot, int first_section, int lane) {
+    return reinterpret_cast<uint64_t*>(&record[slot][first_section]) + lane;
+  }
 };
 
 }  // namespace trb::cuda

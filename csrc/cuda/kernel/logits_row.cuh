@@ -32,7 +32,7 @@ struct LogitsRow {
 
   __device__ __forceinline__ LogitsRow(const Logits& logits, int64_t row)
       : data(static_cast<const char*>(logits.data) +
-             row * logits.row_stride * (logits.dtype == DType::kFloat32 ? 4 : 2)),
+             (row * logits.row_stride << (logits.dtype == DType::kFloat32 ? 2 : 1))),
         stride(logits.stride),
         dtype(logits.dtype) {}
 

@@ -1,8 +1,9 @@
 // Gives a block its share of both models' rows while it sweeps them.
 //
 // A row is cut into chunks of 32 vectors of 16 bytes, counted from the row's first token whatever its address. Each
-// block of a cluster, and each warp of a block, gets consecutive chunks. Every sum is therefore in the order of tokens
-// and depends only on V and the dtype, so that results do not depend on batch size, alignment or strides.
+// strip has consecutive chunks, each warp has one strip or two neighbors, and each block the strips of one section or
+// two (launch_table.h). Every sum is therefore in the order of tokens and depends only on V, the dtype and the device,
+// so that results do not depend on batch size, alignment or strides.
 //
 //   ResidentSlice   the chunks of one block, copied once into its shared memory: each input byte is read once
 //   StreamedRow     reads the row again for every sweep, from the second-level cache if it is still there
@@ -12,27 +13,22 @@
 // by logit. Beyond the end both logits are -inf.
 #pragma once
 
+#include "block_state.cuh"
 #include "unaligned_row.cuh"
 
 namespace trb::cuda {
-
-// The chunks of a row that belong to one block or to one warp.
-struct Chunks {
-  int32_t begin, end;
-
-  // Part `index` of `parts` parts of equal size.
-  __device__ __forceinline__ Chunks part(int index, int parts) const {
-    const int32_t each = (end - begin) / parts,
-                  longer = (end - begin) % parts;  // the first `longer` parts have one chunk more
-    const int32_t first = begin + index * each + min(index, longer);
-    return {first, first + each + (index < longer)};
-  }
-};
 
 template <typename T>
 __device__ __forceinline__ Chunks chunks_of_row(int32_t vocab) {
   return {0, (vocab + kChunkTokens<T> - 1) / kChunkTokens<T>};
 }
+
+// What a warp sweeps.
+struct WarpShare {
+  int section;  // of the block
+  int first;    // strip of the block
+  int strips;   // of the warp
+};
 
 // Both sources give vectors by chunk and lane. Without `kAnyRow`, the chunk must be whole and the row not irregular.
 
@@ -66,29 +62,47 @@ class ResidentSlice {
  public:
   static constexpr bool kResident = true;
 
-  // Both buffers begin with `first_chunk`, the first chunk of the block.
-  __device__ __forceinline__ ResidentSlice(uint4* student, uint4* teacher, int32_t first_chunk)
-      : student_(student), teacher_(teacher), first_(first_chunk * kWarp) {}
+  // Both buffers begin with `first_chunk`, the first chunk of the block, and have `slice_vectors` vectors. All lanes
+  // have addresses of their own, in registers: the compiler would compute them anew in every pass of a loop.
+  __device__ __forceinline__ ResidentSlice(uint4* slices, int32_t slice_vectors, int32_t first_chunk, int lane)
+      : student_(static_cast<uint32_t>(__cvta_generic_to_shared(slices)) + (lane - first_chunk * kWarp) * kVectorBytes),
+        to_teacher_(slice_vectors * kVectorBytes) {
+    asm volatile("" : "+r"(student_), "+r"(to_teacher_));
+  }
 
   __device__ __forceinline__ bool irregular() const { return false; }
 
   template <bool kAnyRow>
-  __device__ __forceinline__ void vectors(int32_t chunk, int lane, uint4* a, uint4* b) const {
-    const int32_t at = chunk * kWarp + lane - first_;
-    *a = student_[at];
-    *b = teacher_[at];
+  __device__ __forceinline__ void vectors(int32_t chunk, int, uint4* a, uint4* b) const {
+    const uint32_t at = student_ + chunk * kChunkBytes;
+    *a = load(at);
+    *b = load(at + to_teacher_);
   }
 
   // Each lane later reads only what it kept itself, so no barrier is needed in between.
-  __device__ __forceinline__ void keep(int32_t chunk, int lane, uint4 a, uint4 b) const {
-    const int32_t at = chunk * kWarp + lane - first_;
-    student_[at] = a;
-    teacher_[at] = b;
+  __device__ __forceinline__ void keep(int32_t chunk, int, uint4 a, uint4 b) const {
+    const uint32_t at = student_ + chunk * kChunkBytes;
+    store(at, a);
+    store(at + to_teacher_, b);
   }
 
  private:
-  uint4 *student_, *teacher_;
-  int32_t first_;
+  static constexpr int kChunkBytes = kWarp * kVectorBytes;
+
+  static __device__ __forceinline__ uint4 load(uint32_t address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+  }
+  static __device__ __forceinline__ void store(uint32_t address, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+  }
+
+  uint32_t student_, to_teacher_;  // of the lane's vector in chunk 0 of the row, and from there to the teacher's
 };
 
 // Reads the whole chunks of an aligned row for the first time, and returns the chunk after them. Unrolled, so that

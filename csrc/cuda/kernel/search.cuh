@@ -18,6 +18,8 @@ constexpr float kLargestShiftOfRow = 4e6f;  // in units of log 2; float32 holds 
 constexpr float kLargestOffset = 2048.0f;
 constexpr float kLn2Float = static_cast<float>(kLn2);
 
+constexpr int kLanesOfGroup = kMostSections / 2;  // each lane adds up two sections
+
 // The first sweep's sums of a row, in one frame: those of beta = 0 and 1, and with what the other model masks.
 struct FirstSums {
   double mass, first;
@@ -36,10 +38,13 @@ struct FirstSums {
     third = fmaf(d, fmaf(d, fmaf(d, s0, 3.0f * s1), 3.0f * s2), s3);
   }
 
-  // Sums over each group of kLargestCluster lanes. All lanes of a group get the totals.
-  __device__ __forceinline__ void add_over_ranks() {
+  __device__ __forceinline__ FirstSums(const FirstSums& a, const FirstSums& b)
+      : mass(a.mass + b.mass), first(a.first + b.first), second(a.second + b.second), third(a.third + b.third) {}
+
+  // Sums over each group of kLanesOfGroup lanes. All lanes of a group get the totals.
+  __device__ __forceinline__ void add_over_sections() {
 #pragma unroll
-    for (int distance = 1; distance < kLargestCluster; distance *= 2) {
+    for (int distance = 1; distance < kLanesOfGroup; distance *= 2) {
       const double of_mass = __shfl_xor_sync(kAllLanes, mass, distance),
                    of_first = __shfl_xor_sync(kAllLanes, first, distance);
       const float of_second = __shfl_xor_sync(kAllLanes, second, distance),
@@ -52,37 +57,42 @@ struct FirstSums {
   }
 };
 
-// Warp 0: adds up the first sweep's sums of all blocks in one frame, and begins the search. Sets `reachable` to false
+// Warp 0: adds up the first sweep's sums of all sections in one frame, and begins the search. Sets `reachable` to false
 // if the range of float32 exponents is too small for the row.
 template <int kWarps>
 __device__ __forceinline__ Next begin_search(BlockState<kWarps>& state, Search& search, RowFrame& row, Found& found,
                                              int32_t vocab, int slot, unsigned lane, bool* reachable) {
-  static_assert(kWarp == 4 * kLargestCluster, "four groups of lanes, and in each a lane per block");
+  static_assert(kWarp == 4 * kLanesOfGroup, "four groups of lanes");
   const double epsilon = state.epsilon;
   row.scale = state.temperature.scale;
-  // 1. A lane's block, and which of its sums the lane adds: the moments at beta = 0 and 1, then the masses of both
-  // models, with what the other one masks.
-  const unsigned rank = lane % kLargestCluster, group = lane / kLargestCluster, at_one = group % 2;
+  // 1. A lane's two sections, and which of their sums the lane adds: the moments at beta = 0 and 1, then the masses of
+  // both models, with what the other one masks.
+  const unsigned pair = lane % kLanesOfGroup, group = lane / kLanesOfGroup, at_one = group % 2;
   const bool whole = group >= 2;
-  const Record& record = state.record[slot][rank];
-  // 2. The row's frame and extremes are the maxima over its blocks.
-  const SliceFrame slice = record.frame;
-  const int shift_student = __reduce_max_sync(kAllLanes, slice.shift_student),
-            shift_teacher = __reduce_max_sync(kAllLanes, slice.shift_teacher);
-  row.max_student = from_ordered(__reduce_max_sync(kAllLanes, slice.max_student));
-  row.max_teacher = from_ordered(__reduce_max_sync(kAllLanes, slice.max_teacher));
-  const float high = from_ordered(__reduce_max_sync(kAllLanes, slice.high)),
-              low = from_ordered(__reduce_min_sync(kAllLanes, slice.low));
+  const Record* const records = &state.record[slot][2 * pair];
+  // 2. The row's frame and extremes are the maxima over its sections.
+  const SliceFrame a = records[0].frame, b = records[1].frame;
+  const int shift_student = __reduce_max_sync(kAllLanes, max(a.shift_student, b.shift_student)),
+            shift_teacher = __reduce_max_sync(kAllLanes, max(a.shift_teacher, b.shift_teacher));
+  row.max_student = from_ordered(__reduce_max_sync(kAllLanes, max(a.max_student, b.max_student)));
+  row.max_teacher = from_ordered(__reduce_max_sync(kAllLanes, max(a.max_teacher, b.max_teacher)));
+  const float high = from_ordered(__reduce_max_sync(kAllLanes, max(a.high, b.high))),
+              low = from_ordered(__reduce_min_sync(kAllLanes, min(a.low, b.low)));
   row.range = (high - low) * (row.scale * kLn2Float);
   row.shift_student = static_cast<float>(shift_student);
   row.shift_teacher = static_cast<float>(shift_teacher);
-  // 3. The sums over the blocks in the row's frame.
-  const bool both = (slice.shift_student > kNoShift) & (slice.shift_teacher > kNoShift);
-  const int below_student = slice.shift_student - shift_student, below_teacher = slice.shift_teacher - shift_teacher;
-  FirstSums sums(record.sums + 4 * at_one, select(whole, record.sums[8 + at_one], 0.0),
-                 select(at_one != 0, below_teacher, below_student), select(both, below_teacher - below_student, 0));
-  state.mass[group][rank] = sums.mass;
-  sums.add_over_ranks();
+  // 3. The sums over the sections in the row's frame.
+  const auto in_frame = [&](const Record& record, const SliceFrame& frame) {
+    const bool both = (frame.shift_student > kNoShift) & (frame.shift_teacher > kNoShift);
+    const int below_student = frame.shift_student - shift_student, below_teacher = frame.shift_teacher - shift_teacher;
+    return FirstSums(record.sums + 4 * at_one, select(whole, record.sums[8 + at_one], 0.0),
+                     select(at_one != 0, below_teacher, below_student), select(both, below_teacher - below_student, 0));
+  };
+  const FirstSums of_a = in_frame(records[0], a), of_b = in_frame(records[1], b);
+  state.mass[group][2 * pair] = of_a.mass;
+  state.mass[group][2 * pair + 1] = of_b.mass;
+  FirstSums sums(of_a, of_b);
+  sums.add_over_sections();
   // 4. The nodes of the first two groups. The interpolation has its own logarithms and means, which are ready before
   // those of the answer.
   const float mass = static_cast<float>(sums.mass), inverse = reciprocal(mass), log2_mass = log2_of(mass);
@@ -97,20 +107,20 @@ __device__ __forceinline__ Next begin_search(BlockState<kWarps>& state, Search& 
   cumulants_of(mean, sums.second * inverse, sums.third * inverse, kLn2Float, &k2, &k3);
   end.log = log_node_of_end(at_one != 0, end.f, k2, k3);
   search.low = from_lane(end, 0.0f, 0);
-  search.high = from_lane(end, 1.0f, kLargestCluster);
-  const float lost = fmaxf(__shfl_sync(kAllLanes, growth, 2 * kLargestCluster), 0.0f);
+  search.high = from_lane(end, 1.0f, kLanesOfGroup);
+  const float lost = fmaxf(__shfl_sync(kAllLanes, growth, 2 * kLanesOfGroup), 0.0f);
   const float target = (static_cast<float>(epsilon) - lost) * static_cast<float>(1.0 - 0.5 * kTolerance);
   const float root = root_of_interpolation(search.low.log, search.high.log, target, lane);
   // 5. What the answer needs of the groups.
   const double log_mass = log_of(sums.mass).add_to(0.0), log_zero = __shfl_sync(kAllLanes, log_mass, 0);
-  const double log_gain = log_mass - log_zero, phi = __shfl_sync(kAllLanes, log_gain, 2 * kLargestCluster);
+  const double log_gain = log_mass - log_zero, phi = __shfl_sync(kAllLanes, log_gain, 2 * kLanesOfGroup);
   const double f = fma(sums.first * reciprocal(sums.mass), kLn2, -log_gain);
-  const double f_at_one = not_negative(__shfl_sync(kAllLanes, f, kLargestCluster));
+  const double f_at_one = not_negative(__shfl_sync(kAllLanes, f, kLanesOfGroup));
   const bool disjoint = !(low <= high), some = __all_sync(kAllLanes, sums.mass > kLeastMass);
   search.phi = select(disjoint, static_cast<double>(INFINITY), phi > 0.0 ? phi : 0.0);
   row.log_zero = static_cast<float>(log_zero);
   row.zero_mean = search.low.mean;
-  store_if(rank == 0, &state.log_of[group], log_mass);
+  store_if(pair == 0, &state.log_of[group], log_mass);
   // 6. A vocabulary of one token has probability 1, which only double precision gives exactly.
   const bool fault = !((row.max_student < INFINITY) & (row.max_teacher < INFINITY) & (row.max_student > -INFINITY) &
                        (row.max_teacher > -INFINITY));
@@ -265,23 +275,27 @@ __device__ __noinline__ void decide_first(const KernelArgs& args, BlockState<kWa
   finish<T>(args, state, row_index, cluster, lane, search, found, SweptNode{}, 0.0, row, Plan{}, next);
 }
 
-// All lanes of warp 0: decides what follows an exact sweep.
+// All lanes of warp 0: decides what follows an exact sweep. What does not depend on its sums is computed while they are
+// on their way.
 template <typename T, int kWarps>
 __device__ __noinline__ void decide(const KernelArgs& args, BlockState<kWarps>& state, int64_t row_index,
-                                    Cluster cluster, int slot, int lane) {
+                                    Cluster cluster, int exchange, int lane) {
+  const int slot = exchange & 1;
   const Plan& last = state.plan[slot];
   Plan& next = state.plan[slot ^ 1];
   Search search = last.search;
   const RowFrame row = state.row;
-  const double of_lane = sum_of_lane(state, slot, min(lane, words_of(last.form) - 1));
   const Units units = Units::of<T>(row);
   const bool stable = last.form == Form::kStable;
-  const double center =
-      units.of_difference(select(stable, last.frame.offset * reciprocal(static_cast<double>(last.frame.tilt)),
-                                 static_cast<double>(last.frame.center)));
-  const JudgedNode judged = stable ? node_of_stable_sums(search.beta, of_lane, search.headroom)
-                                   : node_of_direct_sums(search.beta, of_lane, units.inverse_temperature,
-                                                         last.kappa * kLn2 - state.log_of[0], search.headroom);
+  double difference = last.frame.center;
+  if (stable) difference = last.frame.offset * reciprocal(static_cast<double>(last.frame.tilt));
+  const double center = units.of_difference(difference);
+  const double log_of_factor = last.kappa * kLn2 - state.log_of[0];
+  cluster.wait(&state.arrived[slot], exchange >> 1);
+  const double of_lane = sum_of_lane(state, slot, min(lane, words_of(last.form) - 1));
+  const JudgedNode judged =
+      stable ? node_of_stable_sums(search.beta, of_lane, search.headroom)
+             : node_of_direct_sums(search.beta, of_lane, units.inverse_temperature, log_of_factor, search.headroom);
   Found found;
   Next what = search.update(judged.node, judged.room, center, row.range, found);
   if (what == Next::kPropose) what = search.propose(lane, found);

@@ -6,8 +6,8 @@
 // The blocks of one cluster (or one block) solve a row. Each block
 //   1. copies its chunks of both models into shared memory once, finds their extremes on the way (ResidentSlice), and
 //      prefetches its chunks of the row that it solves next;
-//   2. sweeps them at beta = 0 and 1 in a frame of its own maxima and sends ten sums to every block of the row, so that
-//      all blocks have the same numbers and reach the same decision (search.cuh);
+//   2. sweeps them at beta = 0 and 1, each section in a frame of its own maxima, and sends ten sums of each section to
+//      every block of the row, so that all blocks have the same numbers and reach the same decision (search.cuh);
 //   3. sweeps them again at the beta that the solver asks for, until the solver has an answer: usually once;
 //   4. writes its outputs. The block that holds the token draws it (token_draw.cuh). A rejected draft needs one more
 //      sweep before that, of max(mu - pi_S, 0).
@@ -33,94 +33,106 @@
 
 namespace trb::cuda {
 
-// All threads: the block's extremes, from those that its warps have kept.
-template <int kWarps>
-__device__ __forceinline__ Extremes extremes_of_block(const BlockState<kWarps>& state, int lane) {
-  const int32_t* of_warp = state.extremes[lane < kWarps ? lane : 0];
-  return {
-      from_ordered(__reduce_max_sync(kAllLanes, of_warp[0])), from_ordered(__reduce_max_sync(kAllLanes, of_warp[1])),
-      from_ordered(__reduce_min_sync(kAllLanes, of_warp[2])), from_ordered(__reduce_max_sync(kAllLanes, of_warp[3])),
-      from_ordered(__reduce_min_sync(kAllLanes, of_warp[4]))};
-}
+// The extremes of one warp's chunks.
+struct WarpExtremes {
+  int32_t max_student, max_teacher, high, low;  // ordered
+  float lowest;
 
-// All lanes of a warp: writes the warp's extremes to the block's state.
-template <int kWarps>
-__device__ __forceinline__ void keep_extremes(const Extremes& own, BlockState<kWarps>& state, int warp, int lane) {
-  const int32_t found[5] = {
-      __reduce_max_sync(kAllLanes, ordered(own.max_student)), __reduce_max_sync(kAllLanes, ordered(own.max_teacher)),
-      __reduce_min_sync(kAllLanes, ordered(own.lowest)), __reduce_max_sync(kAllLanes, ordered(own.high)),
-      __reduce_min_sync(kAllLanes, ordered(own.low))};
-  if (lane == 0) {
-#pragma unroll
-    for (int k = 0; k < 5; ++k) state.extremes[warp][k] = found[k];
+  // All lanes of the warp.
+  __device__ __forceinline__ explicit WarpExtremes(const Extremes& own)
+      : max_student(__reduce_max_sync(kAllLanes, ordered(own.max_student))),
+        max_teacher(__reduce_max_sync(kAllLanes, ordered(own.max_teacher))),
+        high(__reduce_max_sync(kAllLanes, ordered(own.high))),
+        low(__reduce_min_sync(kAllLanes, ordered(own.low))),
+        lowest(min_over_lanes(own.lowest)) {}
+
+  // Whether some logit is -inf, or far below the others.
+  __device__ __forceinline__ bool masked(float scale) const {
+    return !((lowest * scale > kNoWeight) & (from_ordered(low) * scale > kNoWeight) &
+             (from_ordered(high) * scale < -kNoWeight));
   }
+};
+
+// One lane of a warp: adds a range of b - a to that of the section.
+__device__ __forceinline__ void add_range(SliceFrame& section, int32_t high, int32_t low) {
+  atomicMax(&section.high, high);
+  atomicMin(&section.low, low);
 }
 
-// Adds sum `own` over the block's warps, in a fixed tree, and returns it as a word.
-template <int kWarps, int kSums>
-__device__ __forceinline__ uint64_t word_of_sum(const float (&of_warp)[kWarps][kSums], int own) {
-  double part[kWarps];
+// Adds sum `own` over the strips of a section, in a fixed tree, and returns it as a word.
+template <int kSums>
+__device__ __forceinline__ uint64_t word_of_sum(const float (&of_strip)[kStripsPerBlock][kSums], int section, int own) {
+  double part[kStripsPerSection];
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) part[w] = of_warp[w][min(own, kSums - 1)];
+  for (int s = 0; s < kStripsPerSection; ++s) {
+    part[s] = of_strip[section * kStripsPerSection + s][min(own, kSums - 1)];
+  }
 #pragma unroll
-  for (int apart = 1; apart < kWarps; apart *= 2) {
+  for (int apart = 1; apart < kStripsPerSection; apart *= 2) {
 #pragma unroll
-    for (int w = 0; w < kWarps; w += 2 * apart) part[w] += part[w + apart];
+    for (int s = 0; s < kStripsPerSection; s += 2 * apart) part[s] += part[s + apart];
   }
   return static_cast<uint64_t>(__double_as_longlong(part[0]));
 }
 
-// All threads of a block: sweeps both ends of [0, 1] in a frame of the block's own maxima, sends the sums to every
+// The section of this block and the word of its record that a lane of warp 0 sends.
+struct Sender {
+  static constexpr int kHalf = kWarp / kSectionsPerBlock;
+  int section, word;
+  bool there;  // whether the block has the section
+
+  __device__ __forceinline__ Sender(const Cluster& cluster, int lane)
+      : section(min(lane / kHalf, cluster.sections - 1)), word(lane % kHalf), there(lane / kHalf < cluster.sections) {}
+};
+
+// All threads of a block: sweeps both ends of [0, 1] in a frame of each section's own maxima, sends the sums to every
 // block of the row, and decides what follows.
 template <typename T, int kWarps, typename Source>
-__device__ __forceinline__ void sweep_ends(const KernelArgs& args, int64_t row, const Source& source, Chunks chunks,
-                                           const Extremes& extremes, bool masked, const Cluster& cluster,
-                                           BlockState<kWarps>& state, int exchange, int warp, int lane) {
-  constexpr int kSums = EndsSweep::kSums, kRounds = (kSums + 3 + kGroups - 1) / kGroups;
+__device__ __forceinline__ void sweep_ends(const KernelArgs& args, int64_t row, const Source& source,
+                                           const WarpShare& share, const WarpExtremes& extremes, const Cluster& cluster,
+                                           BlockState<kWarps>& state, int exchange, int turn, int warp, int lane) {
+  constexpr int kSums = EndsSweep::kSums;
   const int slot = exchange & 1;
-  // 1. The frame. A slice without weight adds nothing in any frame, but its frame must be finite.
-  const float scale = state.temperature.scale;
-  const bool in_student = extremes.max_student * scale > kNoWeight,
-             in_teacher = extremes.max_teacher * scale > kNoWeight;
-  const EndsSweep::Frame frame{scale, in_student ? ceilf(extremes.max_student * scale) : 0.0f,
-                               in_teacher ? ceilf(extremes.max_teacher * scale) : 0.0f};
-  if (threadIdx.x == 0) {
-    constexpr float kMost = -0.5f * kNoShift;
-    const auto bounded = [](float shift) { return static_cast<int32_t>(fminf(fmaxf(shift, -kMost), kMost)); };
-    state.slice = {in_student ? bounded(frame.shift_student) : kNoShift,
-                   in_teacher ? bounded(frame.shift_teacher) : kNoShift,
-                   ordered(extremes.max_student),
-                   ordered(extremes.max_teacher),
-                   ordered(extremes.high),
-                   ordered(extremes.low)};
-    state.shift_of_block[0] = frame.shift_student;
-    state.shift_of_block[1] = frame.shift_teacher;
-    cluster.expect(kSums + 3, &state.arrived[slot]);
-  }
-  // 2. The warps' sums and, for a masked row, the range of b - a.
+  // 1. The strips' sums, and the range of b - a, which a masked warp finds meanwhile.
+  SliceFrame* const sections = state.section[turn];
+  const EndsSweep::Frame frame = ends_frame(sections[share.section], state.temperature.scale);
+  const bool masked = extremes.masked(frame.scale);
+  if (threadIdx.x == 0) cluster.expect(kRecordWords, &state.arrived[slot]);
   RangeOfD range;
-  sweep_warp<EndsSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.ends[warp], &range);
+  if (!masked & (lane == 0)) add_range(sections[share.section], extremes.high, extremes.low);
+#pragma unroll 1
+  for (int i = 0; i < share.strips; ++i) {
+    sweep_strip<EndsSweep, T>(source, state.chunks_of(share.first + i, 1), args.vocab, masked, lane, frame,
+                              state.ends[share.first + i], &range);
+  }
   if (masked) {
-    range.high = max_over_lanes(range.high);
-    range.low = min_over_lanes(range.low);
-    if (lane == 0) state.range[warp] = range;
+    const int32_t high = __reduce_max_sync(kAllLanes, ordered(range.high)),
+                  low = __reduce_min_sync(kAllLanes, ordered(range.low));
+    if (lane == 0) add_range(sections[share.section], high, low);
   }
   __syncthreads();
   if (warp == 0) {
-    // 3. The record for every block of the row: the words of `slice` follow the sums.
-    const uint64_t* const of_slice = reinterpret_cast<const uint64_t*>(&state.slice);
-    const uint64_t sum = word_of_sum(state.ends, lane);
-    uint64_t word = select(lane < kSums, sum, of_slice[min(max(lane - kSums, 0), 2)]);
-    if (masked) {
-      const RangeOfD of_warp = state.range[lane < kWarps ? lane : 0];
-      const uint32_t high = ordered(max_over_lanes(of_warp.high)), low = ordered(min_over_lanes(of_warp.low));
-      word = select(lane == kSums + 2, uint64_t{low} << 32 | high, word);
-    }
-    uint64_t words[kRounds];
-#pragma unroll
-    for (int i = 0; i < kRounds; ++i) words[i] = __shfl_sync(kAllLanes, word, lane / kLargestCluster + kGroups * i);
-    cluster.send(&state.record[slot][cluster.rank], kSums + 3, words, &state.arrived[slot], lane);
-    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
+    // 2. Half of the lanes make the record of each section: the words of its frame follow the sums.
+    const Sender own(cluster, lane);
+    const SliceFrame& found = sections[own.section];
+    const EndsSweep::Frame of_lane = ends_frame(found, frame.scale);
+    constexpr float kMost = -0.5f * kNoShift;
+    const auto shift = [&](int32_t largest, float shift) {
+      const int32_t bounded = static_cast<int32_t>(fminf(fmaxf(shift, -kMost), kMost));
+      return select(from_ordered(largest) * frame.scale > kNoWeight, bounded, kNoShift);
+    };
+    const auto pair = [](int32_t low, int32_t high) {
+      return static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low);
+    };
+    const uint64_t shifts = pair(shift(found.max_student, of_lane.shift_student),
+                                 shift(found.max_teacher, of_lane.shift_teacher)),
+                   maxima = pair(found.max_student, found.max_teacher), range_of_d = pair(found.high, found.low);
+    const uint64_t sum = word_of_sum(state.ends, own.section, own.word);
+    const uint64_t word = select(own.word < kSums, sum,
+                                 select(own.word == kSums, shifts, select(own.word == kSums + 1, maxima, range_of_d)));
+    cluster.send(state.word_of_record(slot, cluster.first_section(), lane), word, own.there & (own.word < kRecordWords),
+                 &state.arrived[slot]);
+    cluster.wait(&state.arrived[slot], exchange >> 1);
     decide_first<T>(args, state, row, cluster, slot, lane);
   }
   __syncthreads();
@@ -128,42 +140,52 @@ __device__ __forceinline__ void sweep_ends(const KernelArgs& args, int64_t row, 
 
 // All threads of a block: sweeps as the plan says, sends the sums, and decides what follows.
 template <typename T, int kWarps, typename Source>
-__device__ __forceinline__ void sweep_exactly(const KernelArgs& args, int64_t row, const Source& source, Chunks chunks,
-                                              const ExactFrame& frame, Form form, bool masked, const Cluster& cluster,
-                                              BlockState<kWarps>& state, int exchange, int warp, int lane) {
+__device__ __forceinline__ void sweep_exactly(const KernelArgs& args, int64_t row, const Source& source,
+                                              const WarpShare& share, const ExactFrame& frame, Form form, bool masked,
+                                              const Cluster& cluster, BlockState<kWarps>& state, int exchange, int warp,
+                                              int lane) {
   const int slot = exchange & 1;
   const bool stable = form == Form::kStable;
-  if (stable) {
-    sweep_warp<StableSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.exact[warp], nullptr);
-  } else {
-    sweep_warp<DirectSweep, T>(source, chunks, args.vocab, masked, lane, frame, state.exact[warp], nullptr);
+#pragma unroll 1
+  for (int i = 0; i < share.strips; ++i) {
+    const Chunks chunks = state.chunks_of(share.first + i, 1);
+    float* const out = state.exact[share.first + i];
+    if (stable) {
+      sweep_strip<StableSweep, T>(source, chunks, args.vocab, masked, lane, frame, out, nullptr);
+    } else {
+      sweep_strip<DirectSweep, T>(source, chunks, args.vocab, masked, lane, frame, out, nullptr);
+    }
   }
   __syncthreads();
   if (warp == 0) {
-    const int own = lane / kLargestCluster;
-    uint64_t words[2] = {word_of_sum(state.exact, own), 0};
-    if (stable) words[1] = word_of_sum(state.exact, own + kGroups);
-    cluster.send(&state.record[slot][cluster.rank], words_of(form), words, &state.arrived[slot], lane);
-    cluster.wait(&state.arrived[slot], exchange >> 1 & 1);
-    decide<T>(args, state, row, cluster, slot, lane);
+    const Sender own(cluster, lane);
+    cluster.send(state.word_of_record(slot, cluster.first_section(), lane),
+                 word_of_sum(state.exact, own.section, min(own.word, words_of(form) - 1)),
+                 own.there & (own.word < words_of(form)), &state.arrived[slot]);
+    decide<T>(args, state, row, cluster, exchange, lane);
   }
   __syncthreads();
 }
 
 // All threads of a block: sweeps the residual of a rejected draft and sends its sums. The sums of the search are kept.
 template <typename T, int kWarps, typename Source>
-__device__ __forceinline__ void sweep_residual(const KernelArgs& args, const Source& source, Chunks chunks,
+__device__ __forceinline__ void sweep_residual(const KernelArgs& args, const Source& source, const WarpShare& share,
                                                const Cluster& cluster, BlockState<kWarps>& state, int parity, int warp,
                                                int lane) {
   const ExactFrame frame = state.residual_frame;
   if (threadIdx.x == 0) cluster.expect(1, &state.arrived[2]);
-  sweep_warp<ResidualSweep, T>(source, chunks, args.vocab, true, lane, frame, state.residual[warp], nullptr);
+#pragma unroll 1
+  for (int i = 0; i < share.strips; ++i) {
+    sweep_strip<ResidualSweep, T>(source, state.chunks_of(share.first + i, 1), args.vocab, true, lane, frame,
+                                  state.residual[share.first + i], nullptr);
+  }
   __syncthreads();
   if (warp == 0) {
-    const uint64_t words[1] = {word_of_sum(state.residual, 0)};
-    cluster.send(&state.residual_of_rank[cluster.rank], 1, words, &state.arrived[2], lane);
+    const Sender own(cluster, lane);
+    cluster.send(&state.residual_of_section[cluster.first_section() + own.section],
+                 word_of_sum(state.residual, own.section, 0), own.there & (own.word == 0), &state.arrived[2]);
     cluster.wait(&state.arrived[2], parity);
-    choose_residual(state, cluster.ranks, lane);
+    choose_residual(state, cluster.all_sections(), lane);
   }
   __syncthreads();
 }
@@ -171,25 +193,34 @@ __device__ __forceinline__ void sweep_residual(const KernelArgs& args, const Sou
 // All threads of all blocks of the row: solves it and writes its outputs.
 template <typename T, int kWarps, typename Source>
 __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, const RowPair<T>& pair,
-                                          const Source& source, const Cluster& cluster, Chunks block_chunks,
+                                          const Source& source, const Cluster& cluster, const WarpShare& share,
                                           BlockState<kWarps>& state, int warp, int lane, Exchanges* exchanges) {
   // 1. Reads the row's arguments and its logits, in this order, so that the latency of the arguments hides behind that
   // of the logits. Then prefetches the next row.
-  const Chunks chunks = block_chunks.part(warp, kWarps);
+  const Chunks chunks = state.chunks_of(share.first, share.strips);
+  const int turn = exchanges->next_row();
   if (threadIdx.x == 0) read_row_arguments(args, row, pair, state);
   __syncwarp();  // so that lane 0 reads the row together with the other lanes
-  keep_extremes(scan(pair, source, chunks, lane), state, warp, lane);
+  const WarpExtremes extremes(scan(pair, source, chunks, lane));
+  if (lane == 0) {
+    atomicMax(&state.section[turn][share.section].max_student, extremes.max_student);
+    atomicMax(&state.section[turn][share.section].max_teacher, extremes.max_teacher);
+  }
   __syncthreads();
-  const Extremes extremes = extremes_of_block(state, lane);
-  const float scale = state.temperature.scale;
-  const bool masked =
-      !(extremes.lowest * scale > kNoWeight && extremes.low * scale > kNoWeight && extremes.high * scale < -kNoWeight);
-  const int64_t next = row + gridDim.x / cluster.ranks;
-  if (Source::kResident && args.prefetch && next < args.rows) prefetch_row<T>(args, next, chunks, lane);
+  const bool masked = extremes.masked(state.temperature.scale);
+  if (threadIdx.x < kSectionsPerBlock) state.section[turn ^ 1][threadIdx.x] = empty_frame();  // for the next row
+  const int64_t next = row + cluster.count();
+  if (Source::kResident && args.prefetch && next < args.rows) {
+#if __CUDA_ARCH__ >= 900
+    if (warp == kWarps - 1) prefetch_row<T>(args, next, {state.strip[0], state.strip[kStripsPerBlock]}, lane);
+#else
+    prefetch_row<T>(args, next, chunks, lane);
+#endif
+  }
 
   // 2. Sweeps both ends, and then each beta that the solver asks for. The slots of the records alternate.
-  int exchange = exchanges->records++;
-  sweep_ends<T>(args, row, source, chunks, extremes, masked, cluster, state, exchange, warp, lane);
+  int exchange = exchanges->next_record();
+  sweep_ends<T>(args, row, source, share, extremes, cluster, state, exchange, turn, warp, lane);
   Action action;
   for (;;) {
     const Plan& plan = state.plan[(exchange & 1) ^ 1];
@@ -197,8 +228,8 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
     const Form form = plan.form;
     action = plan.action;
     if (action != Action::kSweep) break;
-    exchange = exchanges->records++;
-    sweep_exactly<T>(args, row, source, chunks, frame, form, masked, cluster, state, exchange, warp, lane);
+    exchange = exchanges->next_record();
+    sweep_exactly<T>(args, row, source, share, frame, form, masked, cluster, state, exchange, warp, lane);
   }
   if (action == Action::kDone) return;
 
@@ -218,9 +249,9 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   }
   // 5. Draws the token, after a rejected draft from max(mu - pi_S, 0), or from mu if rounding leaves no mass there.
   if (state.token_from == TokenFrom::kResidual) {
-    sweep_residual<T>(args, source, chunks, cluster, state, exchanges->residuals++ & 1, warp, lane);
+    sweep_residual<T>(args, source, share, cluster, state, exchanges->next_residual(), warp, lane);
   }
-  if (is_drawn(state.token_from)) draw<T>(args, row, source, block_chunks, cluster, state, exchange & 1, warp, lane);
+  if (is_drawn(state.token_from)) draw<T>(args, row, source, cluster, state, exchange & 1, turn, warp, lane);
 }
 
 // Hides from the compiler that `value` is the same in every row. It would otherwise compute every address that a row
@@ -234,6 +265,7 @@ __device__ __forceinline__ unsigned recomputed_in_each_row(unsigned value) {
 template <typename T, bool kResident, int kThreads>
 __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
   constexpr int kWarps = kThreads / kWarp;
+  static_assert(kWarps <= kStripsPerBlock, "each warp has a strip");
   static_assert(!kResident || sizeof(BlockState<kWarps>) <= kBlockStateBytes, "the launch table leaves it that much");
   static_assert(kVectorsPerChunk == kWarp && kBytesPerVector == kVectorBytes, "the launch table counts in chunks");
   // 1. The shared memory. The state is declared as bytes, because shared memory has no initializers.
@@ -241,22 +273,27 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
   __shared__ alignas(16) unsigned char storage[sizeof(BlockState<kWarps>)];
   BlockState<kWarps>& state = reinterpret_cast<BlockState<kWarps>&>(storage);
   // 2. No block may send to a peer before the peer has started.
-  const Cluster cluster;
+  const Cluster cluster(args.sections);
   Exchanges exchanges;
-  if (threadIdx.x >= cluster.ranks && threadIdx.x < kLargestCluster) {
+  if (threadIdx.x >= cluster.all_sections() && threadIdx.x < kMostSections) {
     clear(state.record[0][threadIdx.x]);
     clear(state.record[1][threadIdx.x]);
   }
+  if (threadIdx.x < kSectionsPerBlock) state.section[0][threadIdx.x] = empty_frame();
+  if (threadIdx.x <= kStripsPerBlock) {
+    const int strips = cluster.sections * kStripsPerSection, strip = min(static_cast<int>(threadIdx.x), strips);
+    state.strip[threadIdx.x] = args.strips.begin(cluster.rank * strips + strip);
+  }
+  __syncthreads();
   cluster.start(state.arrived);
   // 3. The rows of this cluster.
 #pragma unroll 1
-  for (int64_t row = blockIdx.x / cluster.ranks; row < args.rows; row += gridDim.x / cluster.ranks) {
+  for (int64_t row = cluster.index(); row < args.rows; row += cluster.count()) {
     const unsigned thread = recomputed_in_each_row(threadIdx.x);
     const int lane = thread % kWarp, warp = thread / kWarp;
-    const Chunks block_chunks = chunks_of_row<T>(args.vocab).part(cluster.rank, cluster.ranks);
     RowTask task{row, row, 1.0f, 1};
     if (args.verifies()) {
-      if (warp == 0) find_task(args, row, row < gridDim.x / cluster.ranks, state, lane);
+      if (warp == 0) find_task(args, row, row < cluster.count(), state, lane);
       __syncthreads();
       task = state.task;
     }
@@ -264,11 +301,13 @@ __device__ __forceinline__ void solve_rows(const KernelArgs& args) {
       if (cluster.rank == 0 && threadIdx.x == 0) write_fault(args, row, 0);
     } else {
       const RowPair<T> pair(args, task.student_row, task.teacher_row, task.temperature);
+      const int strips = cluster.sections * kStripsPerSection / kWarps, first = warp * strips;
+      const WarpShare share{first / kStripsPerSection, first, strips};
       if constexpr (kResident) {
-        const ResidentSlice<T> source(slices, slices + args.slice_vectors, block_chunks.begin);
-        solve_row(args, row, pair, source, cluster, block_chunks, state, warp, lane, &exchanges);
+        const ResidentSlice<T> source(slices, args.slice_vectors, state.strip[0], lane);
+        solve_row(args, row, pair, source, cluster, share, state, warp, lane, &exchanges);
       } else {
-        solve_row(args, row, pair, StreamedRow<T>(pair), cluster, block_chunks, state, warp, lane, &exchanges);
+        solve_row(args, row, pair, StreamedRow<T>(pair), cluster, share, state, warp, lane, &exchanges);
       }
     }
     __syncthreads();  // before the next row overwrites the slice and the state

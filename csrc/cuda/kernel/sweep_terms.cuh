@@ -38,8 +38,11 @@ struct RangeOfD {
   float high = -INFINITY, low = INFINITY;
 };
 
+// Each sweep has kSums sums, the last kMasked of which only a masked row has. kUnused more make the number of the
+// others a power of two.
+
 struct EndsSweep {
-  static constexpr int kSums = 10, kSlots = 16;
+  static constexpr int kSums = 10, kMasked = 2, kUnused = 0;
   struct Frame {
     float scale;  // log2(e) / T
     float shift_student, shift_teacher;
@@ -96,7 +99,7 @@ __device__ __forceinline__ bool has_weight(float a, float b, const ExactFrame& f
 }
 
 struct DirectSweep {
-  static constexpr int kSums = 4, kSlots = 4;
+  static constexpr int kSums = 4, kMasked = 0, kUnused = 0;
   using Frame = ExactFrame;
 
   static __device__ __forceinline__ float weight(float a, float d, const Frame& frame) {
@@ -120,7 +123,7 @@ struct DirectSweep {
 };
 
 struct StableSweep {
-  static constexpr int kSums = 7, kSlots = 8;
+  static constexpr int kSums = 7, kMasked = 0, kUnused = 1;
   using Frame = ExactFrame;
 
   template <bool kMasked, typename T>
@@ -158,7 +161,7 @@ struct StableSweep {
 // v is centered twice, by `center` exactly and then by `offset`, which is small then. This keeps the digits of v near
 // 0, whose sign decides which tokens can be drawn.
 struct ResidualSweep {
-  static constexpr int kSums = 1, kSlots = 1;
+  static constexpr int kSums = 1, kMasked = 0, kUnused = 0;
   using Frame = ExactFrame;
 
   template <typename T>

@@ -9,6 +9,13 @@ namespace trb::cuda {
 __device__ __forceinline__ double power_of_two(int n) { return __hiloint2double((max(n, -1023) + 1023) << 20, 0); }
 __device__ __forceinline__ float float_power_of_two(int n) { return __int_as_float((max(n, -127) + 127) << 23); }
 
+// The frame of a section's first sweep, from its extremes. A section without weight adds nothing in any frame, but its
+// frame must be finite.
+__device__ __forceinline__ EndsSweep::Frame ends_frame(const SliceFrame& section, float scale) {
+  const float student = from_ordered(section.max_student) * scale, teacher = from_ordered(section.max_teacher) * scale;
+  return {scale, select(student > kNoWeight, ceilf(student), 0.0f), select(teacher > kNoWeight, ceilf(teacher), 0.0f)};
+}
+
 // Rounding may make f slightly negative. A NaN must stay a NaN, which counts as infeasible.
 __device__ __forceinline__ double not_negative(double f) { return f < 0.0 ? 0.0 : f; }
 
@@ -84,16 +91,16 @@ __device__ __forceinline__ JudgedNode node_of_stable_sums(float beta, double of_
   return {node, static_cast<float>(headroom - node.f)};
 }
 
-// Adds up sum `own` of an exact sweep over the blocks, which share its frame, in a fixed tree.
+// Adds up sum `own` of an exact sweep over the sections, which share its frame, in a fixed tree.
 template <int kWarps>
 __device__ __forceinline__ double sum_of_lane(const BlockState<kWarps>& state, int slot, int own) {
-  double part[kLargestCluster];
+  double part[kMostSections];
 #pragma unroll
-  for (int r = 0; r < kLargestCluster; ++r) part[r] = state.record[slot][r].sums[own];
+  for (int s = 0; s < kMostSections; ++s) part[s] = state.record[slot][s].sums[own];
 #pragma unroll
-  for (int apart = 1; apart < kLargestCluster; apart *= 2) {
+  for (int apart = 1; apart < kMostSections; apart *= 2) {
 #pragma unroll
-    for (int r = 0; r < kLargestCluster; r += 2 * apart) part[r] += part[r + apart];
+    for (int s = 0; s < kMostSections; s += 2 * apart) part[s] += part[s + apart];
   }
   return part[0];
 }

@@ -1,12 +1,12 @@
 // Draws one token from mu or from max(mu - pi_S, 0) by the inverse CDF in token order: the first token whose cumulative
 // mass exceeds uniform times the total.
 //
-// The draw narrows the token down by levels: the rank, the warp that swept the token, a part of that warp's chunks (and
-// a part of the part, until it is one chunk), the lane, the token. Each level has at most 32 masses, one per lane. It
+// The draw narrows the token down by levels: the section, the strip, a part of the strip's chunks (and a part of the
+// part, until it is one chunk), the lane, the token. Each level has at most 32 masses, one per lane. It
 // chooses one of them and hands down the share of the chosen mass that lies before the token, so that rounding errors
 // of one level's masses do not add to those of the next.
 //
-// The masses of ranks and warps are those of the last sweep. The others are summed again, in double, so that the 53
+// The masses of sections and strips are those of the last sweep. The others are summed again, in double, so that the 53
 // bits of uniform reach tokens of any probability. A mass of zero is never chosen, so a masked token is never drawn. If
 // rounding at uniform -> 1 leaves the share unreached, the last mass above zero is chosen.
 #pragma once
@@ -36,14 +36,14 @@ template <typename T>
 struct FloatWeight {
   const ExactFrame* residual;  // in shared memory; null if the token is drawn from mu
   ExactFrame exact;
-  EndsSweep::Frame ends;  // of this block, so that weights of a slice far below the row's maxima do not underflow
+  EndsSweep::Frame ends;  // of the section, so that weights of one far below the row's maxima do not underflow
   Status status;
 
   template <int kWarps>
-  __device__ __forceinline__ FloatWeight(const BlockState<kWarps>& state, const Plan& last)
+  __device__ __forceinline__ FloatWeight(const BlockState<kWarps>& state, const Plan& last, const SliceFrame& section)
       : residual(state.token_from == TokenFrom::kResidual ? &state.residual_frame : nullptr),
         exact(last.frame),
-        ends{state.temperature.scale, state.shift_of_block[0], state.shift_of_block[1]},
+        ends(ends_frame(section, state.temperature.scale)),
         status(state.answer.status) {}
 
   __device__ __forceinline__ double operator()(float a, float b) const {
@@ -135,52 +135,55 @@ __device__ __forceinline__ double ends_mass(Status status, const Real* sums) {
   return status == Status::kStudent ? static_cast<double>(sums[0]) + sums[8] : static_cast<double>(sums[4]);
 }
 
-// Warp 0: draws from mu instead if, after rounding, no block has mass in max(mu - pi_S, 0).
+// Warp 0: draws from mu instead if, after rounding, no section has mass in max(mu - pi_S, 0).
 template <int kWarps>
-__device__ __forceinline__ void choose_residual(BlockState<kWarps>& state, int ranks, int lane) {
-  const bool some = lane < ranks && state.residual_of_rank[lane] > 0.0;
+__device__ __forceinline__ void choose_residual(BlockState<kWarps>& state, int sections, int lane) {
+  const bool some = lane < sections && state.residual_of_section[lane] > 0.0;
   if (!__any_sync(kAllLanes, some) && lane == 0) state.token_from = TokenFrom::kMu;
 }
 
 // All threads of all blocks of the row: the block that holds the token draws it and writes the row's outputs. `slot`
-// holds the records of the search's last sweep.
+// holds the records of the search's last sweep, and `turn` the frames of the first one.
 template <typename T, typename Source, int kWarps>
-__device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const Source& source, Chunks block_chunks,
-                                     const Cluster& cluster, BlockState<kWarps>& state, int slot, int warp, int lane) {
+__device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const Source& source, const Cluster& cluster,
+                                     BlockState<kWarps>& state, int slot, int turn, int warp, int lane) {
   const Plan& last = state.plan[slot ^ 1];
-  // 1. Every block chooses the rank and, if it is that rank, the warp whose chunks hold the token.
+  // 1. Every block chooses the section and, if it has that section, the strip that holds the token.
   if (warp == 0) {
     const Status status = state.answer.status;
     const bool residual = state.token_from == TokenFrom::kResidual, interior = status == Status::kInterior;
     double share = state.uniform, mass = 0.0;
-    if (lane < cluster.ranks) {
+    if (lane < cluster.all_sections()) {
       const double* sums = state.record[slot][lane].sums;
-      mass = residual   ? state.residual_of_rank[lane]
+      mass = residual   ? state.residual_of_section[lane]
              : interior ? interior_mass(state, last, sums)
                         : state.mass[status == Status::kTeacher ? 1 : 2][lane];
     }
-    const int rank = choose_lane(mass, lane, &share);
+    const int found = choose_lane(mass, lane, &share), section = max(found, 0),
+              here = section - cluster.first_section();
     mass = 0.0;
-    if (lane < kWarps) {
-      mass = residual   ? state.residual[lane][0]
-             : interior ? interior_mass(state, last, state.exact[lane])
-                        : ends_mass(status, state.ends[lane]);
+    if (lane < kStripsPerSection && here >= 0 && here < cluster.sections) {
+      const int strip = here * kStripsPerSection + lane;
+      mass = residual   ? state.residual[strip][0]
+             : interior ? interior_mass(state, last, state.exact[strip])
+                        : ends_mass(status, state.ends[strip]);
     }
-    const int chosen_warp = choose_lane(mass, lane, &share);
+    const int strip = choose_lane(mass, lane, &share);
     if (lane == 0) {
       // Without any mass (a row at the end of the range of float32 exponents), the first block writes the fault.
-      state.chosen_rank = rank < 0 ? 0 : rank;
-      state.chosen_warp = rank < 0 ? -1 : chosen_warp;
+      state.chosen_section = section;
+      state.chosen_strip = found < 0 ? -1 : strip;
       state.fraction = share;
     }
   }
   __syncthreads();
-  // 2. The chosen block draws the token from the chunks of the chosen warp.
-  if (state.chosen_rank != cluster.rank) return;
-  const int chosen_warp = state.chosen_warp;
-  const Chunks chunks = chosen_warp < 0 ? Chunks{0, 0} : block_chunks.part(chosen_warp, kWarps);
+  // 2. The chosen block draws the token from the chunks of the chosen strip.
+  const int section = state.chosen_section, here = section - cluster.first_section(), strip = state.chosen_strip;
+  if (here < 0 || here >= cluster.sections) return;
+  const Chunks chunks = strip < 0 ? Chunks{0, 0} : state.chunks_of(here * kStripsPerSection + strip, 1);
   if (chunks.begin < chunks.end) {
-    draw_from<T>(source, chunks, state.fraction, FloatWeight<T>(state, last), state, warp, lane);
+    draw_from<T>(source, chunks, state.fraction, FloatWeight<T>(state, last, state.section[turn][here]), state, warp,
+                 lane);
   } else if (threadIdx.x == 0) {
     state.drawn = Token{-1, 0.0f, 0.0f};
   }

@@ -1,10 +1,11 @@
 // Reads what the environment changes about a launch, so that two ways can be compared in one build. The first launch
 // reads it, and no later one does.
 //
-//   TRB_CUDA_RANKS     how many blocks hold a row, 1 .. kLargestCluster; unset: as the launch table says
+//   TRB_CUDA_RANKS     how many blocks hold a row, 1 .. kLargestCluster; unset: as the launch table says. Up to
+//                      kPortableCluster they have two sections each, otherwise one
 //   TRB_CUDA_PREFETCH  0: the next row is not prefetched; 1 or unset: it is
 //
-// Another number of blocks adds the sums in another order, so the last bits of a result may differ.
+// Another number of sections adds the sums in another order, so the last bits of a result may differ.
 #pragma once
 
 #include <cstdlib>

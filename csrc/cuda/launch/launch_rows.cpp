@@ -21,6 +21,18 @@ struct DeviceLaunch {
   int64_t clusters;  // how many run at the same time
 };
 
+// The two ways in which a device holds a row, with the same results.
+struct DeviceLaunches {
+  DeviceLaunch usual, wide;  // of the wide one 0 at once if there is none
+  Strips strips;
+  Architecture architecture;
+
+  const DeviceLaunch& of(int64_t rows) const {
+    const bool takes = takes_wide(architecture, usual.launch, usual.clusters, wide.launch, wide.clusters, rows);
+    return takes ? wide : usual;
+  }
+};
+
 cudaLaunchConfig_t configure(const DeviceLaunch& device_launch, int64_t clusters, cudaStream_t stream,
                              cudaLaunchAttribute* cluster_dimension) {
   const Launch& launch = device_launch.launch;
@@ -59,7 +71,17 @@ int64_t clusters_at_once(const char* op, int device, const DeviceLaunch& device_
   return int64_t{count} * attribute_of(op, cudaDevAttrMultiProcessorCount, device);
 }
 
-DeviceLaunch ask_device(const char* op, int device, const RowKernels& kernels, int64_t vocab, int64_t logit_bytes) {
+// Adds the wide launch to a usual one, if the device can run it.
+DeviceLaunches with_wide(const char* op, int device, const DeviceLaunch& usual, const Architecture& architecture,
+                         bool may, int64_t vocab, int64_t logit_bytes) {
+  DeviceLaunches found{usual, usual, strips_of(usual.launch, vocab, logit_bytes), architecture};
+  found.wide.launch = widened(usual.launch, vocab, logit_bytes);
+  found.wide.clusters =
+      may && found.wide.launch.ranks > usual.launch.ranks ? clusters_at_once(op, device, found.wide) : 0;
+  return found;
+}
+
+DeviceLaunches ask_device(const char* op, int device, const RowKernels& kernels, int64_t vocab, int64_t logit_bytes) {
   // 1. The device and the kernel as it was compiled.
   const int capability = 10 * attribute_of(op, cudaDevAttrComputeCapabilityMajor, device) +
                          attribute_of(op, cudaDevAttrComputeCapabilityMinor, device);
@@ -73,15 +95,19 @@ DeviceLaunch ask_device(const char* op, int device, const RowKernels& kernels, i
   check_cuda(op, cudaFuncSetAttribute(kernels.resident, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   check_cuda(op, cudaFuncSetAttribute(kernels.resident, cudaFuncAttributePreferredSharedMemoryCarveout,
                                       cudaSharedmemCarveoutMaxShared));
+  if (clusters) {
+    check_cuda(op, cudaFuncSetAttribute(kernels.resident, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  }
+  const Architecture& architecture = architecture_of(capability);
   // 3. A number of blocks that the environment sets is used or is an error.
   if (const int ranks = launch_overrides().ranks; ranks > 0) {
     DeviceLaunch found{split_over(ranks, vocab, logit_bytes), kernels.resident, kResidentThreads, 0};
-    if ((clusters || ranks == 1) && fits(architecture_of(capability), found.launch, 1)) {
+    if ((clusters || ranks == 1) && fits(architecture, found.launch, 1)) {
       found.clusters = clusters_at_once(op, device, found);
     }
     check(found.clusters > 0, op, ": TRB_CUDA_RANKS must be a number of blocks that can hold a row, got ", ranks,
           " for a vocabulary of ", vocab, " on device ", device);
-    return found;
+    return with_wide(op, device, found, architecture, false, vocab, logit_bytes);
   }
   // 4. Otherwise the launch table's choice, with more blocks if the device cannot run that one.
   for (int fewest_blocks = 1;; ++fewest_blocks) {
@@ -89,15 +115,15 @@ DeviceLaunch ask_device(const char* op, int device, const RowKernels& kernels, i
     found.kernel = found.launch.resident() ? kernels.resident : kernels.streamed;
     found.threads = found.launch.resident() ? kResidentThreads : kStreamedThreads;
     found.clusters = clusters_at_once(op, device, found);
-    if (found.clusters > 0) return found;
+    if (found.clusters > 0) return with_wide(op, device, found, architecture, clusters, vocab, logit_bytes);
     check(found.launch.resident(), op, ": device ", device, " cannot run a block of ", found.threads, " threads");
     fewest_blocks = found.launch.ranks;
   }
 }
 
-const DeviceLaunch& launch_on(const char* op, int device, DType dtype, int64_t vocab) {
+const DeviceLaunches& launches_on(const char* op, int device, DType dtype, int64_t vocab) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, DType, int64_t>, DeviceLaunch> known;
+  static std::map<std::tuple<int, DType, int64_t>, DeviceLaunches> known;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto key = std::make_tuple(device, dtype, vocab);
   const auto found = known.find(key);
@@ -106,7 +132,7 @@ const DeviceLaunch& launch_on(const char* op, int device, DType dtype, int64_t v
                              : dtype == DType::kFloat16 ? float16_rows()
                                                         : bfloat16_rows();
   const RelaxedCapture relaxed;
-  const DeviceLaunch asked = ask_device(op, device, kernels, vocab, dtype == DType::kFloat32 ? 4 : 2);
+  const DeviceLaunches asked = ask_device(op, device, kernels, vocab, dtype == DType::kFloat32 ? 4 : 2);
   return known.emplace(key, asked).first->second;
 }
 
@@ -150,8 +176,11 @@ void launch_rows(const char* op, int device, KernelArgs& args) {
   // Models of different dtypes are both converted to float32, which holds either exactly. A student that is given in
   // another form than raw logits is converted to float32 logits, and the teacher with it.
   const bool alike = args.student.dtype == args.teacher.dtype && args.verify.student_kind == StudentKind::kLogits;
-  const DeviceLaunch& launch = launch_on(op, device, alike ? args.student.dtype : DType::kFloat32, args.vocab);
+  const DeviceLaunches& launches = launches_on(op, device, alike ? args.student.dtype : DType::kFloat32, args.vocab);
+  const DeviceLaunch& launch = launches.of(args.rows);
   args.slice_vectors = launch.launch.slice_vectors;
+  args.sections = launch.launch.sections;
+  args.strips = launches.strips;
   args.prefetch = launch_overrides().prefetch;
   cudaLaunchAttribute cluster_dimension;
   const cudaLaunchConfig_t config =

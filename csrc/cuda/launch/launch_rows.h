@@ -45,8 +45,8 @@ Logits logits_of(const Tensor& tensor);
 // The arguments of solve, blend or sample, without the teacher.
 KernelArgs kernel_args_of(const RowCall& call);
 
-// Launches the kernel over all rows of `args`, at least one, on the current device. Sets args.slice_vectors and
-// args.prefetch.
+// Launches the kernel over all rows of `args`, at least one, on the current device. Sets
+// args.slice_vectors, args.sections, args.strips and args.prefetch.
 void launch_rows(const char* op, int device, KernelArgs& args);
 
 }  // namespace trb::cuda

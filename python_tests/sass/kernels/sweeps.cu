@@ -8,7 +8,7 @@ template <typename T>
 __device__ __forceinline__ void probe_load(const KernelArgs& args, float* out) {
   extern __shared__ uint4 slices[];
   const RowPair<T> row(args, blockIdx.x);
-  const ResidentSlice<T> slice(slices, slices + args.slice_vectors, 0);
+  const ResidentSlice<T> slice(slices, args.slice_vectors, 0, threadIdx.x);
   typename LogitVector<T>::Scan extremes;
   scan_whole(row, slice, chunks_of_row<T>(args.vocab), threadIdx.x, &extremes);
   const Extremes found = extremes.result();
@@ -20,8 +20,8 @@ __device__ __forceinline__ void probe_sweep(const KernelArgs& args, const typena
                                             float* out) {
   extern __shared__ uint4 slices[];
   const typename Sweep::Frame frame = *in_memory;  // in registers, as in the kernels: not operands from constant memory
-  const ResidentSlice<T> slice(slices, slices + args.slice_vectors, 0);
-  float sums[Sweep::kSlots] = {};
+  const ResidentSlice<T> slice(slices, args.slice_vectors, 0, threadIdx.x);
+  float sums[Sweep::kSums + Sweep::kUnused] = {};
   add_chunks<Sweep, false, T>(slice, chunks_of_row<T>(args.vocab), threadIdx.x, frame, sums, nullptr);
   for (int k = 0; k < Sweep::kSums; ++k) out[threadIdx.x * Sweep::kSums + k] = sums[k];
 }

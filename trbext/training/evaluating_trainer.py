@@ -14,7 +14,7 @@ from ..evaluation.verifiers import Verifier
 from .checkpoints.random_state import generator_at
 from .engine.rollouts import SEEDS, RolloutEngines
 from .engine.student_decoder import StudentDecoder
-from .pass_at_1 import measure_pass_at_1
+from .metrics.pass_at_1 import measure_pass_at_1
 from .saving_trainer import SavingTrainer
 from .sharding import whole_for_decoding
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..training.losses import in_chunks
-from ..training.top_divergence import reverse_kl_of_top
+from ..training.teachers.top_divergence import reverse_kl_of_top
 from ..vllm.sampler.teacher_top import TeacherTop
 from ..vllm.server.stored_alignment import align_stored
 from ..vocab import Alignment

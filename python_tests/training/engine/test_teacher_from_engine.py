@@ -16,7 +16,7 @@ from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, saved, ti
 from python_tests.training.engine.fake_engines import FakeEngines
 from python_tests.training.trainer_cases import make_trainer, steps, weights, without_timings
 from trbext.training.losses import reverse_kl
-from trbext.training.top_divergence import reverse_kl_of_top
+from trbext.training.teachers.top_divergence import reverse_kl_of_top
 from trbext.training.trainer import TRBTrainer
 from trbext.vllm.sampler.teacher_top import TeacherTop
 

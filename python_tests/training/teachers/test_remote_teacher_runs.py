@@ -16,8 +16,8 @@ from python_tests.vllm.server.fake_server import FakeServer
 from trbext import RemoteTeacher, TopK, TRBConfig
 from trbext.errors import EngineFailed
 from trbext.runs.folder import RunFolder
+from trbext.training.teachers.top_divergence import reverse_kl_of_top
 from trbext.training.teachers.top_k import told_at_prefixes
-from trbext.training.top_divergence import reverse_kl_of_top
 from trbext.vllm.sampler.teacher_top import TeacherTop
 from trbext.vocab import Alignment
 

@@ -23,7 +23,7 @@ from ..losses import (
 )
 from ..metrics.prefix_means import PrefixMeans
 from ..objective import LossTerms, Objective
-from ..top_divergence import reverse_kl_of_top, with_missing
+from ..teachers.top_divergence import reverse_kl_of_top, with_missing
 
 
 def prefix_loss_of_top(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..vllm.sampler.teacher_top import TeacherTop
-from .losses import kl_of_logits, tempered, top_and_rest
+from ...vllm.sampler.teacher_top import TeacherTop
+from ..losses import kl_of_logits, tempered, top_and_rest
 
 
 def reverse_kl_of_top(student_logits: Tensor, top: TeacherTop, *, temperature: float = 1.0) -> Tensor:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 
-from ..evaluation.pass_at_k import evaluate_pass_at_1
-from ..evaluation.tasks import Decoder
-from ..evaluation.verifiers import Verifier, check_verified
+from ...evaluation.pass_at_k import evaluate_pass_at_1
+from ...evaluation.tasks import Decoder
+from ...evaluation.verifiers import Verifier, check_verified
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -137,6 +137,8 @@ class Exchanges {
   __device__ __forceinline__ int next_record() { return next(0, 3); }
   __device__ __forceinline__ int next_residual() { return next(2, 1); }
   __device__ __forceinline__ int next_row() { return next(3, 1); }
+  // What the last next_row() returned, which takes no register of its own until then.
+  __device__ __forceinline__ int row() const { return (counts_ >> 3 & 1) ^ 1; }
 
  private:
   __device__ __forceinline__ int next(int shift, int most) {

@@ -208,7 +208,7 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   }
   __syncthreads();
   const bool masked = extremes.masked(state.temperature.scale);
-  if (threadIdx.x < kSectionsPerBlock) state.section[turn ^ 1][threadIdx.x] = empty_frame();  // for the next row
+  if ((warp == 0) & (lane < kSectionsPerBlock)) state.section[turn ^ 1][lane] = empty_frame();  // for the next row
   const int64_t next = row + cluster.count();
   if (Source::kResident && args.prefetch && next < args.rows) {
 #if __CUDA_ARCH__ >= 900
@@ -251,7 +251,7 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   if (state.token_from == TokenFrom::kResidual) {
     sweep_residual<T>(args, source, share, cluster, state, exchanges->next_residual(), warp, lane);
   }
-  if (is_drawn(state.token_from)) draw<T>(args, row, source, cluster, state, exchange & 1, turn, warp, lane);
+  if (is_drawn(state.token_from)) draw<T>(args, row, source, cluster, state, exchange & 1, exchanges->row(), warp, lane);
 }
 
 // Hides from the compiler that `value` is the same in every row. It would otherwise compute every address that a row

@@ -1,6 +1,6 @@
 """Models the memory of one GPU and the time of a step of the paper's runs in verl. Nothing here was measured on a GPU.
 
-python -m benchmarks.models.verl_runs prints the tables of docs/verl.md, which has the formulas.
+python -m benchmarks.models.verl_runs prints the tables of docs/hosts/verl.md, which has the formulas.
 """
 
 from __future__ import annotations

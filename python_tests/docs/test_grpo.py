@@ -1,4 +1,4 @@
-"""`BehaviorRatio` and `rollout_func`, as on docs/grpo.md, make TRL's policy gradient that of tokens drawn from mu."""
+"""`BehaviorRatio` and `rollout_func`, as on docs/hosts/grpo.md, make TRL's gradient that of tokens drawn from mu."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 from python_tests.models.tiny_models import prompts, tiny_llama, tiny_tokenizer
 from trbext.integrations import BehaviorRatio
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "grpo.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "hosts" / "grpo.md"
 
 
 def example() -> dict[str, Any]:

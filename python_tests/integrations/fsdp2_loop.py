@@ -1,4 +1,4 @@
-"""Runs the FSDP2 example of docs/integrate.md as one of two processes, and trains a whole model on its rollouts."""
+"""Runs the FSDP2 example of docs/hosts/integrate.md as one of two processes, and trains a whole model alike."""
 
 from __future__ import annotations
 

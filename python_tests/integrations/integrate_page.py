@@ -1,4 +1,4 @@
-"""Reads the examples of docs/integrate.md, and runs them."""
+"""Reads the examples of docs/hosts/integrate.md, and runs them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "integrate.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "hosts" / "integrate.md").read_text(encoding="utf-8")
 
 
 def block(name: str) -> str:

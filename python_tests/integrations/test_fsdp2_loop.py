@@ -1,4 +1,4 @@
-"""The FSDP2 example of docs/integrate.md trains two processes' shards as a whole model would be trained."""
+"""The FSDP2 example of docs/hosts/integrate.md trains two processes' shards as a whole model would be trained."""
 
 from __future__ import annotations
 

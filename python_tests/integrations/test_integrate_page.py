@@ -1,4 +1,4 @@
-"""Every example of docs/integrate.md runs, draws blended rollouts within its budget, and changes the student."""
+"""Every example of docs/hosts/integrate.md runs, draws blended rollouts within its budget, and changes the student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Lightning example of docs/integrate.md trains the student."""
+"""The Lightning example of docs/hosts/integrate.md trains the student."""
 
 from __future__ import annotations
 

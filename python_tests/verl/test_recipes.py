@@ -66,7 +66,7 @@ def test_the_sizes_are_those_of_the_recipe_for_trl(pair: str) -> None:
 
 def test_the_tables_of_the_page_are_the_command_s(capsys: pytest.CaptureFixture[str]) -> None:
     verl_runs.main()
-    page = (ROOT / "docs" / "verl.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "hosts" / "verl.md").read_text(encoding="utf-8")
     for line in capsys.readouterr().out.splitlines():
         assert line in page
 

@@ -11,6 +11,7 @@ PROMPTS, BATCH, ROLLOUTS_PER_PROMPT, COMPLETION = 64, 4, 2, 12
 ROLLOUTS_OF_STEP = BATCH * ROLLOUTS_PER_PROMPT
 EPSILON, WARMUP, STEPS, SAVED_EVERY = 0.3, 8, 12, 4
 LEARNING_RATE, TOP_K = 3e-3, 8
+PARTS = ("param", "reduce", "buffer")  # of verl's mixed precision
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 ENVIRONMENT = {
     "VERL_PLATFORM": "trb_cpu",
@@ -48,14 +49,19 @@ class TinyRun:
     def prepare(self) -> TinyRun:
         """Writes the models and the prompts."""
         from datasets import Dataset
+        from transformers import AutoConfig
 
-        from python_tests.models.tiny_models import END_OF_TURN, EOS, tiny_tokenizer
+        from python_tests.models.tiny_models import END_OF_TURN, EOS, PAD, tiny_tokenizer
         from python_tests.vllm.model_pairs import save_model
 
         tokenizer = tiny_tokenizer()
         tokenizer.chat_template = TEMPLATE
         for path, seed, layers, eos in ((self.student, 2, 1, EOS), (self.teacher, 1, 2, END_OF_TURN)):
             save_model(path, seed, layers=layers, eos=eos, positions=128)
+            # verl gives the embedding of the tokenizer's padding token no gradient, as a model with this setting does.
+            config = AutoConfig.from_pretrained(path)
+            config.pad_token_id = PAD
+            config.save_pretrained(path)
             tokenizer.save_pretrained(path)
         rows = [
             {
@@ -100,6 +106,8 @@ class TinyRun:
             "actor_rollout_ref.actor.checkpoint.save_contents": "[model,optimizer,extra,hf_model]",
             "actor_rollout_ref.actor.fsdp_config.model_dtype": "fp32",
             "actor_rollout_ref.actor.fsdp_config.dtype": "float32",
+            # verl computes in bfloat16 otherwise, whose losses are off by 1e-3.
+            **{f"+actor_rollout_ref.actor.fsdp_config.mixed_precision.{part}_dtype": "fp32" for part in PARTS},
             "actor_rollout_ref.rollout.n": ROLLOUTS_PER_PROMPT,
             "actor_rollout_ref.rollout.dtype": "float32",
             "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,

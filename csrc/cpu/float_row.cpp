@@ -18,7 +18,7 @@ constexpr int64_t kSegmentTokens = kSegmentBlocks * kBlock;
 float finite_or_zero(float maximum) { return maximum > -INFINITY ? maximum : 0.0f; }
 
 // Whether the headroom limits the answer and the answer does not use it up to 3e-4.
-bool misses(const Solver<>& solver, double epsilon) {
+bool misses(const Solver& solver, double epsilon) {
   const double headroom = solver.headroom(), left = epsilon - solver.kl();
   if (solver.beta() == 1.0f) return false;
   if (solver.status() != Status::kInterior) return solver.status() == Status::kStudent && headroom > 0.0;
@@ -262,7 +262,7 @@ bool FloatRow::search(const RowPair& row, double epsilon, bool interpolate, Sear
   ++found->sweeps;
   if (!first_sweep(row, epsilon, interpolate, &start)) return false;
   found->solver = Solver(epsilon, kMaxSweeps, true);
-  Solver<>& solver = found->solver;
+  Solver& solver = found->solver;
   solver.begin(start);
   const double stable_below = std::max(kStableBelow, kStableBelowPerNat * start.range);
   while (solver.next()) {
@@ -291,7 +291,7 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   if (!reached || misses(found.solver, epsilon)) return false;
   // 3. The answer, with log mu's normalizer and the mass of mu per block: inside (0, 1) from the last sweep, moved by
   // the solver's final shift, and at the ends from the first sweep.
-  const Solver<>& solver = found.solver;
+  const Solver& solver = found.solver;
   answer->status = solver.status();
   answer->beta = solver.beta();
   answer->kl = solver.kl();

@@ -29,7 +29,7 @@ class FloatRow {
   template <typename Body>
   void for_each_segment(const RowPair& row, const Body& body) const;
   struct Search {
-    Solver<> solver;
+    Solver solver;
     SweepFrame frame{};  // of the last sweep
     Form form = Form::kDirect;
     int sweeps = 0;

@@ -64,7 +64,6 @@ TRB_HD inline Start start_of(const Ends& ends) {
   return start;
 }
 
-template <typename Real = double>  // of the interpolation, see hermite.h
 class Solver {
  public:
   TRB_HD Solver(double epsilon, int max_sweeps, bool fans) : epsilon_(epsilon), max_sweeps_(max_sweeps), fans_(fans) {}
@@ -215,13 +214,13 @@ class Solver {
     const double target = headroom_ * (1.0 - 0.5 * kTolerance);
     double h = 0.0;
     for (int i = 0; i < 4; ++i) {
-      h += (target - cubic(node, h)) * (Real(1) / static_cast<Real>(node.f1() + h * (node.f2() + h * node.k3)));
+      h += (target - cubic(node, h)) / (node.f1() + h * (node.f2() + h * node.k3));
     }
     const float beta = static_cast<float>(node.beta + h);
     h = static_cast<double>(beta) - node.beta;
     const double reach = ::fabs(h) * range_;
-    const double error = (node.beta + ::fabs(h)) * node.k2 * range_ * range_ * ::fabs(h * h * h) * (1.0 / 6.0) *
-                         std::exp(static_cast<Real>(reach));
+    const double error =
+        (node.beta + ::fabs(h)) * node.k2 * range_ * range_ * ::fabs(h * h * h) * (1.0 / 6.0) * std::exp(reach);
     const double f = cubic(node, h);
     if (!(reach <= kLargestShift && beta > 0.0f && beta <= 1.0f)) return false;
     if (!(error <= 0.5 * kTolerance * headroom_ && f + error <= headroom_ &&
@@ -252,7 +251,7 @@ class Solver {
       return;
     }
     // 2. The candidate is the root of the interpolation, or halves the bracket if there is none or progress is slow.
-    const LogNode<Real> left = log_node<Real>(low_), right = log_node<Real>(high_);
+    const LogNode left = log_node(low_), right = log_node(high_);
     const double target = headroom_ * (1.0 - 0.5 * kTolerance);
     double next = hermite_root(left, right, target, false);  // NaN: unknown
     if (++round_ % 3 == 0) {

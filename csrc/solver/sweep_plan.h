@@ -24,8 +24,7 @@ constexpr double kLargestExponent = 60.0;  // of a weight relative to kappa; e^8
 
 // `log_zero` is the log of the sum of e^x over C, `zero_mean` the mean of D under mu_0, and `stable_below` the headroom
 // in nats below which the direct form's rounding would show.
-template <typename Real>
-TRB_HD inline SweepPlan plan_sweep(const Solver<Real>& solver, double log_zero, double zero_mean, double offset,
+TRB_HD inline SweepPlan plan_sweep(const Solver& solver, double log_zero, double zero_mean, double offset,
                                    double stable_below) {
   const Node &low = solver.low(), &high = solver.high();
   const double beta = static_cast<double>(solver.swept_beta()) + 2.0 * solver.spacing();  // the middle one of a fan

@@ -49,8 +49,7 @@ struct TwoAtoms {
   }
 
   // Answers the solver's requests until it has none left.
-  template <typename Real>
-  void solve(Solver<Real>& solver, const Start& from) const {
+  void solve(Solver& solver, const Start& from) const {
     solver.begin(from);
     while (solver.next()) {
       Node nodes[5];
@@ -61,7 +60,6 @@ struct TwoAtoms {
   }
 };
 
-template <typename Real>
 static void finds_the_largest_feasible_float() {
   for (bool fans : {false, true}) {
     for (double range : {1e-3, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e30}) {
@@ -69,7 +67,7 @@ static void finds_the_largest_feasible_float() {
         for (double epsilon : {1e-6, 1e-4, 1e-2, 0.1, 1.0, 5.0}) {
           if (fans && range > 1e3) continue;  // such rows are swept in double precision, which has no fans
           const TwoAtoms atoms{p, range};
-          Solver<Real> solver(epsilon, 64, fans);
+          Solver solver(epsilon, 64, fans);
           atoms.solve(solver, atoms.start());
           const float beta = solver.beta();
           const double kl = atoms.node(beta).f;
@@ -217,8 +215,7 @@ static void nonsense_sums_end_at_the_student() {
 }
 
 int main() {
-  finds_the_largest_feasible_float<double>();
-  finds_the_largest_feasible_float<float>();  // the interpolation is in single precision
+  finds_the_largest_feasible_float();
   inexact_nodes_only_steer();
   an_infeasible_beta_is_never_settled();
   merging_parts_gives_the_whole();

@@ -170,7 +170,7 @@ struct BlockState {
   int32_t chosen_section, chosen_strip;  // of the row, and of the section
   Token drawn;
   // 7. The solve in double precision.
-  Solver<double> double_solver;
+  Solver double_solver;
   bool double_sweeps;  // whether another one follows
   Ends double_ends;
   Start start;

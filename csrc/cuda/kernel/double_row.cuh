@@ -102,7 +102,7 @@ __device__ __noinline__ void continue_double_search(BlockState<kWarps>& state, i
     ends.student = swept.tilt.weight;
   } else if (sweep == 3) {
     ends.teacher = swept.tilt.weight;
-    new (&state.double_solver) Solver<double>(state.epsilon, kMaxDoubleSweeps, false);
+    new (&state.double_solver) Solver(state.epsilon, kMaxDoubleSweeps, false);
     state.start = start_of(ends);  // in shared memory, because it is indexed by a number that is known only at run time
     state.double_solver.begin(state.start);
   } else {
@@ -134,7 +134,7 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
   // 2. Keeps the answer, and writes what needs no draw.
   if (threadIdx.x == 0) {
     Answer& answer = state.answer;
-    const Solver<double>& solver = state.double_solver;
+    const Solver& solver = state.double_solver;
     answer.sweeps += solver.sweeps();
     answer.status = solver.status();
     answer.beta = solver.beta();

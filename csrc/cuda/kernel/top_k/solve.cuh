@@ -115,7 +115,7 @@ __device__ __noinline__ void continue_search(TopKState& state, int sweep, double
     ends.student = state.tilt.weight;
   } else if (sweep == 3) {
     ends.teacher = state.tilt.weight;
-    new (&state.solver) Solver<double>(state.epsilon, kMaxDoubleSweeps, false);
+    new (&state.solver) Solver(state.epsilon, kMaxDoubleSweeps, false);
     state.start = start_of(ends);  // in shared memory, because it is indexed by a number that is known only at run time
     state.solver.begin(state.start);
   } else {
@@ -137,7 +137,7 @@ __device__ __forceinline__ void solve_outcomes(const TopKRow& row) {
     __syncwarp();
   }
   if (row.lane == 0) {
-    const Solver<double>& solver = state.solver;
+    const Solver& solver = state.solver;
     state.status = solver.status();
     state.beta = solver.beta();
     state.kl = solver.kl();

@@ -39,7 +39,7 @@ struct TopKState {
   double min_d, max_d;
   Ends ends;
   Start start;
-  Solver<double> solver;
+  Solver solver;
   bool searching;
   // 4. The answer.
   Status status;

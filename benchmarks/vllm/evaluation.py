@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,12 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..harness.bars import Bar, print_bars, quotient
 from ..harness.machine import this_machine, wide_console
 from ..harness.records import write_csv
 from ..harness.table import print_table
 
 GAIN = 3.0  # that the engine must have over our decoder
+# On a CPU vLLM keeps a core for its server unless it is told otherwise. Both ways have all of them.
+CORES = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 @dataclass(frozen=True)
@@ -41,23 +46,28 @@ class Record:
         return self.completions / self.seconds
 
 
-def timed(method: str, words: Sequence[str], output: Path, engine: Sequence[str] = ()) -> Record:
+def timed(method: str, words: Sequence[str], output: Path, wanted: int, engine: Sequence[str] = ()) -> Record:
     """Runs `trb eval` in a process of its own, and reads what it recorded.
 
     Args:
         method: Its name in the table.
         words: What is evaluated.
         output: The record, a new file.
+        wanted: How many completions it must have.
         engine: Further words.
     """
     command = [sys.executable, "-m", "trbext", "eval", *words, "--output", str(output), *engine]
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, env=CORES | os.environ).returncode
     whole = time.perf_counter() - start
+    if code:
+        raise SystemExit(f"trb eval by {method} ended with exit code {code}: its last line says why")
     lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     drawn = [line for line in lines if "completion" in line]
     right = [line["correct"] for line in lines if "correct" in line]
     assert len(right) == len(drawn)
+    if len(drawn) != wanted:
+        raise SystemExit(f"--prompts must have as many prompts as --limit: {len(drawn)} completions, not {wanted}")
     return Record(
         method,
         len(drawn),
@@ -83,16 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="write the records to this file")
     parser.add_argument("flags", nargs="*", help="of vLLM, after --")
     options = parser.parse_args(arguments)
+    wanted = options.limit * options.samples
     words = [str(options.model), "--prompts", str(options.prompts), "--verifier", options.verifier]
     words += ["--limit", str(options.limit), "--samples", str(options.samples)]
     words += ["--max-completion-length", str(options.new_tokens)]
     console, machine = wide_console(120), this_machine()
     with tempfile.TemporaryDirectory() as folder:
         engine = ["--engine", "vllm", *(["--", *options.flags] if options.flags else [])]
-        records = [timed("vLLM", words, Path(folder) / "vllm.jsonl", engine)]
+        records = [timed("vLLM", words, Path(folder) / "vllm.jsonl", wanted, engine)]
         for size in options.batch_size:
             own = ["--batch-size", str(size)]
-            records.append(timed(f"ours, {size} at a time", words, Path(folder) / f"{size}.jsonl", own))
+            records.append(timed(f"ours, {size} at a time", words, Path(folder) / f"{size}.jsonl", wanted, own))
     print_table(
         console,
         f"trb eval: {options.limit} prompts x {options.samples} samples\n{machine}",

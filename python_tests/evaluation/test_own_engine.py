@@ -235,6 +235,24 @@ def test_flags_of_the_user_replace_ours_and_those_that_change_numbers_are_in_the
     )
 
 
+def test_prompts_are_computed_in_parts_only_where_a_seeded_draw_can_be_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for accelerated in (False, True):
+        monkeypatch.setattr("torch.accelerator.is_available", lambda found=accelerated: found)
+        words = command("M", dtype="float32", longest=9, port=1)
+        assert ("--no-enable-chunked-prefill" in words) != accelerated
+
+
+def test_the_reason_of_a_dead_engine_is_its_first_error_and_not_what_followed_from_it() -> None:
+    output = """
+    (Worker) ERROR RuntimeError: CPU Generator does not use offset
+    (EngineCore) RuntimeError: Worker failed with error 'CPU Generator does not use offset', please check the stack
+    (APIServer) vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.
+    """
+    assert process_module._reason(output) == "RuntimeError: CPU Generator does not use offset"
+
+
 def test_two_servers_at_a_time_have_ports_of_their_own(vllm: FakeVLLM) -> None:
     started: list[process_module.CompletionServer] = []
     threads = [

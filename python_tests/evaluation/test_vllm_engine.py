@@ -37,7 +37,8 @@ pytestmark = [
 ]
 
 NOISES = (0.03, 0.04)  # of the two checkpoints, whose pass@1 are far from 0, from 1 and from each other
-FLAGS = ["--enforce-eager", "--max-num-seqs", "32"]
+# The prompts of all requests do not fit into one step: the engine must not cut one.
+FLAGS = ["--enforce-eager", "--max-num-seqs", "32", "--max-num-batched-tokens", "64"]
 LONGEST = 32  # tokens of a completion
 SUITE = """
 max_completion_length: 32

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from ..server.flags import REFUSED, Refused, check_flags, value_of
 from .endpoints import PLUGIN
 from .worker import CHECKPOINT_WORKER
@@ -75,6 +77,10 @@ def command(model: str, *, dtype: str, longest: int, port: int, flags: Sequence[
     for name, value in ours.items():
         if value_of(flags, name) is None:
             words += [name, value]
+    if not torch.accelerator.is_available():
+        # vLLM takes back what it has drawn for a prompt that it computes in parts. A seeded generator of a CPU cannot
+        # go back, so the engine would die as soon as the prompts do not fit into one step.
+        words.append("--no-enable-chunked-prefill")
     return [*words, "--disable-uvicorn-access-log", *flags]
 
 

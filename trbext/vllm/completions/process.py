@@ -26,7 +26,7 @@ from .command import PLUGINS, command
 POLL_SECONDS = 0.2  # between two looks whether a server has started
 END_SECONDS = tether.GRACE + 10.0
 _ERROR = re.compile(r"\b(?:\w+(?:Error|Exception)|error): .+")
-_CONSEQUENCE = "Engine core initialization failed"  # what vLLM says last, after the reason
+_CONSEQUENCES = ("Engine core initialization failed", "EngineDeadError", "Worker failed with error")  # after the reason
 
 
 class CompletionServer:
@@ -138,6 +138,7 @@ class CompletionServer:
 def _reason(output: str) -> str:
     """Returns the last error in a server's output, or else its last line."""
     lines = output.splitlines()
-    errors = [match[0] for line in lines if _CONSEQUENCE not in line and (match := _ERROR.search(line))]
+    causes = [line for line in lines if not any(consequence in line for consequence in _CONSEQUENCES)]
+    errors = [match[0] for line in causes if (match := _ERROR.search(line))]
     found = errors or [line for line in lines if line.strip()] or ["it printed nothing"]
     return found[-1].strip()[:300]

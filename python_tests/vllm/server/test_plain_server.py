@@ -5,20 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from python_tests.vllm.server.plain_server import plain_server
 from python_tests.vllm.server.served_models import ALIGNMENT, STOP, TEACHER_STOP, make_models
-from python_tests.vllm.server.server_process import ENVIRONMENT, SIZES, START_SECONDS
+from python_tests.vllm.server.server_process import SIZES, START_SECONDS
 from trbext import RemoteTeacher, TopK, speculative
 from trbext.errors import EngineFailed, UsageError
 
@@ -29,36 +25,13 @@ pytestmark = [
 ]
 
 
-@contextmanager
-def plain_server(model: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Starts vLLM's own server of one model, and ends it with the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    words = ["--model", str(model), "--host", "127.0.0.1", "--port", port, "--enable-prefix-caching", *SIZES]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | ENVIRONMENT,
-            start_new_session=True,
-        )
-    try:
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def test_a_vllm_server_tells_what_its_model_says_until_it_is_killed(tmp_path: Path) -> None:
     models = make_models(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(models.teacher)
     local = AutoModelForCausalLM.from_pretrained(models.teacher)
     student = AutoModelForCausalLM.from_pretrained(models.student)
     prefixes = [[1, 5, 7, 4, 9], [3], [6, 6, 8, 10, 2, 5, 5], [1, 5, 7, 4, 9, 11]]
-    with plain_server(models.teacher, tmp_path / "log") as (url, process):
+    with plain_server(models.teacher, tmp_path / "log", *SIZES) as (url, process):
         for _ in range(int(START_SECONDS)):  # it has to import vLLM first
             try:
                 teacher = RemoteTeacher(url, top_k=20, tokenizer=tokenizer, eos_token_ids=[3], tries=1)

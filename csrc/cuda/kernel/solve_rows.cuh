@@ -251,8 +251,9 @@ __device__ __forceinline__ void solve_row(const KernelArgs& args, int64_t row, c
   if (state.token_from == TokenFrom::kResidual) {
     sweep_residual<T>(args, source, share, cluster, state, exchanges->next_residual(), warp, lane);
   }
-  if (is_drawn(state.token_from))
+  if (is_drawn(state.token_from)) {
     draw<T>(args, row, source, cluster, state, exchange & 1, exchanges->row(), warp, lane);
+  }
 }
 
 // Hides from the compiler that `value` is the same in every row. It would otherwise compute every address that a row

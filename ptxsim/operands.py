@@ -177,30 +177,26 @@ class Operands:
         self, function: Callable[[np.ndarray], np.ndarray], type_name: str | None = None, result: str | None = None
     ) -> Run:
         """Computes dest = function(operand 1)."""
-        d, a = self.dest(0, result or type_name), self.source(1, type_name)
-
-        def run(lanes: Lanes) -> None:
-            s = lanes.sel
-            d[s] = function(a[s])
-
-        return run
+        return _elementwise(function, self.dest(0, result or type_name), [self.source(1, type_name)])
 
     def binary(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray], type_name: str | None = None) -> Run:
         """Computes dest = function(operand 1, operand 2)."""
-        d, a, b = self.dest(0, type_name), self.source(1, type_name), self.source(2, type_name)
-
-        def run(lanes: Lanes) -> None:
-            s = lanes.sel
-            d[s] = function(a[s], b[s])
-
-        return run
+        return _elementwise(function, self.dest(0, type_name), [self.source(i, type_name) for i in (1, 2)])
 
     def ternary(self, function: Callable[..., np.ndarray], type_name: str | None = None) -> Run:
         """Computes dest = function(operands 1, 2, 3)."""
-        d, a, b, c = self.dest(0, type_name), *(self.source(i, type_name) for i in (1, 2, 3))
+        return _elementwise(function, self.dest(0, type_name), [self.source(i, type_name) for i in (1, 2, 3)])
 
-        def run(lanes: Lanes) -> None:
-            s = lanes.sel
-            d[s] = function(a[s], b[s], c[s])
 
-        return run
+def _elementwise(function: Callable[..., np.ndarray], dest: np.ndarray, sources: list[np.ndarray]) -> Run:
+    """Returns the code that sets dest = function(*sources) for the active lanes."""
+    in_place = isinstance(function, np.ufunc) and all(source.dtype == dest.dtype for source in sources)
+
+    def run(lanes: Lanes) -> None:
+        s = lanes.sel
+        if in_place and type(s) is slice:
+            function(*[source[s] for source in sources], out=dest[s])
+        else:
+            dest[s] = function(*[source[s] for source in sources])
+
+    return run

@@ -151,7 +151,7 @@ bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate,
   }
   for (int node = 0; node < 5; node += 2)
     for (int k = 0; k < 4; ++k) sum[node][k] += gentle[node][k];
-  // 5. The row goes to double precision if its range is too large for float32 sums.
+  // 5. The row goes to double precision if its range is too large for float32 sums, or too little of a model is common.
   zero_mass_ = sum[0][0];
   one_mass_ = sum[4][0];
   student_mass_ = zero_mass_ + lost_student;
@@ -161,7 +161,8 @@ bool FloatRow::first_sweep(const RowPair& row, double epsilon, bool interpolate,
     return true;
   }
   start->range = static_cast<double>(max_d) - min_d;
-  if (!(start->range <= kLargestRangeOnCpu) || !(zero_mass_ > kLeastMass) || !(one_mass_ > kLeastMass)) return false;
+  if (!(start->range <= kLargestRangeOnCpu)) return false;
+  if (!(zero_mass_ > kLeastCommonMass) || !(one_mass_ > kLeastCommonMass)) return false;
   // If the models' maxima are further apart than that, the center is a bad one and D has lost its digits.
   if (!(std::fabs(offset_) <= kLargestRangeOnCpu)) return false;
   // 6. The start of the search: phi, the uncertainty of f, and the nodes.

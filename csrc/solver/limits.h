@@ -25,6 +25,11 @@ constexpr double kLargestRangeOnCpu = 500.0, kLargestRangeOnGpu = 1000.0;
 // A float32 sum of weights below this has underflowed too far to be a mass.
 constexpr double kLeastMass = 1e-30;
 
+// The least mass of the common support under either model, relative to that model's largest logit. Less is left only if
+// the other model masks what this one thinks likely. Every weight that counts then has an exponent beyond -21, whose
+// rounding in float32 would show in the KL, so the row is solved in double precision.
+constexpr double kLeastCommonMass = 1e-9;
+
 // The most sweeps in double precision. The limit is for safety only: the bisection of float32 numbers ends before.
 constexpr int kMaxDoubleSweeps = 64;
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..fused import compiled_fma
 from ..lanes import Lanes
 from ..operands import Operands, Run
 from ..rounding import (
@@ -81,10 +82,11 @@ def _basic(op: Operands) -> Run:
 def _fma(op: Operands) -> Run:
     mode = op.one_of("rn", "rz", "rm", "rp")
     if op.type == "f32":
-        return op.ternary(finish(op, fma_float32 if mode == "rn" else _in_float64(_fma_exact, mode)))
+        fused = (compiled_fma() or fma_float32) if mode == "rn" else _in_float64(_fma_exact, mode)
+        return op.ternary(finish(op, fused))
     if mode != "rn":
         raise op.unknown()
-    return op.ternary(fma_float64)
+    return op.ternary(compiled_fma() or fma_float64)
 
 
 @opcode("div", family="float")
@@ -204,7 +206,8 @@ def _packed_float32(op: Operands) -> Run:
     """Implements arithmetic on two float32 in 64 bits."""
     if op.one_of("rn", "rz", "rm", "rp", default="rn") != "rn":
         raise op.unknown()
-    plain: dict[str, Function] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "fma": fma_float32}
+    fused = compiled_fma() or fma_float32
+    plain: dict[str, Function] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "fma": fused}
     function = plain[op.opcode]
     flush = op.has("ftz")
     d = op.dest(0, "b64")

@@ -61,6 +61,8 @@ def check_solution(
         (PtxOperators(90, ranks=2), 5000, FLOAT32),
         (PtxOperators(90, ranks=8), 4099, BFLOAT16),
         (PtxOperators(90, ranks=4, approx_error=2.0**-22), 16384, BFLOAT16),
+        (PtxOperators(100, ranks=4), 4099, BFLOAT16),
+        (PtxOperators(100, streamed=True), 3001, FLOAT32),
         (PtxOperators(120, streamed=True), 3001, FLOAT32),
     ],
     ids=lambda value: None if isinstance(value, int) else str(value),
@@ -108,9 +110,14 @@ def test_a_resident_row_is_read_once_in_whole_sectors_by_16_byte_loads(
             assert traffic.bytes_stored == 0
 
 
-@pytest.mark.parametrize(("vocab", "dtype"), [(4099, BFLOAT16), (1023, FLOAT32), (77, FLOAT16)])
-def test_a_misaligned_or_strided_row_is_read_once_and_gives_the_same_bits(vocab: int, dtype: torch.dtype) -> None:
-    trb = PtxOperators(90, ranks=2)
+@pytest.mark.parametrize(
+    ("arch", "vocab", "dtype"),
+    [(90, 4099, BFLOAT16), (90, 1023, FLOAT32), (90, 77, FLOAT16), (100, 4099, BFLOAT16), (100, 1023, FLOAT32)],
+)
+def test_a_misaligned_or_strided_row_is_read_once_and_gives_the_same_bits(
+    arch: int, vocab: int, dtype: torch.dtype
+) -> None:
+    trb = PtxOperators(arch, ranks=2)
     student, teacher = ordinary(3, vocab, dtype)
     uniform = torch.tensor([0.1, 0.5, 0.99], dtype=torch.float64)
     wide = torch.full((3, 2 * vocab + 3), torch.nan, dtype=dtype)
@@ -183,8 +190,11 @@ def test_a_cluster_that_solves_many_rows_solves_each_as_if_by_itself(ranks: int)
     assert (outcomes[0][0] == -1).nonzero().flatten().tolist() == [3, 6, 9]
 
 
-@pytest.mark.parametrize(("vocab", "dtype", "ranks"), [(1000, BFLOAT16, 1), (2999, FLOAT32, 3), (9001, BFLOAT16, 8)])
-def test_twice_the_blocks_give_the_same_bits(vocab: int, dtype: torch.dtype, ranks: int) -> None:
+@pytest.mark.parametrize(
+    ("arch", "vocab", "dtype", "ranks"),
+    [(90, 1000, BFLOAT16, 1), (90, 2999, FLOAT32, 3), (90, 9001, BFLOAT16, 8), (100, 2999, BFLOAT16, 2)],
+)
+def test_twice_the_blocks_give_the_same_bits(arch: int, vocab: int, dtype: torch.dtype, ranks: int) -> None:
     """How many blocks hold a row depends on N, and no result may."""
     _, student, teacher = family_rows(vocab, dtype)
     student, teacher = student[::3].clone(), teacher[::3].clone()
@@ -192,7 +202,7 @@ def test_twice_the_blocks_give_the_same_bits(vocab: int, dtype: torch.dtype, ran
     student[4, : vocab // 2] = teacher[4, vocab // 3 : vocab - 7] = -torch.inf  # whole sections of one model are masked
     uniform = torch.linspace(0.05, 0.95, len(student), dtype=torch.float64)
     epsilon = torch.linspace(1e-4, 0.3, len(student))
-    usual, wide = (PtxOperators(90, n, sections=of_each, clusters=2) for n, of_each in ((ranks, 2), (2 * ranks, 1)))
+    usual, wide = (PtxOperators(arch, n, sections=of_each, clusters=2) for n, of_each in ((ranks, 2), (2 * ranks, 1)))
     answers = [
         [*trb.sample(student, teacher, epsilon, uniform=uniform), *trb.blend(student, teacher, epsilon)]
         for trb in (usual, wide)

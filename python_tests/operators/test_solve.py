@@ -131,3 +131,20 @@ def test_an_offset_between_the_models_costs_no_digits_whatever_the_first_token_i
         assert math.isclose(solved.kl, kl, rel_tol=KL_ERROR, abs_tol=4e-6)
         assert solved.beta == 1 or kl >= epsilon * (1 - SHORTFALL)
         assert kl <= epsilon * (1 + EXCESS)
+
+
+def test_what_the_student_masks_costs_no_digits_however_likely_it_is_under_the_teacher(trb: Operators) -> None:
+    """The common support then lies far below the teacher's largest logit, and few tokens average no rounding away."""
+    generator = torch.Generator().manual_seed(0)
+    rows, vocab = 2000, 4
+    student, noise = (torch.randn(rows, vocab, generator=generator) for _ in "ab")
+    teacher = student + 2 * noise
+    student[:, ::2] = -torch.inf
+    teacher[:, ::2] += torch.linspace(1, 68, rows)[:, None]
+    for temperature in (1.0, 0.3):
+        for epsilon in (0.02, 5.0):
+            solved = trb.solve(student * temperature, teacher * temperature, epsilon, temperature=temperature)
+            kl = reference.behavior_kl(student * temperature, teacher * temperature, solved.beta, temperature)
+            assert (kl <= epsilon * (1 + EXCESS)).all()
+            assert (solved.beta[kl < epsilon * (1 - SHORTFALL)] == 1).all()
+            assert ((solved.kl - kl).abs() - KL_ERROR * kl).max() <= 3e-6

@@ -58,7 +58,7 @@ struct FirstSums {
 };
 
 // Warp 0: adds up the first sweep's sums of all sections in one frame, and begins the search. Sets `reachable` to false
-// if the range of float32 exponents is too small for the row.
+// if the range of float32 exponents is too small for the row, or too little of a model is common.
 template <int kWarps>
 __device__ __forceinline__ Next begin_search(BlockState<kWarps>& state, Search& search, RowFrame& row, Found& found,
                                              int32_t vocab, int slot, unsigned lane, bool* reachable) {
@@ -116,7 +116,7 @@ __device__ __forceinline__ Next begin_search(BlockState<kWarps>& state, Search& 
   const double log_gain = log_mass - log_zero, phi = __shfl_sync(kAllLanes, log_gain, 2 * kLanesOfGroup);
   const double f = fma(sums.first * reciprocal(sums.mass), kLn2, -log_gain);
   const double f_at_one = not_negative(__shfl_sync(kAllLanes, f, kLanesOfGroup));
-  const bool disjoint = !(low <= high), some = __all_sync(kAllLanes, sums.mass > kLeastMass);
+  const bool disjoint = !(low <= high), some = __all_sync(kAllLanes, sums.mass > kLeastCommonMass);
   search.phi = select(disjoint, static_cast<double>(INFINITY), phi > 0.0 ? phi : 0.0);
   row.log_zero = static_cast<float>(log_zero);
   row.zero_mean = search.low.mean;

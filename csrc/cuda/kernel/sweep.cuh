@@ -1,6 +1,7 @@
 // Sweeps a strip and adds up the sums of its lanes.
 //
-// Reduction order: a lane adds its tokens in token order. A strip of a streamed row may be long, and one chain of a
+// Reduction order: a lane adds its tokens in token order; with paired arithmetic it adds those at even and at odd places
+// of a vector apart, and then both. A strip of a streamed row may be long, and one chain of a
 // thousand float additions would cost three digits, so its sum is added to a second accumulator after at most
 // kFlushTokens of them. A strip on chip has hardly more than that: 13 KB of either model, 216 tokens of a lane. A fixed
 // tree then adds the lanes.
@@ -13,21 +14,37 @@ namespace trb::cuda {
 
 constexpr int kFlushTokens = 128;
 
+#ifdef TRB_PAIRED_ARITHMETIC
+template <typename Sweep>
+using NumberOf = std::conditional_t<Sweep::kPaired, FloatPair, float>;
+#else
+template <typename Sweep>
+using NumberOf = float;
+#endif
+
 // Adds the chunks to `sums`. The masked form is correct for every chunk; the other form needs whole chunks of a regular
 // row that masks nothing.
 template <typename Sweep, bool kMasked, typename T, typename Source>
 __device__ __forceinline__ void add_chunks(const Source& source, Chunks chunks, int lane,
                                            const typename Sweep::Frame& frame,
-                                           float (&sums)[Sweep::kSums + Sweep::kUnused], RangeOfD* range) {
+                                           NumberOf<Sweep> (&sums)[Sweep::kSums + Sweep::kUnused], RangeOfD* range) {
+  using Number = NumberOf<Sweep>;
   constexpr int kTokens = LogitVector<T>::kTokens, kFlush = kFlushTokens / kTokens;
-  const auto add = [&](int32_t chunk, float* to) {
+  const auto add = [&](int32_t chunk, Number* to) {
     uint4 student, teacher;
     source.template vectors<kMasked>(chunk, lane, &student, &teacher);
     float a[kTokens], b[kTokens];
     LogitVector<T>::unpack(student, a);
     LogitVector<T>::unpack(teacher, b);
+    constexpr int kWidth = sizeof(Number) / sizeof(float);
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) Sweep::template add<kMasked, T>(a[i], b[i], frame, to, range);
+    for (int i = 0; i < kTokens; i += kWidth) {
+      if constexpr (kWidth == 2) {
+        Sweep::template add<kMasked, T>(Number(a[i], a[i + 1]), Number(b[i], b[i + 1]), frame, to, range);
+      } else {
+        Sweep::template add<kMasked, T>(a[i], b[i], frame, to, range);
+      }
+    }
   };
   if constexpr (Source::kResident) {
 #pragma unroll 1
@@ -37,11 +54,11 @@ __device__ __forceinline__ void add_chunks(const Source& source, Chunks chunks, 
 #pragma unroll 1
   for (int32_t begin = chunks.begin; begin < chunks.end; begin += kFlush) {
     const int32_t end = min(begin + kFlush, chunks.end);
-    float part[Sweep::kSums] = {};
+    Number part[Sweep::kSums] = {};
 #pragma unroll 1
     for (int32_t chunk = begin; chunk < end; ++chunk) add(chunk, part);
 #pragma unroll
-    for (int k = 0; k < Sweep::kSums; ++k) sums[k] += part[k];
+    for (int k = 0; k < Sweep::kSums; ++k) sums[k] = sums[k] + part[k];
   }
 }
 
@@ -52,7 +69,7 @@ __device__ __forceinline__ void sweep_strip(const Source& source, Chunks chunks,
                                             unsigned lane, const typename Sweep::Frame& frame, float* out,
                                             RangeOfD* range) {
   constexpr int kMasked = Sweep::kMasked, kSlots = Sweep::kSums - kMasked + Sweep::kUnused;
-  float sums[Sweep::kSums + Sweep::kUnused] = {};
+  NumberOf<Sweep> sums[Sweep::kSums + Sweep::kUnused] = {};
   const int32_t whole = max(chunks.begin, min(chunks.end, vocab / kChunkTokens<T>));
   const bool regular = !masked && !source.irregular();
   if (regular) add_chunks<Sweep, false, T>(source, {chunks.begin, whole}, lane, frame, sums, range);
@@ -70,7 +87,7 @@ __device__ __forceinline__ void sweep_strip(const Source& source, Chunks chunks,
   }
   float usual[kSlots];
 #pragma unroll
-  for (int k = 0; k < kSlots; ++k) usual[k] = sums[k];
+  for (int k = 0; k < kSlots; ++k) usual[k] = total(sums[k]);
   constexpr unsigned kLanesPerSlot = kWarp / kSlots;
   const unsigned slot = lane / kLanesPerSlot;
   store_if((lane % kLanesPerSlot == 0) & (slot < kSlots - Sweep::kUnused), out + slot,
@@ -79,7 +96,7 @@ __device__ __forceinline__ void sweep_strip(const Source& source, Chunks chunks,
   if constexpr (kMasked > 0) {
     float more[kMasked];
 #pragma unroll
-    for (int k = 0; k < kMasked; ++k) more[k] = sums[kSlots + k];
+    for (int k = 0; k < kMasked; ++k) more[k] = total(sums[kSlots + k]);
     const float of_masked = masked ? totals_over_lanes<kMasked>(more, lane) : 0.0f;
     constexpr unsigned kLanesPerSum = kWarp / kMasked;
     store_if(lane % kLanesPerSum == 0, out + kSlots + lane / kLanesPerSum, of_masked);

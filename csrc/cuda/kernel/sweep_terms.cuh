@@ -22,59 +22,64 @@
 #include <type_traits>
 
 #include "../../solver/limits.h"
+#include "float_pair.cuh"
 
 namespace trb::cuda {
 
 constexpr float kNoWeight = -1e30f;  // exponents below this have weight 0
 
-__device__ __forceinline__ float ex2(float t) {
-  float w;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(w) : "f"(t));
-  return w;
-}
-
 // The range of b - a over the common support, for masked rows, whose scan cannot tell it.
 struct RangeOfD {
   float high = -INFINITY, low = INFINITY;
+
+  __device__ __forceinline__ void add(bool yes, float d) {
+    if (!yes) return;
+    high = fmaxf(high, d);
+    low = fminf(low, d);
+  }
+#ifdef TRB_PAIRED_ARITHMETIC
+  __device__ __forceinline__ void add(BoolPair yes, FloatPair d) {
+    add(yes.low, d.low());
+    add(yes.high, d.high());
+  }
+#endif
 };
 
 // Each sweep has kSums sums, the last kMasked of which only a masked row has. kUnused more make the number of the
-// others a power of two.
+// others a power of two. If kPaired, it can take two tokens as one Number.
 
 struct EndsSweep {
   static constexpr int kSums = 10, kMasked = 2, kUnused = 0;
+  static constexpr bool kPaired = true;
   struct Frame {
     float scale;  // log2(e) / T
     float shift_student, shift_teacher;
   };
 
-  template <bool kMasked, typename T>
-  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float* s, RangeOfD* range) {
-    float ta = fmaf(a, frame.scale, -frame.shift_student), tb = fmaf(b, frame.scale, -frame.shift_teacher);
-    float p = ex2(ta), q = ex2(tb), d = tb - ta;
+  template <bool kMasked, typename T, typename Number>
+  static __device__ __forceinline__ void add(Number a, Number b, const Frame& frame, Number* s, RangeOfD* range) {
+    const Number scale(frame.scale);
+    const Number ta = fused(a, scale, Number(-frame.shift_student)), tb = fused(b, scale, Number(-frame.shift_teacher));
+    Number p = ex2(ta), q = ex2(tb), d = tb - ta;
     if (kMasked) {
-      const bool in_student = a > -INFINITY, in_teacher = b > -INFINITY;
-      if (in_student && in_teacher) {
-        range->high = fmaxf(range->high, b - a);
-        range->low = fminf(range->low, b - a);
-      } else {
-        s[8] += in_student ? p : 0.0f;
-        s[9] += in_teacher ? q : 0.0f;
-      }
-      const bool common = ta > kNoWeight && tb > kNoWeight;
-      p = common ? p : 0.0f;
-      q = common ? q : 0.0f;
-      d = common ? d : 0.0f;
+      const auto in_student = exceeds(a, -INFINITY), in_teacher = exceeds(b, -INFINITY);
+      range->add(in_student & in_teacher, b - a);
+      s[8] = s[8] + kept(in_student & !in_teacher, p);
+      s[9] = s[9] + kept(in_teacher & !in_student, q);
+      const auto common = exceeds(ta, kNoWeight) & exceeds(tb, kNoWeight);
+      p = kept(common, p);
+      q = kept(common, q);
+      d = kept(common, d);
     }
-    const float d2 = d * d, d3 = d2 * d;
-    s[0] += p;
-    s[1] = fmaf(p, d, s[1]);
-    s[2] = fmaf(p, d2, s[2]);
-    s[3] = fmaf(p, d3, s[3]);
-    s[4] += q;
-    s[5] = fmaf(q, d, s[5]);
-    s[6] = fmaf(q, d2, s[6]);
-    s[7] = fmaf(q, d3, s[7]);
+    const Number d2 = d * d, d3 = d2 * d;
+    s[0] = s[0] + p;
+    s[1] = fused(p, d, s[1]);
+    s[2] = fused(p, d2, s[2]);
+    s[3] = fused(p, d3, s[3]);
+    s[4] = s[4] + q;
+    s[5] = fused(q, d, s[5]);
+    s[6] = fused(q, d2, s[6]);
+    s[7] = fused(q, d3, s[7]);
   }
 };
 
@@ -89,41 +94,50 @@ struct ExactFrame {
 
 // b - a, less a constant of the row. Exact for most pairs of 16-bit logits. Float32 logits are taken relative to their
 // maxima first, because a large offset between the models would cost digits otherwise.
-template <typename T>
-__device__ __forceinline__ float difference(float a, float b, const ExactFrame& frame) {
-  return std::is_same_v<T, float> ? (b - frame.base_teacher) - (a - frame.base_student) : b - a;
+template <typename T, typename Number>
+__device__ __forceinline__ Number difference(Number a, Number b, const ExactFrame& frame) {
+  if constexpr (std::is_same_v<T, float>) {
+    return (b - Number(frame.base_teacher)) - (a - Number(frame.base_student));
+  } else {
+    return b - a;
+  }
 }
 
-__device__ __forceinline__ bool has_weight(float a, float b, const ExactFrame& frame) {
-  return a * frame.scale > kNoWeight && b * frame.scale > kNoWeight;
+template <typename Number>
+__device__ __forceinline__ auto has_weight(Number a, Number b, const ExactFrame& frame) {
+  const Number scale(frame.scale);
+  return exceeds(a * scale, kNoWeight) & exceeds(b * scale, kNoWeight);
 }
 
 struct DirectSweep {
   static constexpr int kSums = 4, kMasked = 0, kUnused = 0;
+  static constexpr bool kPaired = true;
   using Frame = ExactFrame;
 
-  static __device__ __forceinline__ float weight(float a, float d, const Frame& frame) {
-    return ex2(fmaf(d, frame.slope, fmaf(a, frame.scale, -frame.shift)));
+  template <typename Number>
+  static __device__ __forceinline__ Number weight(Number a, Number d, const Frame& frame) {
+    return ex2(fused(d, Number(frame.slope), fused(a, Number(frame.scale), Number(-frame.shift))));
   }
 
-  template <bool kMasked, typename T>
-  static __device__ __forceinline__ void add(float a, float b, const Frame& frame, float* s, RangeOfD*) {
-    float d = difference<T>(a, b, frame) - frame.center, w = weight(a, d, frame);
+  template <bool kMasked, typename T, typename Number>
+  static __device__ __forceinline__ void add(Number a, Number b, const Frame& frame, Number* s, RangeOfD*) {
+    Number d = difference<T>(a, b, frame) - Number(frame.center), w = weight(a, d, frame);
     if (kMasked) {
-      const bool common = has_weight(a, b, frame);
-      w = common ? w : 0.0f;
-      d = common ? d : 0.0f;
+      const auto common = has_weight(a, b, frame);
+      w = kept(common, w);
+      d = kept(common, d);
     }
-    const float d2 = d * d;
-    s[0] += w;
-    s[1] = fmaf(w, d, s[1]);
-    s[2] = fmaf(w, d2, s[2]);
-    s[3] = fmaf(w, d2 * d, s[3]);
+    const Number d2 = d * d;
+    s[0] = s[0] + w;
+    s[1] = fused(w, d, s[1]);
+    s[2] = fused(w, d2, s[2]);
+    s[3] = fused(w, d2 * d, s[3]);
   }
 };
 
 struct StableSweep {
   static constexpr int kSums = 7, kMasked = 0, kUnused = 1;
+  static constexpr bool kPaired = false;
   using Frame = ExactFrame;
 
   template <bool kMasked, typename T>
@@ -162,6 +176,7 @@ struct StableSweep {
 // 0, whose sign decides which tokens can be drawn.
 struct ResidualSweep {
   static constexpr int kSums = 1, kMasked = 0, kUnused = 0;
+  static constexpr bool kPaired = false;
   using Frame = ExactFrame;
 
   template <typename T>

@@ -23,12 +23,14 @@ def compiled_fma() -> np.ufunc | None:
 
     The functions of `rounding.py` give the same numbers, ten to fifty times as slowly.
     """
-    command = [*shlex.split(os.environ.get("CC", "cc")), "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    options = ["-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
     headers = [f"-I{folder}" for folder in (sysconfig.get_path("include"), np.get_include())]
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "fused.so"
         try:
-            subprocess.run([*command, *headers, str(SOURCE), "-o", str(library), "-lm"], check=True, capture_output=True)
+            command = [*compiler, *options, *headers, str(SOURCE), "-o", str(library), "-lm"]
+            subprocess.run(command, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
             return None
         loader = importlib.machinery.ExtensionFileLoader("fused", str(library))

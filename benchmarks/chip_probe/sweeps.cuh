@@ -26,14 +26,14 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const ResidentSlice<T> slice(slices, kVectors, 0, lane);
   const Chunks chunks = Chunks{0, kSweepChunks}.part(warp, kSweepWarps);
-  float sums[Sweep::kSums + Sweep::kUnused] = {};
+  SumsOf<Sweep, ResidentSlice<T>> sums = {};
   __syncthreads();
   const long long start = clock64();
 #pragma unroll 1
   for (int run = 0; run < kSweepRuns; ++run) add_chunks<Sweep, false, T>(slice, chunks, lane, frame, sums, nullptr);
   __syncthreads();
   if (threadIdx.x == 0 && blockIdx.x == 0) out[0] = static_cast<float>(clock64() - start) / kSweepPairs;
-  for (int k = 0; k < Sweep::kSums; ++k) sums_out[threadIdx.x * Sweep::kSums + k] = sums[k];
+  for (int k = 0; k < Sweep::kSums; ++k) sums_out[threadIdx.x * Sweep::kSums + k] = total(sums[k]);
 }
 
 // Cycles of one pair of logits in a block, `blocks_per_multiprocessor` of which share each multiprocessor.

@@ -15,7 +15,7 @@ from dataclasses import replace
 from ..harness.machine import wide_console
 from ..harness.table import print_table
 from .cuda_architectures import ARCHITECTURES, PORTABLE_CLUSTER, Architecture
-from .cuda_counts import MEASURED, Chip, Counts, Loop
+from .cuda_counts import MEASURED, MEASURED_SM_100, Chip, Counts, Loop, counts_of
 from .cuda_model import Kernel, predict
 from .cuda_prediction import TITLE
 from .cuda_shapes import shape_of, usual_shape
@@ -35,7 +35,10 @@ BEFORE = Counts(
 )
 # For float32 logits, of which a lane has four in a chunk, not eight.
 BEFORE_FLOAT32 = replace(BEFORE, first=Loop(18.75, mufu=2, fp32=13), direct=Loop(16.5, mufu=1, fp32=11))
-AFTER_FLOAT32 = replace(MEASURED, first=Loop(17.25, mufu=2, fp32=13), direct=Loop(15.25, mufu=1, fp32=11))
+AFTER_FLOAT32 = {
+    "90": replace(MEASURED, first=Loop(17.25, mufu=2, fp32=13), direct=Loop(15.25, mufu=1, fp32=11)),
+    "100": replace(MEASURED_SM_100, first=Loop(12.0, mufu=2, fp32=13), direct=Loop(9.75, mufu=1, fp32=11)),
+}
 
 
 def times(
@@ -51,9 +54,10 @@ def times(
         chip: Costs of the GPU.
     """
     loads = LOADS[gpu.capability, element_bytes]
+    after = counts_of(gpu.capability) if element_bytes == 2 else AFTER_FLOAT32[gpu.capability]
     sides = (
         (BEFORE if element_bytes == 2 else BEFORE_FLOAT32, usual_shape(gpu, vocab, element_bytes)),
-        (MEASURED if element_bytes == 2 else AFTER_FLOAT32, shape_of(gpu, vocab, element_bytes, rows)),
+        (after, shape_of(gpu, vocab, element_bytes, rows)),
     )
     found: list[float | None] = []
     for i, (counts, shape) in enumerate(sides):

@@ -1,10 +1,10 @@
 """Holds the counts behind the model of the kernels' speed: the instructions of their loops, and their costs on a GPU.
 
-Instructions are those of the machine code (SASS) of sm_90 for bfloat16, as `python -m
-benchmarks.models.row_instructions` counts them in the shipped kernel, in its loops per pair of logits (one token of
-both models);
-`python_tests/cuda/test_decision_cycles.py` keeps the two equal. The counts of the GPU are assumptions until
-`benchmarks/chip_probe` and `benchmarks/first_light.sh` have written a file about it (`read_chip`).
+Instructions are those of the machine code (SASS) for bfloat16, as `python -m benchmarks.models.row_instructions` counts
+them in the shipped kernel, in its loops per pair of logits (one token of both models);
+`python_tests/cuda/test_decision_cycles.py` keeps the two equal. sm_80 and sm_120 are taken to be as sm_90. The counts
+of the GPU are assumptions until `benchmarks/chip_probe` and `benchmarks/first_light.sh` have written a file about it
+(`read_chip`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Loop:
 
     issue: float  # instructions of any kind: each takes an issue slot
     mufu: float = 0.0  # exponentials among them
-    fp32: float = 0.0  # float32 arithmetic among them
+    fp32: float = 0.0  # operations in float32, of which an instruction on a packed pair is assumed to take two turns
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,21 @@ class Counts:
 
 
 MEASURED = Counts()
+# The sweeps of sm_100 add two tokens at once. Its load is that of `python -m python_tests.cuda.sass_tables`, because
+# ptxas makes two copies of the loop, and a line of the PTX does not tell which of them runs.
+MEASURED_SM_100 = replace(
+    MEASURED,
+    load=Loop(2.62),
+    first=Loop(11.75, mufu=2, fp32=13),
+    direct=Loop(9.25, mufu=1, fp32=10),
+    stable=Loop(30.38, mufu=2, fp32=23),
+    row_instructions=6803.0,
+)
+
+
+def counts_of(capability: str) -> Counts:
+    """Returns the counts of the kernels for a compute capability such as "90"."""
+    return MEASURED_SM_100 if capability in ("100", "103", "110") else MEASURED
 
 
 @dataclass(frozen=True)
@@ -108,8 +123,9 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
             largest_cluster=16 if int(read["capability"]) >= 90 else 1,
             clusters_at_once=at_once,
         )
+        counted = counts_of(architecture.capability)
         chip = Chip(
-            issue_efficiency=tuple(_issue_efficiency(sweeps[str(ctas)], ctas) for ctas in (1, 2)),
+            issue_efficiency=tuple(_issue_efficiency(counted, sweeps[str(ctas)], ctas) for ctas in (1, 2)),
             load_cycles=stream["device"]["start_cycles"],
             load_rate=stream["device"]["bytes_per_cycle"],
             prefetched_cycles=stream["cache"]["start_cycles"],
@@ -123,16 +139,16 @@ def read_chip(path: Path) -> tuple[Architecture, Chip, Counts]:
     # 2. Keep the assumed decisions if no row was timed.
     decision = read.get("decision", {})
     if not decision:
-        return architecture, chip, MEASURED
+        return architecture, chip, counted
     # 3. Otherwise take what is left of the timed row for its decisions.
     cycles = (decision["solve_us"] - decision["empty_launch_us"]) * 1e3 * architecture.clock_ghz
     # The parts of the timed row that the model counts elsewhere: its loads, and what warp 0 does besides deciding.
     waited = read["load_latency_cycles"]["cache"]
-    counts = replace(MEASURED, decision_cycles=(cycles - waited - MEASURED.row_cycles) / decision["sweeps"])
+    counts = replace(counted, decision_cycles=(cycles - waited - counted.row_cycles) / decision["sweeps"])
     return architecture, replace(chip, launch_us=decision["empty_launch_us"]), counts
 
 
-def _issue_efficiency(cycles: dict[str, float], ctas: int) -> float:
-    """Returns the efficiency of the first and the direct sweep together, whose loops are those of MEASURED."""
-    issued = ctas * (MEASURED.first.issue + MEASURED.direct.issue) / WARP
+def _issue_efficiency(counts: Counts, cycles: dict[str, float], ctas: int) -> float:
+    """Returns the efficiency of the first and the direct sweep together."""
+    issued = ctas * (counts.first.issue + counts.direct.issue) / WARP
     return issued / (ISSUE_SLOTS * (cycles["first"] + cycles["direct"]))

@@ -34,7 +34,7 @@ from pathlib import Path
 from ..harness.machine import wide_console
 from ..harness.records import write_csv
 from .cuda_architectures import ARCHITECTURES, WARP, Architecture
-from .cuda_counts import ASSUMED, MEASURED, Chip, Counts, Loop, read_chip
+from .cuda_counts import ASSUMED, MEASURED, Chip, Counts, Loop, counts_of, read_chip
 from .cuda_prediction import TITLE, Prediction
 from .cuda_shapes import shape_of
 from .cuda_tables import print_chip, print_tables
@@ -234,7 +234,9 @@ def predict(gpu: Architecture, kernel: Kernel, vocab: int, rows: int) -> Predict
 def cases(options: argparse.Namespace) -> list[Prediction]:
     """Predicts each GPU, V and form of the exact sweeps, for the given cluster or the smallest that holds a row."""
     found = []
-    gpus = [read_chip(options.chip)] if options.chip else [(ARCHITECTURES[g], ASSUMED, MEASURED) for g in options.gpu]
+    known = [ARCHITECTURES[name] for name in options.gpu]
+    assumed = [(gpu, ASSUMED, counts_of(gpu.capability)) for gpu in known]
+    gpus = [read_chip(options.chip)] if options.chip else assumed
     for gpu, chip, counts in gpus:
         for vocab in options.vocab:
             kernel = Kernel(

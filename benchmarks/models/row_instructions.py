@@ -27,7 +27,8 @@ from python_tests.sass import Kind
 from ..harness.machine import wide_console
 from ..harness.table import print_table
 
-ARCH, BLOCKS, WARPS, LANES = 90, 6, 8, 32
+BLOCKS, WARPS, LANES = 6, 8, 32
+ARCHITECTURES = (90, 100)  # 120 has the loops of 90
 EPSILONS = {"direct": 0.02, "stable": 0.005}  # bind, by one sweep of that form
 FEW, MANY = 4, 8  # chunks of a warp
 PHASES = ("load", "first sweep", "first decision", "exact sweep", "second decision", "end")
@@ -44,15 +45,16 @@ class Phase:
     per_row_by_kind: dict[Kind, float]
 
 
-def phases(dtype: torch.dtype = torch.bfloat16, form: str = "direct") -> list[Phase]:
+def phases(dtype: torch.dtype = torch.bfloat16, form: str = "direct", arch: int = 90) -> list[Phase]:
     """Counts the instructions of each phase of a row [V] that is solved by two sweeps.
 
     Args:
         dtype: Of the logits.
         form: Of the second sweep: "direct" or "stable".
+        arch: Of the machine code: 90 is sm_90.
     """
-    code = sass.placed_instructions(row_text(ARCH, dtype, "resident"), f"sm_{ARCH}")
-    short, two, long = (_solved(dtype, form, rows, chunks) for rows, chunks in ((1, FEW), (2, FEW), (1, MANY)))
+    code = sass.placed_instructions(row_text(arch, dtype, "resident"), f"sm_{arch}")
+    short, two, long = (_solved(dtype, form, arch, rows, chunks) for rows, chunks in ((1, FEW), (2, FEW), (1, MANY)))
     of_short, of_two, of_long = (sass.executed(code, run.lines) for run in (short, two, long))
     phase_of_line = _phase_of_line(short.trace)
     pairs = WARPS * 512 // dtype.itemsize // LANES  # of all lanes 0 of a block, in one chunk of each warp
@@ -73,13 +75,13 @@ def per_row(found: Sequence[Phase]) -> float:
     return sum(phase.per_row for phase in found)
 
 
-def _solved(dtype: torch.dtype, form: str, rows: int, chunks: int) -> Result:
+def _solved(dtype: torch.dtype, form: str, arch: int, rows: int, chunks: int) -> Result:
     """Solves `rows` rows of `chunks` chunks per warp in one cluster."""
     vocab = BLOCKS * WARPS * chunks * 512 // dtype.itemsize
     generator = torch.Generator().manual_seed(0)
     student = (2 * torch.randn(1, vocab, generator=generator)).to(dtype)
     teacher = (student.float() + torch.randn(1, vocab, generator=generator)).to(dtype)
-    trb = PtxOperators(ARCH, ranks=BLOCKS, clusters=1, traced=True)
+    trb = PtxOperators(arch, ranks=BLOCKS, clusters=1, traced=True)
     solved = trb.solve(student.repeat(rows, 1), teacher.repeat(rows, 1), EPSILONS[form])
     if solved.sweeps.tolist() != [2] * rows:
         raise RuntimeError(f"each row must take two sweeps, got {solved.sweeps.tolist()}")
@@ -106,18 +108,18 @@ def main(arguments: list[str] | None = None) -> int:
     names = {name: dtype for dtype, name in NAMES.items()}
     parser.add_argument("--dtype", choices=names, default="bfloat16", help="of the logits")
     parser.add_argument("--form", choices=EPSILONS, default="direct", help="of the second sweep")
+    parser.add_argument("--arch", type=int, choices=ARCHITECTURES, default=90, help="90: sm_90 (default: %(default)s)")
     options = parser.parse_args(arguments)
     if (missing := sass.missing_tool()) is not None:
         print(f"benchmarks.models.row_instructions: {missing}", file=sys.stderr)
         return 2
-    found = phases(names[options.dtype], options.form)
+    found = phases(names[options.dtype], options.form, options.arch)
     console = wide_console(150)
     rows = [[p.name, f"{p.per_row:,.0f}", f"{p.per_pair:.2f}", _kinds(p)] for p in found]
     rows.append(["sum", f"{per_row(found):,.0f}", f"{sum(p.per_pair for p in found):.2f}", ""])
     headings = ("phase", "per row and block", "per pair", "per row, by class")
-    print_table(
-        console, f"{TITLE}, {options.dtype}, {options.form}", headings, rows, left=("phase", "per row, by class")
-    )
+    title = f"{TITLE}, sm_{options.arch}, {options.dtype}, {options.form}"
+    print_table(console, title, headings, rows, left=("phase", "per row, by class"))
     return 0
 
 

@@ -6,6 +6,7 @@ Addresses: an offset in the block's own window, or `(rank + 1) << RANK_SHIFT | o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from ..text.syntax import Instruction
 from .races import RaceCheck
 
 RANK_SHIFT = 24
+WORD = 4
+_STATIC = re.compile(r"\[\s*([^\s+%\]]+)\s*(?:\+\s*(\w+))?\s*\]")  # the address of a variable, without a register
 _PAD = 32  # widest access; every block's window is a multiple of it
 
 
@@ -136,8 +139,13 @@ class SharedMemory:
 
 
 def narrowest_access(instructions: Sequence[Instruction]) -> int:
-    """Returns the bytes of the narrowest access that may touch shared memory."""
-    narrowest = 16
+    """Returns the bytes of the narrowest access that may touch shared memory.
+
+    Accesses narrower than a word, such as those of a flag, count as one of their word if their addresses are static and
+    no two of them lie in one word. All accesses that meet in that word then conflict in any case, and 16-byte accesses
+    to everything else have four parts to check, not sixteen.
+    """
+    narrowest, flags = 16, dict[tuple[str, int], set[tuple[int, int]]]()
     for instruction in instructions:
         if instruction.opcode == "mbarrier":
             narrowest = min(narrowest, 8)
@@ -147,8 +155,15 @@ def narrowest_access(instructions: Sequence[Instruction]) -> int:
             continue
         type_name = next((m for m in reversed(instruction.modifiers) if m in DTYPES), "b8")
         vector = next((int(m[1]) for m in instruction.modifiers if m in ("v2", "v4", "v8")), 1)
-        narrowest = min(narrowest, DTYPES[type_name].itemsize * vector)
-    return narrowest
+        width = DTYPES[type_name].itemsize * vector
+        place = _STATIC.search(" ".join(instruction.operands))
+        if width < WORD and place is not None:
+            offset = int(place[2] or "0", 0)
+            flags.setdefault((place[1], offset // WORD), set()).add((offset, width))
+            width = WORD
+        narrowest = min(narrowest, width)
+    crowded = [width for places in flags.values() if len(places) > 1 for _, width in places]
+    return min([narrowest, *crowded])
 
 
 def has_asynchronous_access(instructions: Sequence[Instruction]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.models import decision_trace, row_instructions
-from benchmarks.models.cuda_counts import MEASURED
+from benchmarks.models.cuda_counts import MEASURED, MEASURED_SM_100
 from benchmarks.models.decision_trace import Decision, mean_cycles, traced_decisions, traced_surroundings
 from benchmarks.models.latency_tables import TABLES
 from benchmarks.models.row_instructions import Phase, per_row, phases
@@ -50,6 +50,13 @@ def test_the_model_of_the_speed_is_fed_with_counted_instructions(counted: dict[s
     assert of_pair["direct", "exact sweep"] == pytest.approx(MEASURED.direct.issue, rel=0.03)
     assert of_pair["stable", "exact sweep"] == pytest.approx(MEASURED.stable.issue, rel=0.03)
     assert per_row(counted["direct"]) == pytest.approx(MEASURED.row_instructions, rel=0.03)
+
+
+@needs_disassembler
+def test_the_model_of_sm_100_is_fed_with_its_packed_sweeps() -> None:
+    of_pair = {phase.name: phase.per_pair for phase in phases(arch=100)}
+    assert of_pair["first sweep"] == pytest.approx(MEASURED_SM_100.first.issue, rel=0.03)
+    assert of_pair["exact sweep"] == pytest.approx(MEASURED_SM_100.direct.issue, rel=0.03)
 
 
 @needs_disassembler

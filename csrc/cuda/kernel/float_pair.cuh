@@ -1,5 +1,5 @@
-// Two float32 numbers in 64 bits, for sweeps that take two tokens at a time. Devices of compute capability 10 and 11 add
-// and multiply both by one instruction, each rounded as by itself. Other devices would need two, and twice the
+// Two float32 numbers in 64 bits, for sweeps that take two tokens at a time. Devices of compute capability 10 and 11
+// add and multiply both by one instruction, each rounded as by itself. Other devices would need two, and twice the
 // registers for sums, so their sweeps take one token at a time. Both are one source: it is written for a Number, which
 // is FloatPair or float.
 #pragma once

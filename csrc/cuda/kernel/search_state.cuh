@@ -178,7 +178,8 @@ struct alignas(16) Search {
     h = moved - node.beta;
     const float size = fabsf(h), gain = rise(h), error = (node.beta + size) * size * (size * size * error_of);
     const bool near = may & (size * range <= static_cast<float>(kLargestShift)) & (moved > 0.0f) & (moved <= 1.0f);
-    return {h, moved, gain, near & (fabsf(gain - target) + error <= half)};
+    const bool reaches = near & (fabsf(gain - target) + error <= half);
+    return {h, moved, gain, reaches};
   }
 };
 static_assert(sizeof(Search) == 96 && sizeof(RowFrame) == 32, "no padding");

@@ -1,10 +1,10 @@
 // Sweeps a strip and adds up the sums of its lanes.
 //
-// Reduction order: a lane adds its tokens in token order; with paired arithmetic it adds those at even and at odd places
-// of a vector apart, and then both. A strip of a streamed row may be long, and one chain of a
-// thousand float additions would cost three digits, so its sum is added to a second accumulator after at most
-// kFlushTokens of them. A strip on chip has hardly more than that: 13 KB of either model, 216 tokens of a lane. A fixed
-// tree then adds the lanes.
+// Reduction order: a lane adds its tokens in token order; with paired arithmetic it adds those at even and at odd
+// places of a vector apart, and then both. A strip of a streamed row may be long, and one chain of a thousand float
+// additions would cost three digits, so its sum is added to a second accumulator after at most kFlushTokens of them. A
+// strip on chip has hardly more than that: 13 KB of either model, 216 tokens of a lane. A fixed tree then adds the
+// lanes.
 #pragma once
 
 #include "row_source.cuh"
@@ -14,6 +14,7 @@ namespace trb::cuda {
 
 constexpr int kFlushTokens = 128;
 
+// What a sweep adds at once: two tokens or one.
 #ifdef TRB_PAIRED_ARITHMETIC
 template <typename Sweep>
 using NumberOf = std::conditional_t<Sweep::kPaired, FloatPair, float>;
@@ -22,12 +23,16 @@ template <typename Sweep>
 using NumberOf = float;
 #endif
 
+// The sums of a strip. Those of a streamed row are totals, because its second accumulator takes registers already.
+template <typename Sweep, typename Source>
+using SumsOf = std::conditional_t<Source::kResident, NumberOf<Sweep>, float>[Sweep::kSums + Sweep::kUnused];
+
 // Adds the chunks to `sums`. The masked form is correct for every chunk; the other form needs whole chunks of a regular
 // row that masks nothing.
 template <typename Sweep, bool kMasked, typename T, typename Source>
 __device__ __forceinline__ void add_chunks(const Source& source, Chunks chunks, int lane,
-                                           const typename Sweep::Frame& frame,
-                                           NumberOf<Sweep> (&sums)[Sweep::kSums + Sweep::kUnused], RangeOfD* range) {
+                                           const typename Sweep::Frame& frame, SumsOf<Sweep, Source>& sums,
+                                           RangeOfD* range) {
   using Number = NumberOf<Sweep>;
   constexpr int kTokens = LogitVector<T>::kTokens, kFlush = kFlushTokens / kTokens;
   const auto add = [&](int32_t chunk, Number* to) {
@@ -49,16 +54,16 @@ __device__ __forceinline__ void add_chunks(const Source& source, Chunks chunks, 
   if constexpr (Source::kResident) {
 #pragma unroll 1
     for (int32_t chunk = chunks.begin; chunk < chunks.end; ++chunk) add(chunk, sums);
-    return;
-  }
+  } else {
 #pragma unroll 1
-  for (int32_t begin = chunks.begin; begin < chunks.end; begin += kFlush) {
-    const int32_t end = min(begin + kFlush, chunks.end);
-    Number part[Sweep::kSums] = {};
+    for (int32_t begin = chunks.begin; begin < chunks.end; begin += kFlush) {
+      const int32_t end = min(begin + kFlush, chunks.end);
+      Number part[Sweep::kSums] = {};
 #pragma unroll 1
-    for (int32_t chunk = begin; chunk < end; ++chunk) add(chunk, part);
+      for (int32_t chunk = begin; chunk < end; ++chunk) add(chunk, part);
 #pragma unroll
-    for (int k = 0; k < Sweep::kSums; ++k) sums[k] = sums[k] + part[k];
+      for (int k = 0; k < Sweep::kSums; ++k) sums[k] += total(part[k]);
+    }
   }
 }
 
@@ -69,7 +74,7 @@ __device__ __forceinline__ void sweep_strip(const Source& source, Chunks chunks,
                                             unsigned lane, const typename Sweep::Frame& frame, float* out,
                                             RangeOfD* range) {
   constexpr int kMasked = Sweep::kMasked, kSlots = Sweep::kSums - kMasked + Sweep::kUnused;
-  NumberOf<Sweep> sums[Sweep::kSums + Sweep::kUnused] = {};
+  SumsOf<Sweep, Source> sums = {};
   const int32_t whole = max(chunks.begin, min(chunks.end, vocab / kChunkTokens<T>));
   const bool regular = !masked && !source.irregular();
   if (regular) add_chunks<Sweep, false, T>(source, {chunks.begin, whole}, lane, frame, sums, range);

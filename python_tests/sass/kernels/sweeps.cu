@@ -21,9 +21,9 @@ __device__ __forceinline__ void probe_sweep(const KernelArgs& args, const typena
   extern __shared__ uint4 slices[];
   const typename Sweep::Frame frame = *in_memory;  // in registers, as in the kernels: not operands from constant memory
   const ResidentSlice<T> slice(slices, args.slice_vectors, 0, threadIdx.x);
-  float sums[Sweep::kSums + Sweep::kUnused] = {};
+  SumsOf<Sweep, ResidentSlice<T>> sums = {};
   add_chunks<Sweep, false, T>(slice, chunks_of_row<T>(args.vocab), threadIdx.x, frame, sums, nullptr);
-  for (int k = 0; k < Sweep::kSums; ++k) out[threadIdx.x * Sweep::kSums + k] = sums[k];
+  for (int k = 0; k < Sweep::kSums; ++k) out[threadIdx.x * Sweep::kSums + k] = total(sums[k]);
 }
 
 #define TRB_PROBES(name, T)                                                                                            \

@@ -305,6 +305,20 @@ def test_an_offset_between_float32_models_costs_no_digits() -> None:
             assert torch.allclose(got.log_probs.double(), log_mu, atol=1e-5, rtol=1e-6)
 
 
+def test_what_the_student_masks_costs_no_digits_however_likely_it_is_under_the_teacher() -> None:
+    """`test_solve.py` has the same for the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    rows = 64
+    student, noise = (torch.randn(rows, 4, generator=generator) for _ in "ab")
+    teacher = student + 2 * noise
+    student[:, ::2] = -torch.inf
+    teacher[:, ::2] += torch.linspace(21, 68, rows)[:, None]
+    solved = PtxOperators(90, ranks=1).solve(student, teacher, 5.0)
+    kl = reference.behavior_kl(student, teacher, solved.beta)
+    assert (solved.beta == 1).all()
+    assert ((solved.kl - kl).abs() - 2e-5 * kl).max() <= 3e-6
+
+
 PLANTED = (
     Planted(
         "no barrier before the warps' sums are added",

@@ -2,8 +2,8 @@
 
     python -m python_tests.fuzz.kernel_rows --rows 6000    # minutes; needs nvcc, but no GPU
 
-The rows are those of `python -m python_tests.fuzz`, with 1 to 700 tokens, in clusters of 1 to 6 blocks. Special
-functions are wrong by up to 2^-22, as on a GPU. The exit status is 1 if any row fails.
+The rows are those of `python -m python_tests.fuzz`, with 1 to 700 tokens, in clusters of 1 to 6 blocks of
+sm_90 or sm_100. Special functions are wrong by up to 2^-22, as on a GPU. The exit status is 1 if any row fails.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def check(batch: Batch) -> Faults:
         batch.student, batch.teacher, batch.epsilon, batch.uniform, batch.temperature
     )  # fmt: skip
     ranks, wide = 1 + batch.number % 3, batch.number % 2 == 1
-    kernels = PtxOperators(90, ranks=ranks << wide, sections=1 if wide else 2, approx_error=ERROR)
+    arch = (90, 100)[batch.number // 2 % 2]
+    kernels = PtxOperators(arch, ranks=ranks << wide, sections=1 if wide else 2, approx_error=ERROR)
     drawn = kernels.sample(student, teacher, epsilon, uniform=uniform, temperature=heat)
     fault = reference.rows_at_fault(student, teacher) | ~(epsilon >= 0)
     drawable = ~fault & (uniform >= 0) & (uniform < 1)

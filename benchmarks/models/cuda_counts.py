@@ -64,7 +64,7 @@ MEASURED_SM_100 = replace(
 
 def counts_of(capability: str) -> Counts:
     """Returns the counts of the kernels for a compute capability such as "90"."""
-    return MEASURED_SM_100 if capability in ("100", "103", "110") else MEASURED
+    return MEASURED_SM_100 if capability in ("100", "103") else MEASURED
 
 
 @dataclass(frozen=True)

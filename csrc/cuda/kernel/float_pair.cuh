@@ -1,14 +1,14 @@
-// Two float32 numbers in 64 bits, for sweeps that take two tokens at a time. Devices of compute capability 10 and 11
-// add and multiply both by one instruction, each rounded as by itself. Other devices would need two, and twice the
-// registers for sums, so their sweeps take one token at a time. Both are one source: it is written for a Number, which
-// is FloatPair or float.
+// Two float32 numbers in 64 bits, for sweeps that take two tokens at a time. Devices of compute capability 10 add and
+// multiply both by one instruction, each rounded as by itself. For others ptxas makes two, and sums would take twice the
+// registers, so their sweeps take one token at a time. Both are one source: it is written for a Number, which is
+// FloatPair or float.
 #pragma once
 
 #include <cstdint>
 
 namespace trb::cuda {
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1100
 #define TRB_PAIRED_ARITHMETIC
 #endif
 

@@ -1,6 +1,6 @@
 // Two float32 numbers in 64 bits, for sweeps that take two tokens at a time. Devices of compute capability 10 add and
-// multiply both by one instruction, each rounded as by itself. For others ptxas makes two, and sums would take twice the
-// registers, so their sweeps take one token at a time. Both are one source: it is written for a Number, which is
+// multiply both by one instruction, each rounded as by itself. For others ptxas makes two, and sums would take twice
+// the registers, so their sweeps take one token at a time. Both are one source: it is written for a Number, which is
 // FloatPair or float.
 #pragma once
 

@@ -1,10 +1,10 @@
-// Measures the rates of the kernels' own loops over a row (csrc/cuda/kernel/sweep.cuh) while every multiprocessor is
+// Measures the rates of the kernels' own loops over a row (csrc/cuda/kernel/sweep/) while every multiprocessor is
 // busy: the part of the issue slots that they fill, with one and with two blocks per multiprocessor.
 #pragma once
 
 #include <cuda_bf16.h>
 
-#include "../../csrc/cuda/kernel/sweep.cuh"
+#include "../../csrc/cuda/kernel/sweep/sweep.cuh"
 #include "probe.cuh"
 
 namespace chip {

@@ -45,7 +45,7 @@ TRB_HD inline Node node_of_moments(double beta, const double* s, double log_gain
   return node_of(beta, log_gain, mean, second - mean * mean, third - mean * (3.0 * second - 2.0 * mean * mean));
 }
 
-// The node from the stable form's sums (cpu/sweep/float_sweep.h, cuda/kernel/sweep_terms.cuh). With y, W, Q the sums of
+// The node from the stable form's sums (cpu/sweep/float_sweep.h, cuda/kernel/sweep/). With y, W, Q the sums of
 // p v, p h, p g divided by that of p,
 //   KL = (Q + y) / (1 + y + W) - log(1 + y + W).
 // No large terms cancel, because all of them are non-negative, and an error in the center of D changes KL only in

@@ -120,7 +120,7 @@ def test_rows_in_double_precision_follow_the_law(kernels: PtxOperators, kind: in
 @pytest.mark.parametrize(
     "nothing",
     [
-        Planted("in float32", "cuda/kernel/sweep_terms.cuh", "frame) ? gain : 0.0f;", "frame) ? 0.0f : 0.0f;"),
+        Planted("in float32", "cuda/kernel/sweep/sweep_terms.cuh", "frame) ? gain : 0.0f;", "frame) ? 0.0f : 0.0f;"),
         Planted("in double", "cuda/kernel/double_row.cuh", "? -::expm1(-above) * mu : 0.0;", "? 0.0 : 0.0;"),
     ],
     ids=lambda nothing: nothing.name,
@@ -347,7 +347,7 @@ PLANTED = (
     ),
     Planted(
         "the residual has the wrong sign",
-        "cuda/kernel/sweep_terms.cuh",
+        "cuda/kernel/sweep/sweep_terms.cuh",
         "return v > 0.0f && has_weight(a, b, frame) ? gain : 0.0f;",
         "return v < 0.0f && has_weight(a, b, frame) ? -gain : 0.0f;",
     ),

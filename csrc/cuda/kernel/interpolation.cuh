@@ -7,7 +7,7 @@
 #pragma once
 
 #include "approximations.cuh"
-#include "sweep_terms.cuh"
+#include "sweep/sweep_terms.cuh"
 #include "warp.cuh"
 
 namespace trb::cuda {

@@ -7,8 +7,8 @@
 #pragma once
 
 #include "outputs.cuh"
-#include "sweep.cuh"
-#include "swept_nodes.cuh"
+#include "sweep/sweep.cuh"
+#include "sweep/swept_nodes.cuh"
 
 namespace trb::cuda {
 

@@ -28,7 +28,7 @@
 #include "double_row.cuh"
 #include "outputs.cuh"
 #include "row_task.cuh"
-#include "sweep.cuh"
+#include "sweep/sweep.cuh"
 #include "token_draw.cuh"
 
 namespace trb::cuda {

@@ -1,6 +1,6 @@
 // One kernel for each loop over a row that csrc/cuda/kernel/solve_rows.cuh is made of, so that the loop is the only one
 // in its machine code: what it costs per pair of logits can then be counted.
-#include "../../../csrc/cuda/kernel/sweep.cuh"
+#include "../../../csrc/cuda/kernel/sweep/sweep.cuh"
 
 using namespace trb::cuda;
 

@@ -7,7 +7,7 @@
 // lanes.
 #pragma once
 
-#include "row_source.cuh"
+#include "../row_source.cuh"
 #include "sweep_terms.cuh"
 
 namespace trb::cuda {

@@ -1,7 +1,7 @@
 // Makes nodes of f from the sums of a sweep, and converts between the units of sums, logits and nats.
 #pragma once
 
-#include "block_state.cuh"
+#include "../block_state.cuh"
 
 namespace trb::cuda {
 

@@ -21,7 +21,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "../../solver/limits.h"
+#include "../../../solver/limits.h"
 #include "float_pair.cuh"
 
 namespace trb::cuda {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,3 +73,14 @@ def test_the_operators_load_nothing_heavy(imported: str, absent: list[str]) -> N
     code = f"import sys, {imported}; print([name for name in {absent} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_no_folder_has_over_20_files_and_no_file_over_400_lines() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("this is not a git checkout")
+    files = [Path(name) for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+    folders = Counter(file.parent for file in files)
+    assert [str(folder) for folder, count in folders.items() if count > 20] == []
+    code = [file for file in files if file.suffix in (".py", ".h", ".cpp", ".cu", ".cuh", ".sh")]
+    assert [str(file) for file in code if len((ROOT / file).read_text(encoding="utf-8").splitlines()) > 400] == []

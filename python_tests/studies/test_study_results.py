@@ -15,16 +15,17 @@ from trbext.studies.compare.wording import difference, number
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "study"
-DECLARED = [path.stem.removeprefix("study-") for path in sorted((ROOT / "recipes").glob("study-*.yaml"))]
+RECIPES = {path.stem.removeprefix("study-"): path for path in sorted((ROOT / "recipes").glob("study-*.yaml"))}
 NOT_RUN = {"smollm2-field"}  # declared only, which its recipe and docs/study.md say
-STUDIES = [name for name in DECLARED if name not in NOT_RUN]
+RECIPES |= {path.stem: path for path in (ROOT / "recipes").glob("control-*.yaml")}  # chosen after a study
+STUDIES = sorted(set(RECIPES) - NOT_RUN)
 SHOWN = ("final", "best", "area")
 
 Values = dict[tuple[str, str], dict[tuple[str, int], float]]  # by metric and view, then run and seed
 
 
 def read(name: str) -> tuple[Study, Values]:
-    study, _ = read_study(ROOT / "recipes" / f"study-{name}.yaml")
+    study, _ = read_study(RECIPES[name])
     values: Values = {}
     with (RESULTS / name / "results.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -51,9 +52,8 @@ def table(study: Study, values: Values, metric: Metric, reference: str) -> Itera
 
 @pytest.mark.parametrize("name", sorted(NOT_RUN))
 def test_a_study_without_results_says_that_it_was_not_run(name: str) -> None:
-    assert name in DECLARED
     assert not (RESULTS / name).exists()
-    assert "it was not run yet" in (ROOT / "recipes" / f"study-{name}.yaml").read_text(encoding="utf-8")
+    assert "it was not run yet" in RECIPES[name].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", STUDIES)

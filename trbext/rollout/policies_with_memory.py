@@ -1,9 +1,9 @@
 """Defines behavior policies that remember what a rollout has been through: two models that take turns in writing it.
 
     Relay      After Relay-OPD (arXiv 2607.26057). The student writes until a handoff trigger: the teacher's most
-               probable token is one of `words`, and no word is among the student's K most probable tokens. The teacher
-               writes this token and the leg that follows, up to the L-th boundary. Then the student goes on. With the
-               M-th leg the rollout ends.
+               probable token is one of `words`, and no word is among the student's K most probable tokens. From
+               this token on the teacher writes a leg, up to the L-th boundary. Then the student continues. With
+               the M-th leg the rollout ends.
     Switching  After DASH-OPD (arXiv 2607.29078). A turn is a number of tokens. On a turn of the student, the mean of
                log pi_S - log pi_T over its tokens is a signal of drift; on a turn of the teacher, a small mean of
                log pi_T - log pi_S is a signal of recovery. Signals accumulate over turns, and the other model takes

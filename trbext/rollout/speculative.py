@@ -83,7 +83,7 @@ def speculative(
         max_new_tokens: Length limit of a completion, in tokens.
         alignment: The vocabulary that both models share (`trbext.align`).
         pad_token_id: The id that follows the end of a row.
-        draft_length: k tokens that the student drafts ahead; a pass of the teacher tests these k and draws one more.
+        draft_length: k tokens that the student drafts ahead; after a pass of the teacher a row has up to k + 1 more.
             "auto" measures costs and chooses k round by round. So does a `DraftLength`, which may be kept from one
             rollout to the next. 0 is `lockstep` itself. The law is the same for all. The rollout is the same for "auto"
             and all k >= 1, up to rounding.

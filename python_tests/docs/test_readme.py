@@ -60,7 +60,7 @@ def test_the_trainer_of_the_readme_trains_within_the_budget(tmp_path: Path, monk
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith("study-")])
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith(("study-", "control-"))])
 def test_recipes_parse(recipe: str) -> None:
     # use_cpu: transformers refuses bf16 if there is neither a GPU nor this field.
     arguments, config, settings = parse_run(ROOT / "recipes" / recipe, ["--use_cpu", "true"])
@@ -76,7 +76,10 @@ def test_studies_parse_and_could_resolve_something(recipe: str) -> None:
     assert planned_power(study) is None
 
 
-@pytest.mark.parametrize("recipe", ["demo", "smollm2-pruned", "study-countsort", "study-field", "study-smollm2"])
+QUOTED = ["demo", "smollm2-pruned", *(name.removesuffix(".yaml") for name in RECIPES if "study" in name)]
+
+
+@pytest.mark.parametrize("recipe", [*QUOTED, "control-field"])
 def test_a_recipe_whose_numbers_a_page_quotes_measures_no_clock(recipe: str) -> None:
     text = (ROOT / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     assert re.search(r"^ *draft_length: \d", text, re.M)

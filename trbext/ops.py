@@ -225,7 +225,7 @@ def verify(
         check(value)
         return torch.full((requests,), value, dtype=torch.float32, device=student_logits.device)
 
-    # 2. Call the operator.
+    # 2. Call the operator of that kind of teacher.
     operator = torch.ops.trb.verify if len(teacher) == 1 else torch.ops.trb.verify_top_k
     return Verification(
         *operator(

@@ -49,7 +49,7 @@ def outcomes(student_logits: Tensor, teacher: TopK, temperature: float = 1.0) ->
     rest = torch.where(1 - mass >= ROUNDING_OF_MASS, 1 - mass, student[..., -1].exp().clamp(max=ROUNDING_OF_MASS))
     rest = rest.masked_fill((count > 0).all(-1), 0.0)
     of_teacher = torch.cat([log_probs, rest.log()[..., None]], -1) - (mass + rest).log()[..., None]
-    # 3. Faults.
+    # 3. Mark the rows at fault.
     fault = ((teacher.ids < -1) | (teacher.ids >= vocab)).any(-1) | (count > 1).any(-1)
     fault |= ~(mass <= 1 + LARGEST_EXCESS_OF_MASS) | ((count > 0).all(-1) & (mass == 0))
     return student.masked_fill(fault[..., None], torch.nan), of_teacher.masked_fill(fault[..., None], torch.nan)

@@ -111,7 +111,7 @@ def check_requests(
     teacher: Tensor,
 ) -> None:
     """Checks the arguments of verify for any kind of teacher, of which `teacher` has the rows."""
-    # 1. The numbers.
+    # 1. Check the numbers.
     torch._check(width >= 1, lambda: f"{op}: width must be at least 1 and less than 2^31, got {width}")
     torch._check(width <= MOST_COLUMNS, lambda: f"{op}: width must be at least 1 and less than 2^31, got {width}")
     require(
@@ -119,7 +119,7 @@ def check_requests(
         f"{op}: student_kind must be 0 (logits), 1 (probabilities) or 2 (logits divided by the temperature), "
         f"got {student_kind}",
     )
-    # 2. What rows and requests hold.
+    # 2. Check what rows and requests hold.
     check_column(op, "draft_tokens", draft_tokens, "[N]", None, INDICES, student)
     check_column(op, "offsets", offsets, "[B + 1]", None, INDICES, student)
     torch._check(offsets.shape[0] >= 1, lambda: f"{op}: offsets must have shape [B + 1], got [0]")
@@ -128,7 +128,7 @@ def check_requests(
     check_column(op, "temperature", temperature, "[B]", requests, (torch.float32,), student)
     check_column(op, "accept_uniform", accept_uniform, "[N]", rows, (torch.float64,), student)
     check_column(op, "draw_uniform", draw_uniform, "[N]", rows, (torch.float64,), student)
-    # 3. The rows of the logits that are meant.
+    # 3. Check the rows of the logits that are meant.
     for index_name, indices, name, values in (
         ("student_rows", student_rows, "student_logits", student),
         ("teacher_rows", teacher_rows, teacher_name, teacher),

@@ -57,7 +57,7 @@ def evaluate_model(options: argparse.Namespace) -> float:
         subject = subjects.load(model, [benchmark])
         outputs = None if options.output is None else {benchmark.name: options.output}
         outcomes = measure([benchmark], subject.prompt_ids, subject.decoder, outputs)
-    # 3. Say what was found.
+    # 3. Print what was found.
     report = Report.of({model: outcomes}, {})
     print(summary(report, model, benchmark.name, outcomes[benchmark.name]))
     print(f"{report.checkpoints[model].tokens_per_second:.0f} tokens/s")

@@ -107,7 +107,7 @@ def measure(
     finally:
         for record in records.values():
             record.close()
-    # 4. Count.
+    # 4. Count what each benchmark's record holds.
     found = {}
     for benchmark in benchmarks:
         outcome = Outcome.of(

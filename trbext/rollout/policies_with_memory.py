@@ -79,7 +79,7 @@ class Relay(Policy):
     ) -> tuple[Sample, Memory]:
         assert teacher_logits is not None
         begun, left = memory.of_rows["begun"], memory.of_rows["left"]
-        # 1. Who writes this token.
+        # 1. Decide who writes this token.
         begins = (left == 0) & (begun < self.legs) & self.triggered(student_logits, teacher_logits)
         of_teacher = begins | (left > 0)
         drawn = _drawn_by(of_teacher, student_logits, teacher_logits, uniforms[0], temperature)

@@ -62,7 +62,7 @@ class Rounds:
         self.budget = per_row.to(device, torch.float32)
         self.last_position = lengths[:, None] + self.limit - 1
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # drafts accepted, drafts tested
-        # 4. The KV caches.
+        # 4. Make the KV caches of both models.
         first, capacity = self.width - lengths[:, None], self.width + min(self.limit, 64) + longest + 1
         self.padded = bool((decoding.lengths < self.width).any())
         self.caches = rollback_caches(decoding, first, capacity)

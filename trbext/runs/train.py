@@ -108,7 +108,7 @@ def train_run(
                 folder.write_origin(origin)
         except (ValueError, OSError) as error:  # an OSError is transformers' "no such model"
             raise UsageError(_first_line(error)) from error
-        # 3. Train.
+        # 3. Train, from the checkpoint if there is one.
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt:

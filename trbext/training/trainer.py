@@ -183,7 +183,7 @@ class TRBTrainer(EvaluatingTrainer):
         self.add_callback(self.drafting)
         self.length = RolloutLength(args)
         self.add_callback(self.length)
-        # 6. Who decodes: vLLM, or we, or TRL with altered sampling of the student.
+        # 6. Choose who decodes: vLLM, or we, or TRL with altered sampling of the student.
         self.engines: RolloutEngines | None = None
         if args.use_vllm:
             models = EngineModels.of(args, self.model, str(teacher_model))
@@ -317,7 +317,7 @@ class TRBTrainer(EvaluatingTrainer):
             metrics |= rollout_metrics(generation, self.epsilon, self.accelerator, of_student=of_student)
             if not self._warned_of_idle_budget and self.accelerator.is_main_process:
                 self._warned_of_idle_budget = warn_of_idle_budget(metrics, self.state.global_step + 1)
-            # 3. What the loss needs of the rollouts.
+            # 3. Keep what the loss needs of the rollouts.
             if not of_student:
                 estimator, weighted = self.args.loss_estimator, self.args.loss_weighted
                 output |= facts_of_tokens(generation, output["completion_ids"], estimator, weighted=weighted)

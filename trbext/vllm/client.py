@@ -73,7 +73,7 @@ class EngineRollouts:
             max_new_tokens: Of a completion, at least 1.
             temperature: At least 0.01.
             seed: Of the engine. The same one gives the same rollouts if the engine decodes them in the same batches, as
-                one in this process does. None goes on with the numbers of the last draw.
+                one in this process does. None continues with the numbers of the last draw.
             repair: Draws a rollout again from where the engine lost its drafts, and the teacher drew; False raises.
 
         Raises:

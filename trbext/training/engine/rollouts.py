@@ -184,7 +184,7 @@ class RolloutEngines(TrainerCallback):
             raise RuntimeError("the weights of the teacher in vLLM have changed, so its rollouts follow another law")
 
     def end(self) -> None:
-        """Ends the engine of this process, if there is one, and frees its memory. A server goes on."""
+        """Ends the engine of this process, if there is one, and frees its memory. A server continues to run."""
         self.check_teacher()
         engine: Any = self._student if self._blended is None else self._blended.engine
         self._student = self._blended = self._teacher_digest = self._is_blended = None

@@ -39,9 +39,7 @@ class TurnFields:
     )
     relay_leg_length: int = field(
         default=3,
-        metadata={
-            "help": "For 'relay': boundaries up to which a leg of the teacher goes on; 0 = only its first token."
-        },
+        metadata={"help": "For 'relay': boundaries up to which the teacher writes a leg; 0 = only its first token."},
     )
     relay_boundary: str = field(
         default="\n\n",

@@ -79,7 +79,7 @@ class StepRecords:
         first_row = np.cumsum(counts) - counts
         widths = _joined([np.full(len(step.keys), step.tokens.shape[1]) for step in steps], np.int64)
         first_slot = np.cumsum(widths) - widths
-        # 2. One entry per token.
+        # 2. Make one entry per token.
         place = np.arange(written.sum()) - np.repeat(np.cumsum(written) - written, written)
         slot, row = (np.repeat(first, written) + place for first in (first_slot, first_row))
         answer["key"] = np.repeat(keys, written)

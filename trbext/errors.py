@@ -23,5 +23,9 @@ class NonFiniteLogits(RuntimeError):
     """A rollout cannot continue: the logits of a model hold NaN or +inf, or exclude every token."""
 
 
+class VerifierFailed(ValueError):
+    """A verifier raised on every completion of an evaluation, so that its pass@1 would say nothing of the model."""
+
+
 class EngineFailed(RuntimeError):
     """A rollout engine has ended, or could not do what it was asked. The message says which one and why."""

@@ -222,3 +222,13 @@ def test_cross_entropy_is_the_surprise_of_the_token_at_the_temperature() -> None
     token = torch.arange(ROWS)
     expected = -(student / 0.7).softmax(-1)[token, token].log()
     torch.testing.assert_close(cross_entropy(student, token, temperature=0.7), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_arguments_of_reverse_kl_are_checked() -> None:
+    logits = torch.zeros(2, 5)
+    with pytest.raises(ValueError, match="top_k must be None or at least 1, got 0"):
+        reverse_kl(logits, logits, top_k=0)
+    with pytest.raises(ValueError, match=r"must have one shape \[..., V\], got \[2, 5\] and \[2, 4\]"):
+        reverse_kl(logits, logits[:, :4])
+    with pytest.raises(ValueError, match=r"teacher_logits must be floating-point, got torch\.int64"):
+        reverse_kl(logits, logits.long())

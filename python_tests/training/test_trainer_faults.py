@@ -4,6 +4,7 @@ decoder."""
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import nn
 
 import trbext.training.teachers.loading
 from python_tests.models.tiny_models import END_OF_TURN, EOS, tiny_llama
-from python_tests.training.trainer_cases import make_trainer, steps, weights
-from trbext.errors import NonFiniteTraining
+from python_tests.training.trainer_cases import make_trainer, prompts, steps, weights
+from trbext.errors import NonFiniteTraining, VerifierFailed
 from trbext.rollout.policies import FixedBeta
 from trbext.training.config import TRBConfig
 from trbext.training.teachers.loading import prepare_teacher
@@ -216,3 +217,32 @@ def test_an_engine_whose_eval_returns_nothing_is_kept(monkeypatch: pytest.Monkey
 def test_the_cpu_is_chosen_if_there_is_no_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert TRBConfig(str(tmp_path), bf16=False).use_cpu
+
+
+# ---- Students and verifiers that a run could not use ----
+
+
+def test_a_student_without_a_trained_weight_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the student LlamaForCausalLM must have a parameter that requires a gradient"):
+        make_trainer(tmp_path, student=tiny_llama(0).requires_grad_(False))
+
+
+def test_a_compiled_student_is_refused_because_nothing_would_load_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model must be the model itself.*set torch_compile=True"):
+        make_trainer(tmp_path, student=torch.compile(tiny_llama(0)))
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_verifier_that_raises_on_all_that_is_written_costs_no_step(tmp_path: Path, ends: bool) -> None:
+    def verifier(prompt: Any, completion: str, row: Any) -> bool:
+        if completion:  # not so when the verifier is tried before the run
+            sys.exit(3) if ends else [][0]
+        return False
+
+    trainer = make_trainer(
+        tmp_path, held_out=prompts(4), verifier=verifier, eval_strategy="steps", eval_steps=2, max_steps=4
+    )
+    with pytest.raises(VerifierFailed, match=r"raised on all 4 completions.*(sys.exit\(3\)|list index out of range)"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)

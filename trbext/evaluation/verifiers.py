@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from ..data.encoding import Prompt
+from ..errors import VerifierFailed
 from ..user_objects import check_takes, load_object
 from .math_verifier import answered_expression, check_installed, math_answer
 
@@ -73,6 +74,8 @@ def judge_one(row: Mapping[str, Any], completion: str, verifier: Verifier) -> tu
         return _verdict(verifier(row["prompt"], completion, row)), None
     except Exception as error:
         return False, error
+    except SystemExit as error:  # of a verifier that calls sys.exit: no reason to end the run
+        return False, RuntimeError(f"the verifier called sys.exit({error.code!r})")
 
 
 def _verdict(value: Any) -> bool:
@@ -95,10 +98,10 @@ def check_verified(errors: int, completions: int, first_error: str | None) -> No
         first_error: The first error, for the message.
 
     Raises:
-        ValueError: It raised on every completion.
+        VerifierFailed: (a ValueError) it raised on every completion.
     """
     if 0 < completions <= errors:
-        raise ValueError(
+        raise VerifierFailed(
             f"the verifier raised on all {completions} completions, at first {first_error}. It is called as "
             "verifier(prompt, completion, row) and must return True or False"
         )

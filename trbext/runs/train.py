@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback
 
 from ..data.demo_models import model_path
-from ..errors import Interrupted, UsageError
+from ..errors import Interrupted, UsageError, VerifierFailed
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
 from ..training.config import TRBConfig
@@ -113,7 +113,7 @@ def train_run(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt:
             stop.stopped = True
-        except IncompleteCheckpoint as error:
+        except (IncompleteCheckpoint, VerifierFailed) as error:
             raise UsageError(str(error)) from error
         # 4. Save the model, the plot and the card, or say from where an interrupted run continues.
         if not stop.stopped:

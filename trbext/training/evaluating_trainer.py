@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..errors import VerifierFailed
 from ..evaluation.own_decoder import OwnDecoder
 from ..evaluation.tasks import Decoder
 from ..evaluation.verifiers import Verifier
@@ -58,7 +59,12 @@ class EvaluatingTrainer(SavingTrainer):
             )
             if self.verifier is not None:
                 assert output.metrics is not None
-                found = self._pass_at_1(dataloader.dataset)
+                try:
+                    found = self._pass_at_1(dataloader.dataset)
+                except VerifierFailed:
+                    if self.is_in_train:  # the steps since the last checkpoint are good
+                        self._save_checkpoint(self.model, trial=None)
+                    raise
                 output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 

@@ -51,7 +51,20 @@ def reverse_kl(
         the KL is infinite. With C the tokens that both allow, KL(pi_S(.|C) || pi_T) - log pi_S(C) replaces it: it is
         the same if C is everything, finite, zero only at equality, and moves mass off the excluded tokens. Without any
         common token the result is inf, with gradient 0.
+
+    Raises:
+        ValueError: The shapes differ, logits are no floating-point numbers, or `top_k` is below 1.
     """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits and teacher_logits must have one shape [..., V], got {list(student_logits.shape)} and "
+            f"{list(teacher_logits.shape)}"
+        )
+    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
+        if not logits.is_floating_point():
+            raise ValueError(f"{name} must be floating-point, got {logits.dtype}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be None or at least 1, got {top_k}")
     student, teacher = tempered(student_logits, temperature), tempered(teacher_logits, temperature)
     if top_k is not None and top_k < student.shape[-1]:
         top = student.detach().topk(top_k).indices

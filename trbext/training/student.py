@@ -43,6 +43,32 @@ def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | 
     return model
 
 
+def check_saveable(model: Any) -> None:
+    """Checks that the weights of the student will be saved under their own names.
+
+    Raises:
+        ValueError: It is what torch.compile returned, whose names no loader knows.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "model must be the model itself, got what torch.compile made of it, whose weights would be saved under "
+            "names that nothing loads: set torch_compile=True instead"
+        )
+
+
+def check_trains(model: Any) -> None:
+    """Checks that a weight of the student will be trained.
+
+    Raises:
+        ValueError: All are frozen.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"the student {type(model).__name__} must have a parameter that requires a gradient, got none: call "
+            "requires_grad_(True) on what is to be trained"
+        )
+
+
 def load_processing_class(path: str, args: TRBConfig) -> Any:
     """Returns the tokenizer or processor at `path`, of the revision that `args.model_init_kwargs` names.
 

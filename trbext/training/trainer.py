@@ -47,7 +47,7 @@ from .metrics.rollout_metrics import drafting_metrics, engine_metrics, rollout_m
 from .model_card import PAPER, Provenance, name_of
 from .rollout_length import RolloutLength
 from .sharding import check_can_unshard, whole_for_decoding
-from .student import load_processing_class, load_student, without_init_kwargs
+from .student import check_saveable, check_trains, load_processing_class, load_student, without_init_kwargs
 from .supervision.facts import facts_of_tokens
 from .supervision.prefix import cut_to_prefix
 from .teachers.loading import DescribedTeacher, offloaded, prepare_teacher, teacher_and_tokenizer
@@ -119,6 +119,7 @@ class TRBTrainer(EvaluatingTrainer):
         policy: Policy | None = None,
     ) -> None:
         # 1. Complete and check the arguments, before anything is loaded.
+        check_saveable(model)
         args, teacher_model, policy, verifier = TrainerArguments.checked(
             model, teacher_model, args, policy, verifier, tools=bool(tools)
         )
@@ -145,6 +146,7 @@ class TRBTrainer(EvaluatingTrainer):
                 peft_config=peft_config,
                 tools=tools,
             )
+        check_trains(self.model)
         if self._is_vlm:
             raise ValueError("TRBTrainer decodes text: processing_class must be a tokenizer, got a processor")
         self.verifier = verifier

@@ -40,6 +40,7 @@ class Rounds:
         # 1. The arguments, and the random numbers of the draft, of its acceptance and of the token in its place.
         self.decoding, self.limit, self.device = decoding, decoding.max_new_tokens, decoding.device
         self.alignment, self.temperature = decoding.alignment, decoding.temperature
+        longest = min(longest, self.limit - 1)  # a round drafts no more than a row may still write
         batch, self.width = decoding.prompts.shape
         device, lengths = self.device, decoding.lengths.to(decoding.device)
         self.uniforms = decoding.uniforms(3, batch, self.limit)

@@ -50,7 +50,7 @@ def check_datasets(train: object, held_out: object) -> None:
         held_out: One dataset, several by name, or None.
 
     Raises:
-        PromptsNotFound: A dataset has no column "prompt", or a prompt cannot be used.
+        PromptsNotFound: A dataset has no column "prompt", has a column of pictures, or a prompt cannot be used.
     """
     named = held_out.items() if isinstance(held_out, dict) else [("", held_out)]
     given = [("train_dataset", train), *((f"eval_dataset {name}".strip(), dataset) for name, dataset in named)]
@@ -58,6 +58,11 @@ def check_datasets(train: object, held_out: object) -> None:
         if isinstance(dataset, Dataset):
             if "prompt" not in dataset.column_names:
                 raise PromptsNotFound(f"{name} must have a column 'prompt', got {', '.join(dataset.column_names)}")
+            pictures = [column for column in ("image", "images") if column in dataset.column_names]
+            if pictures:  # TRL would train on them with a processor, or fail at the first step
+                raise PromptsNotFound(
+                    f"{name} must be prompts of text only, got a column {pictures[0]!r}: remove or rename it"
+                )
             check_rows(dataset, name)
 
 

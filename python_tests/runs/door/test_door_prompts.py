@@ -43,6 +43,8 @@ PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
     ([ROW, ROW | {"prompt": MESSAGES}], {}, "row 2 must be text, as the first one|line 2: 'prompt' is of type list"),
     ([{"prompt": ["1+1="]}], {}, "the prompt of row 1 must hold messages with a role and a content, got '1+1='"),
     ([{"prompt": [{"role": "user"}]}], {}, "must hold messages with a role and a content, got {'role': 'user'}"),
+    ([ROW | {"image": "x.png"}] * 4, {}, "must be prompts of text only, got a column 'image': remove or rename it"),
+    ([ROW | {"images": ["x.png"]}] * 4, {}, "must be prompts of text only, got a column 'images': remove or rename it"),
     ([{"prompt": MESSAGES}] * 4, {}, "need a chat template, and the tokenizer of"),
     ([ROW] * 4, {"system_prompt": "Be brief."}, "need a chat template, and the tokenizer of"),
     ([ROW] * 4, {"system_prompt": "Be brief.", "max_prompt_length": 9}, "need a chat template, and the tokenizer of"),

@@ -25,6 +25,7 @@ from ..models.loading import check_weights, load_tokenizer, named_errors
 from ..models.positions import position_limit
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.config import TRBConfig
+from ..training.fields.checks import check_best_metric
 from ..training.fields.teacher import SELF
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
         name if name == SELF else _known_model("teacher", field, name) for name in map(str, config.teacher_names)
     ]
     config.policy(total_steps=0)
+    check_best_metric(config)
     verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
     # 2. Load the prompts, and check them and their number.
     options = config.model_init_kwargs or {}

@@ -10,6 +10,10 @@ import pytest
 from python_tests.runs.door.refusals import refusal, write
 from trbext.runs.settings import parse_run
 
+EVALUATED = {
+    **{"eval_prompts": "prompts.jsonl", "eval_strategy": "steps", "eval_steps": 1},
+    **{"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True},
+}
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"trb_epsilon": [0.1]}, "trb_epsilon must be one value, got the list [0.1]"),
     ({"trb_epsilon": {"a": 1}}, "trb_epsilon must be one value, got the mapping"),
@@ -78,6 +82,16 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
         {"loss_top_k": 65},
         "loss_top_k must be at most the 64 tokens that the models share, got 65: leave it out for the",
     ),
+    (
+        EVALUATED | {"metric_for_best_model": "nonsense"},
+        "metric_for_best_model must be one of eval_loss, eval_runtime, eval_samples_per_second, eval_steps_per_second, "
+        "got 'nonsense'",
+    ),
+    (
+        EVALUATED | {"metric_for_best_model": "eval_entropy", "eval_verifier": "numeric"},
+        "eval_pass@1, eval_pass@1_runtime, eval_pass@1_tokens_per_second, eval_verifier_errors, got 'eval_entropy'",
+    ),
+    (EVALUATED | {"metric_for_best_model": "pass@1"}, "metric_for_best_model pass@1 needs eval_verifier, which judges"),
     (
         {"resume_from_checkpoint": "run/checkpoint-1"},
         "is no field of a run, which continues from its last checkpoint wit",

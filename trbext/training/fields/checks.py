@@ -73,6 +73,11 @@ _MAPPINGS = (
 )
 _MAPPINGS_OR_FILES = ("accelerator_config", "fsdp_config")
 
+# What an evaluation returns, after its prefix; `eval_pass@1` and its like need a verifier. TRL adds the rest, such as
+# eval_entropy, only when it logs, which is too late to choose a checkpoint by it.
+_EVALUATED = ("loss", "runtime", "samples_per_second", "steps_per_second")
+_VERIFIED = ("pass@1", "pass@1_runtime", "pass@1_tokens_per_second", "verifier_errors")
+
 # What TRL itself passes to the tokenizer's apply_chat_template: Python refuses it twice, but only at the first step.
 _OF_THE_TRAINER = {"conversation", "tools", "add_generation_prompt", "tokenize", "return_dict"}
 
@@ -123,6 +128,25 @@ def check_template_options(options: Any) -> None:
             )
         if name in _OF_THE_TRAINER:
             raise ValueError(f"chat_template_kwargs must hold options of the template, got {name!r}, which is TRL's")
+
+
+def check_best_metric(config: Any) -> None:
+    """Checks that the evaluations of a `TRBConfig` will have its `metric_for_best_model`.
+
+    Raises:
+        ValueError: They will not.
+    """
+    name = config.metric_for_best_model
+    if name is None or config.eval_strategy == "no":
+        return
+    known = _EVALUATED if config.eval_verifier is None else (*_EVALUATED, *_VERIFIED)
+    stem = name.removeprefix("eval_")
+    if stem in known:
+        return
+    if stem in _VERIFIED:
+        raise ValueError(f"metric_for_best_model {name} needs eval_verifier, which judges the completions")
+    listed = ", ".join(f"eval_{each}" for each in known)
+    raise ValueError(f"metric_for_best_model must be one of {listed}, got {name!r}")
 
 
 def check_reporters(report_to: str | Iterable[str]) -> None:

@@ -41,6 +41,17 @@ class Strict(FixedBeta):
 def function(beta=0.5): return beta
 """
 
+FAILING = {  # modules that fail while they are imported
+    "unclosed": "f = (",
+    "unnamed": "f = undefined",
+    "unkeyed": 'f = {}["k"]',
+    "leaves": "raise SystemExit(5)",
+}
+
+
+def named(name: str) -> str:
+    return name if ":" in name or name == "numeric" else f"mine:{name}"
+
 
 VERIFIERS = [
     ("two", "the verifier 'mine:two' must take (prompt, completion, row), but takes (prompt, completion)"),
@@ -52,6 +63,11 @@ VERIFIERS = [
     ("score", "a verifier must return True or False, got 0.5"),
     ("word", "a verifier must return True or False, got 'no'"),
     ("void", "the verifier 'mine:void' could not be imported"),
+    (".mine:two", "a verifier is named as 'module:object', got '.mine:two'"),
+    ("unclosed:f", "the verifier 'unclosed:f' could not be imported: SyntaxError: '(' was never closed (unclosed.py, "),
+    ("unnamed:f", "the verifier 'unnamed:f' could not be imported: NameError: name 'undefined' is not defined"),
+    ("unkeyed:f", "the verifier 'unkeyed:f' could not be imported: KeyError: 'k'"),
+    ("leaves:f", "the verifier 'leaves:f' could not be imported: SystemExit: 5"),
     ("numeric", "the verifier 'numeric' raises on every completion of the first prompts, at first KeyError: 'answer'"),
 ]
 
@@ -65,13 +81,16 @@ POLICIES: list[tuple[str, dict[str, Any] | None, str]] = [
     ("Strict", {"beta": 0.5}, "the rollout policy 'mine:Strict' could not be made: RuntimeError: no"),
     ("function", None, "the rollout policy 'mine:function' must make a trbext.rollout.Policy, got float"),
     ("void", None, "the rollout policy 'mine:void' could not be imported"),
+    ("unclosed:f", None, "the rollout policy 'unclosed:f' could not be imported: SyntaxError: '(' was never closed"),
 ]
 
 
 @pytest.fixture
 def mine(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes a module of the user's in the working folder."""
+    """Writes modules of the user's in the working folder."""
     Path("mine.py").write_text(MODULE, encoding="utf-8")
+    for name, text in FAILING.items():
+        Path(f"{name}.py").write_text(text, encoding="utf-8")
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # __pycache__ would count as a folder that was made
     monkeypatch.syspath_prepend(Path.cwd())
@@ -82,7 +101,7 @@ def mine(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verifiers_that_cannot_judge_are_refused(
     name: str, message: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verifier = name if name == "numeric" else f"mine:{name}"
+    verifier = named(name)
     Path("questions.jsonl").write_text('{"prompt": "1+1="}\n' * 4, encoding="utf-8")
     words = ["--eval_verifier", verifier, "--eval_prompts", "questions.jsonl"]
     assert message in refusal(capsys, "train", write(config), *words)
@@ -113,7 +132,7 @@ def test_policies_that_cannot_write_are_refused(
     config: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    change = {"rollout_policy": f"mine:{name}"} | ({} if kwargs is None else {"rollout_policy_kwargs": kwargs})
+    change = {"rollout_policy": named(name)} | ({} if kwargs is None else {"rollout_policy_kwargs": kwargs})
     assert message in refusal(capsys, "train", write(config | change))
 
 

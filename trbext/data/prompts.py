@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -66,7 +67,12 @@ def load_prompts(
         if answer_column is not None:
             dataset = _renamed(dataset, source, answer_column, "answer")
         if len(dataset) > 0 and _is_shared_gpt(dataset[0]["prompt"]):
-            dataset = dataset.map(_first_human_turn, input_columns=["prompt"], remove_columns=["prompt"])
+            dataset = dataset.map(
+                partial(_first_human_turn, source),
+                input_columns=["prompt"],
+                remove_columns=["prompt"],
+                with_indices=True,
+            )
         check_rows(dataset, source)
         if unique:
             dataset = dataset.select(_first_of_each(dataset))
@@ -107,11 +113,18 @@ def _is_shared_gpt(prompt: object) -> bool:
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict) and "from" in prompt[0]
 
 
-def _first_human_turn(messages: list[dict[str, str]]) -> dict[str, str]:
+def _first_human_turn(source: str, messages: object, index: int) -> dict[str, str]:
+    where = f"prompts {source!r}: the prompt of row {index + 1}"
+    if not isinstance(messages, list):
+        raise PromptsNotFound(f"{where} must be a list of messages, as the first one, got {messages!r:.80}")
     for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("from"), str):
+            raise PromptsNotFound(
+                f"{where} must hold messages with 'from' and 'value', as the first one, got {message!r:.80}"
+            )
         if message["from"] in ("human", "user"):
             return {"prompt": message["value"]}
-    raise PromptsNotFound(f"a conversation must hold a message from 'human', got {[m['from'] for m in messages]}")
+    raise PromptsNotFound(f"{where} must hold a message from 'human', got {[m['from'] for m in messages]}")
 
 
 def _first_of_each(dataset: Dataset) -> list[int]:

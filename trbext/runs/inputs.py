@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..data.demo_models import model_path
+from ..data.demo_models import check_folder, model_path
 from ..data.encoding import encode_prompts
 from ..data.prompt_checks import check_encodings
 from ..data.prompt_order import prompts_of_a_step
@@ -141,9 +140,7 @@ def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) ->
 
 def _known_model(role: str, name: str, value: str, *, adapter: bool = False) -> str:
     path = model_path(value)
-    # A name that cannot be a Hub id "owner/name" is a folder; transformers would call it a malformed id.
-    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
-        raise UsageError(f"{name}: there is no folder {path}")
+    check_folder(path, name)
     if not adapter:
         check_no_adapter(path, role)
     elif base_of(path) is None:

@@ -40,7 +40,7 @@ def test_a_tokenizer_without_an_unknown_token_skips_the_words_that_it_cannot_wri
         model = models.WordLevel({text: index for index, text in enumerate(texts)}, unk_token="[UNK]")
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), pad_token="<pad>")
         assert ids_of_words(tokenizer, REFLECTION_WORDS.split(","), len(texts)) == found
-    with pytest.raises(ValueError, match="relay_words must hold a word that is one token .*; name another, or leave"):
+    with pytest.raises(ValueError, match=r"relay_words must hold a word that is one token .*; name another, or leave"):
         config(rollout_policy="relay").read_tokenizer(tokenizer, len(texts))
 
 

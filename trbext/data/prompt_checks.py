@@ -50,8 +50,12 @@ def check_datasets(train: object, held_out: object) -> None:
         held_out: One dataset, several by name, or None.
 
     Raises:
+        TypeError: The training prompts are several datasets by name, or a name.
         PromptsNotFound: A dataset has no column "prompt", has a column of pictures, or a prompt cannot be used.
     """
+    if isinstance(train, (Mapping, str)):  # a DatasetDict, of which only one split is meant
+        got = f"{type(train).__name__} of {', '.join(map(str, train))}" if isinstance(train, Mapping) else repr(train)
+        raise TypeError(f"train_dataset must be one dataset, got {got}")
     named = held_out.items() if isinstance(held_out, dict) else [("", held_out)]
     given = [("train_dataset", train), *((f"eval_dataset {name}".strip(), dataset) for name, dataset in named)]
     for name, dataset in given:

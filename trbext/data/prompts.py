@@ -12,6 +12,7 @@ from datasets import Dataset
 from .prompt_checks import check_rows
 from .prompt_files import PromptsNotFound, quietly, read_dataset, refused_as_prompts
 
+BUILT_IN = ("demo", "demo:eval")
 DEMO_PROMPTS = 8192  # of the built-in task, unless `limit` says otherwise
 
 
@@ -31,7 +32,8 @@ def load_prompts(
 ) -> Dataset:
     """Loads the prompts of a run.
 
-    The steps come in the order of the arguments from `where` to `limit`. Only `limit` applies to the built-in task.
+    The steps come in the order of the arguments from `where` to `limit`. Only `limit` and
+    `demo_seed` apply to the built-in task.
 
     Args:
         source: "demo" (the built-in task), "demo:eval" (its held-out prompts), a .jsonl, .json, .parquet or .csv file,
@@ -52,9 +54,23 @@ def load_prompts(
         The rows that are left, at least one.
 
     Raises:
-        PromptsNotFound: There is no such source or column, a prompt cannot be used, or no row is left.
+        PromptsNotFound: There is no such source or column, a prompt cannot be used, or no row is left; the built-in
+            task is given an argument that is for other sources.
     """
-    if source in ("demo", "demo:eval"):
+    if source in BUILT_IN:
+        given = {
+            "prompt_column": None if column == "prompt" else column,
+            "answer_column": answer_column,
+            "system_prompt": system_prompt,
+            "prompts_where": where,
+            "prompts_unique": unique or None,
+            "prompts_shuffle_seed": shuffle_seed,
+            "max_prompt_length": fits,
+        }
+        for name, value in given.items():
+            if value is not None:
+                got = "it" if callable(value) else repr(value)
+                raise PromptsNotFound(f"{name} must be left out with the built-in prompts {source!r}, got {got}")
         from .counting_sort import prompts_dataset
 
         rows = prompts_dataset(limit or DEMO_PROMPTS, demo_seed, "eval" if source == "demo:eval" else "train")

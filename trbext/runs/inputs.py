@@ -16,7 +16,7 @@ from ..data.demo_models import check_folder, model_path
 from ..data.encoding import encode_prompts
 from ..data.prompt_checks import check_encodings
 from ..data.prompt_order import prompts_of_a_step
-from ..data.prompts import load_prompts
+from ..data.prompts import BUILT_IN, load_prompts
 from ..errors import UsageError
 from ..evaluation.verifiers import check_verifier, verifier_by_name
 from ..models.adapters import base_of, check_no_adapter, tokenizer_path
@@ -135,6 +135,8 @@ def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) ->
     if arguments.eval_prompts is None:
         return prompts, None
     split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
+    if arguments.eval_prompts in BUILT_IN:
+        del shared["column"]  # it is of the training prompts
     return prompts, load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
 
 

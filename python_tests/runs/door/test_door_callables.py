@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from python_tests.models.tiny_models import prompts
 from python_tests.runs.door.refusals import refusal, write
 from trbext.cli import main
-from trbext.rollout import Policy
+from trbext.rollout import Policy, TrustRegion
 from trbext.training.config import TRBConfig
 from trbext.training.trainer import TRBTrainer
 
@@ -134,6 +136,29 @@ def test_policies_that_cannot_write_are_refused(
 ) -> None:
     change = {"rollout_policy": named(name)} | ({} if kwargs is None else {"rollout_policy_kwargs": kwargs})
     assert message in refusal(capsys, "train", write(config | change))
+
+
+def test_the_trainer_refuses_what_is_of_another_type(models: dict[str, str], tmp_path: Path) -> None:
+    def make(**given: Any) -> TRBTrainer:
+        args = TRBConfig(str(tmp_path / "run"), use_cpu=True, report_to="none")
+        return TRBTrainer(models["student"], models["teacher"], args, **{"train_dataset": prompts(8)} | given)
+
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"policy": TrustRegion}, "policy must be an object of trbext.rollout.Policy, got the class TrustRegion"),
+        ({"policy": 5}, "policy must be an object of trbext.rollout.Policy, got 5"),
+        ({"verifier": 5}, "verifier must be a function, got 5"),
+        (
+            {"train_dataset": DatasetDict(train=prompts(8))},
+            "train_dataset must be one dataset, got DatasetDict of train",
+        ),
+        ({"train_dataset": "prompts.jsonl"}, "train_dataset must be one dataset, got 'prompts.jsonl'"),
+    ]
+    for given, message in refused:
+        with pytest.raises(TypeError, match=re.escape(message)):
+            make(**given)
+    with pytest.raises(ValueError, match="train_dataset must be the prompts to train on, got None"):
+        make(train_dataset=None).train()
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
 def test_the_trainer_refuses_objects_that_cannot_write_or_judge(models: dict[str, str], tmp_path: Path) -> None:

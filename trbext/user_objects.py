@@ -19,15 +19,19 @@ def load_object(kind: str, name: str) -> Callable[..., Any]:
         name: "module:object".
 
     Raises:
-        ValueError: There is no such module or object, or it is not callable.
+        ValueError: There is no such module or object, the module fails while it is imported, or the object is not
+            callable.
     """
     module, _, attribute = name.partition(":")
-    if not (module and attribute):
+    if not (module and attribute) or module.startswith("."):  # no package here to which a module could be relative
         raise ValueError(f"a {kind} is named as 'module:object', got {name!r}")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the {kind} {name!r} could not be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, or a script that exits
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the {kind} {name!r} could not be imported: {type(error).__name__}: {reason}") from error
     if not callable(found):
         raise ValueError(f"the {kind} {name!r} must be callable, got {type(found).__name__}")
     loaded: Callable[..., Any] = found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from trbext.data.prompt_files import PromptsNotFound
 from trbext.data.prompts import load_prompts
@@ -61,6 +62,22 @@ def test_the_first_human_turn_of_a_conversation_is_the_prompt(tmp_path: Path) ->
     path.write_text(json.dumps({"conversations": [turns[2]]}) + "\n")
     with pytest.raises(PromptsNotFound, match=r"must hold a message from 'human', got \['gpt'\]"):
         load_prompts(str(path), **options)
+
+
+@pytest.mark.parametrize("name", ["run[2]", "[a]*", "q?", "k{a}"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_the_name_of_a_file_is_no_pattern(name: str, suffix: str, tmp_path: Path) -> None:
+    for stem in (name, "run2", "a", "ab", "qx", "ka"):  # decoys, which the names match as patterns
+        path = tmp_path / "in[1]" / f"{stem}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        rows = Dataset.from_dict({"prompt": [stem]})
+        if suffix == ".jsonl":
+            rows.to_json(path)
+        elif suffix == ".csv":
+            rows.to_csv(path, index=False)
+        else:
+            rows.to_parquet(path)
+    assert load_prompts(str(tmp_path / "in[1]" / f"{name}{suffix}"))["prompt"][:] == [name]
 
 
 def test_messages_of_roles_stay_as_they_are(tmp_path: Path) -> None:

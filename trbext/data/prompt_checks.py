@@ -50,14 +50,23 @@ def check_datasets(train: object, held_out: object) -> None:
         held_out: One dataset, several by name, or None.
 
     Raises:
-        PromptsNotFound: A dataset has no column "prompt", or a prompt cannot be used.
+        TypeError: The training prompts are several datasets by name, or a name.
+        PromptsNotFound: A dataset has no column "prompt", has a column of pictures, or a prompt cannot be used.
     """
+    if isinstance(train, (Mapping, str)):  # a DatasetDict, of which only one split is meant
+        got = f"{type(train).__name__} of {', '.join(map(str, train))}" if isinstance(train, Mapping) else repr(train)
+        raise TypeError(f"train_dataset must be one dataset, got {got}")
     named = held_out.items() if isinstance(held_out, dict) else [("", held_out)]
     given = [("train_dataset", train), *((f"eval_dataset {name}".strip(), dataset) for name, dataset in named)]
     for name, dataset in given:
         if isinstance(dataset, Dataset):
             if "prompt" not in dataset.column_names:
                 raise PromptsNotFound(f"{name} must have a column 'prompt', got {', '.join(dataset.column_names)}")
+            pictures = [column for column in ("image", "images") if column in dataset.column_names]
+            if pictures:  # TRL would train on them with a processor, or fail at the first step
+                raise PromptsNotFound(
+                    f"{name} must be prompts of text only, got a column {pictures[0]!r}: remove or rename it"
+                )
             check_rows(dataset, name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -44,8 +45,8 @@ def read_dataset(source: str, split: str) -> Dataset:
         if not is_file:
             with quietly() if path.is_dir() else nullcontext():  # a bar is for downloads
                 return load_dataset(name, configuration or None, split=split)
-        with quietly():
-            return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
+        with quietly():  # data_files are patterns, to which run[1].jsonl would be run1.jsonl
+            return load_dataset(FILE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train")
     except Exception as error:  # of any kind: StopIteration for an empty file, ArrowInvalid, UnicodeDecodeError, ...
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             raise PromptsNotFound(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -11,6 +12,7 @@ from datasets import Dataset
 from .prompt_checks import check_rows
 from .prompt_files import PromptsNotFound, quietly, read_dataset, refused_as_prompts
 
+BUILT_IN = ("demo", "demo:eval")
 DEMO_PROMPTS = 8192  # of the built-in task, unless `limit` says otherwise
 
 
@@ -30,7 +32,8 @@ def load_prompts(
 ) -> Dataset:
     """Loads the prompts of a run.
 
-    The steps come in the order of the arguments from `where` to `limit`. Only `limit` applies to the built-in task.
+    The steps come in the order of the arguments from `where` to `limit`. Only `limit` and
+    `demo_seed` apply to the built-in task.
 
     Args:
         source: "demo" (the built-in task), "demo:eval" (its held-out prompts), a .jsonl, .json, .parquet or .csv file,
@@ -51,9 +54,23 @@ def load_prompts(
         The rows that are left, at least one.
 
     Raises:
-        PromptsNotFound: There is no such source or column, a prompt cannot be used, or no row is left.
+        PromptsNotFound: There is no such source or column, a prompt cannot be used, or no row is left; the built-in
+            task is given an argument that is for other sources.
     """
-    if source in ("demo", "demo:eval"):
+    if source in BUILT_IN:
+        given = {
+            "prompt_column": None if column == "prompt" else column,
+            "answer_column": answer_column,
+            "system_prompt": system_prompt,
+            "prompts_where": where,
+            "prompts_unique": unique or None,
+            "prompts_shuffle_seed": shuffle_seed,
+            "max_prompt_length": fits,
+        }
+        for name, value in given.items():
+            if value is not None:
+                got = "it" if callable(value) else repr(value)
+                raise PromptsNotFound(f"{name} must be left out with the built-in prompts {source!r}, got {got}")
         from .counting_sort import prompts_dataset
 
         rows = prompts_dataset(limit or DEMO_PROMPTS, demo_seed, "eval" if source == "demo:eval" else "train")
@@ -66,7 +83,12 @@ def load_prompts(
         if answer_column is not None:
             dataset = _renamed(dataset, source, answer_column, "answer")
         if len(dataset) > 0 and _is_shared_gpt(dataset[0]["prompt"]):
-            dataset = dataset.map(_first_human_turn, input_columns=["prompt"], remove_columns=["prompt"])
+            dataset = dataset.map(
+                partial(_first_human_turn, source),
+                input_columns=["prompt"],
+                remove_columns=["prompt"],
+                with_indices=True,
+            )
         check_rows(dataset, source)
         if unique:
             dataset = dataset.select(_first_of_each(dataset))
@@ -107,11 +129,18 @@ def _is_shared_gpt(prompt: object) -> bool:
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict) and "from" in prompt[0]
 
 
-def _first_human_turn(messages: list[dict[str, str]]) -> dict[str, str]:
+def _first_human_turn(source: str, messages: object, index: int) -> dict[str, str]:
+    where = f"prompts {source!r}: the prompt of row {index + 1}"
+    if not isinstance(messages, list):
+        raise PromptsNotFound(f"{where} must be a list of messages, as the first one, got {messages!r:.80}")
     for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("from"), str):
+            raise PromptsNotFound(
+                f"{where} must hold messages with 'from' and 'value', as the first one, got {message!r:.80}"
+            )
         if message["from"] in ("human", "user"):
             return {"prompt": message["value"]}
-    raise PromptsNotFound(f"a conversation must hold a message from 'human', got {[m['from'] for m in messages]}")
+    raise PromptsNotFound(f"{where} must hold a message from 'human', got {[m['from'] for m in messages]}")
 
 
 def _first_of_each(dataset: Dataset) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from ..data.demo_models import model_path
+from ..data.demo_models import check_folder, model_path
 from ..models.adapters import base_of
 from ..models.loading import load_tokenizer
 from ..models.positions import position_limit
@@ -52,6 +52,7 @@ class StoredSubject:
             ValueError: It cannot be read, is an adapter, or a prompt cannot be used with it.
         """
         path = model_path(name)
+        check_folder(path, "model")
         base = base_of(path)
         if base is not None:
             raise ValueError(

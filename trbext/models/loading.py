@@ -153,7 +153,14 @@ def check_report(path: str, role: str, model: PreTrainedModel, report: Mapping[s
 
     Raises:
         IncompleteWeights: `fault_in` finds a fault.
+        ValueError: An EOS id is text.
     """
+    for file, config in (("generation_config.json", model.generation_config), ("config.json", model.config)):
+        eos = getattr(config, "eos_token_id", None)
+        if any(isinstance(each, str) for each in (eos if isinstance(eos, list) else [eos])):
+            raise ValueError(
+                f"eos_token_id in the {file} of the {role} {path} must be a number or several, got {eos!r}"
+            )
     fault = fault_in(report, model)
     if fault is not None:
         raise IncompleteWeights(f"the {role} {path} {fault}")

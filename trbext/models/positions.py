@@ -12,8 +12,15 @@ def position_limit(config: Any) -> int | None:
     """Returns the positions that a model of this configuration was made for; None if it names no limit.
 
     RoPE that is stretched by a factor reaches further than `max_position_embeddings` says in some configurations.
+
+    Raises:
+        ValueError: It names a limit of 0 positions.
     """
     text = config.get_text_config()
+    for name in _NAMES:
+        if getattr(text, name, None) == 0:  # a negative number is no limit, as in XLNet
+            model = getattr(config, "name_or_path", "") or "a model"
+            raise ValueError(f"{name} in the configuration of {model} must be at least 1, got 0")
     found = [value for name in _NAMES if isinstance(value := getattr(text, name, None), int) and value > 0]
     if not found:
         return None

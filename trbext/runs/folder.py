@@ -59,6 +59,21 @@ class RunFolder:
     def _origin(self) -> Path:
         return self.path / "origin.json"
 
+    def check_name(self) -> None:
+        """Checks that the file system can look for the folder.
+
+        Raises:
+            ValueError: A part of its path is too long, or in a folder that cannot be read.
+        """
+        try:
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise ValueError(
+                f"output_dir must be a path that can be made, got {self.path}: {error.strerror}"
+            ) from error
+
     def is_empty(self) -> bool:
         """Returns whether the folder holds nothing, or only what a run leaves that was killed before it had begun."""
 

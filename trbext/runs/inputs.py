@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..data.demo_models import model_path
+from ..data.demo_models import check_folder, model_path
 from ..data.encoding import encode_prompts
 from ..data.prompt_checks import check_encodings
 from ..data.prompt_order import prompts_of_a_step
-from ..data.prompts import load_prompts
+from ..data.prompts import BUILT_IN, load_prompts
 from ..errors import UsageError
 from ..evaluation.verifiers import check_verifier, verifier_by_name
 from ..models.adapters import base_of, check_no_adapter, tokenizer_path
@@ -25,6 +24,7 @@ from ..models.loading import check_weights, load_tokenizer, named_errors
 from ..models.positions import position_limit
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.config import TRBConfig
+from ..training.fields.checks import check_best_metric
 from ..training.fields.teacher import SELF
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
         name if name == SELF else _known_model("teacher", field, name) for name in map(str, config.teacher_names)
     ]
     config.policy(total_steps=0)
+    check_best_metric(config)
     verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
     # 2. Load the prompts, and check them and their number.
     options = config.model_init_kwargs or {}
@@ -134,14 +135,14 @@ def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) ->
     if arguments.eval_prompts is None:
         return prompts, None
     split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
+    if arguments.eval_prompts in BUILT_IN:
+        del shared["column"]  # it is of the training prompts
     return prompts, load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
 
 
 def _known_model(role: str, name: str, value: str, *, adapter: bool = False) -> str:
     path = model_path(value)
-    # A name that cannot be a Hub id "owner/name" is a folder; transformers would call it a malformed id.
-    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
-        raise UsageError(f"{name}: there is no folder {path}")
+    check_folder(path, name)
     if not adapter:
         check_no_adapter(path, role)
     elif base_of(path) is None:

@@ -73,6 +73,7 @@ def train_run(
     folder = RunFolder(Path(config.output_dir))
     with printing_survives(), ExitStack() as held:
         try:
+            folder.check_name()
             check_one_group(config.world_size)
             if config.process_index == 0:
                 folder.check_unlocked()

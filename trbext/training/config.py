@@ -12,7 +12,14 @@ from trl import DistillationConfig
 from ..limits import is_epsilon, not_an_epsilon
 from ..rollout import Policy
 from ..rollout.plain_sampling import PLAIN_SAMPLING
-from .fields.checks import check_optimization, check_ranges, check_reporters, device_has_bf16
+from .fields.checks import (
+    check_mappings,
+    check_optimization,
+    check_ranges,
+    check_reporters,
+    check_template_options,
+    device_has_bf16,
+)
 from .fields.decoding import DecodingFields
 from .fields.engine import EngineFields, check_engine
 from .fields.length import LengthFields
@@ -140,7 +147,9 @@ class TRBConfig(
         check_reporters(self.report_to)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and device_has_bf16(use_cpu=self.use_cpu)
+        check_mappings(self)
         super().__post_init__()
+        check_template_options(self.chat_template_kwargs)
         check_optimization(self)
         self.check_policy()
         self.choose_loss_of_server()

@@ -88,6 +88,7 @@ class TRBTrainer(EvaluatingTrainer):
         policy: Writes the training prefixes; None is the one that `args.rollout_policy` names.
 
     Raises:
+        TypeError: `args`, `policy`, `verifier` or `train_dataset` is of another type.
         ValueError: There is no teacher, the processing class is that of a vision-language model, a combination of
             options cannot keep its promise, a policy or verifier cannot be called as one, or a prompt cannot be used
             (of a stream, when it comes).

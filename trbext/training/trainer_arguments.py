@@ -46,7 +46,7 @@ class TrainerArguments(NamedTuple):
             tools: Conversations call tools.
 
         Raises:
-            TypeError: `args` is not a `TRBConfig`.
+            TypeError: `args` is not a `TRBConfig`, `policy` no policy, or `verifier` no function.
             ValueError: There is no teacher, a policy or verifier cannot be called as one, options contradict each
                 other, or a model is of a kind that cannot be trained.
         """
@@ -64,11 +64,16 @@ class TrainerArguments(NamedTuple):
             raise ValueError("a teacher is required: pass teacher_model, or set teacher_model_name_or_path")
         check_routing(teacher, args, tools=tools)
         if policy is not None:
+            if not isinstance(policy, Policy):
+                got = f"the class {policy.__name__}" if isinstance(policy, type) else repr(policy)
+                raise TypeError(f"policy must be an object of trbext.rollout.Policy, got {got:.80}")
             args.refuse_altered_sampling("a policy")
             check_policy_methods(type(policy).__name__, policy)
         elif ":" in args.rollout_policy:  # a user's class is made once; it may fail, so before anything is loaded
             policy = args.policy(total_steps=0)
         if verifier is not None:
+            if not callable(verifier):
+                raise TypeError(f"verifier must be a function, got {verifier!r:.80}")
             check_verifier_signature(getattr(verifier, "__name__", "verifier"), verifier)
         elif args.eval_verifier is not None:
             verifier = verifier_by_name(args.eval_verifier)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from python_tests.models.tiny_models import prompts
 from python_tests.runs.door.refusals import refusal, write
 from trbext.cli import main
-from trbext.rollout import Policy
+from trbext.rollout import Policy, TrustRegion
 from trbext.training.config import TRBConfig
 from trbext.training.trainer import TRBTrainer
 
@@ -41,6 +43,17 @@ class Strict(FixedBeta):
 def function(beta=0.5): return beta
 """
 
+FAILING = {  # modules that fail while they are imported
+    "unclosed": "f = (",
+    "unnamed": "f = undefined",
+    "unkeyed": 'f = {}["k"]',
+    "leaves": "raise SystemExit(5)",
+}
+
+
+def named(name: str) -> str:
+    return name if ":" in name or name == "numeric" else f"mine:{name}"
+
 
 VERIFIERS = [
     ("two", "the verifier 'mine:two' must take (prompt, completion, row), but takes (prompt, completion)"),
@@ -52,6 +65,11 @@ VERIFIERS = [
     ("score", "a verifier must return True or False, got 0.5"),
     ("word", "a verifier must return True or False, got 'no'"),
     ("void", "the verifier 'mine:void' could not be imported"),
+    (".mine:two", "a verifier is named as 'module:object', got '.mine:two'"),
+    ("unclosed:f", "the verifier 'unclosed:f' could not be imported: SyntaxError: '(' was never closed (unclosed.py, "),
+    ("unnamed:f", "the verifier 'unnamed:f' could not be imported: NameError: name 'undefined' is not defined"),
+    ("unkeyed:f", "the verifier 'unkeyed:f' could not be imported: KeyError: 'k'"),
+    ("leaves:f", "the verifier 'leaves:f' could not be imported: SystemExit: 5"),
     ("numeric", "the verifier 'numeric' raises on every completion of the first prompts, at first KeyError: 'answer'"),
 ]
 
@@ -65,13 +83,16 @@ POLICIES: list[tuple[str, dict[str, Any] | None, str]] = [
     ("Strict", {"beta": 0.5}, "the rollout policy 'mine:Strict' could not be made: RuntimeError: no"),
     ("function", None, "the rollout policy 'mine:function' must make a trbext.rollout.Policy, got float"),
     ("void", None, "the rollout policy 'mine:void' could not be imported"),
+    ("unclosed:f", None, "the rollout policy 'unclosed:f' could not be imported: SyntaxError: '(' was never closed"),
 ]
 
 
 @pytest.fixture
 def mine(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes a module of the user's in the working folder."""
+    """Writes modules of the user's in the working folder."""
     Path("mine.py").write_text(MODULE, encoding="utf-8")
+    for name, text in FAILING.items():
+        Path(f"{name}.py").write_text(text, encoding="utf-8")
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # __pycache__ would count as a folder that was made
     monkeypatch.syspath_prepend(Path.cwd())
@@ -82,7 +103,7 @@ def mine(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verifiers_that_cannot_judge_are_refused(
     name: str, message: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verifier = name if name == "numeric" else f"mine:{name}"
+    verifier = named(name)
     Path("questions.jsonl").write_text('{"prompt": "1+1="}\n' * 4, encoding="utf-8")
     words = ["--eval_verifier", verifier, "--eval_prompts", "questions.jsonl"]
     assert message in refusal(capsys, "train", write(config), *words)
@@ -113,8 +134,31 @@ def test_policies_that_cannot_write_are_refused(
     config: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    change = {"rollout_policy": f"mine:{name}"} | ({} if kwargs is None else {"rollout_policy_kwargs": kwargs})
+    change = {"rollout_policy": named(name)} | ({} if kwargs is None else {"rollout_policy_kwargs": kwargs})
     assert message in refusal(capsys, "train", write(config | change))
+
+
+def test_the_trainer_refuses_what_is_of_another_type(models: dict[str, str], tmp_path: Path) -> None:
+    def make(**given: Any) -> TRBTrainer:
+        args = TRBConfig(str(tmp_path / "run"), use_cpu=True, report_to="none")
+        return TRBTrainer(models["student"], models["teacher"], args, **{"train_dataset": prompts(8)} | given)
+
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"policy": TrustRegion}, "policy must be an object of trbext.rollout.Policy, got the class TrustRegion"),
+        ({"policy": 5}, "policy must be an object of trbext.rollout.Policy, got 5"),
+        ({"verifier": 5}, "verifier must be a function, got 5"),
+        (
+            {"train_dataset": DatasetDict(train=prompts(8))},
+            "train_dataset must be one dataset, got DatasetDict of train",
+        ),
+        ({"train_dataset": "prompts.jsonl"}, "train_dataset must be one dataset, got 'prompts.jsonl'"),
+    ]
+    for given, message in refused:
+        with pytest.raises(TypeError, match=re.escape(message)):
+            make(**given)
+    with pytest.raises(ValueError, match="train_dataset must be the prompts to train on, got None"):
+        make(train_dataset=None).train()
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
 def test_the_trainer_refuses_objects_that_cannot_write_or_judge(models: dict[str, str], tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ OTHERS = [
     (["plot", "--rollout", "config.yaml", "--epsilon", "-1"], "--epsilon must be a KL budget of at least 0 nats"),
     (["plot", "--rollout", "config.yaml", "--prompt", "999"], "--prompt counts from 0, and there are"),
     (["eval", "{student}", "--prompts", "void.jsonl", "--verifier", "numeric"], "no such file of prompts: void.jsonl"),
+    (["eval", "runs/none/model", *EVAL], "model: there is no folder runs/none/model"),
+    (["eval", "./none", *EVAL, "--engine", "vllm"], "model: there is no folder ./none"),
     (["eval", "{student}", "--prompts", "prompts.jsonl", "--verifier", "nobody"], "a verifier is one of"),
     (
         ["eval", "{student}", "--prompts", "prompts.jsonl", "--verifier", "numeric", "--max-completion-length", "64"],

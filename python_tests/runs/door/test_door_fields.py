@@ -10,6 +10,10 @@ import pytest
 from python_tests.runs.door.refusals import refusal, write
 from trbext.runs.settings import parse_run
 
+EVALUATED = {
+    **{"eval_prompts": "prompts.jsonl", "eval_strategy": "steps", "eval_steps": 1},
+    **{"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True},
+}
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"trb_epsilon": [0.1]}, "trb_epsilon must be one value, got the list [0.1]"),
     ({"trb_epsilon": {"a": 1}}, "trb_epsilon must be one value, got the mapping"),
@@ -23,6 +27,20 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"lr_scheduler_type": 1}, "lr_scheduler_type is text, which YAML reads as 1: quote it"),
     ({"report_to": [1]}, "report_to is a list of text, of which YAML reads an entry as 1: quote it"),
     ({"chat_template_kwargs": "{a"}, "a mapping on the command line is written as JSON, got '{a'"),
+    (
+        {"chat_template_kwargs": {"chat_template": "{{ messages }}"}},
+        "chat_template_kwargs must hold options of the tokenizer's template, got 'chat_template': save the tokenizer",
+    ),
+    (
+        {"chat_template_kwargs": {"chat_template": "{{ messages }}"}, "system_prompt": "Be brief."},
+        "chat_template_kwargs must hold options of the tokenizer's template, got 'chat_template': save the tokenizer",
+    ),
+    ({"chat_template_kwargs": {"tokenize": True}}, "must hold options of the template, got 'tokenize', which is TRL's"),
+    ({"chat_template_kwargs": {1: 2}}, "chat_template_kwargs must have names that are text, got 1"),
+    ({"gradient_checkpointing_kwargs": "[1]"}, "gradient_checkpointing_kwargs must be a mapping, got '[1]'"),
+    ({"model_init_kwargs": "[1]"}, "model_init_kwargs must be a mapping, got '[1]'"),
+    ({"model_init_kwargs": '"abc"'}, "model_init_kwargs must be a mapping, got '\"abc\"'"),
+    ({"accelerator_config": "void.json"}, "accelerator_config must be a mapping or a JSON file that holds one, got 'v"),
     ({"accelerator_config": {"splits": 1}}, "unexpected keyword argument 'splits'"),
     ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be a whole number of at least 1, got 0"),
     ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be a whole number of at least 1, got 0"),
@@ -32,6 +50,8 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": float("inf")}, "learning_rate must be a number >= 0, and finite, got inf"),
     ({"weight_decay": float("nan")}, "weight_decay must be a number >= 0"),
     ({"max_grad_norm": float("nan")}, "max_grad_norm must be a number >= 0"),
+    ({"beta": float("nan")}, "beta must be a number from 0 to 1, got nan"),
+    ({"neftune_noise_alpha": float("nan")}, "neftune_noise_alpha must be a number >= 0, and finite, got nan"),
     ({"adam_beta2": 1}, "adam_beta2 must be a number with 0 <= x < 1, got 1.0"),
     ({"max_steps": 0}, "max_steps must be at least 1, or -1 for num_train_epochs, got 0"),
     ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs must be a number > 0, and finite, got 0.0"),
@@ -62,6 +82,16 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
         {"loss_top_k": 65},
         "loss_top_k must be at most the 64 tokens that the models share, got 65: leave it out for the",
     ),
+    (
+        EVALUATED | {"metric_for_best_model": "nonsense"},
+        "metric_for_best_model must be one of eval_loss, eval_runtime, eval_samples_per_second, eval_steps_per_second, "
+        "got 'nonsense'",
+    ),
+    (
+        EVALUATED | {"metric_for_best_model": "eval_entropy", "eval_verifier": "numeric"},
+        "eval_pass@1, eval_pass@1_runtime, eval_pass@1_tokens_per_second, eval_verifier_errors, got 'eval_entropy'",
+    ),
+    (EVALUATED | {"metric_for_best_model": "pass@1"}, "metric_for_best_model pass@1 needs eval_verifier, which judges"),
     (
         {"resume_from_checkpoint": "run/checkpoint-1"},
         "is no field of a run, which continues from its last checkpoint wit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -151,14 +152,32 @@ def broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{", encoding="utf-8")
 
 
+def no_positions(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"max_position_embeddings": 0}), encoding="utf-8"
+    )
+
+
+def eos_as_text(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": "2"}', encoding="utf-8")
+
+
 FILES: list[tuple[Callable[[Path], None] | None, dict[str, Any], str]] = [
     (no_tokenizer, {}, "student"),
     (broken_tokenizer, {}, "student"),
     (broken_config, {}, "student/config.json"),
+    (
+        eos_as_text,
+        {},
+        "eos_token_id in the generation_config.json of the student student must be a number or several, ",
+    ),
+    (no_positions, {}, "max_position_embeddings in the configuration of student must be at least 1, got 0"),
     (None, {"model_init_kwargs": {"layers": 3}}, "got an unexpected keyword argument 'layers'"),
     (None, {"model_init_kwargs": {"dtype": "float99"}}, "got float99"),
     (None, {"teacher_model_init_kwargs": {"layers": 3}}, "got an unexpected keyword argument 'layers'"),
     (None, {"model_name_or_path": "nowhere"}, "nowhere"),
+    (None, {"output_dir": "o" * 300}, "output_dir must be a path that can be made, got oooo"),
     (None, {"output_dir": "prompts.jsonl"}, "output_dir prompts.jsonl must be a folder, got a file"),
 ]
 

@@ -22,6 +22,7 @@ ROW = {"prompt": "1+1=", "answer": "2"}
 
 
 MESSAGES = [{"role": "user", "content": "1+1="}]
+SHARED = [{"from": "human", "value": "1+1="}, {"from": "gpt", "value": "2"}]
 
 
 # The prompts' file (rows, or its bytes), changes of the configuration, and what is said; if a "|" divides it, one or
@@ -43,6 +44,20 @@ PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
     ([ROW, ROW | {"prompt": MESSAGES}], {}, "row 2 must be text, as the first one|line 2: 'prompt' is of type list"),
     ([{"prompt": ["1+1="]}], {}, "the prompt of row 1 must hold messages with a role and a content, got '1+1='"),
     ([{"prompt": [{"role": "user"}]}], {}, "must hold messages with a role and a content, got {'role': 'user'}"),
+    (
+        [{"prompt": SHARED}, {"prompt": None}],
+        {},
+        "the prompt of row 2 must be a list of messages, as the first one, got None",
+    ),
+    (
+        [{"prompt": SHARED}, {"prompt": MESSAGES}],
+        {},
+        "the prompt of row 2 must hold messages with 'from' and 'value', as the first one, got {",
+    ),
+    ([{"prompt": SHARED}, {"prompt": SHARED[1:]}], {}, "row 2 must hold a message from 'human', got ['gpt']"),
+    ([{"prompt": [{"from": "human", "value": None}]}], {}, "row 1 must be text or a list of messages, got None"),
+    ([ROW | {"image": "x.png"}] * 4, {}, "must be prompts of text only, got a column 'image': remove or rename it"),
+    ([ROW | {"images": ["x.png"]}] * 4, {}, "must be prompts of text only, got a column 'images': remove or rename it"),
     ([{"prompt": MESSAGES}] * 4, {}, "need a chat template, and the tokenizer of"),
     ([ROW] * 4, {"system_prompt": "Be brief."}, "need a chat template, and the tokenizer of"),
     ([ROW] * 4, {"system_prompt": "Be brief.", "max_prompt_length": 9}, "need a chat template, and the tokenizer of"),
@@ -62,6 +77,14 @@ PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
     ),
     ([ROW] * 4, {"prompts": "."}, "prompts '.' are neither 'demo', a .jsonl, .json, .parquet, .csv file, nor a folder"),
     ([ROW] * 4, {"prompts": "folder.jsonl"}, "prompts 'folder.jsonl' must be a file, got a folder"),
+    ([ROW], {"prompts": "demo", "prompts_where": "a=b"}, "prompts_where must be left out with the built-in prompts 'd"),
+    ([ROW], {"prompts": "demo", "prompt_column": "x"}, "prompt_column must be left out with the built-in prompts 'dem"),
+    ([ROW], {"prompts": "demo", "system_prompt": "x"}, "system_prompt must be left out with the built-in prompts 'dem"),
+    (
+        [ROW],
+        {"prompts": "demo", "max_prompt_length": 9},
+        "max_prompt_length must be left out with the built-in prompts",
+    ),
     ([ROW] * 4, {"prompts": "broken.parquet"}, "prompts 'broken.parquet': "),
     ([ROW] * 4, {"prompts": "broken.csv"}, "prompts 'broken.csv': "),
     ([ROW] * 4, {"eval_strategy": "steps"}, "eval_strategy steps needs eval_prompts, the held-out prompts"),

@@ -35,6 +35,15 @@ def test_words_are_found_in_any_case_with_a_space_or_without_and_below_the_commo
     assert ids_of_words(tokenizer_of(TEXTS), ["xyz", ""], 20) == ()
 
 
+def test_a_tokenizer_without_an_unknown_token_skips_the_words_that_it_cannot_write() -> None:
+    for texts, found in ((["<pad>", "wait", "\n\n"], (1,)), (["<pad>", "1", "2"], ())):
+        model = models.WordLevel({text: index for index, text in enumerate(texts)}, unk_token="[UNK]")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), pad_token="<pad>")
+        assert ids_of_words(tokenizer, REFLECTION_WORDS.split(","), len(texts)) == found
+    with pytest.raises(ValueError, match=r"relay_words must hold a word that is one token .*; name another, or leave"):
+        config(rollout_policy="relay").read_tokenizer(tokenizer, len(texts))
+
+
 def test_boundaries_are_the_tokens_that_hold_the_text() -> None:
     run = config(rollout_policy="relay")
     run.read_tokenizer(tokenizer_of(TEXTS), len(TEXTS))

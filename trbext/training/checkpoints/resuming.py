@@ -57,8 +57,11 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         Raises:
             IncompleteCheckpoint: (a ValueError) a file of the checkpoint is missing or cut short, or its weights are
                 not those of the student, or its optimizer is another.
+            ValueError: The trainer was made without a train_dataset.
             NonFiniteTraining: (a FloatingPointError) a loss or gradient is NaN or infinite.
         """
+        if self.train_dataset is None:
+            raise ValueError("train_dataset must be the prompts to train on, got None")
         if not any(isinstance(callback, OwnCadence) for callback in self.callback_handler.callbacks):
             self.add_callback(OwnCadence())
         checkpoint = self._checked(resume_from_checkpoint)

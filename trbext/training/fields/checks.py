@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,8 @@ _RANGES: dict[str, _Range] = {
     "top_k": _AT_LEAST_0,
     "min_p": _Range("a share with 0 <= min_p <= 1", lambda value: 0 <= value <= 1),
     "repetition_penalty": _ABOVE_0,
+    "beta": _Range("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "neftune_noise_alpha": _AT_LEAST_0,
     # of a run's prompts
     "prompts_limit": _COUNT,
     "eval_prompts_limit": _COUNT,
@@ -64,6 +67,21 @@ _RANGES: dict[str, _Range] = {
 }
 
 
+_MAPPINGS = (
+    *("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "model_init_kwargs"),
+    *("teacher_model_init_kwargs", "generation_kwargs", "chat_template_kwargs"),
+)
+_MAPPINGS_OR_FILES = ("accelerator_config", "fsdp_config")
+
+# What an evaluation returns, after its prefix; `eval_pass@1` and its like need a verifier. TRL adds the rest, such as
+# eval_entropy, only when it logs, which is too late to choose a checkpoint by it.
+_EVALUATED = ("loss", "runtime", "samples_per_second", "steps_per_second")
+_VERIFIED = ("pass@1", "pass@1_runtime", "pass@1_tokens_per_second", "verifier_errors")
+
+# What TRL itself passes to the tokenizer's apply_chat_template: Python refuses it twice, but only at the first step.
+_OF_THE_TRAINER = {"conversation", "tools", "add_generation_prompt", "tokenize", "return_dict"}
+
+
 def check_ranges(fields: Any) -> None:
     """Checks the fields of the dataclass `fields`; None is left to its default.
 
@@ -74,6 +92,61 @@ def check_ranges(fields: Any) -> None:
         value = getattr(fields, name, None)
         if value is not None and not range_.holds(value):
             raise ValueError(f"{name} must be {range_.words}, got {value}")
+
+
+def check_mappings(config: Any) -> None:
+    """Checks that the fields of a `TRBConfig` that are mappings are, or JSON of one, which transformers reads.
+
+    Raises:
+        ValueError: One is something else, or names a file that does not exist.
+    """
+    for name in (*_MAPPINGS, *_MAPPINGS_OR_FILES):
+        value = getattr(config, name, None)
+        if not isinstance(value, str):
+            if name in _MAPPINGS and not (value is None or isinstance(value, dict)):
+                raise ValueError(f"{name} must be a mapping, got {value!r:.80}")
+        elif not value.startswith("{"):
+            if name in _MAPPINGS:
+                raise ValueError(f"{name} must be a mapping, got {value!r:.80}")
+            if value and not Path(value).is_file():
+                raise ValueError(f"{name} must be a mapping or a JSON file that holds one, got {value!r:.80}")
+
+
+def check_template_options(options: Any) -> None:
+    """Checks the options of the chat template, `chat_template_kwargs`.
+
+    Raises:
+        ValueError: One is no option, but set by the tokenizer or the trainer.
+    """
+    for name in options or ():
+        if not isinstance(name, str):
+            raise ValueError(f"chat_template_kwargs must have names that are text, got {name!r}")
+        if name == "chat_template":
+            raise ValueError(
+                "chat_template_kwargs must hold options of the tokenizer's template, got 'chat_template': save the "
+                "tokenizer with this template instead"
+            )
+        if name in _OF_THE_TRAINER:
+            raise ValueError(f"chat_template_kwargs must hold options of the template, got {name!r}, which is TRL's")
+
+
+def check_best_metric(config: Any) -> None:
+    """Checks that the evaluations of a `TRBConfig` will have its `metric_for_best_model`.
+
+    Raises:
+        ValueError: They will not.
+    """
+    name = config.metric_for_best_model
+    if name is None or config.eval_strategy == "no":
+        return
+    known = _EVALUATED if config.eval_verifier is None else (*_EVALUATED, *_VERIFIED)
+    stem = name.removeprefix("eval_")
+    if stem in known:
+        return
+    if stem in _VERIFIED:
+        raise ValueError(f"metric_for_best_model {name} needs eval_verifier, which judges the completions")
+    listed = ", ".join(f"eval_{each}" for each in known)
+    raise ValueError(f"metric_for_best_model must be one of {listed}, got {name!r}")
 
 
 def check_reporters(report_to: str | Iterable[str]) -> None:

@@ -90,7 +90,7 @@ class TurnFields:
             if not words:
                 raise ValueError(
                     f"relay_words must hold a word that is one token of the student, got {self.relay_words!r}; "
-                    "leave it empty for any token"
+                    "name another, or leave it empty for any token"
                 )
         if self.relay_boundary:
             texts = tokenizer.batch_decode([[token] for token in range(min(width, len(tokenizer)))])
@@ -121,9 +121,18 @@ class TurnFields:
 def ids_of_words(tokenizer: Any, words: Sequence[str], width: int) -> tuple[int, ...]:
     """Returns the tokens below `width` that are one of the words, in any case, with a space before it or not."""
     variants = [space + form for word in words for form in _cases(word.strip()) for space in ("", " ")]
-    encoded = (tokenizer.encode(text, add_special_tokens=False) for text in variants if text.strip())
+    encoded = (_encoded(tokenizer, text) for text in variants if text.strip())
     unknown = tokenizer.unk_token_id
     return tuple(sorted({ids[0] for ids in encoded if len(ids) == 1 and ids[0] < width and ids[0] != unknown}))
+
+
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    """Returns the ids of a text; none if the tokenizer cannot write it."""
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    except Exception:  # tokenizers raises no other kind for text outside a vocabulary without an unknown token
+        return []
+    return ids
 
 
 def _cases(word: str) -> Iterable[str]:

@@ -76,6 +76,15 @@ def index_lost(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
 
 
+def generation_config_cut_short(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def generation_config_of_a_list(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("[1, 2]", encoding="utf-8")
+
+
 GATE = "'model.layers.0.mlp.gate_proj.weight'"
 
 
@@ -89,6 +98,8 @@ CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (cut_short, "cannot be loaded: SafetensorError: Error while deserializing header"),
     (shard_cut_short, "cannot be loaded: SafetensorError: Error while deserializing header"),
     (shard_lost, "No such file or directory: "),
+    (generation_config_cut_short, "cannot be loaded: generation_config.json is not valid JSON"),
+    (generation_config_of_a_list, "cannot be loaded: generation_config.json must hold a JSON object, got list"),
     (index_lost, "no file named model.safetensors, or pytorch_model.bin, found in directory "),
 ]
 

@@ -25,6 +25,7 @@ from ..training.fields.teacher import SELF
 from ..training.lora import lora, save_merged
 from ..training.metrics.metric_table import first_and_last
 from ..training.model_card import Provenance, name_of
+from ..training.student import check_can_be_saved
 from ..training.trainer import TRBTrainer
 from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
 from .folder import RunFolder, left_as_it_was
@@ -191,6 +192,9 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
         callbacks=callbacks,
         peft_config=None if arguments.lora_rank is None else lora(arguments.lora_rank, config),
     )
+    if arguments.lora_rank is not None:  # it is saved merged, with the configuration of its base
+        adapted: Any = trainer.accelerator.unwrap_model(trainer.model)
+        check_can_be_saved(adapted.get_base_model(), inputs.tokenizer)
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
     served = isinstance(inputs.teacher, RemoteTeacher)

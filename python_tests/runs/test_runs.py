@@ -150,6 +150,18 @@ def test_a_run_whose_steps_depend_on_its_length_cannot_be_extended(
     check_changes({"vllm_server_base_url": "http://a:8000 -> http://b:8000"}, config)
 
 
+@pytest.mark.parametrize("kind", ["reduce_lr_on_plateau", "greedy"])
+def test_a_learning_rate_by_evaluations_keeps_them(tmp_path: Path, kind: str) -> None:
+    config = parse_settings(tiny_run(tmp_path, lr_scheduler_type=kind, logging_steps=5, eval_strategy="epoch"))[1]
+    for name in ("eval_steps", "eval_strategy", "eval_on_start", "eval_delay"):
+        with pytest.raises(ValueError, match=rf"other evaluations \({name}: 1 -> 2\), and lr_scheduler_type '{kind}'"):
+            check_changes({name: "1 -> 2"}, config)
+    check_changes({"logging_steps": "1 -> 5"}, config)
+    config.eval_strategy, config.eval_steps = "steps", 5  # as transformers sets it if only logging_steps is given
+    with pytest.raises(ValueError, match=r"other evaluations \(logging_steps: 1 -> 5\)"):
+        check_changes({"logging_steps": "1 -> 5"}, config)
+
+
 def test_a_changed_length_that_does_not_fit_is_refused_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

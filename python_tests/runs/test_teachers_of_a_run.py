@@ -83,3 +83,8 @@ def test_an_adapter_trains_toward_its_base(tmp_path: Path, capsys: pytest.Captur
     assert trb("train", path, "--output_dir", str(killed), "--resume") == 0
     again = load_file(killed / "model" / "adapter_model.safetensors")
     assert all(torch.equal(after[name], again[name]) for name in after)
+    capsys.readouterr()
+    shutil.rmtree(killed / "model")
+    tiny_llama(4).save_pretrained(tmp_path / "student")  # the teacher, and most of the student
+    assert trb("train", path, "--output_dir", str(killed), "--resume") == 2
+    assert "was started with other contents of the student, which have changed since" in capsys.readouterr().err

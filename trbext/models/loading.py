@@ -7,9 +7,11 @@ drops weights of the checkpoint.
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +53,7 @@ def load_for_training(path: str, role: str, **kwargs: Any) -> PreTrainedModel:
         OSError, ValueError: As transformers; a PEFT adapter, which is no whole model.
     """
     check_no_adapter(path, role)
+    check_generation_config(path, role)
     with reported_once(), named_errors(path, role):
         model, report = create_model_from_path(path, **kwargs | _REPORTED)
     check_report(path, role, model, report)
@@ -76,6 +79,7 @@ def load_for_inference(path: str, role: str, device: torch.device | str, **kwarg
     options: dict[str, Any] = {"dtype": "auto"} | kwargs
     with reported_once(), named_errors(path, role):
         base = base_of(path)
+        check_generation_config(base or path, role)
         loaded: Any = AutoModelForCausalLM.from_pretrained(base or path, **options | _REPORTED)
     model, report = loaded
     check_report(base or path, role, model, report)
@@ -98,6 +102,7 @@ def check_weights(path: str, role: str, config: PreTrainedConfig, **kwargs: Any)
         IncompleteWeights: As `load_for_training`.
         ValueError: As `load_for_training`.
     """
+    check_generation_config(path, role)
     later = hasattr(config, "quantization_config") or not {"quantization_config", "tp_plan"}.isdisjoint(kwargs)
     try:
         with reported_once(), named_errors(path, role):
@@ -107,6 +112,31 @@ def check_weights(path: str, role: str, config: PreTrainedConfig, **kwargs: Any)
             return
         raise
     check_report(path, role, model, report)
+
+
+def check_generation_config(path: str, role: str) -> None:
+    """Checks the generation_config.json in a model's folder, if there is one.
+
+    transformers takes a damaged one for none, and the EOS ids, which end rollouts, from config.json.
+
+    Args:
+        path: A folder, or a name on the Hub, of which nothing is checked.
+        role: "student" or "teacher", for messages.
+
+    Raises:
+        ValueError: It is not JSON, or holds no object.
+    """
+    file = Path(path) / "generation_config.json"
+    if not file.is_file():
+        return
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the {role} {path} cannot be loaded: {file.name} is not valid JSON") from error
+    if not isinstance(held, dict):
+        raise ValueError(
+            f"the {role} {path} cannot be loaded: {file.name} must hold a JSON object, got {type(held).__name__}"
+        )
 
 
 def load_tokenizer(path: str, role: str, **kwargs: Any) -> PreTrainedTokenizerBase:

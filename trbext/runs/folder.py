@@ -20,7 +20,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..data.yaml_file import dump_yaml, read_yaml
+from ..errors import UsageError
 from ..training.checkpoints.completeness import weight_files
+from ..training.checkpoints.contents import state_fault
 from ..training.metrics.metric_table import Metrics
 
 
@@ -109,11 +111,14 @@ class RunFolder:
                 pass
 
     def last_checkpoint(self) -> Path | None:
-        """Returns the complete checkpoint of the highest step: the trainer writes trainer_state.json last."""
+        """Returns the checkpoint of the highest step that was written to its end: trainer_state.json comes last.
+
+        One of which a file was damaged since is returned as well, and refused by name when it is to be resumed.
+        """
         found = [
             (int(match[1]), folder)
             for folder in self.path.glob("checkpoint-*")
-            if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and _is_json(folder / "trainer_state.json")
+            if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and _is_whole(folder / "trainer_state.json")
         ]
         return max(found)[1] if found else None
 
@@ -138,10 +143,25 @@ class RunFolder:
         partial.replace(self._origin)
 
     def origin(self) -> dict[str, Any]:
-        """Returns the origin that `write_origin` wrote, an empty dictionary for a run that began without one."""
+        """Returns the origin that `write_origin` wrote, an empty dictionary for a run that began without one.
+
+        Raises:
+            UsageError: The file is damaged.
+        """
         if not self._origin.exists():
             return {}
-        origin: dict[str, Any] = json.loads(self._origin.read_text(encoding="utf-8"))
+        text = _read(self._origin)
+        remedy = "delete it to resume without knowing whether prompts and models are the same"
+        try:
+            origin = json.loads(text)
+        except (ValueError, RecursionError):
+            got = f"{text[:40]!r}" if text else "an empty file"
+            raise UsageError(f"{self._origin} must be JSON, got {got}: {remedy}") from None
+        if not isinstance(origin, dict):
+            raise UsageError(f"{self._origin} must hold a JSON object, got {type(origin).__name__}: {remedy}")
+        for name in ("processes", "rollouts_per_step"):
+            if type(origin.get(name, 1)) is not int:
+                raise UsageError(f"{self._origin}: {name} must be a whole number, got {origin[name]!r}: {remedy}")
         return origin
 
     def is_finished(self, *, with_curves: bool = False) -> bool:
@@ -152,10 +172,9 @@ class RunFolder:
         """
         if with_curves and not (self.model / f"curves{self.plot.suffix}").exists():
             return False
-        try:
-            state = json.loads((self.model / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        if state_fault(self.model / "trainer_state.json") is not None:
             return False
+        state = json.loads((self.model / "trainer_state.json").read_text(encoding="utf-8"))
         return bool(state["global_step"] >= state["max_steps"] and weight_files(self.model))
 
     def forget_finish(self) -> None:
@@ -174,15 +193,25 @@ class RunFolder:
         self.partial_model.replace(self.model)
 
     def read_metrics(self) -> list[Metrics]:
-        """Returns the lines of metrics.jsonl in order, without a line that a kill cut short."""
+        """Returns the lines of metrics.jsonl in order, without a line that a kill cut short.
+
+        Raises:
+            UsageError: The file is damaged.
+        """
         if not self.metrics.exists():
             return []
         lines = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+        for number, text in enumerate(_read(self.metrics).splitlines(), 1):
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (json.JSONDecodeError, RecursionError):
                 continue
+            if not isinstance(line, dict) or type(line.get("step")) is not int:
+                raise UsageError(
+                    f"{self.metrics} line {number} must hold metrics with a whole number as 'step', got {text[:60]!r}: "
+                    "delete the line"
+                )
+            lines.append(line)
         return lines
 
     def append_metrics(self, line: Metrics) -> None:
@@ -220,9 +249,24 @@ def _json_line(line: Metrics) -> str:
     return json.dumps(finite) + "\n"
 
 
-def _is_json(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
+    """Returns whether a file of JSON was written to its end, whatever it holds."""
     try:
         json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return False
+    except (UnicodeDecodeError, RecursionError):  # a kill leaves no such file
+        return True
     return True
+
+
+def _read(path: Path) -> str:
+    """Returns the text of a file; UsageError if there is none in it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} must be UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error

@@ -8,7 +8,7 @@ from typing import Any
 from ..training.config import TRBConfig
 
 # They say how often and to which place the run is logged, evaluated and saved, and where its server is. No step depends
-# on them.
+# on them, but for `_OF_EVALUATIONS`.
 FREE_ON_RESUME = {
     *("output_dir", "save_steps", "save_total_limit", "save_strategy", "report_to", "run_name", "disable_tqdm"),
     *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_completions"),
@@ -21,6 +21,9 @@ OF_A_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 LENGTH = {"max_steps", "num_train_epochs"}
 # Learning rates that do not know how many steps there will be.
 _OPEN_ENDED = {"constant", "constant_with_warmup", "inverse_sqrt"}
+# Learning rates that take a step at each evaluation, by its outcome.
+_BY_EVALUATION = {"reduce_lr_on_plateau", "greedy"}
+_OF_EVALUATIONS = {"eval_steps", "eval_strategy", "eval_on_start", "eval_delay"}
 _DURATIONS = ("warmup_steps", "trb_warmup_steps", "temperature_warmup_steps", "sft_steps", "veto_steps")
 
 
@@ -45,6 +48,19 @@ def check_changes(changed: Mapping[str, str], config: TRBConfig, *, other_proces
     refused = ", ".join(f"{name}: {change}" for name, change in changed.items() if name not in free)
     if refused:
         raise ValueError(f"was started with other settings ({refused}); a resumed run repeats its own")
+    kind = _schedule(config)
+    if kind in _BY_EVALUATION:
+        # transformers evaluates every logging_steps if eval_steps is not set.
+        every = (
+            {"logging_steps"} if config.eval_strategy == "steps" and config.eval_steps == config.logging_steps else ()
+        )
+        evaluations = _OF_EVALUATIONS.union(every)
+        refused = ", ".join(f"{name}: {change}" for name, change in changed.items() if name in evaluations)
+        if refused:
+            raise ValueError(
+                f"was started with other evaluations ({refused}), and lr_scheduler_type {kind!r} takes a step at each: "
+                "a resumed run repeats its own"
+            )
     for name in sorted(LENGTH & changed.keys()):
         reason = _depends_on_length(config)
         if reason:
@@ -54,8 +70,12 @@ def check_changes(changed: Mapping[str, str], config: TRBConfig, *, other_proces
             )
 
 
+def _schedule(config: TRBConfig) -> str:
+    return str(getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type))
+
+
 def _depends_on_length(config: TRBConfig) -> str | None:
-    kind = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    kind = _schedule(config)
     if kind not in _OPEN_ENDED:
         return f"lr_scheduler_type {kind!r} depends on it"
     for name in _DURATIONS:

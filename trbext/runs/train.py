@@ -19,11 +19,13 @@ from ..data.demo_models import model_path
 from ..errors import Interrupted, UsageError, VerifierFailed
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
+from ..training.checkpoints.contents import STATE, state_fault
 from ..training.config import TRBConfig
 from ..training.fields.teacher import SELF
 from ..training.lora import lora, save_merged
 from ..training.metrics.metric_table import first_and_last
 from ..training.model_card import Provenance, name_of
+from ..training.student import check_can_be_saved
 from ..training.trainer import TRBTrainer
 from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
 from .folder import RunFolder, left_as_it_was
@@ -86,7 +88,8 @@ def train_run(
                 print(f"{folder.path} is finished: its last step is trained and {folder.model} is saved")
             return folder
         checkpoint = folder.last_checkpoint() if going_on else None
-        if checkpoint is not None and 0 < config.max_steps < step_of(checkpoint):
+        damaged = checkpoint is not None and state_fault(checkpoint / STATE) is not None  # refused when it is loaded
+        if checkpoint is not None and not damaged and 0 < config.max_steps < step_of(checkpoint):
             raise UsageError(
                 f"{folder.path} has trained {step_of(checkpoint)} steps, more than max_steps {config.max_steps}"
             )
@@ -190,6 +193,9 @@ def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -
         callbacks=callbacks,
         peft_config=None if arguments.lora_rank is None else lora(arguments.lora_rank, config),
     )
+    if arguments.lora_rank is not None:  # it is saved merged, with the configuration of its base
+        adapted: Any = trainer.accelerator.unwrap_model(trainer.model)
+        check_can_be_saved(adapted.get_base_model(), inputs.tokenizer)
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
     served = isinstance(inputs.teacher, RemoteTeacher)
@@ -223,6 +229,7 @@ def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool, conf
     if before is None:
         raise UsageError(f"nothing to resume: {folder.config} does not exist")
     origin = folder.origin()
+    folder.read_metrics()  # a damaged file ends the run here, and not when its first metrics are written
     changed = changes(before, settings)
     try:
         if origin.get("processes", config.world_size) != config.world_size:

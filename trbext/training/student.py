@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import PartialState
@@ -43,7 +45,7 @@ def load_student(path: str, args: TRBConfig, quantization: BitsAndBytesConfig | 
     return model
 
 
-def check_saveable(model: Any) -> None:
+def check_not_compiled(model: Any) -> None:
     """Checks that the weights of the student will be saved under their own names.
 
     Raises:
@@ -67,6 +69,39 @@ def check_trains(model: Any) -> None:
             f"the student {type(model).__name__} must have a parameter that requires a gradient, got none: call "
             "requires_grad_(True) on what is to be trained"
         )
+
+
+def check_can_be_saved(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Checks that the configurations of a student can be saved: transformers loads some that it refuses to save.
+
+    Args:
+        model: Whole, with the EOS ids that it will be saved with: an altered generation config is judged more strictly.
+        tokenizer: Its special tokens replace those of the model when training begins.
+
+    Raises:
+        ValueError: One cannot be saved, and neither could the trained model.
+    """
+    for name in ("config", "generation_config"):
+        held: Any = copy.deepcopy(getattr(model, name, None))
+        if held is None:
+            continue
+        ids = held.get_text_config() if name == "config" else held
+        for special in ("pad_token_id", "bos_token_id"):
+            if getattr(tokenizer, special, None) is not None:
+                setattr(ids, special, getattr(tokenizer, special))
+        if name == "generation_config" and getattr(tokenizer, "eos_token_id", None) is not None:
+            stops = held.eos_token_id if isinstance(held.eos_token_id, list) else [held.eos_token_id]
+            if tokenizer.eos_token_id not in stops:
+                held.eos_token_id = [tokenizer.eos_token_id, *(stop for stop in stops if stop is not None)]
+        try:
+            with TemporaryDirectory() as folder:
+                held.save_pretrained(folder)
+        except Exception as error:  # of the class that the configuration's own checks raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+            raise ValueError(
+                f"the student's {name}.json must be one that transformers saves, or the trained model would be lost, "
+                f"got {reason}"
+            ) from error
 
 
 def load_processing_class(path: str, args: TRBConfig) -> Any:

@@ -47,7 +47,14 @@ from .metrics.rollout_metrics import drafting_metrics, engine_metrics, rollout_m
 from .model_card import PAPER, Provenance, name_of
 from .rollout_length import RolloutLength
 from .sharding import check_can_unshard, whole_for_decoding
-from .student import check_saveable, check_trains, load_processing_class, load_student, without_init_kwargs
+from .student import (
+    check_can_be_saved,
+    check_not_compiled,
+    check_trains,
+    load_processing_class,
+    load_student,
+    without_init_kwargs,
+)
 from .supervision.facts import facts_of_tokens
 from .supervision.prefix import cut_to_prefix
 from .teachers.loading import DescribedTeacher, offloaded, prepare_teacher, teacher_and_tokenizer
@@ -90,8 +97,8 @@ class TRBTrainer(EvaluatingTrainer):
     Raises:
         TypeError: `args`, `policy`, `verifier` or `train_dataset` is of another type.
         ValueError: There is no teacher, the processing class is that of a vision-language model, a combination of
-            options cannot keep its promise, a policy or verifier cannot be called as one, or a prompt cannot be used
-            (of a stream, when it comes).
+            options cannot keep its promise, the trained student could not be saved, a policy or verifier cannot be
+            called as one, or a prompt cannot be used (of a stream, when it comes).
         IncompleteWeights: (a ValueError) the checkpoint of a model given by a path lacks some of its weights, or holds
             others.
         VocabularyMismatch: (a ValueError) tokenizers or EOS ids do not fit together.
@@ -120,7 +127,7 @@ class TRBTrainer(EvaluatingTrainer):
         policy: Policy | None = None,
     ) -> None:
         # 1. Complete and check the arguments, before anything is loaded.
-        check_saveable(model)
+        check_not_compiled(model)
         args, teacher_model, policy, verifier = TrainerArguments.checked(
             model, teacher_model, args, policy, verifier, tools=bool(tools)
         )
@@ -157,6 +164,9 @@ class TRBTrainer(EvaluatingTrainer):
         )
         self.alignment = align(self.model, teacher, self._tokenizer, teacher_tokenizer)
         stop_with_all_eos_ids(self.model, self.alignment)
+        # A model that was given and is never saved here is the caller's to save. Of an adapter, PEFT saves its own.
+        if (loaded_here or args.save_strategy != "no") and not hasattr(self.model, "peft_config"):
+            check_can_be_saved(self.model, self._tokenizer)
         args.read_tokenizer(self._tokenizer, self.alignment.width)
         # 4. Choose the loss, and see whether these models can be decoded and trained.
         check_can_unshard(self._dist, args, tools=bool(tools))

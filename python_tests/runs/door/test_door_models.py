@@ -77,6 +77,15 @@ def index_lost(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
 
 
+def generation_config_cut_short(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def generation_config_of_a_list(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("[1, 2]", encoding="utf-8")
+
+
 GATE = "'model.layers.0.mlp.gate_proj.weight'"
 
 
@@ -90,6 +99,8 @@ CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (cut_short, "cannot be loaded: SafetensorError: Error while deserializing header"),
     (shard_cut_short, "cannot be loaded: SafetensorError: Error while deserializing header"),
     (shard_lost, "No such file or directory: "),
+    (generation_config_cut_short, "cannot be loaded: generation_config.json is not valid JSON"),
+    (generation_config_of_a_list, "cannot be loaded: generation_config.json must hold a JSON object, got list"),
     (index_lost, "no file named model.safetensors, or pytorch_model.bin, found in directory "),
 ]
 
@@ -194,6 +205,40 @@ def test_models_that_cannot_be_loaded_are_refused(
     if damage is not None:
         damage(Path("student"))
     assert message in refusal(capsys, "train", write(config | {"model_name_or_path": "student"} | change))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"output_attentions": True}, "the student's config.json must be one that transformers saves"),
+        (
+            "generation_config.json",
+            {"do_sample": False, "temperature": 0.5},
+            "the student's generation_config.json must be one that transformers saves",
+        ),
+    ],
+)
+@pytest.mark.parametrize("fields", [{}, {"lora_rank": 2}])
+def test_a_student_that_could_not_be_saved_is_refused_before_it_is_trained(
+    file: str,
+    change: dict[str, Any],
+    message: str,
+    fields: dict[str, Any],
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(config["model_name_or_path"], "student")
+    held = json.loads(Path("student", file).read_text(encoding="utf-8"))
+    Path("student", file).write_text(json.dumps(held | change), encoding="utf-8")
+    shutil.copytree(config["teacher_model_name_or_path"], "teacher")
+    # A teacher's further EOS id alters the student's generation config, which is judged more strictly then.
+    stops = Path("teacher", "generation_config.json")
+    held = json.loads(stops.read_text(encoding="utf-8")) | {"eos_token_id": [1, 2]}
+    stops.write_text(json.dumps(held), encoding="utf-8")
+    models = {"model_name_or_path": "student", "teacher_model_name_or_path": "teacher"}
+    line = refusal(capsys, "train", write(config | models | fields))
+    assert message in line
+    assert "or the trained model would be lost, got " in line
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-STATE = "trainer_state.json"  # written last by transformers
+from .contents import STATE, index_fault, state_fault, torch_fault
 
 
 class IncompleteCheckpoint(ValueError):
-    """A checkpoint lacks a file, or holds one that was cut short."""
+    """A checkpoint lacks a file, or holds one that was cut short or damaged."""
 
 
 def check_checkpoint(checkpoint: Path, processes: int = 1, process: int = 0, *, sharded: bool = False) -> None:
@@ -41,7 +41,8 @@ def check_checkpoint(checkpoint: Path, processes: int = 1, process: int = 0, *, 
 
 
 def step_of(checkpoint: Path) -> int:
-    """Returns the number of optimizer steps that were finished when `checkpoint` was written."""
+    """Returns the number of optimizer steps that were finished when `checkpoint`, whose state has no fault, was
+    written."""
     return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"])
 
 
@@ -56,10 +57,15 @@ def _fault(checkpoint: Path, processes: int, process: int, sharded: bool) -> str
         why = " (save_only_model leaves it out)" if len(missing) == len(needed) else ""
         return f"{missing[0]}, the {needed[missing[0]]}, is missing{why}"
     for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and _is_cut_short(path):
+        if path.is_file() and path.name != STATE and _is_cut_short(path):
             return f"{path.relative_to(checkpoint)} was cut short"
     if not (checkpoint / STATE).is_file():
         return f"{STATE} is missing"
+    faults = [state_fault(checkpoint / STATE, to_load=True), *map(index_fault, sorted(checkpoint.glob("*.index.json")))]
+    faults += [torch_fault(checkpoint / name) for name in needed]
+    for fault in faults:
+        if fault is not None:
+            return fault
     if not sharded and not weight_files(checkpoint):
         return "its weights, model.safetensors, are missing"
     return None
@@ -74,10 +80,13 @@ def _is_of_other_processes(checkpoint: Path, processes: int) -> bool:
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """Returns the files of weights in a folder; an empty list if one that its index names is missing."""
+    """Returns the files of weights in a folder; an empty list if one that its index names is missing, or the index is
+    damaged."""
     names = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
     found = [path for name in names for path in checkpoint.glob(name)]
     for index in checkpoint.glob("*.index.json"):
+        if index_fault(index) is not None:
+            return []
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if any(not (checkpoint / shard).is_file() for shard in shards):
             return []

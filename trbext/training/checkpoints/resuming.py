@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +93,8 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _named(checkpoint, "its optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # inside accelerate's
         settings = set(getattr(optimizer, "defaults", ()))
         for group in getattr(optimizer, "param_groups", ()):
@@ -101,6 +105,10 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
                     f"{', '.join(lacking)}: continue with the `optim` that it was saved with, got "
                     f"{getattr(self.args.optim, 'value', self.args.optim)}"
                 )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _named(checkpoint, "its random state", RuntimeError):  # torch's, of a state of another size
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint or "")
@@ -191,3 +199,21 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
                 "" if best is None else f" {best}",
                 self.state.global_step,
             )
+
+
+@contextmanager
+def _named(checkpoint: str | None, part: str, *also: type[Exception]) -> Iterator[None]:
+    """Turns what a state of other contents causes, while it is loaded, into an IncompleteCheckpoint."""
+    kinds: tuple[type[Exception], ...] = (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        pickle.UnpicklingError,
+        *also,
+    )
+    try:
+        yield
+    except kinds as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.400}"
+        raise IncompleteCheckpoint(f"{checkpoint} cannot be resumed: {part} cannot be loaded ({reason})") from error

@@ -20,7 +20,7 @@ from transformers import (
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from ...models.cached_model import unwrap
-from ...models.loading import load_for_training, named_errors
+from ...models.loading import check_generation_config, load_for_training, named_errors
 from ...models.next_token import is_transformers
 from ...rollout.caches import named_models
 from ...teachers import Mixture, SelfTeacher, mixture, self_teacher
@@ -53,11 +53,12 @@ def describe_teacher(path: str, args: TRBConfig) -> DescribedTeacher:
         args: Of the run.
 
     Raises:
-        ValueError: There is no configuration.
+        ValueError: There is no configuration, or one is damaged.
     """
     named = {} if args.teacher_model_revision is None else {"revision": args.teacher_model_revision}
     with named_errors(path, "teacher"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=args.trust_remote_code, **named)
+    check_generation_config(path, "teacher")
     try:
         generation = GenerationConfig.from_pretrained(path, **named)
     except OSError:  # a checkpoint need not have one

@@ -1,0 +1,39 @@
+"""The digest of a stored model changes with each file that decides what the model does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trbext.models.stored_digest import model_digest
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "merges.txt", "vocab.txt", "qwen.tiktoken", "modeling_mine.py"]
+)
+def test_a_file_of_the_model_changes_its_digest(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text("{} ")
+    before = model_digest(str(tmp_path))
+    assert before == model_digest(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert model_digest(str(tmp_path)) == before
+    (tmp_path / name).write_text(" {}")
+    assert model_digest(str(tmp_path)) != before
+
+
+def test_the_base_model_of_an_adapter_changes_its_digest(tmp_path: Path) -> None:
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    adapter.mkdir()
+    base.mkdir()
+    (base / "model.safetensors").write_text("one")
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    before = model_digest(str(adapter))
+    (base / "model.safetensors").write_text("two")
+    assert model_digest(str(adapter)) != before
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "owner/name"}))
+    assert model_digest(str(adapter)) is not None
+    assert model_digest("owner/name") is None

@@ -41,6 +41,10 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"model_init_kwargs": "[1]"}, "model_init_kwargs must be a mapping, got '[1]'"),
     ({"model_init_kwargs": '"abc"'}, "model_init_kwargs must be a mapping, got '\"abc\"'"),
     ({"accelerator_config": "void.json"}, "accelerator_config must be a mapping or a JSON file that holds one, got 'v"),
+    (
+        {"accelerator_config": "prompts.jsonl"},
+        "accelerator_config must be a mapping or a JSON file that holds one, got",
+    ),
     ({"accelerator_config": {"splits": 1}}, "unexpected keyword argument 'splits'"),
     ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be a whole number of at least 1, got 0"),
     ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be a whole number of at least 1, got 0"),

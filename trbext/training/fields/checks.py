@@ -5,6 +5,7 @@ With a value out of range a run would train nothing, one step too many or NaN, o
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -98,7 +99,7 @@ def check_mappings(config: Any) -> None:
     """Checks that the fields of a `TRBConfig` that are mappings are, or JSON of one, which transformers reads.
 
     Raises:
-        ValueError: One is something else, or names a file that does not exist.
+        ValueError: One is something else, or names a file that does not hold one.
     """
     for name in (*_MAPPINGS, *_MAPPINGS_OR_FILES):
         value = getattr(config, name, None)
@@ -108,8 +109,15 @@ def check_mappings(config: Any) -> None:
         elif not value.startswith("{"):
             if name in _MAPPINGS:
                 raise ValueError(f"{name} must be a mapping, got {value!r:.80}")
-            if value and not Path(value).is_file():
+            if value and not _holds_mapping(Path(value)):
                 raise ValueError(f"{name} must be a mapping or a JSON file that holds one, got {value!r:.80}")
+
+
+def _holds_mapping(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def check_template_options(options: Any) -> None:

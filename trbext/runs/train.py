@@ -228,6 +228,8 @@ def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool, conf
     before = folder.settings()
     if before is None:
         raise UsageError(f"nothing to resume: {folder.config} does not exist")
+    if folder.model.exists() and not folder.model.is_dir():
+        raise UsageError(f"{folder.model} must be a folder, got a file: move it away")
     origin = folder.origin()
     folder.read_metrics()  # a damaged file ends the run here, and not when its first metrics are written
     changed = changes(before, settings)

@@ -39,6 +39,9 @@ def state_fault(path: Path, *, to_load: bool = False) -> str | None:
     for name, kind in {"log_history": list, "stateful_callbacks": dict}.items():
         if not isinstance(state.get(name, kind()), kind):
             return f"{path.name} must hold a {kind.__name__} as {name!r}, got {_short(state[name])}"
+    if "TrainerControl" not in state.get("stateful_callbacks", {}):  # transformers' next save would look for it
+        found = ", ".join(state.get("stateful_callbacks", {})) or "none"
+        return f"{path.name} must hold 'TrainerControl' among its 'stateful_callbacks', got {_short(found)}"
     return None
 
 

@@ -5,20 +5,20 @@
 #include <numpy/ndarraytypes.h>
 #include <numpy/ufuncobject.h>
 
-#define FUSED(name, type, fused)                                                                                  \
-  static void name(char** arrays, const npy_intp* counts, const npy_intp* strides, void* unused) {               \
-    const npy_intp n = counts[0], size = sizeof(type);                                                            \
-    if (strides[0] == size && strides[1] == size && strides[2] == size && strides[3] == size) {                   \
-      const type *a = (const type*)arrays[0], *b = (const type*)arrays[1], *c = (const type*)arrays[2];           \
-      type* out = (type*)arrays[3];                                                                               \
-      for (npy_intp i = 0; i < n; ++i) out[i] = fused(a[i], b[i], c[i]);                                          \
-      return;                                                                                                     \
-    }                                                                                                             \
-    for (npy_intp i = 0; i < n; ++i)                                                                              \
-      *(type*)(arrays[3] + i * strides[3]) = fused(*(const type*)(arrays[0] + i * strides[0]),                    \
-                                                   *(const type*)(arrays[1] + i * strides[1]),                    \
-                                                   *(const type*)(arrays[2] + i * strides[2]));                   \
-    (void)unused;                                                                                                 \
+#define FUSED(name, type, fused)                                                                        \
+  static void name(char** arrays, const npy_intp* counts, const npy_intp* strides, void* unused) {      \
+    const npy_intp n = counts[0], size = sizeof(type);                                                  \
+    if (strides[0] == size && strides[1] == size && strides[2] == size && strides[3] == size) {         \
+      const type *a = (const type*)arrays[0], *b = (const type*)arrays[1], *c = (const type*)arrays[2]; \
+      type* out = (type*)arrays[3];                                                                     \
+      for (npy_intp i = 0; i < n; ++i) out[i] = fused(a[i], b[i], c[i]);                                \
+      return;                                                                                           \
+    }                                                                                                   \
+    for (npy_intp i = 0; i < n; ++i)                                                                    \
+      *(type*)(arrays[3] + i * strides[3]) =                                                            \
+          fused(*(const type*)(arrays[0] + i * strides[0]), *(const type*)(arrays[1] + i * strides[1]), \
+                *(const type*)(arrays[2] + i * strides[2]));                                            \
+    (void)unused;                                                                                       \
   }
 
 FUSED(fused_float32, float, fmaf)
@@ -26,7 +26,8 @@ FUSED(fused_float64, double, fma)
 
 static PyUFuncGenericFunction loops[] = {fused_float32, fused_float64};
 static void* data[] = {NULL, NULL};
-static const char types[] = {NPY_FLOAT, NPY_FLOAT, NPY_FLOAT, NPY_FLOAT, NPY_DOUBLE, NPY_DOUBLE, NPY_DOUBLE, NPY_DOUBLE};
+static const char types[] = {NPY_FLOAT,  NPY_FLOAT,  NPY_FLOAT,  NPY_FLOAT,
+                             NPY_DOUBLE, NPY_DOUBLE, NPY_DOUBLE, NPY_DOUBLE};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "fused", NULL, -1, NULL, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit_fused(void) {

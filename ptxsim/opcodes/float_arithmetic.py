@@ -78,15 +78,18 @@ def _basic(op: Operands) -> Run:
     return op.binary(finish(op, lambda a, b: directed_float64(*exact(a, b), mode)))
 
 
+def _fma_to_nearest(type_name: str) -> Function:
+    return compiled_fma() or {"f32": fma_float32, "f64": fma_float64}[type_name]
+
+
 @opcode("fma", "mad", family="float")
 def _fma(op: Operands) -> Run:
     mode = op.one_of("rn", "rz", "rm", "rp")
     if op.type == "f32":
-        fused = (compiled_fma() or fma_float32) if mode == "rn" else _in_float64(_fma_exact, mode)
-        return op.ternary(finish(op, fused))
+        return op.ternary(finish(op, _fma_to_nearest("f32") if mode == "rn" else _in_float64(_fma_exact, mode)))
     if mode != "rn":
         raise op.unknown()
-    return op.ternary(compiled_fma() or fma_float64)
+    return op.ternary(_fma_to_nearest("f64"))
 
 
 @opcode("div", family="float")
@@ -206,9 +209,8 @@ def _packed_float32(op: Operands) -> Run:
     """Implements arithmetic on two float32 in 64 bits."""
     if op.one_of("rn", "rz", "rm", "rp", default="rn") != "rn":
         raise op.unknown()
-    fused = compiled_fma() or fma_float32
-    plain: dict[str, Function] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "fma": fused}
-    function = plain[op.opcode]
+    plain: dict[str, Function] = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+    function = _fma_to_nearest("f32") if op.opcode == "fma" else plain[op.opcode]
     flush = op.has("ftz")
     d = op.dest(0, "b64")
     sources = [op.source(i, "b64") for i in range(1, len(op))]

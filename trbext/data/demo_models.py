@@ -8,22 +8,6 @@ MODELS = Path(__file__).parent / "countsort_models"
 NAMES = ("teacher", "student")
 
 
-def check_folder(path: str, what: str) -> None:
-    """Checks that a path that can only be a folder's is one.
-
-    A name that cannot be a Hub id "owner/name" is a folder; transformers would call it a malformed id.
-
-    Args:
-        path: Of a model.
-        what: What the error calls it.
-
-    Raises:
-        ValueError: There is no such folder.
-    """
-    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
-        raise ValueError(f"{what}: there is no folder {path}")
-
-
 def model_path(name: str) -> str:
     """Returns the folder of a built-in model.
 

@@ -32,8 +32,8 @@ def load_prompts(
 ) -> Dataset:
     """Loads the prompts of a run.
 
-    The steps come in the order of the arguments from `where` to `limit`. Only `limit` and
-    `demo_seed` apply to the built-in task.
+    The steps come in the order of the arguments from `where` to `limit`. Only `limit` and `demo_seed` apply to the
+    built-in task.
 
     Args:
         source: "demo" (the built-in task), "demo:eval" (its held-out prompts), a .jsonl, .json, .parquet or .csv file,

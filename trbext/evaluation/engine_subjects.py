@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from ..data.demo_models import check_folder, model_path
+from ..data.demo_models import model_path
 from ..models.adapters import base_of
-from ..models.loading import load_tokenizer
+from ..models.loading import check_model_folder, load_tokenizer
 from ..models.positions import position_limit
 from ..vllm.completions.command import SERVED, decoder_name
 from ..vllm.completions.process import CompletionServer
@@ -52,7 +52,7 @@ class StoredSubject:
             ValueError: It cannot be read, is an adapter, or a prompt cannot be used with it.
         """
         path = model_path(name)
-        check_folder(path, "model")
+        check_model_folder(path, "model")
         base = base_of(path)
         if base is not None:
             raise ValueError(

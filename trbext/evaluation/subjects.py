@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from ..data.demo_models import check_folder, model_path
-from ..models.loading import load_for_inference, load_tokenizer
+from ..data.demo_models import model_path
+from ..models.loading import check_model_folder, load_for_inference, load_tokenizer
 from ..models.positions import position_limit
 from .measure import Questions
 from .own_decoder import OwnDecoder
@@ -57,7 +57,7 @@ class OwnModels:
     def load(self, name: str, benchmarks: Sequence[Questions]) -> Subject:
         """See `Subjects`."""
         path = model_path(name)
-        check_folder(path, "model")
+        check_model_folder(path, "model")
         tokenizer = load_tokenizer(path, "model")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load_for_inference(path, "model", device)

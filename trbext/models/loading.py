@@ -41,6 +41,22 @@ class IncompleteWeights(ValueError):
     """A checkpoint lacks weights of its model, or holds others."""
 
 
+def check_model_folder(path: str, what: str) -> None:
+    """Checks that a path that can only be a folder's is one.
+
+    A name that cannot be a Hub id "owner/name" is a folder; transformers would call it a malformed id.
+
+    Args:
+        path: Of a model.
+        what: What the error calls it.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
+        raise ValueError(f"{what}: there is no folder {path}")
+
+
 def load_for_training(path: str, role: str, **kwargs: Any) -> PreTrainedModel:
     """Returns the model at `path` as TRL loads it: on the training device, in float32 unless `dtype` says otherwise.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..data.demo_models import check_folder, model_path
+from ..data.demo_models import model_path
 from ..data.encoding import encode_prompts
 from ..data.prompt_checks import check_encodings
 from ..data.prompt_order import prompts_of_a_step
@@ -20,7 +20,7 @@ from ..data.prompts import BUILT_IN, load_prompts
 from ..errors import UsageError
 from ..evaluation.verifiers import check_verifier, verifier_by_name
 from ..models.adapters import base_of, check_no_adapter, tokenizer_path
-from ..models.loading import check_weights, load_tokenizer, named_errors
+from ..models.loading import check_model_folder, check_weights, load_tokenizer, named_errors
 from ..models.positions import position_limit
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.config import TRBConfig
@@ -142,7 +142,7 @@ def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) ->
 
 def _known_model(role: str, name: str, value: str, *, adapter: bool = False) -> str:
     path = model_path(value)
-    check_folder(path, name)
+    check_model_folder(path, name)
     if not adapter:
         check_no_adapter(path, role)
     elif base_of(path) is None:

@@ -1,6 +1,9 @@
-"""Defines errors that are no fault of the program, and the exit codes of commands."""
+"""Defines errors that are no fault of the program, and the exit codes of commands. Knows a full disk by its error."""
 
 from __future__ import annotations
+
+import errno
+import os
 
 USAGE_ERROR = 2  # the user can correct it: one line on standard error says how
 INSTALL_EXTRA = "pip install 'trbext[train]'"  # the packages that all but the operators and the rollouts need
@@ -29,3 +32,29 @@ class VerifierFailed(ValueError):
 
 class EngineFailed(RuntimeError):
     """A rollout engine has ended, or could not do what it was asked. The message says which one and why."""
+
+
+class DiskFull(RuntimeError):
+    """Nothing more can be written where a run stands. The message says where, and from where the run continues."""
+
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL_WORDS = (
+    *(os.strerror(number) for number in sorted(_DISK_FULL)),
+    *("iostream error", "inline_container.cc", "PytorchStreamWriter failed"),  # torch.save drops the system's reason
+)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Returns whether `error`, or what it was raised from, says that no more can be written to a file.
+
+    Args:
+        error: Of a write: an OSError, torch's RuntimeError, safetensors' SafetensorError.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return True
+        if any(words in str(error) for words in _DISK_FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

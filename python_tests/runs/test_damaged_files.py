@@ -56,7 +56,15 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
             b'{"step": 1}\n{"a": 1}\n',
             "metrics.jsonl line 2 must hold metrics with a whole number as 'step', got '{\"a\": 1}'",
         ),
-        ("model", b"x", "model must be a folder, got a file"),
+        (
+            "metrics.jsonl",
+            b"\0" * 99,
+            "metrics.jsonl line 1 must hold metrics with a whole number as 'step', got '\\x00",
+        ),
+        ("metrics.jsonl", b'{"step": 1}\n' + b"[" * 99_999, "metrics.jsonl line 2 must hold metrics"),
+        ("model", b"x", "model must be a folder, got a file: move it away"),
+        ("model.partial", b"x", "model.partial must be a folder, got a file: move it away"),
+        ("checkpoint-3", b"x", "checkpoint-3 must be a folder, got a file: move it away"),
         ("metrics.jsonl", b"[1, 2]\n", "metrics.jsonl line 1 must hold metrics"),
         ("metrics.jsonl", b'{"step": "x"}\n', "metrics.jsonl line 1 must hold metrics"),
     ],
@@ -67,6 +75,17 @@ def test_a_damaged_file_of_the_folder_is_named(
     (unfinished[0].path / name).write_bytes(content)
     assert resumed(unfinished) == 2
     assert f"{unfinished[0].path}/{fault}" in one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "train.lock", "plot.png", "origin.json", "metrics.partial"])
+def test_a_folder_in_the_place_of_a_file_is_named(
+    unfinished: Run, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = unfinished[0].path / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    assert resumed(unfinished) == 2
+    assert f"{path} must be a file, got a folder: move it away" in one_line(capsys)
 
 
 def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(unfinished: Run) -> None:

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from trbext.errors import EngineFailed, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
+from trbext.errors import DiskFull, EngineFailed, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
 from trbext.runs.exit_codes import exit_code
 
 
@@ -16,6 +16,7 @@ from trbext.runs.exit_codes import exit_code
         (UsageError("x must be\n1, got 2"), 2, "trb: x must be 1, got 2"),
         (KeyError("no such file"), 2, "trb: 'no such file'"),
         (Interrupted("stopped at step 3"), 130, "trb: stopped at step 3 with --resume"),
+        (DiskFull("no more can be written"), 1, "trb: no more can be written with --resume"),
         (NonFiniteTraining("the loss is NaN"), 1, "trb: the loss is NaN"),
         (NonFiniteLogits("no token can be drawn"), 1, "trb: no token can be drawn"),
         (EngineFailed("the server is gone"), 1, "trb: the server is gone"),

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from .encoding import check_chat_template, encode_prompts
 from .prompt_files import PromptsNotFound
@@ -43,7 +43,7 @@ def check_rows(dataset: Dataset, source: str) -> None:
 
 
 def check_datasets(train: object, held_out: object) -> None:
-    """Checks the datasets of a trainer as `check_rows` does. A stream is not read.
+    """Checks the datasets of a trainer as `check_rows` does. Of a stream, the columns of its first row are looked at.
 
     Args:
         train: The training prompts.
@@ -59,14 +59,19 @@ def check_datasets(train: object, held_out: object) -> None:
     named = held_out.items() if isinstance(held_out, dict) else [("", held_out)]
     given = [("train_dataset", train), *((f"eval_dataset {name}".strip(), dataset) for name, dataset in named)]
     for name, dataset in given:
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            continue
+        columns = dataset.column_names or list(
+            next(iter(dataset), {"prompt": ""})
+        )  # an empty stream is TRL's to refuse
+        if "prompt" not in columns:
+            raise PromptsNotFound(f"{name} must have a column 'prompt', got {', '.join(columns)}")
+        pictures = [column for column in ("image", "images") if column in columns]
+        if pictures:  # TRL would train on them with a processor, or fail at the first step
+            raise PromptsNotFound(
+                f"{name} must be prompts of text only, got a column {pictures[0]!r}: remove or rename it"
+            )
         if isinstance(dataset, Dataset):
-            if "prompt" not in dataset.column_names:
-                raise PromptsNotFound(f"{name} must have a column 'prompt', got {', '.join(dataset.column_names)}")
-            pictures = [column for column in ("image", "images") if column in dataset.column_names]
-            if pictures:  # TRL would train on them with a processor, or fail at the first step
-                raise PromptsNotFound(
-                    f"{name} must be prompts of text only, got a column {pictures[0]!r}: remove or rename it"
-                )
             check_rows(dataset, name)
 
 
@@ -82,6 +87,10 @@ def _fault(prompt: object) -> str | None:
             return f"must hold messages with a role and a content, got {message!r:.80}"
         if message.get("content") is None and not message.get("tool_calls"):
             return f"must hold messages with a role and a content, got {message!r:.80}"
+        parts = message["content"] if isinstance(message["content"], list) else []
+        for part in parts:  # a template would leave a picture out, or write a token for it that no model sees
+            if isinstance(part, dict) and part.get("type") not in (None, "text"):
+                return f"must hold text only, got a part of type {part['type']!r}"
     return None
 
 

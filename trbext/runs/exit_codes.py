@@ -5,7 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from ..errors import INTERRUPTED, USAGE_ERROR, EngineFailed, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
+from ..errors import (
+    INTERRUPTED,
+    USAGE_ERROR,
+    DiskFull,
+    EngineFailed,
+    Interrupted,
+    NonFiniteLogits,
+    NonFiniteTraining,
+    UsageError,
+)
 from .standard_output import is_of_output
 
 FAILED = 1  # a fault of the program, the machine or the numbers
@@ -37,9 +46,9 @@ def exit_code(
         if is_of_output(error):
             raise
         return print_usage_error(error)
-    except Interrupted as error:
+    except (Interrupted, DiskFull) as error:
         print(f"trb: {error} {to_continue}".rstrip(), file=sys.stderr)
-        return INTERRUPTED
+        return INTERRUPTED if isinstance(error, Interrupted) else FAILED
     except (NonFiniteTraining, NonFiniteLogits, EngineFailed) as error:
         print(f"trb: {error}", file=sys.stderr)
         return FAILED

@@ -25,6 +25,8 @@ from ..training.checkpoints.completeness import weight_files
 from ..training.checkpoints.contents import state_fault
 from ..training.metrics.metric_table import Metrics
 
+_CHECKPOINT = r"checkpoint-(\d+)"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -76,6 +78,21 @@ class RunFolder:
                 f"output_dir must be a path that can be made, got {self.path}: {error.strerror}"
             ) from error
 
+    def check_kinds(self) -> None:
+        """Checks that what has the name of a file of a run is a file, and what has that of a folder is a folder.
+
+        Raises:
+            UsageError: Something else has the name. Writing would fail there, after steps were trained.
+        """
+        written = (self.config, self.metrics, self._origin)
+        for path in (*written, *(file.with_suffix(".partial") for file in written), self.lock, self.plot):
+            if path.is_dir():
+                raise UsageError(f"{path} must be a file, got a folder: move it away")
+        checkpoints = (path for path in self.path.glob("checkpoint-*") if re.fullmatch(_CHECKPOINT, path.name))
+        for path in (self.model, self.partial_model, *checkpoints):
+            if path.is_file():
+                raise UsageError(f"{path} must be a folder, got a file: move it away")
+
     def is_empty(self) -> bool:
         """Returns whether the folder holds nothing, or only what a run leaves that was killed before it had begun."""
 
@@ -106,7 +123,7 @@ class RunFolder:
         Raises:
             ValueError: Another process holds it.
         """
-        if self.lock.exists():
+        if self.lock.is_file():
             with self.locked():
                 pass
 
@@ -118,7 +135,7 @@ class RunFolder:
         found = [
             (int(match[1]), folder)
             for folder in self.path.glob("checkpoint-*")
-            if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and _is_whole(folder / "trainer_state.json")
+            if (match := re.fullmatch(_CHECKPOINT, folder.name)) and _is_whole(folder / "trainer_state.json")
         ]
         return max(found)[1] if found else None
 
@@ -205,7 +222,9 @@ class RunFolder:
             try:
                 line = json.loads(text)
             except (json.JSONDecodeError, RecursionError):
-                continue
+                if text.startswith("{"):  # a kill leaves the beginning of a line
+                    continue
+                line = None
             if not isinstance(line, dict) or type(line.get("step")) is not int:
                 raise UsageError(
                     f"{self.metrics} line {number} must hold metrics with a whole number as 'step', got {text[:60]!r}: "

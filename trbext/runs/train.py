@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback
 
 from ..data.demo_models import model_path
-from ..errors import Interrupted, UsageError, VerifierFailed
+from ..errors import DiskFull, Interrupted, UsageError, VerifierFailed, is_disk_full
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
 from ..training.checkpoints.contents import STATE, state_fault
@@ -70,6 +70,7 @@ def train_run(
             loaded or have changed; a checkpoint lacks a part; the tokenizers differ.
         Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step.
         NonFiniteTraining: A loss or gradient is NaN or infinite; checkpoints of earlier steps are as they were.
+        DiskFull: A checkpoint, the metrics or the model cannot be written; earlier checkpoints are as they were.
     """
     # 1. Decide by the folder whether a run begins, continues or is finished.
     folder = RunFolder(Path(config.output_dir))
@@ -112,27 +113,32 @@ def train_run(
                 folder.write_origin(origin)
         except (ValueError, OSError) as error:  # an OSError is transformers' "no such model"
             raise UsageError(_first_line(error)) from error
-        # 3. Train, from the checkpoint if there is one.
+        # 3. Train, from the checkpoint if there is one; save the model, the plot and the card of a run that ended.
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if not stop.stopped:
+                if trainer.engines is not None:
+                    trainer.engines.end()
+                _save_model(trainer, folder, merged=arguments.lora_rank is not None)
+            curves = plot and trainer.is_world_process_zero() and folder.metrics.exists() and _plot(folder)
+            if curves and not stop.stopped:
+                trainer.write_model_card(folder.model, folder.plot)
         except KeyboardInterrupt:
             stop.stopped = True
         except (IncompleteCheckpoint, VerifierFailed) as error:
             raise UsageError(str(error)) from error
-        # 4. Save the model, the plot and the card, or say from where an interrupted run continues.
-        if not stop.stopped:
-            if trainer.engines is not None:
-                trainer.engines.end()
-            _save_model(trainer, folder, merged=arguments.lora_rank is not None)
-        if plot and trainer.is_world_process_zero() and folder.metrics.exists() and _plot(folder) and not stop.stopped:
-            trainer.write_model_card(folder.model, folder.plot)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise DiskFull(f"no more can be written in {folder.path}: {_first_line(error)}; {_rest(folder)}") from error
     if stop.stopped:
-        saved = folder.last_checkpoint()
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; it continues from "
-            + (saved.name if saved else "the start")
-        )
+        raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; {_rest(folder)}")
     return folder
+
+
+def _rest(folder: RunFolder) -> str:
+    saved = folder.last_checkpoint()
+    return f"it continues from {saved.name if saved else 'the start'}"
 
 
 def _origin(folder: RunFolder, trainer: TRBTrainer, arguments: RunArguments, config: TRBConfig) -> dict[str, Any]:
@@ -221,6 +227,7 @@ def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool, conf
     """
     if folder.path.exists() and not folder.path.is_dir():
         raise UsageError(f"output_dir {folder.path} must be a folder, got a file")
+    folder.check_kinds()
     if not resume:
         if not folder.is_empty():
             raise UsageError(f"output_dir {folder.path} is not empty: resume its run with --resume, or name another")
@@ -228,8 +235,6 @@ def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool, conf
     before = folder.settings()
     if before is None:
         raise UsageError(f"nothing to resume: {folder.config} does not exist")
-    if folder.model.exists() and not folder.model.is_dir():
-        raise UsageError(f"{folder.model} must be a folder, got a file: move it away")
     origin = folder.origin()
     folder.read_metrics()  # a damaged file ends the run here, and not when its first metrics are written
     changed = changes(before, settings)

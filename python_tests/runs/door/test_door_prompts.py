@@ -58,6 +58,11 @@ PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
     ([{"prompt": [{"from": "human", "value": None}]}], {}, "row 1 must be text or a list of messages, got None"),
     ([ROW | {"image": "x.png"}] * 4, {}, "must be prompts of text only, got a column 'image': remove or rename it"),
     ([ROW | {"images": ["x.png"]}] * 4, {}, "must be prompts of text only, got a column 'images': remove or rename it"),
+    (
+        [{"prompt": [{"role": "user", "content": [{"type": "text", "text": "1+1="}, {"type": "image"}]}]}],
+        {},
+        "the prompt of row 1 must hold text only, got a part of type 'image'",
+    ),
     ([{"prompt": MESSAGES}] * 4, {}, "need a chat template, and the tokenizer of"),
     ([ROW] * 4, {"system_prompt": "Be brief."}, "need a chat template, and the tokenizer of"),
     ([ROW] * 4, {"system_prompt": "Be brief.", "max_prompt_length": 9}, "need a chat template, and the tokenizer of"),
@@ -139,6 +144,26 @@ def test_the_trainer_names_a_prompt_that_cannot_be_used(
         args = TRBConfig(str(tmp_path / "run"), use_cpu=True)
         with pytest.raises(ValueError, match=rf"{name}\b.*{re.escape(fault)}"):
             TRBTrainer(models["student"], models["teacher"], args, train, held_out)
+
+
+@pytest.mark.parametrize("columns_are_known", [True, False])
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"question": "1+1="}, "train_dataset must have a column 'prompt', got question"),
+        ({"prompt": "1+1=", "image": "x.png"}, "train_dataset must be prompts of text only, got a column 'image'"),
+    ],
+)
+def test_the_trainer_names_a_column_of_a_stream(
+    row: dict[str, str], fault: str, columns_are_known: bool, models: dict[str, str], tmp_path: Path
+) -> None:
+    stream = Dataset.from_list([row] * 8).to_iterable_dataset()
+    stream = stream if columns_are_known else stream.map(lambda row: row)
+    assert (stream.column_names is not None) == columns_are_known
+    with pytest.raises(ValueError, match=fault):
+        TRBTrainer(
+            models["student"], models["teacher"], TRBConfig(str(tmp_path), use_cpu=True, max_steps=1), stream, None
+        )
 
 
 def test_prompts_that_end_with_the_eos_token_are_warned_of(

@@ -101,16 +101,18 @@ def check_mappings(config: Any) -> None:
     Raises:
         ValueError: One is something else, or names a file that does not hold one.
     """
-    for name in (*_MAPPINGS, *_MAPPINGS_OR_FILES):
+    for name in _MAPPINGS:
         value = getattr(config, name, None)
-        if not isinstance(value, str):
-            if name in _MAPPINGS and not (value is None or isinstance(value, dict)):
-                raise ValueError(f"{name} must be a mapping, got {value!r:.80}")
-        elif not value.startswith("{"):
-            if name in _MAPPINGS:
-                raise ValueError(f"{name} must be a mapping, got {value!r:.80}")
-            if value and not _holds_mapping(Path(value)):
-                raise ValueError(f"{name} must be a mapping or a JSON file that holds one, got {value!r:.80}")
+        if not (value is None or isinstance(value, dict) or _is_json_object(value)):
+            raise ValueError(f"{name} must be a mapping, got {value!r:.80}")
+    for name in _MAPPINGS_OR_FILES:
+        value = getattr(config, name, None)
+        if isinstance(value, str) and value and not _is_json_object(value) and not _holds_mapping(Path(value)):
+            raise ValueError(f"{name} must be a mapping or a JSON file that holds one, got {value!r:.80}")
+
+
+def _is_json_object(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("{")
 
 
 def _holds_mapping(path: Path) -> bool:

@@ -12,6 +12,7 @@ from python_tests.models.tiny_models import EOS, PAD, tiny_llama
 from python_tests.rollout.rollout_cases import left_padded
 from trbext import FixedBeta, mixture, reference, speculative
 from trbext.integrations import BlendLogitsProcessor, blended_generate
+from trbext.integrations.plain_sampling import PLAIN
 from trbext.vocab import align
 
 PROMPTS = left_padded([5, 6, 7], [8], [9, 10, 11, 12])
@@ -22,6 +23,26 @@ SETTINGS: dict[str, Any] = {
     "temperature": TEMPERATURE,
     "max_new_tokens": 9,
     "pad_token_id": PAD,
+}
+
+# Fields of a generation config that say how tokens are searched, kept or returned, and not from which law one is drawn.
+HARMLESS = {
+    *("assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight", "assistant_lookbehind"),
+    *(
+        "bos_token_id",
+        "cache_config",
+        "cache_implementation",
+        "compile_config",
+        "constraints",
+        "decoder_start_token_id",
+    ),
+    *("continuous_batching_config", "disable_compile", "diversity_penalty", "early_stopping", "eos_token_id"),
+    *("force_words_ids", "is_assistant", "length_penalty", "low_memory", "max_cache_len", "max_length"),
+    *("max_matching_ngram_size", "max_new_tokens", "num_assistant_tokens", "num_assistant_tokens_schedule"),
+    *("num_beam_groups", "num_return_sequences", "output_attentions", "output_hidden_states", "output_logits"),
+    *("output_scores", "pad_token_id", "penalty_alpha", "prefill_chunk_size", "prompt_lookup_num_tokens"),
+    *("remove_invalid_values", "renormalize_logits", "return_dict_in_generate", "speculation_type"),
+    *("target_lookbehind", "token_healing", "transformers_version", "use_cache", "use_mtp"),
 }
 
 
@@ -75,7 +96,12 @@ def test_a_logits_processor_gives_generate_the_blend_at_its_temperature(several:
     epsilon = torch.tensor([0.3, 0.0, 0.05])
     config = GenerationConfig(**SETTINGS)
     processor = BlendLogitsProcessor(
-        teacher, epsilon, alignment=align(student, teacher), generation_config=config, attention_mask=PROMPTS[1]
+        teacher,
+        epsilon.double(),
+        student=student,
+        alignment=align(student, teacher),
+        generation_config=config,
+        attention_mask=PROMPTS[1],
     )
     for _ in range(2):  # a second batch begins anew
         torch.manual_seed(2)
@@ -116,20 +142,63 @@ def test_options_that_change_what_is_sampled_are_refused() -> None:
         ({"eos_token_id": 9}, r"eos_token_id \[9\] of the generation config is no EOS id of either model"),
         ({"logits_processor": LogitsProcessorList([_Other()])}, "the logits processor _Other would change it"),
         ({"max_time": 1.0}, "max_time=1.0"),
+        ({"top_h": 0.4}, "top_h=0.4 changes the distribution .*: leave it out"),
+        ({"exponential_decay_length_penalty": (2, 1.1)}, "exponential_decay_length_penalty"),
     ]:
         with pytest.raises(ValueError, match=message):
             generated(student, custom_generate=blended_generate(teacher, 0.1), **SETTINGS | changed)
+    with pytest.raises(ValueError, match=r"got -0\.1"):
+        blended_generate(teacher, -0.1)
+
+
+def test_a_logits_processor_refuses_what_generate_would_take_from_the_model() -> None:
+    student = tiny_llama(0)
+
+    def processor(
+        config: GenerationConfig, epsilon: float | torch.Tensor = 0.1, teacher: Any = None
+    ) -> BlendLogitsProcessor:
+        teacher = teacher or tiny_llama(1)
+        return BlendLogitsProcessor(
+            teacher, epsilon, student=student, alignment=align(student, teacher), generation_config=config
+        )
+
+    whole = GenerationConfig(**SETTINGS)
     for unset, message in [("top_k", "generate takes 50 .* set top_k=0"), ("do_sample", "set do_sample=True")]:
         config = GenerationConfig(**{name: value for name, value in SETTINGS.items() if name != unset})
         with pytest.raises(ValueError, match=message):
-            BlendLogitsProcessor(teacher, 0.1, alignment=align(student, teacher), generation_config=config)
-    config, other = GenerationConfig(**SETTINGS), tiny_llama(1, eos=2)
+            processor(config)
     with pytest.raises(ValueError, match=r"same EOS id, got \[1, 2\]"):
-        BlendLogitsProcessor(other, 0.1, alignment=align(student, other), generation_config=config)
-    with pytest.raises(ValueError, match=r"got -0\.1"):
-        BlendLogitsProcessor(teacher, -0.1, alignment=align(student, teacher), generation_config=config)
-    with pytest.raises(ValueError, match=r"got -0\.1"):
-        blended_generate(teacher, -0.1)
+        processor(whole, teacher=tiny_llama(1, eos=2))
+    for epsilon in (-0.1, torch.tensor([0.3, -0.1, 0.05]), torch.tensor([0.3, torch.nan])):
+        with pytest.raises(ValueError, match=r"epsilon must be .*got (-0\.1|nan)"):
+            processor(whole, epsilon)
+    # What the model's own generation config has, `generate` takes for what this one leaves open.
+    left = GenerationConfig(do_sample=True, top_k=0)
+    assert processor(left).temperature == 1
+    student.generation_config.temperature = 0.6
+    assert processor(left).temperature == 0.6
+    assert processor(whole).temperature == TEMPERATURE
+    student.generation_config.top_p = 0.8
+    with pytest.raises(ValueError, match=r"top_p=0\.8 changes the distribution"):
+        processor(left)
+    assert processor(GenerationConfig(do_sample=True, top_k=0, top_p=1.0)).temperature == 0.6
+
+
+def test_every_field_of_a_generation_config_is_plain_or_changes_no_distribution() -> None:
+    """A field that transformers adds must be sorted: one that warps the logits and is not known is not refused."""
+    known = {*PLAIN, "temperature", "do_sample", *HARMLESS}
+    fields = {name for name in GenerationConfig().to_dict() if not name.startswith("_")}
+    assert not fields - known
+
+
+def test_inputs_that_a_rollout_would_not_read_are_refused() -> None:
+    student = tiny_llama(0)
+    blended = blended_generate(tiny_llama(1), 0.1)
+    config = GenerationConfig(**SETTINGS, max_length=20)
+    with pytest.raises(ValueError, match="reads token ids and their attention mask only, got pixel_values"):
+        blended(student, PROMPTS[0], generation_config=config, pixel_values=torch.zeros(1))
+    with pytest.raises(ValueError, match="got mm_token_type_ids"):
+        blended(student, PROMPTS[0], generation_config=config, mm_token_type_ids=torch.ones_like(PROMPTS[0]))
 
 
 class _Other:

@@ -15,6 +15,12 @@ from ..rollout.policies import as_policy
 from ..vocab import Alignment, align
 from .plain_sampling import check_no_processors, check_plain_sampling
 
+# What `generate` itself adds to the inputs of a model. All of it follows from the ids and their mask.
+OF_GENERATE = {
+    *("attention_mask", "position_ids", "cache", "past_key_values", "cache_position", "use_cache", "logits_to_keep"),
+    *("output_attentions", "output_hidden_states", "return_dict", "tokenizer", "synced_gpus"),
+}
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # of some tokenizers, all 0 for text
 KEPT_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")  # a rollout ends by them anyway
 
 
@@ -60,9 +66,13 @@ def blended_generate(
         generation_config: Any = None,
         **inputs: Any,
     ) -> Any:
-        # 1. Refuse what would draw from another distribution, or stop for another reason.
-        temperature = check_plain_sampling(generation_config, defaults=False)
+        # 1. Refuse what would draw from another distribution, read more than tokens, or stop for another reason.
+        temperature = check_plain_sampling(generation_config)
         check_no_processors(logits_processor)
+        for name, given in inputs.items():
+            text_only = name in TOKEN_TYPES and not given.any()
+            if given is not None and name not in OF_GENERATE and not text_only:
+                raise ValueError(f"a blended rollout reads token ids and their attention mask only, got {name}")
         for criterion in stopping_criteria:
             if type(criterion).__name__ not in KEPT_CRITERIA:
                 raise ValueError(

@@ -24,7 +24,8 @@ class BlendLogitsProcessor:
 
     Args:
         teacher: As of `trbext.lockstep`.
-        epsilon: The KL budget in nats per token, one for all rows or [B].
+        epsilon: The KL budget in nats per token, one for all rows or [B] of any float dtype.
+        student: The model whose `generate` is called. Its own generation config fills what the other leaves open.
         alignment: The vocabulary that both models share (`trbext.align`). Both models need the same EOS ids, since the
             sequence that is generated holds ids and no merged stop event.
         generation_config: The one with which `generate` is called.
@@ -40,19 +41,22 @@ class BlendLogitsProcessor:
         teacher: Any,
         epsilon: float | Tensor,
         *,
+        student: Any,
         alignment: Alignment,
         generation_config: Any,
         attention_mask: Tensor | None = None,
     ) -> None:
-        self.temperature = check_plain_sampling(generation_config, defaults=True)
+        self.temperature = check_plain_sampling(generation_config, student=student)
         if not alignment.is_slice:
             raise ValueError(
                 "BlendLogitsProcessor needs models with the same EOS id, got "
                 f"{[alignment.stop, *alignment.duplicates]}: use trbext.integrations.blended_generate"
             )
-        if not isinstance(epsilon, Tensor):
-            check_epsilon(epsilon, torch.empty(0))
-        self.teacher, self.epsilon, self.alignment = teacher, epsilon, alignment
+        budgets = [epsilon] if not isinstance(epsilon, Tensor) else epsilon.flatten().tolist()
+        for budget in budgets:  # a row of a negative or NaN budget would be NaN, which multinomial meets on the device
+            check_epsilon(budget, torch.empty(0))
+        self.epsilon = epsilon.float() if isinstance(epsilon, Tensor) else epsilon
+        self.teacher, self.alignment = teacher, alignment
         self._prompt_mask = attention_mask
         self._modules = [model for _, model in named_models("teacher", teacher) if hasattr(model, "modules")]
         self._cache: Any = None

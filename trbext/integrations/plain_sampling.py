@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..rollout.plain_sampling import PLAIN_SAMPLING
@@ -10,9 +10,12 @@ from ..rollout.plain_sampling import PLAIN_SAMPLING
 # Options of a generation config that change the distribution, with the values at which each has no effect.
 PLAIN: dict[str, tuple[Any, ...]] = {
     **PLAIN_SAMPLING,
+    "top_h": (None,),
     "guidance_scale": (1.0, None),
     "min_length": (0, None),
     "min_new_tokens": (0, None),
+    "exponential_decay_length_penalty": (None,),
+    "encoder_no_repeat_ngram_size": (0, None),
     "bad_words_ids": (None,),
     "suppress_tokens": (None, []),
     "begin_suppress_tokens": (None, []),
@@ -22,16 +25,18 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "stop_strings": (None,),
     "max_time": (None,),
     "watermarking_config": (None,),
+    "dola_layers": (None,),
 }
 _DEFAULT_TOP_K = 50  # transformers sets it unless a model or the caller says otherwise
 
 
-def check_plain_sampling(generation_config: Any, *, defaults: bool) -> float:
+def check_plain_sampling(generation_config: Any, *, student: Any = None) -> float:
     """Checks that a generation config samples the whole softmax at a temperature.
 
     Args:
         generation_config: Of transformers.
-        defaults: Fields that are None get transformers' defaults later, of which `top_k` is 50.
+        student: The model whose `generate` will fill the fields that are None: from the model's own generation config,
+            and then with transformers' defaults, of which `top_k` is 50. None: they are filled already.
 
     Returns:
         The temperature.
@@ -39,9 +44,15 @@ def check_plain_sampling(generation_config: Any, *, defaults: bool) -> float:
     Raises:
         ValueError: It does not; names the option and how to set it.
     """
-    for reason in _altered(generation_config, defaults=defaults):
+    own = getattr(student, "generation_config", None)
+
+    def value(name: str) -> Any:
+        given = getattr(generation_config, name, None)
+        return getattr(own, name, None) if given is None else given
+
+    for reason in _altered(value, default_top_k=student is not None):
         raise ValueError(reason)
-    temperature = getattr(generation_config, "temperature", None)
+    temperature = value("temperature")
     return 1.0 if temperature is None else float(temperature)
 
 
@@ -59,18 +70,18 @@ def check_no_processors(processors: Iterable[Any]) -> None:
             )
 
 
-def _altered(config: Any, *, defaults: bool) -> Iterator[str]:
-    if not config.do_sample:
+def _altered(value: Callable[[str], Any], *, default_top_k: bool) -> Iterator[str]:
+    if not value("do_sample"):
         yield "a blended rollout is sampled: set do_sample=True in the generation config"
-    if defaults and config.top_k is None:
+    if default_top_k and value("top_k") is None:
         yield (
             f"top_k is not set, for which generate takes {_DEFAULT_TOP_K} and the KL budget would be that of another "
             "distribution: set top_k=0 in the generation config"
         )
     for name, plain in PLAIN.items():
-        value = getattr(config, name, None)
-        if value not in plain:
+        if value(name) not in plain:
+            remedy = "leave it out" if plain[0] is None else f"set {name}={plain[0]!r} in the generation config"
             yield (
-                f"{name}={value!r} changes the distribution that is sampled, and the KL budget would be that of "
-                f"another one: set {name}={plain[0]!r} in the generation config"
+                f"{name}={value(name)!r} changes the distribution that is sampled, and the KL budget would be that of "
+                f"another one: {remedy}"
             )

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from trbext.vllm.requests import EPSILON, HELD_OUT, KEY, NEUTRAL, check_request
+from trbext.vllm.requests import EPSILON, HELD_OUT, KEY, NEUTRAL, NO_KEY, check_ids, check_request
+from trbext.vocab import Alignment
 
 # Values that change the law of a token, or that ask for what the engine does not have.
 CHANGING: dict[str, Any] = {
@@ -57,7 +58,9 @@ def test_a_temperature_that_vllm_changes_is_refused(temperature: float) -> None:
         check_request(parameters(temperature=temperature))
 
 
-@pytest.mark.parametrize("extra", [None, {}, {HELD_OUT: None}, {HELD_OUT: "7"}, {HELD_OUT: -1}, {HELD_OUT: 7.0}])
+@pytest.mark.parametrize(
+    "extra", [None, {}, {HELD_OUT: None}, {HELD_OUT: "7"}, {HELD_OUT: -1}, {HELD_OUT: 7.0}, {HELD_OUT: True}]
+)
 def test_a_request_that_holds_out_no_token_is_refused(extra: dict[str, Any] | None) -> None:
     with pytest.raises(ValueError, match=f"holds out the last token of its prompt: send .* got {HELD_OUT}="):
         check_request(parameters(extra_args=extra))
@@ -69,5 +72,21 @@ def test_keys_and_budgets_are_checked() -> None:
     for budget in (-0.1, float("nan"), "0.1"):
         with pytest.raises(ValueError, match=f"{EPSILON} must be a KL budget in nats, .*, got {budget}"):
             check_request(parameters(extra_args={HELD_OUT: 0, EPSILON: budget}))
-    with pytest.raises(ValueError, match=f"{KEY} must be an integer, got 'first'"):
-        check_request(parameters(extra_args={HELD_OUT: 0, KEY: "first"}))
+    for key in ("first", -2, 2**63, True, 1.0):
+        with pytest.raises(ValueError, match=f"{KEY} must be an integer from 0 to 2\\^63 - 1, got {key!r}"):
+            check_request(parameters(extra_args={HELD_OUT: 0, KEY: key}))
+
+
+def test_what_is_not_given_or_none_is_the_engines_own() -> None:
+    assert check_request(parameters(extra_args={HELD_OUT: 7})) == (7, NO_KEY, None)
+    assert check_request(parameters(extra_args={HELD_OUT: 7, KEY: None, EPSILON: None})) == (7, NO_KEY, None)
+    assert check_request(parameters(extra_args={HELD_OUT: 7, KEY: 2**63 - 1, EPSILON: 0.5})) == (7, 2**63 - 1, 0.5)
+
+
+def test_ids_that_one_model_lacks_are_refused() -> None:
+    check_request(parameters(extra_args={HELD_OUT: 9}), tokens=10)
+    with pytest.raises(ValueError, match=f"{HELD_OUT} must be one of the 10 ids that both models have, got 10"):
+        check_request(parameters(extra_args={HELD_OUT: 10}), tokens=10)
+    check_ids([[1, 9], [3]], Alignment(10, (2,), ()))
+    with pytest.raises(ValueError, match="ids below 10, which both models have, got 11"):
+        check_ids([[1, 9], [11, 3]], Alignment(10, (2,), ()))

@@ -13,7 +13,7 @@ from ..rollout.output import Rollout, Speculation
 from ..vocab import Alignment
 from .assembly import Assembly
 from .engine import slack
-from .requests import check_temperature
+from .requests import check_ids, check_temperature
 from .sampler.teacher_top import TeacherTop
 from .transport import Engine, RolloutRequest
 
@@ -82,7 +82,8 @@ class EngineRollouts:
             RuntimeError: Logits were at fault, the budget was not kept, or the engine keeps losing drafts.
         """
         # 1. Check what the engine would answer wrongly.
-        budgets = [float(epsilon)] * len(prompts) if isinstance(epsilon, int | float) else [float(e) for e in epsilon]
+        given = np.asarray(epsilon, np.float64)
+        budgets: list[float] = [float(given)] * len(prompts) if given.ndim == 0 else given.tolist()
         self._check(prompts, budgets, max_new_tokens)
         check_temperature(temperature)
         # 2. Ask until every rollout is whole.
@@ -154,6 +155,7 @@ class EngineRollouts:
         shortest, longest = min(map(len, prompts)), max(map(len, prompts))
         if shortest < 2:
             raise ValueError(f"a prompt must have two tokens, of which the engine holds the last out, got {shortest}")
+        check_ids(prompts, self.alignment)
         if longest + max_new_tokens > self.longest():
             needed = longest + max_new_tokens + slack(int(self.handshake["draft_length"]))
             raise ValueError(

@@ -34,9 +34,11 @@ def check_requests_at_admission(processor: Any) -> None:
 
     @functools.wraps(stock)
     def validate(self: Any, parameters: Any, *others: Any, **named: Any) -> Any:
-        if self.vllm_config.parallel_config.worker_extension_cls in (WORKER_EXTENSION, VERL_WORKER_EXTENSION):
+        config = self.vllm_config
+        if config.parallel_config.worker_extension_cls in (WORKER_EXTENSION, VERL_WORKER_EXTENSION):
+            models = [config.model_config, getattr(config.speculative_config, "draft_model_config", None)]
             try:
-                check_request(parameters)
+                check_request(parameters, min(model.get_vocab_size() for model in models if model is not None))
             except ValueError as error:
                 raise VLLMValidationError(str(error)) from None
         return stock(self, parameters, *others, **named)

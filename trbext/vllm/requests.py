@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from ..limits import is_epsilon, not_an_epsilon
+from ..vocab import Alignment
 
 # Keys of SamplingParams.extra_args ("vllm_xargs" of an HTTP request).
 HELD_OUT = "trb_held_out"  # int: the last token of the prompt, which the engine gives back as its first token
 KEY = "trb_key"  # int: the name of the rollout in the engine's records; without one nothing is recorded
 EPSILON = "trb_epsilon"  # float: a KL budget of this request's own, nats per token
+
+NO_KEY = -1  # of a request that is not recorded
 
 # vLLM raises lower temperatures to this one, with a warning only.
 LEAST_TEMPERATURE = 0.01
@@ -48,11 +52,34 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"a TRB rollout needs a temperature of at least {LEAST_TEMPERATURE}, got {temperature}")
 
 
-def check_request(parameters: Any) -> None:
+def check_ids(prompts: Iterable[Iterable[int]], alignment: Alignment) -> None:
+    """Checks that both models can embed every token of the prompts: vLLM asks for the teacher only.
+
+    Raises:
+        ValueError: One of them lacks a token.
+    """
+    for token in map(max, prompts):
+        if token >= alignment.width:
+            raise ValueError(f"a prompt must have ids below {alignment.width}, which both models have, got {token}")
+
+
+class Asked(NamedTuple):
+    """What a request asks for."""
+
+    held_out: int
+    key: int  # NO_KEY if it names none
+    epsilon: float | None  # None: the engine's own budget
+
+
+def check_request(parameters: Any, tokens: int | None = None) -> Asked:
     """Checks that the tokens of a request can follow mu.
 
     Args:
         parameters: vLLM's SamplingParams.
+        tokens: Ids that both models have; None if that is not known here.
+
+    Returns:
+        What it asks for.
 
     Raises:
         ValueError: A parameter changes the law of a token, or the request holds out no token. Names it.
@@ -64,14 +91,19 @@ def check_request(parameters: Any) -> None:
     check_temperature(parameters.temperature)
     extra = parameters.extra_args or {}
     held_out = extra.get(HELD_OUT)
-    if not isinstance(held_out, int) or held_out < 0:
+    if type(held_out) is not int or held_out < 0:
         raise ValueError(
             f"a TRB rollout holds out the last token of its prompt: send prompt[:-1] with {HELD_OUT}=prompt[-1] "
             f"in extra_args (vllm_xargs over HTTP), got {HELD_OUT}={held_out!r}"
         )
+    if tokens is not None and held_out >= tokens:
+        raise ValueError(f"{HELD_OUT} must be one of the {tokens} ids that both models have, got {held_out}")
     key = extra.get(KEY)
-    if key is not None and not isinstance(key, int):
-        raise ValueError(f"{KEY} must be an integer, got {key!r}")
+    if key is None:
+        key = NO_KEY
+    if type(key) is not int or not NO_KEY <= key < 2**63:
+        raise ValueError(f"{KEY} must be an integer from 0 to 2^63 - 1, got {key!r}")
     epsilon = extra.get(EPSILON)
     if epsilon is not None and not (isinstance(epsilon, int | float) and is_epsilon(epsilon)):
         raise ValueError(not_an_epsilon(epsilon, EPSILON))
+    return Asked(held_out, key, epsilon)

@@ -52,6 +52,7 @@ class WorkerExtension:
 
         Raises:
             RuntimeError: This vLLM, or the way the engine is set up, is not one with which tokens would follow mu.
+            ValueError: A model lacks a token that is named. The settings are those from before.
         """
         import vllm
 
@@ -60,10 +61,13 @@ class WorkerExtension:
         known = check_version()
         runner = self.model_runner
         check_settings(runner)
+        vocabulary = Vocabulary(width, stop, tuple(merged))
+        models = (self.vllm_config.model_config, self.vllm_config.speculative_config.draft_model_config)
+        vocabulary.check([model.get_vocab_size() for model in models], top_k)
         old = getattr(runner, "_trb_hook", None)
         if old is not None:
             old.remove()
-        settings = Settings(Vocabulary(width, stop, tuple(merged)), epsilon, seed, top_k)
+        settings = Settings(vocabulary, epsilon, seed, top_k)
         runner._trb_hook = (HookV2 if is_wanted(runner) else Hook)(runner, settings)
         drafter_limit = runner.speculative_config.draft_model_config.max_model_len  # of Model Runner V2
         return {

@@ -14,9 +14,9 @@ from torch import Tensor
 from python_tests.rollout.host_reads import HostReads
 from python_tests.vllm.sampler.fake_runner_v2 import FakeRunner, Request, install_vllm, parameters
 from trbext import reference
+from trbext.vllm.requests import NO_KEY
 from trbext.vllm.sampler.hook import Settings
 from trbext.vllm.sampler.model_runner_v2 import HookV2, TRBRejectionSampler, TRBSampler, is_wanted
-from trbext.vllm.sampler.step_records import NO_KEY
 from trbext.vllm.sampler.vocabulary import Vocabulary
 
 K = 3

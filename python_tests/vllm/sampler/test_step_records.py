@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trbext.vllm.sampler.step_records import NO_KEY, Step, StepRecords
+from trbext.vllm.requests import NO_KEY
+from trbext.vllm.sampler.step_records import Step, StepRecords
 from trbext.vllm.sampler.teacher_top import TeacherTop
 
 

@@ -32,3 +32,18 @@ def test_models_of_one_vocabulary_are_left_as_they_are() -> None:
     logits = torch.randn(3, 8)
     before = logits.clone()
     assert torch.equal(Vocabulary(8).canonical_(logits, torch.ones(3)), before)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "top_k", "message"),
+    [
+        (Vocabulary(13), 0, "width must be at most 12, which both models have, got 13"),
+        (Vocabulary(0, 12), 0, "stop must be of the 12 ids that both models have, got 12"),
+        (Vocabulary(10, 2, (3, 10)), 0, "merged must be of the 10 ids that both models have, got 10"),
+        (Vocabulary(10, 2), 11, "top_k must be at most the 10 tokens that both models have, got 11"),
+    ],
+)
+def test_ids_that_a_model_lacks_are_refused(vocabulary: Vocabulary, top_k: int, message: str) -> None:
+    Vocabulary(0, 11, (3,)).check([14, 12], 12)
+    with pytest.raises(ValueError, match=message):
+        vocabulary.check([14, 12], top_k)

@@ -202,7 +202,9 @@ def test_requests_that_could_not_follow_mu_get_status_400_and_the_server_lives_o
     for change, part in (
         ({"vllm_xargs": {}}, "trb_held_out"),
         ({"vllm_xargs": {"trb_held_out": 9, "trb_epsilon": -1.0}}, "trb_epsilon"),
+        ({"vllm_xargs": {"trb_held_out": 400}}, "trb_held_out"),
         ({"vllm_xargs": {"trb_held_out": 9, "trb_key": "a"}}, "trb_key"),
+        ({"vllm_xargs": {"trb_held_out": 9, "trb_key": 2**63}}, "trb_key"),
         ({"top_p": 0.9}, "top_p"),
         ({"top_k": 5}, "top_k"),
         ({"temperature": 0.0}, "temperature"),
@@ -218,6 +220,10 @@ def test_requests_that_could_not_follow_mu_get_status_400_and_the_server_lives_o
     for name, body in (("epsilon", {"epsilon": -1}), ("student", {"path": "/nowhere"}), ("enable", {"width": -1})):
         assert connection.send("POST", f"/trb/{name}", body).status == 400
     assert connection.send("POST", "/trb/epsilon", [1]).status == 400
+    for setting in ({"top_k": 10**6}, {"stop": 10**6}, {"merged": [10**6]}):
+        reply = connection.send("POST", "/trb/enable", setting)
+        assert reply.status == 500
+        assert "that both models have, got 1000000" in reply.error()
     assert connection.send("POST", "/v1/completions", good).status == 200
     draw = rollouts(engine).draw([PROMPT] * 8, epsilon=0.1, max_new_tokens=4)
     assert draw.rollout.mask.any(1).all()

@@ -16,11 +16,11 @@ from torch import Tensor
 
 import trbext  # noqa: F401  # registers torch.ops.trb
 
-from ..requests import EPSILON, HELD_OUT, KEY, check_request
+from ..requests import NO_KEY, check_request
 from ..versions import check_runner
 from .counters import Counters
 from .row_layout import Flags, RowLayout, on_device
-from .step_records import NO_KEY, Step, StepRecords
+from .step_records import Step, StepRecords
 from .teacher_top import teacher_top
 from .vocabulary import Vocabulary
 
@@ -117,14 +117,11 @@ class Hook:
         batch = self._runner.input_batch
         if batch.sampling_metadata is self._metadata:
             return
-        asked = [self._runner.requests[request].sampling_params for request in batch.req_ids]
-        for one in asked:
-            check_request(one)
-        extra = [one.extra_args for one in asked]
-        epsilons = np.array([one.get(EPSILON, self.epsilon) for one in extra], np.float32)
-        self._epsilons = on_device(epsilons, self._device)
-        self._held_out = np.array([one[HELD_OUT] for one in extra], np.int64)
-        self._keys = np.array([one.get(KEY, NO_KEY) for one in extra], np.int64)
+        asked = [check_request(self._runner.requests[request].sampling_params) for request in batch.req_ids]
+        epsilons = [self.epsilon if one.epsilon is None else one.epsilon for one in asked]
+        self._epsilons = on_device(np.array(epsilons, np.float32), self._device)
+        self._held_out = np.array([one.held_out for one in asked], np.int64)
+        self._keys = np.array([one.key for one in asked], np.int64)
         self._metadata = batch.sampling_metadata
 
     def _places(self, counts: np.ndarray[Any, Any]) -> Tensor:

@@ -22,13 +22,14 @@ from torch import Tensor
 import trbext  # noqa: F401  # registers torch.ops.trb
 
 from ..engine import check_settings_v2
+from ..requests import NO_KEY
 from ..versions import check_runner_v2
 from .counters import Counters
 from .hook import Settings
 from .request_slots import RequestSlots
 from .row_layout import on_device
 from .slot_layout import DraftRows, HostLayout, draft_rows, sampled
-from .step_records import NO_KEY, Step, StepRecords
+from .step_records import Step, StepRecords
 from .teacher_draw import draw_from_teacher
 from .teacher_top import teacher_top
 

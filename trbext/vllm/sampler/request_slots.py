@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..requests import EPSILON, HELD_OUT, KEY, check_request
+from ..requests import NO_KEY, check_request
 from .row_layout import on_device
-from .step_records import NO_KEY
 
 
 class RequestSlots:
@@ -48,11 +47,10 @@ class RequestSlots:
         Raises:
             ValueError: The tokens of the request could not follow mu.
         """
-        check_request(parameters)
-        extra = parameters.extra_args
-        self.keys[slot], self._held_out[slot] = extra.get(KEY, NO_KEY), extra[HELD_OUT]
-        self._names_none[slot] = extra.get(EPSILON) is None
-        self._epsilons[slot] = self._epsilon if self._names_none[slot] else extra[EPSILON]
+        asked = check_request(parameters)
+        self.keys[slot], self._held_out[slot] = asked.key, asked.held_out
+        self._names_none[slot] = asked.epsilon is None
+        self._epsilons[slot] = self._epsilon if asked.epsilon is None else asked.epsilon
         self._changed = True
         return int(self._seeds.integers(-(2**63), 2**63, dtype=np.int64))
 

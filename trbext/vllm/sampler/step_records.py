@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..requests import NO_KEY
 from .row_layout import Flags, Indices
 from .teacher_top import TeacherTop
-
-NO_KEY = -1  # of a request that is not recorded
 
 
 @dataclass(frozen=True)

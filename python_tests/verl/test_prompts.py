@@ -57,8 +57,52 @@ def test_they_are_those_of_a_run_of_the_recipe(recipe: Path, capsys: pytest.Capt
     assert [info["index"] for info in written["extra_info"]] == [0, 1, 2, 3]
 
 
-def test_a_recipe_without_prompts_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("trb_epsilon: 0.02\n", encoding="utf-8")
-    assert main([str(recipe), str(tmp_path / "out.parquet")]) == 2
-    assert capsys.readouterr().err == f"trbext.verl.prompts: {recipe} must have 'prompts'\n"
+def test_a_plain_text_is_counted_as_the_chat_template_writes_it(recipe: Path) -> None:
+    options = TEMPLATE + "{% if add_words %}------{% endif %}"
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = options
+    tokenizer.save_pretrained(recipe.parent / "student")
+    plain = recipe.read_text(encoding="utf-8").replace("system_prompt: add\n", "").replace("prompts_limit: 4\n", "")
+    output = recipe.parent / "prompts.parquet"
+    longest = []
+    for more in ("", "\nchat_template_kwargs: {add_words: true}"):
+        recipe.write_text(plain + more, encoding="utf-8")
+        assert main([str(recipe), str(output)]) == 0
+        longest.append(max(len(messages[0]["content"]) for messages in Dataset.from_parquet(str(output))["prompt"]))
+    assert longest == [7, 1]
+
+
+def test_the_built_in_prompts_are_those_of_the_seed(recipe: Path) -> None:
+    output = recipe.parent / "prompts.parquet"
+    for seed in (5, 42):
+        recipe.write_text(f"prompts: demo\nprompts_limit: 3\nseed: {seed}", encoding="utf-8")
+        assert main([str(recipe), str(output)]) == 0
+        written = [messages[0]["content"] for messages in Dataset.from_parquet(str(output))["prompt"]]
+        assert written == load_prompts("demo", limit=3, demo_seed=seed)["prompt"][:]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trb_epsilon: 0.02\n", "{recipe} must have 'prompts'"),
+        ("", "{recipe} must hold fields and values, got NoneType"),
+        ("a: [", "{recipe} is not YAML: "),
+        ("prompts: demo\nmax_prompt_length: 1.5", "max_prompt_length must be a whole number of at least 1, got 1.5"),
+        (
+            "prompts: {folder}/rows.jsonl\nprompt_column: question\nmax_prompt_length: 5\n"
+            "model_name_or_path: {folder}/plain",
+            "need a chat template",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_one_line(
+    recipe: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    tiny_tokenizer().save_pretrained(recipe.parent / "plain")  # without a chat template
+    recipe.write_text(text.replace("{folder}", str(recipe.parent)), encoding="utf-8")
+    capsys.readouterr()
+    assert main([str(recipe), str(recipe.parent / "out.parquet")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("trbext.verl.prompts: ")
+    assert message.replace("{recipe}", str(recipe)) in said
+    assert said.count("\n") == 1

@@ -134,7 +134,7 @@ def _first_human_turn(source: str, messages: object, index: int) -> dict[str, st
     if not isinstance(messages, list):
         raise PromptsNotFound(f"{where} must be a list of messages, as the first one, got {messages!r:.80}")
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("from"), str):
+        if not isinstance(message, dict) or not isinstance(message.get("from"), str) or "value" not in message:
             raise PromptsNotFound(
                 f"{where} must hold messages with 'from' and 'value', as the first one, got {message!r:.80}"
             )

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..data.encoding import encode_prompts
-from ..data.prompt_files import PromptsNotFound
 from ..data.prompts import load_prompts
-from ..errors import USAGE_ERROR
+from ..data.yaml_file import read_yaml
+from ..errors import USAGE_ERROR, UsageError
 
 
 def write_prompts(recipe: dict[str, Any], output: Path) -> int:
@@ -30,9 +28,12 @@ def write_prompts(recipe: dict[str, Any], output: Path) -> int:
         How many prompts there are.
 
     Raises:
-        PromptsNotFound: As `load_prompts`.
+        KeyError: A field that is needed is missing.
+        ValueError: As `load_prompts`; a field is wrong, or the student has no chat template.
     """
     longest = recipe.get("max_prompt_length")
+    if longest is not None and not (type(longest) is int and longest >= 1):
+        raise ValueError(f"max_prompt_length must be a whole number of at least 1, got {longest!r}")
     rows = load_prompts(
         recipe["prompts"],
         split=recipe.get("prompts_split", "train"),
@@ -41,8 +42,9 @@ def write_prompts(recipe: dict[str, Any], output: Path) -> int:
         where=recipe.get("prompts_where"),
         unique=bool(recipe.get("prompts_unique", False)),
         shuffle_seed=recipe.get("prompts_shuffle_seed"),
-        fits=None if longest is None else _Fits(recipe["model_name_or_path"], int(longest)),
+        fits=None if longest is None else _Fits(recipe, longest),
         limit=recipe.get("prompts_limit"),
+        demo_seed=recipe.get("seed", 42),  # the default of a run
     )
     written = rows.select_columns("prompt").map(_row_of_verl, with_indices=True)
     written.to_parquet(str(output))
@@ -50,22 +52,27 @@ def write_prompts(recipe: dict[str, Any], output: Path) -> int:
 
 
 class _Fits:
-    """Says which prompts have at most so many tokens, as the student's tokenizer writes them."""
+    """Says which prompts have at most so many tokens, as the student's chat template writes them."""
 
-    def __init__(self, student: str, longest: int) -> None:
+    def __init__(self, recipe: dict[str, Any], longest: int) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer, self._longest = AutoTokenizer.from_pretrained(student), longest
+        self._tokenizer, self._longest = AutoTokenizer.from_pretrained(recipe["model_name_or_path"]), longest
+        self._template = recipe.get("chat_template_kwargs") or {}
 
     def __call__(self, prompts: list[Any]) -> list[bool]:
-        return [len(ids) <= self._longest for ids in encode_prompts(self._tokenizer, prompts)]
+        encoded = encode_prompts(self._tokenizer, [_messages(prompt) for prompt in prompts], **self._template)
+        return [len(ids) <= self._longest for ids in encoded]
+
+
+def _messages(prompt: Any) -> Any:
+    """A plain text as a user's message: verl knows messages only, and puts them through the chat template."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _row_of_verl(row: dict[str, Any], index: int) -> dict[str, Any]:
-    prompt = row["prompt"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return {
-        "prompt": messages,
+        "prompt": _messages(row["prompt"]),
         "data_source": "trbext",
         "reward_model": {"style": "rule", "ground_truth": ""},
         "extra_info": {"index": index},
@@ -86,9 +93,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="the parquet file to write")
     given = parser.parse_args(words)
     try:
-        recipe = yaml.safe_load(given.recipe.read_text(encoding="utf-8"))
-        count = write_prompts(recipe, given.output)
-    except (OSError, KeyError, PromptsNotFound) as error:
+        count = write_prompts(read_yaml(given.recipe), given.output)
+    except (OSError, KeyError, ValueError, UsageError) as error:
         said = f"{given.recipe} must have {error}" if isinstance(error, KeyError) else error
         print(f"trbext.verl.prompts: {said}", file=sys.stderr)
         return USAGE_ERROR

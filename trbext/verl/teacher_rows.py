@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..limits import ROUNDING_OF_MASS
 from ..vllm.sampler.teacher_top import TeacherTop
 from ..vocab import Alignment
 
@@ -67,6 +68,8 @@ def rows_of_pool(ids: Tensor, log_probs: Tensor, alignment: Alignment) -> tuple[
         # An EOS id that is not among the k tokens has its mass in the rest, so the whole stop event belongs there.
         kept, dropped = log_probs, dropped | (is_stop & bool(alignment.duplicates))
         mass = log_probs.masked_fill(dropped, -torch.inf).exp().sum(-1, keepdim=True)
-        rest = torch.log1p(-mass.clamp(max=1.0))
+        # Float32 does not tell a rest below its rounding from none, of which the loss would be infinite. The larger
+        # rest keeps the loss a lower bound.
+        rest = (1.0 - mass).clamp(min=ROUNDING_OF_MASS).log()
     ids, kept = ids.masked_fill(dropped, REST), kept.masked_fill(dropped, -torch.inf)
     return torch.cat([ids, torch.full_like(ids[:, :1], REST)], -1), torch.cat([kept, rest], -1)

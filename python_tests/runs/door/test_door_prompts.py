@@ -55,6 +55,7 @@ PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
         "the prompt of row 2 must hold messages with 'from' and 'value', as the first one, got {",
     ),
     ([{"prompt": SHARED}, {"prompt": SHARED[1:]}], {}, "row 2 must hold a message from 'human', got ['gpt']"),
+    ([{"prompt": [{"from": "human", "content": "x"}]}], {}, "row 1 must hold messages with 'from' and 'value', as the"),
     ([{"prompt": [{"from": "human", "value": None}]}], {}, "row 1 must be text or a list of messages, got None"),
     ([ROW | {"image": "x.png"}] * 4, {}, "must be prompts of text only, got a column 'image': remove or rename it"),
     ([ROW | {"images": ["x.png"]}] * 4, {}, "must be prompts of text only, got a column 'images': remove or rename it"),

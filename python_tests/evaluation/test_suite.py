@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from trbext.cli import main as trb
 from trbext.data.prompts import load_prompts
+from trbext.evaluation.outcome import Outcome
+from trbext.evaluation.page import write_page
+from trbext.evaluation.report import Report
 from trbext.evaluation.suite import Suite
 
 DEMO = "benchmarks: {easy: {prompts: 'demo:eval', verifier: demo, samples: 2}, hard: {prompts: 'demo', verifier: demo}}"
@@ -83,6 +88,9 @@ def test_checkpoints_are_compared_by_the_mean_of_the_suite(tmp_path: Path, capsy
         (["demo:student", "--suite", "SUITE", "--benchmarks", "medium"], "benchmarks are easy, hard, got 'medium'"),
         (["demo:student", "--suite", "nowhere.yaml"], "No such file"),
         (["demo:student", "demo:teacher", "--prompts", "demo", "--verifier", "demo"], "several models need --suite"),
+        (["demo:student", "--suite", "SUITE", "--prompts", "demo"], "--prompts is the suite's to say: leave it out"),
+        (["demo:student", "--suite", "SUITE", "--split", "test"], "--split is the suite's to say: leave it out"),
+        (["demo:student", "--prompts", "demo", "--verifier", "demo", "--benchmarks", "easy"], "it needs --suite"),
         (["demo:student", "--verifier", "demo"], "--prompts is required without --suite"),
         (["demo:student", "--prompts", "demo:eval"], "--verifier is required without --suite"),
     ],
@@ -91,6 +99,38 @@ def test_usage_errors(words: list[str], message: str, tmp_path: Path, capsys: py
     suite = str(written(tmp_path, DEMO))
     assert trb(["eval", *(suite if word == "SUITE" else word for word in words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_length_of_the_command_line_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = written(tmp_path, DEMO + "\nmax_completion_length: 32")
+    words = ["eval", "demo:teacher", "--suite", str(suite), "--limit", "4", "--max-completion-length", "2"]
+    assert trb(words) == 0
+    assert "cut off 100.0%" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_answers_has_its_numbers_under_their_headings(tmp_path: Path) -> None:
+    def outcome(answer: str | None) -> Outcome:
+        correct = np.full((2, 2), answer is not None)
+        return Outcome(
+            correct=correct,
+            tokens=np.full((2, 2), 5),
+            finished=np.ones((2, 2), bool),
+            answers=[[answer, answer]] * 2,
+            verifier_errors=0,
+            first_error=None,
+            seconds={"": 1.0},
+        )
+
+    for order in (("7", None), (None, "7")):
+        report = Report.of({f"model {n}": {"sums": outcome(answer)} for n, answer in enumerate(order)}, {})
+        write_page(report, tmp_path)
+        page = (tmp_path / "index.html").read_text(encoding="utf-8")
+        table = page[page.index("<h2>sums") :]
+        heads, *models = [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+        assert heads[3] == "maj@2"
+        assert [len(model) for model in models] == [len(heads)] * 2
+        assert [model[3] != "" for model in models] == [answer is not None for answer in order]
+        assert all(model[heads.index("length, mean (tokens)")].startswith("5.0") for model in models)
 
 
 def test_each_prompt_is_encoded_once_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,8 +116,45 @@ def test_how_often_is_logged_and_saved_may_change_on_resume(tmp_path: Path) -> N
     make_trainer(tmp_path, **SAVING).train()
     resumed = make_trainer(tmp_path, **{**SAVING, "max_steps": 6, "logging_steps": 2, "save_steps": 3})
     resumed.train(resume_from_checkpoint=True)
-    assert [log["step"] for log in steps(resumed)] == [1, 2, 4, 6]
+    assert [log["step"] for log in steps(resumed)] == [1, 2, 3, 4, 6]  # 3: a checkpoint keeps no sums
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (1, 2, 3, 6)}
+
+
+def test_the_logs_of_several_steps_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {**SAVING, "max_steps": 6, "logging_steps": 4, "save_steps": 3}
+    straight = make_trainer(tmp_path, **fields)
+    straight.train()
+    resumed = make_trainer(tmp_path / "resumed", **fields)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert [log["step"] for log in steps(straight)] == [3, 4, 6]
+    assert without_timings(steps(resumed)) == without_timings(steps(straight))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_trainer_that_was_ended_inside_a_step_trains_on_as_a_new_one(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    """TRL counts micro-batches over calls of `train`: one more or less would pair those of two steps for ever."""
+    fields: dict[str, Any] = {**SAVING, "max_steps": 4, "gradient_accumulation_steps": 2}
+    straight = make_trainer(tmp_path / "straight", **fields)
+    straight.train()
+    ended = make_trainer(tmp_path / "ended", **fields)
+    compute_loss, calls = ended.compute_loss, 0
+
+    def end(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # the second micro-batch of the second step
+            raise error
+        return compute_loss(*args, **kwargs)
+
+    ended.compute_loss = end
+    with pytest.raises(error):
+        ended.train()
+    ended.compute_loss = compute_loss
+    ended.train(resume_from_checkpoint=True)
+    assert same_weights(ended, straight)
+    assert without_timings(steps(ended)) == without_timings(steps(straight))
 
 
 def test_a_lost_best_checkpoint_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -70,6 +70,17 @@ def test_a_finished_run_stays_as_it_is(
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
+def test_a_finished_run_without_curves_or_checkpoints_is_not_trained_again(tmp_path: Path) -> None:
+    """Of another beta than 1 there is no reverse KL to plot."""
+    settings = tiny_run(tmp_path, beta=0.5, save_strategy="no", max_steps=2)
+    config = written(tmp_path / "run.yaml", settings)
+    assert trb("train", config) == 0
+    run = RunFolder(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.lock"}
+    assert trb("train", config, "--resume", "auto") == 0
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.lock"} == before
+
+
 def test_what_a_kill_after_the_last_checkpoint_left_out_is_written(tmp_path: Path, whole: Run, copied: Run) -> None:
     run, settings = copied
     shutil.rmtree(run.model)

@@ -97,6 +97,34 @@ def test_a_run_that_was_stopped_continues_with_its_warmed_up_student(tmp_path: P
     assert all(torch.equal(trained(run)[name], weight) for name, weight in weights.items())
 
 
+def test_a_finished_warmed_up_run_continues_to_more_steps(tmp_path: Path) -> None:
+    settings = tiny_run(tmp_path, save_steps=1, **WARM)
+    assert trb("train", written(tmp_path / "config.yaml", settings)) == 0
+    assert trb("train", str(tmp_path / "config.yaml"), "--resume", "--max_steps", "6") == 0
+    longer = {**settings, "max_steps": 6, "output_dir": str(tmp_path / "longer")}
+    assert trb("train", written(tmp_path / "longer.yaml", longer)) == 0
+    assert same_weights(RunFolder(tmp_path / "run"), RunFolder(tmp_path / "longer"))
+
+
+def test_a_warmup_does_not_take_over_what_needs_evaluations_or_alters_sampling(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        **WARM,
+        "loss_estimator": "full",
+        "loss_weight_cap": None,
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "save_strategy": "best",
+        "metric_for_best_model": "eval_loss",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "top_p": 0.9,
+        "max_steps": 2,
+    }
+    settings = tiny_run(tmp_path, **fields)
+    settings["eval_prompts"] = settings["prompts"]
+    assert trb("train", written(tmp_path / "config.yaml", settings)) == 0
+    assert RunFolder(tmp_path / "run").is_finished()
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -161,6 +161,24 @@ def test_refuses_out_of_range(fields: dict[str, Any], words: str) -> None:
         config(**fields)
 
 
+@pytest.mark.parametrize("estimator", ["sampled", "routed"])
+@pytest.mark.parametrize("altered", [{"top_p": 0.5}, {"generation_kwargs": {"temperature": 0.5}}])
+def test_a_weighted_loss_of_sampled_tokens_refuses_altered_sampling(estimator: str, altered: dict[str, Any]) -> None:
+    """Of the student alone too: its weight pi_S / mu would be taken for 1."""
+    chosen: dict[str, Any] = {"rollout_policy": "student", "loss_estimator": estimator, **altered}
+    if estimator == "routed":  # of TRB only, here without a budget
+        chosen |= {"rollout_policy": "trb", "trb_epsilon": 0.0}
+    with pytest.raises(ValueError, match=f"cannot be combined with loss_estimator='{estimator}', which weights"):
+        config(**chosen)
+    assert not config(**chosen, loss_weighted=False).loss_weighted
+
+
+def test_the_first_budget_is_that_of_the_schedule() -> None:
+    assert config(trb_epsilon=0.3, trb_warmup_steps=0).first_epsilon == 0.3
+    points: dict[str, Any] = {"trb_schedule": "piecewise", "trb_schedule_points": {0: 0.7, 5: 0.0}}
+    assert config(**points).first_epsilon == 0.7
+
+
 ALTERED = [
     {"top_p": 0.9},
     {"top_k": 20},

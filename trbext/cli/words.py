@@ -95,7 +95,7 @@ def _add_eval(commands: Subparsers) -> None:
     evaluate.add_argument("--verifier", help="numeric, math, demo, or module:function")
     evaluate.add_argument("--suite", type=Path, help="benchmarks, each with its samples; see recipes/suites/paper.yaml")
     evaluate.add_argument("--benchmarks", nargs="+", metavar="NAME", help="of the suite, only these")
-    evaluate.add_argument("--split", default="test", help="split of a Hub dataset (default: %(default)s)")
+    evaluate.add_argument("--split", help="split of a Hub dataset (default: test)")
     evaluate.add_argument("--limit", type=_positive, help="use the first so many prompts (default: all)")
     evaluate.add_argument("--samples", type=_positive, help="completions per prompt (default: 1, or the suite's)")
     evaluate.add_argument(

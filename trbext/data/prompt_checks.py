@@ -75,6 +75,20 @@ def check_datasets(train: object, held_out: object) -> None:
             check_rows(dataset, name)
 
 
+def check_judged(held_out: object) -> None:
+    """Checks that a verifier can judge completions of the held-out prompts: pass@1 is a mean over all of them.
+
+    Args:
+        held_out: One dataset, several by name, or None.
+
+    Raises:
+        TypeError: One is a stream.
+    """
+    for dataset in held_out.values() if isinstance(held_out, dict) else [held_out]:
+        if dataset is not None and not isinstance(dataset, Dataset):
+            raise TypeError(f"eval_dataset must be a datasets.Dataset for a verifier, got {type(dataset).__name__}")
+
+
 def _fault(prompt: object) -> str | None:
     if isinstance(prompt, str):
         return None if prompt.strip() else f"must not be empty, got {prompt!r}"

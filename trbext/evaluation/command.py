@@ -37,8 +37,10 @@ def evaluate_model(options: argparse.Namespace) -> float:
     for name in ("prompts", "verifier"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is required without --suite")
+    if options.benchmarks is not None:
+        raise ValueError("--benchmarks are those of a suite: it needs --suite")
     verifier = verifier_by_name(options.verifier)
-    prompts = load_prompts(options.prompts, split=options.split, limit=options.limit)
+    prompts = load_prompts(options.prompts, split=options.split or "test", limit=options.limit)
     check_verifier(verifier, prompts, options.verifier)  # before minutes of loading weights
     (model,) = options.model
     benchmark = Questions(

@@ -50,11 +50,12 @@ def _tables(report: Report) -> list[str]:
         )
     tables = ["<h2>pass@1</h2>", _table(heads, rows)]
     for benchmark, (prompts, samples) in report.completions.items():
-        names = list(next(iter(report.checkpoints.values())).benchmarks[benchmark])
+        # A checkpoint without any answer has no majority. The order is that of one that has all.
+        names = max((list(found.benchmarks[benchmark]) for found in report.checkpoints.values()), key=len)
         rows = []
         for model, found in report.checkpoints.items():
             values = found.benchmarks[benchmark]
-            cells = [interval(values[name], share=name != "length") for name in names if name in values]
+            cells = [interval(values[name], share=name != "length") if name in values else "" for name in names]
             rows.append(
                 [model, *cells, f"{found.length_p90[benchmark]:.0f}", str(found.verifier_errors[benchmark] or "")]
             )

@@ -113,6 +113,9 @@ def evaluate_suite(options: argparse.Namespace) -> Report:
         EngineFailed: An engine failed; the same command continues.
     """
     # 1. Read the suite, its verifiers and its prompts, and check them.
+    for name in ("prompts", "verifier", "split"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is the suite's to say: leave it out with --suite")
     suite = Suite.read(options.suite)
     if options.benchmarks is not None:
         suite = suite.only(options.benchmarks)
@@ -168,7 +171,7 @@ def _questions(name: str, suite: Suite, options: argparse.Namespace) -> Question
         prompts=prompts,
         verifier=verifier,
         samples=options.samples or benchmark.samples,
-        max_completion_length=suite.max_completion_length,
+        max_completion_length=options.max_completion_length or suite.max_completion_length,
         seed=options.seed,
         template=suite.chat_template_kwargs,
         settings=settings | {"chat_template_kwargs": suite.chat_template_kwargs},

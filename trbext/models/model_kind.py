@@ -84,24 +84,23 @@ def rotary_switch(config: Any) -> tuple[str, int] | None:
     return None
 
 
-def check_rotary(model: Any, name: str, shortest: int, longest: int) -> None:
+def check_rotary(config: Any, name: str, shortest: int, longest: int) -> None:
     """Checks that no row grows past a change of its rotary factors.
 
     Args:
-        model: May be inside DDP or PEFT.
-        name: What an error calls it.
+        config: Of the model.
+        name: What an error calls the model.
         shortest: Tokens of the shortest prompt.
         longest: Tokens of the longest row to come.
 
     Raises:
         UnsupportedModel: A row would.
     """
-    inner = unwrap(model)
-    switch = rotary_switch(inner.config)
+    switch = rotary_switch(config)
     if switch is None or longest <= switch[1] or (switch[0] == "longrope" and shortest > switch[1]):
         return
     raise UnsupportedModel(
-        f"the {name} {type(inner).__name__} rotates all positions by other factors past {switch[1]} tokens (rope_type "
+        f"the {name} rotates all positions by other factors past {switch[1]} tokens (rope_type "
         f"{switch[0]!r}), which its cache does not follow: prompt and max_new_tokens must fit into {switch[1]}, got "
         f"{longest}"
     )

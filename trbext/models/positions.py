@@ -1,9 +1,12 @@
-"""Reads from a configuration for how many positions a model was made."""
+"""Reads for how many positions, and for how many token ids, a model was made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+
+from .cached_model import unwrap
 
 _NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length")
 
@@ -32,3 +35,11 @@ def position_limit(config: Any) -> int | None:
         if kind.get("factor") and kind.get("original_max_position_embeddings")
     ]
     return max(found[0], *stretched) if stretched else found[0]
+
+
+def embedded_ids(model: Any) -> int | None:
+    """Returns how many token ids a model of transformers embeds; None if its embedding does not say."""
+    found = None
+    with suppress(NotImplementedError, AttributeError):  # transformers does not find the embedding of every class
+        found = unwrap(model).get_input_embeddings().num_embeddings
+    return found if isinstance(found, int) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from ..limits import is_epsilon, not_an_epsilon
 from ..models.cached_model import unwrap
 from ..models.model_kind import check_kind, check_rotary, check_whole
 from ..models.next_token import is_transformers
+from ..models.positions import embedded_ids, position_limit
 
 
 def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
@@ -68,6 +68,26 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Te
     return input_ids[:, -longest:], mask[:, -longest:], lengths
 
 
+def check_ids(models: list[tuple[str, Any]], input_ids: Tensor) -> None:
+    """Checks that the models can embed every id of the prompts, padding as well.
+
+    A tokenizer to which a padding token was added has an id more than a model that was not resized.
+
+    Args:
+        models: Names and models. Those that are not from transformers are not asked.
+        input_ids: [B, P].
+
+    Raises:
+        ValueError: A model has no such id.
+    """
+    least, most = torch.stack(torch.aminmax(input_ids)).tolist()
+    for name, model in models:
+        size = embedded_ids(model) if is_transformers(model) else None
+        if least < 0 or (size is not None and most >= size):
+            got = least if least < 0 else most
+            raise ValueError(f"input_ids must be of the {size} ids that the {name} embeds, padding too, got {got}")
+
+
 def check_models(models: list[tuple[str, Any]], lengths: Tensor, max_new_tokens: int) -> None:
     """Checks by what the models declare that they can decode `max_new_tokens` after prompts of these lengths.
 
@@ -90,13 +110,13 @@ def check_models(models: list[tuple[str, Any]], lengths: Tensor, max_new_tokens:
         check_kind(model, name)
         check_whole(model, name)
         inner = unwrap(model)
-        limit = getattr(inner.config.get_text_config(), "max_position_embeddings", math.inf)
-        if prompt + max_new_tokens > limit:
+        limit = position_limit(inner.config)
+        if limit is not None and prompt + max_new_tokens > limit:
             raise ValueError(
-                f"the {name} has max_position_embeddings = {limit}, but the longest prompt ({prompt} tokens) and "
-                f"max_new_tokens ({max_new_tokens}) need {prompt + max_new_tokens}"
+                f"the {name} has {limit} positions, but the longest prompt ({prompt} tokens) and max_new_tokens "
+                f"({max_new_tokens}) need {prompt + max_new_tokens}"
             )
-        check_rotary(model, name, int(lengths.min()), prompt + max_new_tokens)
+        check_rotary(inner.config, f"{name} {type(inner).__name__}", int(lengths.min()), prompt + max_new_tokens)
         parameter = next(inner.parameters())
         # A device map and sharding (FSDP2's DTensor, ZeRO-3) move inputs to their model themselves.
         if not hasattr(inner, "hf_device_map") and type(parameter) is nn.Parameter and not hasattr(parameter, "ds_id"):

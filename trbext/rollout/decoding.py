@@ -16,7 +16,7 @@ from ..models.next_token import TopKTeacher, is_transformers
 from ..teachers.mixture import Mixture
 from ..vocab import Alignment
 from .caches import named_models
-from .checks import check_epsilon, check_models, check_prompts
+from .checks import check_epsilon, check_ids, check_models, check_prompts
 from .hidden_states import HiddenStates
 from .policies import TrustRegion
 from .policy import Policy
@@ -74,6 +74,7 @@ class Decoding:
         if isinstance(self.generator, Sequence) and len(self.generator) != len(prompts):
             raise ValueError(f"generator must be one, or one per row ({len(prompts)}), got {len(self.generator)}")
         check_models(self.named_models, lengths, self.max_new_tokens)
+        check_ids(self.named_models, prompts)
         if check:
             probe_models(self.named_models, int(lengths.max()) + self.max_new_tokens)
 

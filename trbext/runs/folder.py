@@ -185,14 +185,18 @@ class RunFolder:
         """Returns whether `model/` is that of the last step of the run that wrote it.
 
         Args:
-            with_curves: Whether its card must also show the curves.
+            with_curves: Whether its card must also show the curves, if they can still be made without another step.
         """
-        if with_curves and not (self.model / f"curves{self.plot.suffix}").exists():
-            return False
         if state_fault(self.model / "trainer_state.json") is not None:
             return False
         state = json.loads((self.model / "trainer_state.json").read_text(encoding="utf-8"))
-        return bool(state["global_step"] >= state["max_steps"] and weight_files(self.model))
+        if state["global_step"] < state["max_steps"] or not weight_files(self.model):
+            return False
+        if not with_curves or (self.model / f"curves{self.plot.suffix}").exists():
+            return True
+        last = self.last_checkpoint()
+        may_be_made = last is not None and int(last.name.removeprefix("checkpoint-")) >= state["max_steps"]
+        return not (may_be_made and has_curves(self.read_metrics()))
 
     def forget_finish(self) -> None:
         """Marks `model/` as not the run's last: the run continues to further steps."""
@@ -244,6 +248,11 @@ class RunFolder:
         partial = self.metrics.with_suffix(".partial")
         partial.write_text("".join(map(_json_line, kept)), encoding="utf-8")
         partial.replace(self.metrics)
+
+
+def has_curves(lines: list[Metrics]) -> bool:
+    """Returns whether there is something to plot. A run of TRL's `beta` other than 1 logs no reverse KL."""
+    return any("trb/reverse_kl" in line for line in lines)
 
 
 @contextmanager

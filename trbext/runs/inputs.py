@@ -21,6 +21,7 @@ from ..errors import UsageError
 from ..evaluation.verifiers import check_verifier, verifier_by_name
 from ..models.adapters import base_of, check_no_adapter, tokenizer_path
 from ..models.loading import check_model_folder, check_weights, load_tokenizer, named_errors
+from ..models.model_kind import check_rotary
 from ..models.positions import position_limit
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.config import TRBConfig
@@ -95,11 +96,15 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     # 4. Check what depends on several inputs.
     template, length = config.chat_template_kwargs or {}, config.max_completion_length
     assert length is not None
-    check_encodings(prompts, arguments.prompts, tokenizer, template, length, positions)
+    encoded = check_encodings(prompts, arguments.prompts, tokenizer, template, length, positions)
     if held_out is not None:
-        check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
+        encoded += check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
         if verifier is not None:
             check_verifier(verifier, held_out, str(config.eval_verifier))
+    if not config.use_vllm:
+        lengths = [len(ids) for ids in encoded]
+        for role, model in models:
+            check_rotary(model, f"{role} of type {model.model_type}", min(lengths), max(lengths) + length)
     teacher: Any = teachers[0] if teachers else _served(config, tokenizer)
     if isinstance(config.teachers, dict):
         teacher = dict(zip(config.teachers, teachers, strict=True))

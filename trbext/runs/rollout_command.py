@@ -42,7 +42,7 @@ def plot_rollout(path: Path, output: Path, *, prompt: int = 0, epsilon: float | 
     if not settings.is_file():
         raise UsageError(f"{path} is neither a run folder of trb train nor a YAML file: there is no {settings}")
     arguments, config, _ = parse_run(settings, [])
-    budget = config.trb_epsilon if epsilon is None else epsilon
+    budget = config.first_epsilon if epsilon is None else epsilon
     if not budget >= 0:
         raise UsageError(f"--epsilon must be a KL budget of at least 0 nats per token, got {epsilon}")
     question = _prompt(arguments, prompt)

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from ..data.demo_models import model_path
 from ..errors import DiskFull, Interrupted, UsageError, VerifierFailed, is_disk_full
+from ..models.model_kind import UnsupportedModel
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
 from ..training.checkpoints.contents import STATE, state_fault
@@ -28,7 +29,7 @@ from ..training.model_card import Provenance, name_of
 from ..training.student import check_can_be_saved
 from ..training.trainer import TRBTrainer
 from .callbacks import MetricsFile, ProgressDisplay, StopOnSignal
-from .folder import RunFolder, left_as_it_was
+from .folder import RunFolder, has_curves, left_as_it_was
 from .inputs import load_inputs
 from .launch import check_one_group
 from .origin import check_origin, check_step_size, origin_of
@@ -125,7 +126,7 @@ def train_run(
                 trainer.write_model_card(folder.model, folder.plot)
         except KeyboardInterrupt:
             stop.stopped = True
-        except (IncompleteCheckpoint, VerifierFailed) as error:
+        except (IncompleteCheckpoint, VerifierFailed, UnsupportedModel) as error:
             raise UsageError(str(error)) from error
         except Exception as error:
             if not is_disk_full(error):
@@ -178,6 +179,7 @@ def _save_model(trainer: TRBTrainer, folder: RunFolder, *, merged: bool) -> None
         trainer.write_model_card(folder.partial_model)
         trainer.state.save_to_json(str(folder.partial_model / "trainer_state.json"))
         folder.finish_model()
+    trainer.accelerator.wait_for_everyone()  # a run after a warmup reads the model in every process
 
 
 def _trainer(arguments: RunArguments, config: TRBConfig, callbacks: list[Any]) -> TRBTrainer:
@@ -254,7 +256,7 @@ def _first_line(error: BaseException) -> str:
 def _plot(folder: RunFolder) -> bool:
     """Returns whether there were curves, and they could be plotted."""
     lines = folder.read_metrics()
-    if not any("trb/reverse_kl" in line for line in lines):
+    if not has_curves(lines):
         return False
     try:
         from .plots import plot_runs

@@ -15,6 +15,7 @@ from typing import Any
 from ..training.config import TRBConfig
 from .folder import RunFolder
 from .inputs import load_inputs
+from .resume_rules import LENGTH, changes
 from .settings import RunArguments, parse_settings
 from .train import Resume, check_folder, train_run
 
@@ -25,8 +26,10 @@ OF_THE_RUN = (
     *("loss_estimator", "loss_top_k", "loss_weight_cap", "loss_weighted", "loss_log_ratio_cap", "loss_prefix_tokens"),
     *("proximal_alpha", "position_gamma", "veto_start", "veto_steps", "use_vllm", "teacher_from_engine"),
     *("rollout_length_points", "rollout_length_start", "rollout_policy_kwargs", "lora_sft_steps", "run_name"),
-    "lora_learning_rate",
+    *("lora_learning_rate", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"),
 )
+# Values that ask for evaluations, of which a warmup has none.
+BY_EVALUATIONS = {"save_strategy": ("best",), "lr_scheduler_type": ("reduce_lr_on_plateau", "greedy")}
 
 
 def warmup_folder(output_dir: str | Path) -> Path:
@@ -58,7 +61,8 @@ def train_warmed_up(
     """
     folder = RunFolder(Path(config.output_dir))
     finished = resume is not False and folder.is_finished(with_curves=plot)
-    if arguments.lora_sft_steps is None or finished:
+    longer = not LENGTH.isdisjoint(changes(folder.settings() or {}, settings))
+    if arguments.lora_sft_steps is None or (finished and not longer):
         return train_run(arguments, config, settings, resume=resume, plot=plot)
     in_warmup = folder.settings() is None and RunFolder(warmup_folder(folder.path)).settings() is not None
     if resume is True and in_warmup:
@@ -67,7 +71,13 @@ def train_warmed_up(
     check_folder(folder, settings, folder.settings() is not None if resume == "auto" else resume, config)
     load_inputs(arguments, config)
     # 2. Train the adapter, and merge it.
-    taken = {name: value for name, value in settings.items() if name not in OF_THE_RUN}
+    taken = {
+        name: value
+        for name, value in settings.items()
+        if name not in OF_THE_RUN and not name.startswith("vllm_") and value not in BY_EVALUATIONS.get(name, ())
+    }
+    if "lr_scheduler_type" in settings and "lr_scheduler_type" not in taken:
+        taken.pop("lr_scheduler_kwargs", None)
     of_warmup = {
         **taken,
         "output_dir": str(warmup_folder(config.output_dir)),

@@ -173,6 +173,12 @@ class TRBConfig(
         self.check_length()
         if self.budget_active or self.rollout_policy not in ("trb", "student"):
             self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
+        elif self.loss_estimator in ("sampled", "routed") and self.loss_weighted:
+            for name, value in self.altered_sampling():
+                raise ValueError(
+                    f"{name}={value!r} cannot be combined with loss_estimator={self.loss_estimator!r}, which weights "
+                    "each token by pi_S / mu and knows no mu of altered sampling: remove it, or set loss_weighted=False"
+                )
         check_engine(self)
         self.check_teachers()
 
@@ -229,6 +235,12 @@ class TRBConfig(
         return Schedule.make(
             self.trb_schedule, self.trb_epsilon, steps, points.items() if isinstance(points, dict) else None
         )
+
+    @property
+    def first_epsilon(self) -> float:
+        """The KL budget with which the schedule begins, nats per token."""
+        points = self.trb_schedule_points
+        return self.schedule(total_steps=0)(0) if isinstance(points, dict) else self.trb_epsilon
 
     def altered_sampling(self) -> Iterator[tuple[str, Any]]:
         """Generation options, with their values, that make TRL sample another distribution than the softmax."""

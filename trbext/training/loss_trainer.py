@@ -262,6 +262,10 @@ class LossTrainer(ResumableTrainer):
         self._prefix_sums, self._scored = terms.prefix_sums, (terms.teacher_log_prob, scored != 0)
         return terms.loss, terms.entropy_sum, prefixes
 
+    def _forget_unfinished_step(self) -> None:
+        super()._forget_unfinished_step()
+        self._prefix_means["train"].pop()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         for name, value in self._prefix_means[mode].pop().items():

@@ -115,6 +115,7 @@ class RolloutLength(TrainerCallback, ExportableState):
     ) -> None:
         if state.global_step == 0:  # a second call of `train` starts from 0
             self._start()
+        self._sums = [0.0] * 4  # an earlier call may have ended inside a step
         saved = saved_attributes(self, state)
         if state.global_step > 0:
             self._length, self._seen = int(saved["length"]), [(signal, share) for signal, share in saved["seen"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import set_seed as seed_everything
 
 from ..models.adapters import base_of, check_no_adapter, tokenizer_path, trainable
 from ..models.loading import load_for_training
+from ..models.positions import embedded_ids
 from .config import TRBConfig
 
 
@@ -69,6 +70,25 @@ def check_trains(model: Any) -> None:
             f"the student {type(model).__name__} must have a parameter that requires a gradient, got none: call "
             "requires_grad_(True) on what is to be trained"
         )
+
+
+def check_pad_token(tokenizer: Any, models: Iterable[tuple[str, Any]]) -> None:
+    """Checks that the models embed the padding token. One that was added to a tokenizer has an id of its own.
+
+    Args:
+        tokenizer: The student's.
+        models: Names and models of transformers.
+
+    Raises:
+        ValueError: One does not.
+    """
+    for name, model in models:
+        size = embedded_ids(model)
+        if size is not None and tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= size:
+            raise ValueError(
+                f"pad_token_id must be one of the {size} ids that the {name} embeds, got {tokenizer.pad_token_id}: "
+                "set the tokenizer's pad_token to a token that both models have, such as the EOS token"
+            )
 
 
 def check_can_be_saved(model: PreTrainedModel, tokenizer: Any) -> None:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ..data.encoding import left_padded
-from ..data.prompt_checks import check_datasets
+from ..data.prompt_checks import check_datasets, check_judged
 from ..evaluation.verifiers import Verifier
 from ..models.model_check import check_model
 from ..models.next_token import NextTokenModel, TopKTeacher, is_transformers
@@ -50,6 +50,7 @@ from .sharding import check_can_unshard, whole_for_decoding
 from .student import (
     check_can_be_saved,
     check_not_compiled,
+    check_pad_token,
     check_trains,
     load_processing_class,
     load_student,
@@ -134,6 +135,8 @@ class TRBTrainer(EvaluatingTrainer):
         adapter, quantized = peft_config is not None, quantization_config is not None
         check_can_draw(args, model, teacher_model, policy, adapter=adapter, quantized=quantized, tools=bool(tools))
         check_datasets(train_dataset, eval_dataset)
+        if verifier is not None:
+            check_judged(eval_dataset)
         self.made_from = Provenance(name_of(model), name_of(teacher_model))  # for the model card
         # 2. Load the student, and set up TRL's trainer without the teacher: it would refuse one of another logit width.
         loaded_here = isinstance(model, str)
@@ -168,6 +171,8 @@ class TRBTrainer(EvaluatingTrainer):
         if (loaded_here or args.save_strategy != "no") and not hasattr(self.model, "peft_config"):
             check_can_be_saved(self.model, self._tokenizer)
         args.read_tokenizer(self._tokenizer, self.alignment.width)
+        embedding = [("student", self.model), *named_models("teacher", teacher)]
+        check_pad_token(self._tokenizer, [each for each in embedding if is_transformers(each[1])])
         # 4. Choose the loss, and see whether these models can be decoded and trained.
         check_can_unshard(self._dist, args, tools=bool(tools))
         args.check_top_k(self.alignment.width)

@@ -151,6 +151,10 @@ def test_the_trainer_refuses_what_is_of_another_type(models: dict[str, str], tmp
             {"train_dataset": DatasetDict(train=prompts(8))},
             "train_dataset must be one dataset, got DatasetDict of train",
         ),
+        (
+            {"verifier": lambda prompt, completion, row: True, "eval_dataset": prompts(8).to_iterable_dataset()},
+            "eval_dataset must be a datasets.Dataset for a verifier, got IterableDataset",
+        ),
         ({"train_dataset": "prompts.jsonl"}, "train_dataset must be one dataset, got 'prompts.jsonl'"),
     ]
     for given, message in refused:

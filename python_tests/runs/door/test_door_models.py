@@ -302,3 +302,36 @@ def test_a_hub_that_cannot_be_used_is_one_line(
     error = refusal(capsys, "train", write(config | {"push_to_hub": True}))
     assert "push_to_hub needs a repository on the Hub, which cannot be made: RuntimeError: [Errno 111] Conn" in error
     assert not Path("run").exists()
+
+
+def of_rope(path: Path, **rope: Any) -> str:
+    model = tiny_llama(4)
+    model.config.rope_parameters = {"rope_theta": 10000.0, **rope}
+    return saved(path, type(model)(model.config), tiny_tokenizer())
+
+
+def test_a_model_of_stretched_positions_uses_them(config: dict[str, Any], tmp_path: Path) -> None:
+    yarn = of_rope(tmp_path / "yarn", rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+    fields = config | {"model_name_or_path": yarn, "teacher_model_name_or_path": yarn, "max_completion_length": 100}
+    assert main(["train", write(fields)]) == 0
+
+
+def test_rows_that_grow_past_a_change_of_the_rotary_factors_are_refused_before_the_run(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    dynamic = of_rope(tmp_path / "dynamic", rope_type="dynamic", factor=4.0, original_max_position_embeddings=64)
+    fields = config | {"model_name_or_path": dynamic, "teacher_model_name_or_path": dynamic}
+    line = refusal(capsys, "train", write(fields | {"max_completion_length": 61}))
+    assert "the student of type llama rotates all positions by other factors past 64 tokens (rope_type 'dyn" in line
+
+
+def test_a_padding_token_that_a_model_does_not_embed_is_refused(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[added]"})
+    padded = saved(tmp_path / "padded", tiny_llama(5), tokenizer)
+    fields = config | {"model_name_or_path": padded, "teacher_model_name_or_path": padded}
+    line = refusal(capsys, "train", write(fields))
+    assert f"pad_token_id must be one of the {size} ids that the student embeds, got {size}: set the token" in line

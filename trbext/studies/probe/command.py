@@ -42,7 +42,7 @@ def probe(
     Args:
         config: The YAML file of `trb train`.
         fields: Words of the command line that replace its fields.
-        epsilons: KL budgets, nats per token; the run's trb_epsilon if not given.
+        epsilons: KL budgets, nats per token; the one with which the run begins if not given.
         lengths: Of prefixes, in tokens; a quarter, half and three quarters of the longest completion if not given.
         limit: Prompts to use.
         output: The folder to write to.
@@ -59,7 +59,7 @@ def probe(
     output = output or Path("runs") / f"{config.stem}-probe"
     longest = trb_config.max_completion_length
     assert longest is not None
-    budgets = [0.0, *dict.fromkeys(epsilons if epsilons is not None else [trb_config.trb_epsilon])]
+    budgets = [0.0, *dict.fromkeys(epsilons if epsilons is not None else [trb_config.first_epsilon])]
     lengths = sorted(set(lengths if lengths is not None else [max(1, longest * part // 4) for part in (1, 2, 3)]))
     if not all(epsilon > 0 for epsilon in budgets[1:]):
         raise UsageError(f"--epsilon must be KL budgets above 0 (OPD, which is 0, is always probed), got {budgets[1:]}")

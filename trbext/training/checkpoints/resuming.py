@@ -31,12 +31,22 @@ logger = logging.getLogger(__name__)
 
 
 class OwnCadence(TrainerCallback):
-    """Logs, evaluates and saves as often as the arguments say; transformers would do as the checkpoint says."""
+    """Logs, evaluates and saves as often as the arguments say; transformers would do as the checkpoint says.
+
+    Also logs before it saves, because a checkpoint does not hold what has gathered since the last log.
+    """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         state.compute_steps(args, state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        may_save = control.should_save or (args.save_strategy == "best" and control.should_evaluate)
+        if may_save and args.logging_strategy != "no":
+            control.should_log = True
+
+    on_epoch_end = on_step_end
 
 
 class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
@@ -68,6 +78,7 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         if not any(isinstance(callback, OwnCadence) for callback in self.callback_handler.callbacks):
             self.add_callback(OwnCadence())
         checkpoint = self._checked(resume_from_checkpoint)
+        self._forget_unfinished_step()
         at_start = self.args.eval_on_start
         self.args.eval_on_start = at_start and checkpoint is None
         try:
@@ -76,6 +87,12 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
             self.args.eval_on_start = at_start
         self._warn_of_lost_best()
         return output
+
+    def _forget_unfinished_step(self) -> None:
+        """Drops what an earlier call of `train` left when it was ended between two micro-batches."""
+        self._step, self._buffered_inputs = 0, None  # TRL's: it would train on the rollouts of that step
+        self._current_train_step_time = 0.0
+        self._metrics["train"].clear()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # transformers would look only after one step more

@@ -113,6 +113,7 @@ class ComputeCount(TrainerCallback, ExportableState):
     ) -> None:
         if state.global_step == 0:  # a second call of `train` starts from 0
             self._seconds, self._tokens = self._carried[0], dict(self._carried[1])
+        self._step = dict.fromkeys(self._step, 0)  # an earlier call may have ended inside a step
         saved = saved_attributes(self, state)
         if state.global_step > 0:
             self._seconds, self._tokens = saved["seconds"], dict(saved["tokens"])

@@ -35,7 +35,7 @@ class EngineFailed(RuntimeError):
 
 
 class DiskFull(RuntimeError):
-    """Nothing more can be written where a run stands. The message says where, and from where the run continues."""
+    """A run can write no more. The message says which run, and from where it continues."""
 
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -56,5 +56,5 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         if any(words in str(error) for words in _DISK_FULL_WORDS):
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False

@@ -142,7 +142,7 @@ def test_options_that_change_what_is_sampled_are_refused() -> None:
         ({"eos_token_id": 9}, r"eos_token_id \[9\] of the generation config is no EOS id of either model"),
         ({"logits_processor": LogitsProcessorList([_Other()])}, "the logits processor _Other would change it"),
         ({"max_time": 1.0}, "max_time=1.0"),
-        ({"top_h": 0.4}, "top_h=0.4 changes the distribution .*: leave it out"),
+        ({"top_h": 0.4}, "top_h=0.4 changes the distribution .*: leave it out, here and in the model's"),
         ({"exponential_decay_length_penalty": (2, 1.1)}, "exponential_decay_length_penalty"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -197,6 +197,7 @@ def test_inputs_that_a_rollout_would_not_read_are_refused() -> None:
     config = GenerationConfig(**SETTINGS, max_length=20)
     with pytest.raises(ValueError, match="reads token ids and their attention mask only, got pixel_values"):
         blended(student, PROMPTS[0], generation_config=config, pixel_values=torch.zeros(1))
+    assert blended(student, PROMPTS[0], generation_config=config, token_type_ids=None, pixel_values=None).shape[0] == 3
     with pytest.raises(ValueError, match="got mm_token_type_ids"):
         blended(student, PROMPTS[0], generation_config=config, mm_token_type_ids=torch.ones_like(PROMPTS[0]))
 

@@ -91,7 +91,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(
 def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(unfinished: Run) -> None:
     before = unfinished[0].read_metrics()
     with unfinished[0].metrics.open("a") as file:
-        file.write('{"step": 2, "lo')
+        file.write('\n{"step": 2, "lo')  # a line that somebody emptied, and one that a kill cut
     assert unfinished[0].read_metrics() == before
 
 

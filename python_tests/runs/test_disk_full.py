@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_line_and_the_run_continues(
         assert trb("train", config, "--resume") == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
-    assert lines[0].startswith(f"trb: no more can be written in {run.path}: ")
+    assert lines[0].startswith(f"trb: the run in {run.path} cannot write: ")
     assert lines[0].endswith("it continues from checkpoint-2 with --resume")
     assert trb("train", config, "--resume") == 0
     assert same_weights(run, RunFolder(tmp_path / "straight"))

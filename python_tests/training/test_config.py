@@ -173,6 +173,12 @@ def test_a_weighted_loss_of_sampled_tokens_refuses_altered_sampling(estimator: s
     assert not config(**chosen, loss_weighted=False).loss_weighted
 
 
+def test_how_tokens_are_cached_is_no_altered_law() -> None:
+    chosen: dict[str, Any] = {"rollout_policy": "student", "loss_estimator": "sampled"}
+    assert config(**chosen, cache_implementation="static").loss_weighted
+    assert config(**chosen, generation_kwargs={"use_cache": True}).loss_weighted
+
+
 def test_the_first_budget_is_that_of_the_schedule() -> None:
     assert config(trb_epsilon=0.3, trb_warmup_steps=0).first_epsilon == 0.3
     points: dict[str, Any] = {"trb_schedule": "piecewise", "trb_schedule_points": {0: 0.7, 5: 0.0}}

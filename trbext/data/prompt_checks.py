@@ -101,7 +101,8 @@ def _fault(prompt: object) -> str | None:
             return f"must hold messages with a role and a content, got {message!r:.80}"
         if message.get("content") is None and not message.get("tool_calls"):
             return f"must hold messages with a role and a content, got {message!r:.80}"
-        parts = message["content"] if isinstance(message["content"], list) else []
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
         for part in parts:  # a template would leave a picture out, or write a token for it that no model sees
             if isinstance(part, dict) and part.get("type") not in (None, "text"):
                 return f"must hold text only, got a part of type {part['type']!r}"

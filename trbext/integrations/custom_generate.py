@@ -70,8 +70,9 @@ def blended_generate(
         temperature = check_plain_sampling(generation_config)
         check_no_processors(logits_processor)
         for name, given in inputs.items():
-            text_only = name in TOKEN_TYPES and not given.any()
-            if given is not None and name not in OF_GENERATE and not text_only:
+            if given is None or name in OF_GENERATE:
+                continue
+            if name not in TOKEN_TYPES or given.any():
                 raise ValueError(f"a blended rollout reads token ids and their attention mask only, got {name}")
         for criterion in stopping_criteria:
             if type(criterion).__name__ not in KEPT_CRITERIA:

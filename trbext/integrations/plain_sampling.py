@@ -80,7 +80,11 @@ def _altered(value: Callable[[str], Any], *, default_top_k: bool) -> Iterator[st
         )
     for name, plain in PLAIN.items():
         if value(name) not in plain:
-            remedy = "leave it out" if plain[0] is None else f"set {name}={plain[0]!r} in the generation config"
+            remedy = (
+                "leave it out, here and in the model's"
+                if plain[0] is None
+                else f"set {name}={plain[0]!r} in the generation config"
+            )
             yield (
                 f"{name}={value(name)!r} changes the distribution that is sampled, and the KL budget would be that of "
                 f"another one: {remedy}"

@@ -101,6 +101,6 @@ def check_rotary(config: Any, name: str, shortest: int, longest: int) -> None:
         return
     raise UnsupportedModel(
         f"the {name} rotates all positions by other factors past {switch[1]} tokens (rope_type "
-        f"{switch[0]!r}), which its cache does not follow: prompt and max_new_tokens must fit into {switch[1]}, got "
+        f"{switch[0]!r}), which its cache does not follow: prompt and completion must fit into {switch[1]}, got "
         f"{longest}"
     )

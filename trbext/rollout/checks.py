@@ -83,7 +83,7 @@ def check_ids(models: list[tuple[str, Any]], input_ids: Tensor) -> None:
     least, most = torch.stack(torch.aminmax(input_ids)).tolist()
     for name, model in models:
         size = embedded_ids(model) if is_transformers(model) else None
-        if least < 0 or (size is not None and most >= size):
+        if size is not None and not 0 <= least <= most < size:
             got = least if least < 0 else most
             raise ValueError(f"input_ids must be of the {size} ids that the {name} embeds, padding too, got {got}")
 

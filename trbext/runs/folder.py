@@ -226,7 +226,7 @@ class RunFolder:
             try:
                 line = json.loads(text)
             except (json.JSONDecodeError, RecursionError):
-                if text.startswith("{"):  # a kill leaves the beginning of a line
+                if not text.strip() or text.startswith("{"):  # a kill leaves the beginning of a line
                     continue
                 line = None
             if not isinstance(line, dict) or type(line.get("step")) is not int:

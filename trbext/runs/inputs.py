@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..evaluation.verifiers import check_verifier, verifier_by_name
 from ..models.adapters import base_of, check_no_adapter, tokenizer_path
 from ..models.loading import check_model_folder, check_weights, load_tokenizer, named_errors
-from ..models.model_kind import check_rotary
+from ..models.model_kind import check_rotary, rotary_switch
 from ..models.positions import position_limit
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.config import TRBConfig
@@ -97,18 +97,40 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     template, length = config.chat_template_kwargs or {}, config.max_completion_length
     assert length is not None
     encoded = check_encodings(prompts, arguments.prompts, tokenizer, template, length, positions)
+    _check_rotary(config, models, [len(ids) for ids in encoded], length)
     if held_out is not None:
-        encoded += check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
+        encoded = check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
+        _check_rotary(config, models[:1], [len(ids) for ids in encoded], length)
         if verifier is not None:
             check_verifier(verifier, held_out, str(config.eval_verifier))
-    if not config.use_vllm:
-        lengths = [len(ids) for ids in encoded]
-        for role, model in models:
-            check_rotary(model, f"{role} of type {model.model_type}", min(lengths), max(lengths) + length)
     teacher: Any = teachers[0] if teachers else _served(config, tokenizer)
     if isinstance(config.teachers, dict):
         teacher = dict(zip(config.teachers, teachers, strict=True))
     return RunInputs(student, teacher, tokenizer, prompts, held_out)
+
+
+def _check_rotary(config: TRBConfig, models: list[tuple[str, Any]], lengths: list[int], completion: int) -> None:
+    """Checks that no row of a model that we decode grows past a change of its rotary factors.
+
+    Args:
+        config: Says who decodes.
+        models: Roles and configurations.
+        lengths: Of the prompts, tokens.
+        completion: Tokens of the longest completion.
+
+    Raises:
+        UsageError: A row would.
+    """
+    if config.use_vllm or any(True for _ in config.altered_sampling()):  # vLLM or TRL decodes
+        return
+    blended = config.budget_active or config.rollout_policy not in ("trb", "student", "temperature")
+    for role, model in models:
+        switch = rotary_switch(model) if blended or role == "student" else None
+        for prompt in sorted(set(lengths)) if switch is not None else []:
+            try:
+                check_rotary(model, f"{role} of type {model.model_type}", prompt, prompt + completion)
+            except ValueError as error:
+                raise UsageError(f"max_completion_length {completion} for a prompt of {prompt}: {error}") from error
 
 
 def _served(config: TRBConfig, tokenizer: PreTrainedTokenizerBase) -> RemoteTeacher:

@@ -131,7 +131,7 @@ def train_run(
         except Exception as error:
             if not is_disk_full(error):
                 raise
-            raise DiskFull(f"no more can be written in {folder.path}: {_first_line(error)}; {_rest(folder)}") from error
+            raise DiskFull(f"the run in {folder.path} cannot write: {_first_line(error)}; {_rest(folder)}") from error
     if stop.stopped:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; {_rest(folder)}")
     return folder

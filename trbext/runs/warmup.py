@@ -27,6 +27,7 @@ OF_THE_RUN = (
     *("proximal_alpha", "position_gamma", "veto_start", "veto_steps", "use_vllm", "teacher_from_engine"),
     *("rollout_length_points", "rollout_length_start", "rollout_policy_kwargs", "lora_sft_steps", "run_name"),
     *("lora_learning_rate", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"),
+    "cache_implementation",
 )
 # Values that ask for evaluations, of which a warmup has none.
 BY_EVALUATIONS = {"save_strategy": ("best",), "lr_scheduler_type": ("reduce_lr_on_plateau", "greedy")}
@@ -58,6 +59,7 @@ def train_warmed_up(
         UsageError: As `train_run`, also of the warmup.
         Interrupted: As `train_run`.
         NonFiniteTraining: As `train_run`.
+        DiskFull: As `train_run`.
     """
     folder = RunFolder(Path(config.output_dir))
     if arguments.lora_sft_steps is None:

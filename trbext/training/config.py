@@ -37,6 +37,11 @@ _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
     "cache_implementation": (None,),
     "do_sample": (True,),
 }
+# They leave the law of a token as it is, and only make TRL decode.
+_OF_THE_CACHE = (
+    *("cache_implementation", "generation_kwargs['cache_implementation']", "generation_kwargs['cache_config']"),
+    "generation_kwargs['use_cache']",
+)
 
 
 @dataclass
@@ -76,7 +81,9 @@ class TRBConfig(
     # Defaults that differ from TRL's: a warmup of 50 steps is worth seeing step by step.
     logging_steps: float = field(
         default=1,
-        metadata={"help": "Optimizer steps between two logs; a value below 1 is a share of the total steps."},
+        metadata={
+            "help": "Optimizer steps between two logs; below 1, a share of the total steps. A checkpoint logs too."
+        },
     )
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser takes the second type)
         default="none",
@@ -175,6 +182,8 @@ class TRBConfig(
             self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
         elif self.loss_estimator in ("sampled", "routed") and self.loss_weighted:
             for name, value in self.altered_sampling():
+                if name in _OF_THE_CACHE:
+                    continue
                 raise ValueError(
                     f"{name}={value!r} cannot be combined with loss_estimator={self.loss_estimator!r}, which weights "
                     "each token by pi_S / mu and knows no mu of altered sampling: remove it, or set loss_weighted=False"
@@ -238,7 +247,7 @@ class TRBConfig(
 
     @property
     def first_epsilon(self) -> float:
-        """The KL budget with which the schedule begins, nats per token."""
+        """The budget of the first point of a piecewise schedule, else `trb_epsilon`, nats per token."""
         points = self.trb_schedule_points
         return self.schedule(total_steps=0)(0) if isinstance(points, dict) else self.trb_epsilon
 

@@ -96,10 +96,10 @@ class TRBTrainer(EvaluatingTrainer):
         policy: Writes the training prefixes; None is the one that `args.rollout_policy` names.
 
     Raises:
-        TypeError: `args`, `policy`, `verifier` or `train_dataset` is of another type.
+        TypeError: `args`, `policy`, `verifier`, `train_dataset` or, with a verifier, `eval_dataset` is of another type.
         ValueError: There is no teacher, the processing class is that of a vision-language model, a combination of
-            options cannot keep its promise, the trained student could not be saved, a policy or verifier cannot be
-            called as one, or a prompt cannot be used (of a stream, when it comes).
+            options cannot keep its promise, a model lacks the padding token, the trained student could not be saved, a
+            policy or verifier cannot be called as one, or a prompt cannot be used (of a stream, when it comes).
         IncompleteWeights: (a ValueError) the checkpoint of a model given by a path lacks some of its weights, or holds
             others.
         VocabularyMismatch: (a ValueError) tokenizers or EOS ids do not fit together.

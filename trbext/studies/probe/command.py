@@ -61,6 +61,8 @@ def probe(
     assert longest is not None
     budgets = [0.0, *dict.fromkeys(epsilons if epsilons is not None else [trb_config.first_epsilon])]
     lengths = sorted(set(lengths if lengths is not None else [max(1, longest * part // 4) for part in (1, 2, 3)]))
+    if epsilons is None and budgets[1:] == [0.0]:
+        raise UsageError("the run begins with a KL budget of 0, which is OPD: name budgets by --epsilon")
     if not all(epsilon > 0 for epsilon in budgets[1:]):
         raise UsageError(f"--epsilon must be KL budgets above 0 (OPD, which is 0, is always probed), got {budgets[1:]}")
     if not all(0 < length < longest for length in lengths):

@@ -65,6 +65,21 @@ def test_an_evaluation_continues_with_what_is_missing_and_with_more_samples(tmp_
         measure(two, encoded(two), OwnDecoder(tiny_llama(), tiny_tokenizer(), batch_size=4), outputs)
 
 
+@pytest.mark.parametrize("answer", [lambda text: text.index("#"), lambda text: [text]])
+def test_an_answer_that_cannot_be_told_does_not_vote(
+    answer: Callable[[str], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def verifier(prompt: Any, completion: str, row: Any) -> bool:
+        return False
+
+    verifier.answer = answer  # type: ignore[attr-defined]
+    asked = [questions("A", 3, 2, verifier=verifier)]
+    outcome = measure(asked, encoded(asked), Numbers(), {"A": tmp_path / "A.jsonl"})["A"]
+    assert outcome.answers == [[None, None]] * 3
+    assert outcome.verifier_errors == 0
+    assert caplog.text.count("the verifier's `answer` failed on a completion of A, which does not vote") == 1
+
+
 def test_the_completions_of_our_decoder_do_not_depend_on_the_batch_or_on_what_is_done(tmp_path: Path) -> None:
     def decoder(batch_size: int) -> OwnDecoder:
         return OwnDecoder(tiny_llama(), tiny_tokenizer(), batch_size=batch_size)

@@ -72,6 +72,12 @@ def test_every_other_run_is_compared_with_each_reference_once(tmp_path: Path) ->
         ({"runs": {"OPD": {}, "B": {"rollout_policy": "oracle"}}}, "run 'B': rollout_policy must be one of "),
         ({"runs": {"OPD": {}, "B": {"trb_epsilon": -1}}}, "run 'B': trb_epsilon must be a KL budget"),
         ({"runs": {"OPD": {}, "B": {"max_steps": 80}}}, "run 'B' sets max_steps, which must be the same for all runs"),
+        (
+            {"runs": {"OPD": {}, "B": {"chat_template_kwargs": {"a": 1}}}},
+            "run 'B' sets chat_template_kwargs, which must",
+        ),
+        ({"runs": {"OPD": {}, "B": {"eval_delay": 1}}}, "run 'B' sets eval_delay, which must be the same for all runs"),
+        ({"base": BASE | {"eval_delay": 20}}, "eval_delay must be at most eval_steps = 10, got 20"),
         ({"runs": {"OPD": {}, "B": {"seed": 80}}}, "run 'B' sets seed, which must be the same for all runs"),
         ({"base": BASE | {"seed": 3}}, "base must not hold seed: a study sets it for each run"),
         ({"base": BASE | {"max_steps": -1}}, "base must set max_steps"),
@@ -90,14 +96,23 @@ def test_bad_studies_give_one_line_and_exit_code_2(
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"loss_top_k": 4}, "loss_top_k changes what eval_loss means, and is 4 in run 'Other' and None in run 'OPD'"),
+        ({"loss_estimator": "top_k"}, "loss_top_k changes what eval_loss means, and is 16 in run 'Other'"),
+        ({"top_p": 0.9}, "altered sampling changes what eval_loss means, and is 'top_p=0.9' in run 'Other'"),
+        ({"teacher_model_name_or_path": "demo:student"}, "teacher_model_name_or_path changes what eval_loss means"),
+    ],
+)
 def test_fields_that_change_a_held_out_loss_may_not_differ_if_it_is_judged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fields: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = {"OPD": {}, "Top": {"loss_top_k": 4}}
+    runs = {"OPD": {"rollout_policy": "student"}, "Other": {"rollout_policy": "student", **fields}}
     read_study(write(tmp_path, declaration(tmp_path, runs=runs)))
     path = write(tmp_path, declaration(tmp_path, runs=runs, secondary_metrics=["eval_loss"]))
     assert main(["compare", str(path)]) == 2
-    assert "run 'Top' sets loss_top_k, which changes what eval_loss means" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_a_run_named_twice_is_refused_although_yaml_would_keep_the_second(

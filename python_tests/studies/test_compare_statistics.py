@@ -26,6 +26,7 @@ def test_views_of_a_curve() -> None:
     assert at_cost(cost, value, 150) == pytest.approx(0.7)
     assert at_cost(cost, value, 400) == pytest.approx(0.7)
     assert np.isnan(at_cost(cost, value, 401))
+    assert np.isnan(at_cost(np.zeros(4), value, 0))  # the tokens of a teacher on a server are not counted
 
 
 def test_differences_are_taken_within_seeds_and_leave_out_what_is_not_a_number() -> None:

@@ -17,6 +17,8 @@ from python_tests.runs.test_cli import config  # noqa: F401  (a fixture)
 from trbext.cli import main
 from trbext.data.encoding import encode_prompts, left_padded
 from trbext.rollout import lockstep
+from trbext.runs.inputs import load_inputs, sample_prompts
+from trbext.runs.settings import parse_settings
 from trbext.studies.probe.intervals import auroc, mean, paired_difference, share
 from trbext.studies.probe.rollouts import Probe
 from trbext.vocab import align
@@ -188,6 +190,21 @@ def test_the_command_writes_what_it_found(
     assert "Wilson" in " ".join(capsys.readouterr().out.split())
     assert main(words) == 2
     assert "holds a probe already" in capsys.readouterr().err
+
+
+def test_the_prompts_are_those_of_the_run(tmp_path: Path, config: dict[str, Any]) -> None:  # noqa: F811
+    """Without held-out ones, those that the run trains on: chosen, shuffled, not too long."""
+    rows = [{"question": "+".join("1" * (1 + n % 4)), "kind": "odd" if n % 2 else "even"} for n in range(40)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    chosen = {"prompts": str(file), "prompt_column": "question", "prompts_where": "kind=odd"}
+    fields = config | chosen | {"prompts_shuffle_seed": 3, "max_prompt_length": 6}
+    arguments, trb_config, _ = parse_settings(fields)
+    found = sample_prompts(arguments, trb_config, 3)["prompt"][:]
+    assert found == load_inputs(arguments, trb_config).prompts["prompt"][:3]
+    assert set(found) == {"1+1"}
+    held_out, trb_config, _ = parse_settings(fields | {"eval_prompts": "demo:eval"})
+    assert len(sample_prompts(held_out, trb_config, 5)) == 5
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ class _Judging:
     def __init__(self, benchmarks: Sequence[Questions], records: Mapping[str, Record]) -> None:
         self._benchmarks = {benchmark.name: benchmark for benchmark in benchmarks}
         self._records = records
-        self._raised: set[str] = set()
+        self._raised: set[tuple[str, str]] = set()
 
     def judge(self, task: Task) -> None:
         """Judges the completion of a task, unless it is judged."""
@@ -150,17 +150,27 @@ class _Judging:
         answers = answers_of(benchmark.verifier)
         answer = None
         if answers is not None and not correct and error is None:
-            answer = answers(text)
+            answer = self._answer(task.benchmark, answers, text)
         words = None if error is None else f"{type(error).__name__}: {error}"
         record.judge(task, correct, answer, words)
-        if error is not None and task.benchmark not in self._raised:
-            self._raised.add(task.benchmark)
-            logger.warning(
-                "the verifier raised on a completion of %s, which counts as wrong: %.200r",
-                task.benchmark,
-                text,
-                exc_info=error,
-            )
+        if error is not None:
+            self._warn("verifier raised on a completion of %s, which counts as wrong", task.benchmark, text, error)
+
+    def _answer(self, benchmark: str, answers: Callable[[str], str | None], text: str) -> str | None:
+        """Returns what a completion answers; None if a user's `answer` fails."""
+        try:
+            found = answers(text)
+            if not (found is None or isinstance(found, str)):
+                raise TypeError(f"the answer must be a text or None, got {type(found).__name__}")
+        except Exception as error:
+            self._warn("verifier's `answer` failed on a completion of %s, which does not vote", benchmark, text, error)
+            return None
+        return found
+
+    def _warn(self, what: str, benchmark: str, text: str, error: Exception) -> None:
+        if (what, benchmark) not in self._raised:
+            self._raised.add((what, benchmark))
+            logger.warning(f"the {what}: %.200r", benchmark, text, exc_info=error)
 
 
 @contextmanager

@@ -70,6 +70,8 @@ class Suite:
         if not isinstance(benchmarks, dict) or not benchmarks:
             raise ValueError(f"{path}: benchmarks must map names to benchmarks, got {benchmarks!r}")
         for name, fields in benchmarks.items():
+            if name == "mean":  # of the benchmarks, in tables and files
+                raise ValueError(f"{path}: a benchmark must have another name than 'mean'")
             _check_fields(path, f"benchmark {name}", Benchmark, fields)
             if "prompts" not in fields:
                 raise ValueError(f"{path}: benchmark {name} needs prompts")

@@ -5,6 +5,7 @@ Whatever can be known to fail fails here, before a model is loaded and before a 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     options = config.model_init_kwargs or {}
     loading = {"trust_remote_code": config.trust_remote_code, "revision": options.get("revision", "main")}
     tokenizer = load_tokenizer(tokenizer_path(student), "student", **loading)
-    prompts, held_out = _load_prompts(arguments, config, tokenizer)
+    prompts, held_out = training_prompts(arguments, config, tokenizer), held_out_prompts(arguments)
     rollouts = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
     prompts_of_a_step(rollouts, config.rollouts_per_prompt, len(prompts))
     if held_out is None and (config.eval_strategy != "no" or config.eval_on_start):
@@ -98,12 +99,13 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     assert length is not None
     encoded = check_encodings(prompts, arguments.prompts, tokenizer, template, length, positions)
     _check_rotary(config, models, [len(ids) for ids in encoded], length)
+    longest = max(len(ids) for ids in encoded) + length
     if held_out is not None:
         encoded = check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
         _check_rotary(config, models[:1], [len(ids) for ids in encoded], length)
         if verifier is not None:
             check_verifier(verifier, held_out, str(config.eval_verifier))
-    teacher: Any = teachers[0] if teachers else _served(config, tokenizer)
+    teacher: Any = teachers[0] if teachers else _served(config, tokenizer, longest)
     if isinstance(config.teachers, dict):
         teacher = dict(zip(config.teachers, teachers, strict=True))
     return RunInputs(student, teacher, tokenizer, prompts, held_out)
@@ -133,38 +135,74 @@ def _check_rotary(config: TRBConfig, models: list[tuple[str, Any]], lengths: lis
                 raise UsageError(f"max_completion_length {completion} for a prompt of {prompt}: {error}") from error
 
 
-def _served(config: TRBConfig, tokenizer: PreTrainedTokenizerBase) -> RemoteTeacher:
+def _served(config: TRBConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> RemoteTeacher:
+    """Returns the teacher on a server, which must take rows of `longest` tokens."""
     assert config.teacher_url is not None
     name = config.teacher_model_name_or_path
     teacher = RemoteTeacher(config.teacher_url, model=name, top_k=config.teacher_top_k, tokenizer=tokenizer)
+    teacher.check_length(longest)
     return teacher
 
 
-def _load_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
-    """Returns the prompts to train on, and the held-out ones if there are any."""
-    shared: dict[str, Any] = {"column": arguments.prompt_column, "system_prompt": arguments.system_prompt}
+def training_prompts(arguments: RunArguments, config: TRBConfig, tokenizer: Any) -> Dataset:
+    """Returns the prompts that a run trains on.
+
+    Raises:
+        PromptsNotFound: As `load_prompts`.
+    """
     template, longest = config.chat_template_kwargs or {}, arguments.max_prompt_length
 
     def fits(texts: list[Any]) -> list[bool]:
         return [len(ids) <= (longest or 0) for ids in encode_prompts(tokenizer, texts, **template)]
 
-    prompts = load_prompts(
+    return load_prompts(
         arguments.prompts,
         split=arguments.prompts_split,
+        column=arguments.prompt_column,
+        system_prompt=arguments.system_prompt,
         where=arguments.prompts_where,
         unique=arguments.prompts_unique,
         shuffle_seed=arguments.prompts_shuffle_seed,
         fits=None if longest is None else fits,
         limit=arguments.prompts_limit,
         demo_seed=config.seed,
-        **shared,
     )
+
+
+def held_out_prompts(arguments: RunArguments) -> Dataset | None:
+    """Returns the prompts on which a run is evaluated, if it has any.
+
+    Raises:
+        PromptsNotFound: As `load_prompts`.
+    """
     if arguments.eval_prompts is None:
-        return prompts, None
-    split, limit = arguments.eval_prompts_split, arguments.eval_prompts_limit
-    if arguments.eval_prompts in BUILT_IN:
-        del shared["column"]  # it is of the training prompts
-    return prompts, load_prompts(arguments.eval_prompts, split=split, limit=limit, **shared)
+        return None
+    # The column is that of the training prompts. The built-in ones have their own.
+    column = "prompt" if arguments.eval_prompts in BUILT_IN else arguments.prompt_column
+    return load_prompts(
+        arguments.eval_prompts,
+        split=arguments.eval_prompts_split,
+        column=column,
+        system_prompt=arguments.system_prompt,
+        limit=arguments.eval_prompts_limit,
+    )
+
+
+def sample_prompts(arguments: RunArguments, config: TRBConfig, limit: int) -> Dataset:
+    """Returns the first `limit` held-out prompts of a run, or of its training prompts if it has none held out.
+
+    Raises:
+        PromptsNotFound: As `load_prompts`.
+        OSError, ValueError: The student's tokenizer, by which prompts that are too long are left out, cannot be loaded.
+    """
+    limited = dataclasses.replace(arguments, prompts_limit=limit, eval_prompts_limit=limit)
+    held_out = held_out_prompts(limited)
+    if held_out is not None:
+        return held_out
+    path, options = tokenizer_path(model_path(arguments.model_name_or_path)), config.model_init_kwargs or {}
+    loading = {"trust_remote_code": config.trust_remote_code, "revision": options.get("revision", "main")}
+    tokenizer = load_tokenizer(path, "student", **loading)
+    return training_prompts(limited, config, tokenizer)
 
 
 def _known_model(role: str, name: str, value: str, *, adapter: bool = False) -> str:

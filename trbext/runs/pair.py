@@ -46,12 +46,20 @@ def load_pair(arguments: RunArguments, config: TRBConfig, student: str | None = 
         raise UsageError(f"this reads one teacher of its own, and the run has {', '.join(config.teacher_names)}")
     paths = {"student": student or model_path(arguments.model_name_or_path), "teacher": model_path(teacher_path)}
     trust = config.trust_remote_code
-    tokenizer, teacher_tokenizer = (load_tokenizer(paths[name], name, trust_remote_code=trust) for name in paths)
-    options = {"student": config.model_init_kwargs, "teacher": config.teacher_model_init_kwargs}
+    options = {
+        "student": {} if student else config.model_init_kwargs or {},  # a folder has no revisions
+        "teacher": config.teacher_model_init_kwargs or {},
+    }
+    if config.teacher_model_revision is not None:
+        options["teacher"] = {"revision": config.teacher_model_revision} | options["teacher"]
+    tokenizer, teacher_tokenizer = (
+        load_tokenizer(path, name, trust_remote_code=trust, revision=options[name].get("revision", "main"))
+        for name, path in paths.items()
+    )
     device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
     disable_progress_bar()
     models = {
-        name: load_for_inference(path, name, device, trust_remote_code=trust, **(options[name] or {}))
+        name: load_for_inference(path, name, device, trust_remote_code=trust, **options[name])
         for name, path in paths.items()
     }
     alignment = align(models["student"], models["teacher"], tokenizer, teacher_tokenizer)

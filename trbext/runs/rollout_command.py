@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ..data.encoding import encode_prompts, left_padded
-from ..data.prompts import load_prompts
 from ..errors import UsageError
 from ..rollout import Rollout, lockstep
 from ..training.config import TRBConfig
 from .folder import RunFolder
+from .inputs import sample_prompts
 from .pair import Pair, load_pair
 from .plot_command import check_picture
 from .rollout_picture import ColoredText, draw_colored_texts, save_figure, text_of_tokens
@@ -45,7 +45,7 @@ def plot_rollout(path: Path, output: Path, *, prompt: int = 0, epsilon: float | 
     budget = config.first_epsilon if epsilon is None else epsilon
     if not budget >= 0:
         raise UsageError(f"--epsilon must be a KL budget of at least 0 nats per token, got {epsilon}")
-    question = _prompt(arguments, prompt)
+    question = _prompt(arguments, config, prompt)
     # 2. Draw a completion from each student.
     students: dict[str, str | None] = {"before training": None}
     if folder.is_finished():
@@ -61,14 +61,8 @@ def plot_rollout(path: Path, output: Path, *, prompt: int = 0, epsilon: float | 
     print(output)
 
 
-def _prompt(arguments: RunArguments, index: int) -> Any:
-    rows = load_prompts(
-        arguments.eval_prompts or arguments.prompts,
-        split=arguments.eval_prompts_split if arguments.eval_prompts else arguments.prompts_split,
-        column=arguments.prompt_column,
-        system_prompt=arguments.system_prompt,
-        limit=index + 1,
-    )
+def _prompt(arguments: RunArguments, config: TRBConfig, index: int) -> Any:
+    rows = sample_prompts(arguments, config, max(index, 0) + 1)
     if not 0 <= index < len(rows):
         raise UsageError(f"--prompt counts from 0, and there are {len(rows)} prompts, got {index}")
     return rows[index]["prompt"]

@@ -125,7 +125,7 @@ class LossTrainer(ResumableTrainer):
             inputs.get("log_weight"),
             inputs.get("accepted"),
             objective=objective,
-            fused_beta=self.beta if fused else None,
+            fused_beta=(self.beta if self.model.training else 1.0) if fused else None,
             items=prefixes.clamp(min=1) if num_items_in_batch is None else num_items_in_batch,
             alignment=self.alignment,
             temperature=self.temperature,
@@ -269,7 +269,7 @@ class LossTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         for name, value in self._prefix_means[mode].pop().items():
-            if name == "trb/reverse_kl" and self.beta != 1.0:  # with another beta the loss is another divergence
+            if name == "trb/reverse_kl" and mode == "train" and self.beta != 1.0:  # the loss is another divergence
                 continue
             if name == "trb/teacher_entropy" and self.teacher_model is None:  # top tokens do not tell it
                 continue

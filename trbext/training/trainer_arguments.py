@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from trl.trainer.utils import get_config_model_id
 
 from ..evaluation.verifiers import Verifier, check_verifier_signature, verifier_by_name
 from ..models.model_kind import check_kind
 from ..models.next_token import is_transformers
-from ..rollout import Policy
+from ..rollout import Policy, TrustRegion
 from ..rollout.caches import named_models
 from ..rollout.policy_methods import check_policy_methods
 from .config import TRBConfig
@@ -69,6 +70,9 @@ class TrainerArguments(NamedTuple):
                 raise TypeError(f"policy must be an object of trbext.rollout.Policy, got {got:.80}")
             args.refuse_altered_sampling("a policy")
             check_policy_methods(type(policy).__name__, policy)
+            budget = policy.epsilon(0) if isinstance(policy, TrustRegion) else None
+            if isinstance(budget, torch.Tensor) and budget.numel() != 1:
+                raise ValueError(f"policy must have one budget for all rows of a run, got {budget.numel()}")
         elif ":" in args.rollout_policy:  # a user's class is made once; it may fail, so before anything is loaded
             policy = args.policy(total_steps=0)
         if verifier is not None:

@@ -155,6 +155,16 @@ def test_a_run_whose_server_goes_away_continues_to_the_same_end(
     assert "tiny" in (run.model / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_server_that_takes_too_few_tokens_is_refused_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake_teacher(tiny_llama(2), tokenizer=tiny_tokenizer()) as server:
+        settings = served_run(tmp_path, server) | {"max_completion_length": 59}  # the student has 64 positions as well
+        assert trb("train", written(tmp_path / "config.yaml", settings)) == 2
+    assert "takes 64 tokens, and a prefix has" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -37,6 +37,8 @@ def compare(config: Path, *, report_only: bool = False) -> list[str]:
     study, declared = read_study(config)
     failures: list[str] = []
     if report_only:
+        if not study.folder.exists():  # it would be declared by the report, before its first run
+            raise UsageError(f"no run of {study.folder} is finished")
         open_folder(study, declared)
     else:
         warning = planned_power(study)

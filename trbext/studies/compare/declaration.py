@@ -34,21 +34,9 @@ from ...errors import UsageError
 from ...runs.settings import parse_settings
 from ...training.config import TRBConfig
 from ...training.metrics.metric_table import JUDGES, METRICS, Better
+from .fairness import check_judged_alike, check_overrides
 from .folder_names import folder_names
 from .values import as_list, count, mapping, text, truth
-
-# Settings that all runs share, or their differences would not be the policy's: the student at the start, prompts and
-# their order, the number of updates and of prompts in each, and how the student is evaluated.
-SHARED = {
-    *("model_name_or_path", "prompts", "prompts_split", "prompts_limit", "prompt_column", "system_prompt"),
-    *("seed", "data_seed", "shuffle_dataset", "max_steps", "num_train_epochs", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "max_completion_length", "output_dir", "eval_prompts", "eval_prompts_split"),
-    *("eval_prompts_limit", "eval_verifier", "eval_samples", "eval_strategy", "eval_steps", "eval_on_start"),
-    *("per_device_eval_batch_size", "prompts_where", "prompts_unique", "prompts_shuffle_seed", "max_prompt_length"),
-    "rollouts_per_prompt",
-}
-# Fields that change what a held-out loss or log-probability means.
-OF_THE_LOSS = {"beta", "loss_top_k", "temperature"}
 
 KEYS = {
     *("title", "output_dir", "metric", "secondary_metrics", "reference", "seeds", "processes", "threads"),
@@ -172,8 +160,10 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
         if name in base:
             raise UsageError(f"base must not hold {name}: a study sets it for each run")
     for run in runs:
-        _check_overrides(run, metrics)
-        config = _parsed(study, run)
+        check_overrides(run)
+    configs = {run.label: _parsed(study, run) for run in runs}
+    check_judged_alike(configs, metrics)
+    config = next(iter(configs.values()))
     # 3. Check that the evaluations yield what the metrics need.
     every = _check_evaluations(config, metrics, final_evaluations)
     return dataclasses.replace(study, max_steps=config.max_steps, eval_every=every), declared
@@ -257,15 +247,6 @@ def _seeds(declared: Any) -> tuple[int, ...]:
     return tuple(declared)
 
 
-def _check_overrides(run: Run, metrics: tuple[Metric, ...]) -> None:
-    for name in run.overrides:
-        if name in SHARED:
-            raise UsageError(f"run {run.label!r} sets {name}, which must be the same for all runs: move it to base")
-        judged = next((metric.name for metric in metrics if metric.name != "eval_pass@1"), None)
-        if name in OF_THE_LOSS and judged:
-            raise UsageError(f"run {run.label!r} sets {name}, which changes what {judged} means: move it to base")
-
-
 def _parsed(study: Study, run: Run) -> TRBConfig:
     try:
         arguments, config, _ = parse_settings(study.settings(run, study.seeds[0]))
@@ -288,6 +269,8 @@ def _check_evaluations(config: TRBConfig, metrics: tuple[Metric, ...], final_eva
     every = int(config.eval_steps if config.eval_steps >= 1 else math.ceil(config.eval_steps * config.max_steps))
     if config.max_steps % every:
         raise UsageError(f"eval_steps must divide max_steps = {config.max_steps}, or the end is not evaluated: {every}")
+    if config.eval_delay > every:
+        raise UsageError(f"eval_delay must be at most eval_steps = {every}, got {config.eval_delay}")
     times = config.max_steps // every
     if times < final_evaluations:
         raise UsageError(f"final_evaluations = {final_evaluations}, but a run is evaluated only {times} times")

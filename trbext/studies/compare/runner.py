@@ -72,7 +72,7 @@ def run_study(study: Study, declared: dict[str, Any], console: Console) -> list[
         UsageError: The folder is another study's, another process trains in it, or a run cannot start.
         Interrupted: Ctrl-C or SIGTERM; runs that had begun have written a checkpoint.
     """
-    if not study.folder.exists():
+    if not any(finished(study.run_folder(run, seed)) for run in study.runs for seed in study.seeds):
         check_inputs(study)
     open_folder(study, declared)
     try:

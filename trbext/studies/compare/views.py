@@ -82,7 +82,10 @@ def area(step: Floats, value: Floats) -> float:
 
 
 def at_cost(cost: Floats, value: Floats, budget: float) -> float:
-    """Interpolates the curve linearly at the cumulative `cost` `budget`; NaN outside the curve."""
-    if not cost[0] <= budget <= cost[-1]:
+    """Interpolates the curve linearly at the cumulative `cost` `budget`; NaN outside the curve.
+
+    NaN also if nothing was counted, as of a teacher on a server.
+    """
+    if not cost[0] <= budget <= cost[-1] or cost[-1] == 0:
         return float("nan")
     return float(np.interp(budget, cost, value))

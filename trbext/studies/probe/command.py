@@ -12,11 +12,11 @@ from rich.progress import track
 from rich.table import Table
 
 from ...data.prompt_checks import check_encodings
-from ...data.prompts import load_prompts
 from ...errors import UsageError
 from ...evaluation.statistics import holm
 from ...evaluation.verifiers import check_verifier, verifier_by_name
 from ...models.positions import position_limit
+from ...runs.inputs import sample_prompts
 from ...runs.pair import load_pair
 from ...runs.settings import RunArguments, parse_run
 from ...training.config import TRBConfig
@@ -100,17 +100,13 @@ def load_probe(arguments: RunArguments, config: TRBConfig, limit: int) -> Probe:
     if config.eval_verifier is None:
         raise UsageError("eval_verifier is not set: a probe counts right completions")
     verifier = verifier_by_name(config.eval_verifier)
-    prompts = arguments.eval_prompts or arguments.prompts
-    split = arguments.eval_prompts_split if arguments.eval_prompts else arguments.prompts_split
-    rows = load_prompts(
-        prompts, split=split, column=arguments.prompt_column, system_prompt=arguments.system_prompt, limit=limit
-    )
-    # 2. Load the tokenizers and the models.
+    rows = sample_prompts(arguments, config, limit)
+    # 2. Load the models.
     pair = load_pair(arguments, config)
     # 3. Check the prompts and the verifier before anything is sampled.
     positions = {name: position_limit(getattr(pair, name).config) for name in ("student", "teacher")}
     template, longest = config.chat_template_kwargs or {}, config.max_completion_length or 0
-    check_encodings(rows, prompts, pair.tokenizer, template, longest, positions)
+    check_encodings(rows, arguments.eval_prompts or arguments.prompts, pair.tokenizer, template, longest, positions)
     check_verifier(verifier, rows, config.eval_verifier)
     return Probe(
         student=pair.student,

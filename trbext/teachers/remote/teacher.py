@@ -155,6 +155,14 @@ class RemoteTeacher:
             raise EngineFailed(f"the teacher at {self.url} answered with {len(rows)} of {count} distributions")
         return rows
 
+    def check_length(self, longest: int) -> None:
+        """Checks that the server takes rows of `longest` tokens, and one that it writes when it scores them.
+
+        Raises:
+            UsageError: It does not.
+        """
+        self._check_lengths([range(longest)])  # of which only the length is looked at
+
     def _check_lengths(self, lists: Sequence[Sequence[int]]) -> None:
         if self.longest is None or all(len(one) < self.longest for one in lists):
             return

@@ -92,7 +92,8 @@ def require_token_scores(teacher: TopKTeacher, k: int, alignment: Alignment) -> 
             f"loss_tokens_of 'student' needs a teacher with `log_probs_of`, got {type(teacher).__name__}: leave it out"
         )
     try:
-        teacher.log_probs_of([[0]], torch.arange(k)[None], alignment)
+        # A step asks for the token that was written as well.
+        teacher.log_probs_of([[0]], torch.arange(min(k + 1, alignment.width))[None], alignment)
     except EngineFailed as error:
         raise UsageError(f"loss_tokens_of 'student' needs a server that scores given tokens: {error}") from error
     return teacher

@@ -69,6 +69,13 @@ def test_another_divergence_is_not_logged_as_the_reverse_kl(tmp_path: Path) -> N
     assert steps(trainer)[0].keys() >= METRICS - {"trb/reverse_kl"}
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_held_out_prompts_are_judged_by_the_reverse_kl_whatever_is_minimized(tmp_path: Path, beta: float) -> None:
+    found = [make_trainer(tmp_path, beta=each, held_out=prompts(8)).evaluate() for each in (1.0, beta)]
+    assert found[1]["eval_loss"] == pytest.approx(found[0]["eval_loss"], rel=1e-5)
+    assert found[1]["eval_trb/reverse_kl"] == pytest.approx(found[0]["eval_trb/reverse_kl"], rel=1e-5)
+
+
 def test_an_excluded_token_does_not_spoil_the_mean_teacher_log_prob(tmp_path: Path) -> None:
     student = tiny_llama(0, sharpness=0.05)
     with torch.no_grad():  # nearly every token is the teacher's EOS, which does not end this student

@@ -151,6 +151,14 @@ def test_options_that_change_what_is_sampled_are_refused() -> None:
         blended_generate(teacher, -0.1)
 
 
+def test_eos_ids_that_would_not_end_a_row_alone_are_refused() -> None:
+    student, teacher = tiny_llama(0), tiny_llama(1, eos=[EOS, 2])
+    with pytest.raises(
+        ValueError, match=rf"ends at each EOS id of the student, \[{EOS}\], and eos_token_id .* is \[2\]"
+    ):
+        generated(student, custom_generate=blended_generate(teacher, 0.1), **SETTINGS, eos_token_id=2)
+
+
 def test_a_logits_processor_refuses_what_generate_would_take_from_the_model() -> None:
     student = tiny_llama(0)
 
@@ -182,6 +190,18 @@ def test_a_logits_processor_refuses_what_generate_would_take_from_the_model() ->
     with pytest.raises(ValueError, match=r"top_p=0\.8 changes the distribution"):
         processor(left)
     assert processor(GenerationConfig(do_sample=True, top_k=0, top_p=1.0)).temperature == 0.6
+
+
+def test_a_logits_processor_checks_its_teacher_before_it_decodes() -> None:
+    student, teacher = tiny_llama(0), tiny_llama(1)
+    config = GenerationConfig(**SETTINGS | {"max_new_tokens": 60})
+    processor = BlendLogitsProcessor(
+        teacher, 0.1, student=student, alignment=align(student, teacher), generation_config=config
+    )
+    with pytest.raises(ValueError, match="the teacher has 64 positions, but the longest prompt"):
+        processor(torch.ones((1, 5), dtype=torch.int64), torch.zeros((1, 64)))
+    with pytest.raises(ValueError, match="input_ids must be of the 64 ids that the teacher embeds"):
+        processor(torch.full((1, 2), 64), torch.zeros((1, 64)))
 
 
 def test_every_field_of_a_generation_config_is_plain_or_changes_no_distribution() -> None:

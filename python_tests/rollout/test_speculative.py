@@ -234,6 +234,57 @@ def test_zero_drafts_a_zero_budget_and_other_policies_are_lockstep() -> None:
     assert earlier.speculation is not None
 
 
+def test_a_policy_that_draws_by_itself_is_asked() -> None:
+    """Drafts are verified against the blend of a budget, so a user's `draw` decides in lockstep only."""
+
+    class OfTheTeacher(TrustRegion):
+        def draw(self, step: int, student_logits: Tensor, teacher_logits: Any, *others: Any) -> Any:
+            return super().draw(step, teacher_logits, teacher_logits, *others)
+
+    student, teacher = tiny(seed=1), tiny(seed=2)
+    found = roll(student, teacher, policy=OfTheTeacher(0.1), draft_length=3)
+    assert found.speculation is None
+    assert torch.equal(found.tokens, roll(student, teacher, policy=TrustRegion(math.inf), decode=lockstep).tokens)
+    of_rows = OfTheTeacher(torch.tensor([0.1, 0.2])).keep_rows(torch.tensor([1]))
+    assert type(of_rows) is OfTheTeacher
+    assert of_rows.epsilon(0) == pytest.approx(0.2)
+
+
+def test_rows_may_have_generators_of_their_own() -> None:
+    def drawn(*seeds: int) -> Rollout:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return speculative(
+            *(tiny(seed=1), tiny(seed=2), *PROMPTS),
+            **{"epsilon": 0.1, "max_new_tokens": 4, "alignment": Alignment(11, (2,), (2,)), "pad_token_id": PAD},
+            generator=generators,
+            draft_length=2,
+        )
+
+    one, other = drawn(1, 2, 3, 4, 5, 6), drawn(1, 9, 3, 9, 9, 9)
+    assert one.speculation is not None
+    for row in (0, 2):  # those of the same seed, whatever the others draw
+        length = int(one.lengths[row])
+        assert torch.equal(one.tokens[row, :length], other.tokens[row, :length])
+    assert not torch.equal(one.tokens[[1, 3, 4, 5]], other.tokens[[1, 3, 4, 5]])
+
+
+def test_a_model_that_computes_in_half_precision_inside_its_forward_is_drafted() -> None:
+    """As accelerate wraps a float32 model that trains in bfloat16."""
+
+    def wrapped(model: PreTrainedModel) -> PreTrainedModel:
+        plain = model.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                return plain(*args, **kwargs)
+
+        model.forward = forward
+        return model
+
+    student, teacher = (wrapped(tiny(seed=seed, dtype=torch.float32)) for seed in (1, 2))
+    assert roll(student, teacher, draft_length=3).speculation is not None
+
+
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ROLLS_BACK])
 def test_a_cache_that_cannot_roll_back_is_decoded_in_lockstep_with_a_warning(family: str) -> None:
     student, teacher = tiny(family, seed=1), tiny(family, seed=2)

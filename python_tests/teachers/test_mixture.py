@@ -92,6 +92,14 @@ def test_vocabularies_and_eos_ids_of_all_teachers_are_aligned() -> None:
     assert align(student, mixture(teachers)) == Alignment(64, (1,), (2, 1, 3))
 
 
+@pytest.mark.parametrize("least", [1e-9, 1e-17])
+def test_a_weight_that_rounds_to_1_is_not_taken_for_a_teacher_alone(least: float) -> None:
+    """Raw logits far below 0 would lose to the other teacher's log-probabilities."""
+    one, two = tiny(seed=1), tiny(seed=2)
+    low = decoded("lockstep", mixture([lambda ids: one(ids).logits - 80, two], [1.0, least], mean="arithmetic"))
+    torch.testing.assert_close(low.teacher_log_prob, decoded("lockstep", one).teacher_log_prob, rtol=1e-4, atol=1e-4)
+
+
 def test_wrong_weights_and_teachers_are_refused() -> None:
     one = tiny()
     for weights, message in [

@@ -124,3 +124,13 @@ def test_a_base_that_would_not_stay_as_it_was_is_refused() -> None:
     prompts = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2)
     with pytest.raises(UnsupportedModel, match="prompt-tuned"):
         self_teacher(get_peft_model(tiny(), prompts))
+
+
+def test_the_base_model_with_its_adapter_is_no_teacher() -> None:
+    student, copied = lora_student()
+    with pytest.raises(
+        UnsupportedModel, match=r"the teacher \w+ is the student itself, adapter included: give trbext.self"
+    ):
+        rollout(lockstep, student, student.get_base_model())
+    assert_same(rollout(lockstep, student, self_teacher(student)), rollout(lockstep, student, copied))
+    rollout(lockstep, copied, copied)  # without an adapter a student may teach itself

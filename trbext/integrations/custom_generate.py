@@ -36,8 +36,9 @@ def blended_generate(
 ) -> Callable[..., Any]:
     """Makes the argument `custom_generate` of `model.generate`, with which it draws from the blend with a teacher.
 
-    The generation config must sample the whole softmax: `do_sample=True, top_k=0`. Its temperature, `max_new_tokens`,
-    EOS ids, pad id and `num_return_sequences` are used.
+    The generation config must sample the whole softmax: `do_sample=True, top_k=0`, and have the EOS ids of the models,
+    of which rows show the student's first one. Its temperature, `max_new_tokens`, pad id and `num_return_sequences` are
+    used.
 
     Args:
         teacher: As of `trbext.lockstep`.
@@ -87,6 +88,12 @@ def blended_generate(
             raise ValueError(
                 f"eos_token_id {sorted(unknown)} of the generation config is no EOS id of either model, which are "
                 f"{[aligned.stop, *aligned.duplicates]}"
+            )
+        missing = [stop for stop in aligned.student_eos if stop not in stops]
+        if stops and missing:
+            raise ValueError(
+                f"a blended rollout ends at each EOS id of the student, {list(aligned.student_eos)}, and "
+                f"eos_token_id of the generation config is {stops}: change it in the model's generation config"
             )
         # 2. Decode.
         # transformers would give a named argument twice if its own `_sample` does not name it.

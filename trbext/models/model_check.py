@@ -16,8 +16,6 @@ it. A model that cannot be served is refused with its class and the reason. A ve
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +26,7 @@ from .completion_states import completion_states
 from .eval_mode import evaluating
 from .model_kind import UnsupportedModel, check_kind
 from .next_token import is_transformers
+from .precision import precision_observed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,7 +120,7 @@ def _loss_fault(model: PreTrainedModel, scored: Scored) -> str:
     batch = torch.stack([torch.cat([row.new_zeros(PADDING), row]), other])
     mask = torch.ones_like(batch)
     mask[0, :PADDING] = 0
-    with _observed(inner) as precision:
+    with precision_observed(inner) as precision:
         try:
             expected = _scored(model, row, scored, precision)
             if expected.isnan().any() or expected.isposinf().any():
@@ -152,7 +151,7 @@ def _decoding_fault(model: PreTrainedModel, scored: Scored, switch: int) -> str:
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in accepted_arguments(inner):
         options["logits_to_keep"] = new + 2
-    with _observed(inner) as precision:
+    with precision_observed(inner) as precision:
         # 2. Score the row by itself; a long one, whose logits would take much memory, at its end only.
         try:
             if switch:
@@ -205,34 +204,6 @@ def _decoded(model: PreTrainedModel, row: Tensor, other: Tensor, prompt: int, ca
 def _fitting(inner: Any, length: int) -> int:
     limit = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
     return min(length, limit) if isinstance(limit, int) and limit > PADDING + 1 else length
-
-
-@contextmanager
-def _observed(inner: Any) -> Iterator[list[bool]]:
-    """Yields a list whose only entry says whether forwards inside compute in float32 or wider.
-
-    The autocast of a trainer is inside the model's own forward, so it can be observed only from there.
-    """
-    kind = inner.device.type
-    precise = [inner.dtype in (torch.float32, torch.float64) and not _is_quantized(inner)]
-    if inner.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        precise[0] = False
-
-    def look(*_: Any) -> None:
-        precise[0] &= not torch.is_autocast_enabled(kind)
-
-    handle = inner.get_input_embeddings().register_forward_pre_hook(look)
-    try:
-        yield precise
-    finally:
-        handle.remove()
-
-
-def _is_quantized(inner: Any) -> bool:
-    """Returns whether a layer has integer weights. It may round its input by what else is in the batch."""
-    packages = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao", "bitsandbytes")
-    parts = (part for module in inner.modules() for part in (module, getattr(module, "weight", None)))
-    return any(type(part).__module__.startswith(packages) for part in parts)
 
 
 def _difference(found: Tensor, expected: Tensor, *, precise: bool) -> str:

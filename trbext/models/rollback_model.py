@@ -29,6 +29,7 @@ from transformers.cache_utils import (
 )
 
 from .cached_model import cache_argument, unwrap
+from .precision import precision_observed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -254,17 +255,17 @@ def _tried(model: PreTrainedModel) -> str | None:
     first, columns = torch.tensor([[0], [1]], device=device), torch.arange(lead + 6, device=device)[None]
     begin = lead + 2
     try:
-        cached = RollbackModel(model, first, capacity=4)
-        prompts = torch.stack([one[:begin], two[:begin]])
-        cached.extend(prompts, columns[:, :begin].expand(2, begin), seen=begin, logits=1)
-        drafts = torch.stack([one[[begin, 0]], two[begin : begin + 2]])
-        cached.extend(drafts, columns[:, begin : begin + 2].expand(2, 2), seen=begin + 2, logits=2)
-        follow = torch.stack([one[begin + 1 :], two[[begin + 2, 0]]])  # the first row takes its second token back
-        places = torch.cat([columns[:, begin + 1 : begin + 3], columns[:, begin + 2 :]])
-        logits = cached.extend(follow, places, seen=begin + 4, logits=2)[:, -1]
-        plain = [
-            model(input_ids=ids[None], use_cache=False).logits[0, -1] for ids in (one, torch.cat([two[1:], two[:1]]))
-        ]
+        with precision_observed(inner) as precise:
+            cached = RollbackModel(model, first, capacity=4)
+            prompts = torch.stack([one[:begin], two[:begin]])
+            cached.extend(prompts, columns[:, :begin].expand(2, begin), seen=begin, logits=1)
+            drafts = torch.stack([one[[begin, 0]], two[begin : begin + 2]])
+            cached.extend(drafts, columns[:, begin : begin + 2].expand(2, 2), seen=begin + 2, logits=2)
+            follow = torch.stack([one[begin + 1 :], two[[begin + 2, 0]]])  # the first row takes its second token back
+            places = torch.cat([columns[:, begin + 1 : begin + 3], columns[:, begin + 2 :]])
+            logits = cached.extend(follow, places, seen=begin + 4, logits=2)[:, -1]
+            rows = (one, torch.cat([two[1:], two[:1]]))
+            plain = [model(input_ids=ids[None], use_cache=False).logits[0, -1] for ids in rows]
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -272,7 +273,7 @@ def _tried(model: PreTrainedModel) -> str | None:
     expected = torch.stack(plain).float()
     if not expected.isfinite().all():
         return None  # nothing to compare; the rollout itself names rows without finite logits
-    tolerance = 1e-3 if inner.dtype in (torch.float32, torch.float64) else 0.15
+    tolerance = 1e-3 if precise[0] else 0.15
     difference = (logits.float() - expected).abs().max() / expected.std().clamp(min=1e-6)
     if difference < tolerance:
         return None

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..limits import is_epsilon, not_an_epsilon
 from ..models.cached_model import unwrap
-from ..models.model_kind import check_kind, check_rotary, check_whole
+from ..models.model_kind import UnsupportedModel, check_kind, check_rotary, check_whole
 from ..models.next_token import is_transformers
 from ..models.positions import embedded_ids, position_limit
+from ..teachers.self_teacher import SelfTeacher
 
 
 def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
@@ -88,6 +89,28 @@ def check_ids(models: list[tuple[str, Any]], input_ids: Tensor) -> None:
             raise ValueError(f"input_ids must be of the {size} ids that the {name} embeds, padding too, got {got}")
 
 
+def check_not_itself(models: list[tuple[str, Any]]) -> None:
+    """Checks that no teacher is the student under its adapter, as `PeftModel.get_base_model()` is: nothing would blend.
+
+    Args:
+        models: Names and models, the student first.
+
+    Raises:
+        UnsupportedModel: One is. A `self_teacher` runs without the adapter.
+    """
+    if not models or not is_transformers(models[0][1]):
+        return
+    student = unwrap(models[0][1])
+    for name, model in models[1:]:
+        if isinstance(model, SelfTeacher) or not is_transformers(model) or unwrap(model) is not student:
+            continue
+        if any(isinstance(getattr(part, "_disable_adapters", None), bool) for part in student.modules()):
+            raise UnsupportedModel(
+                f"the {name} {type(student).__name__} is the student itself, adapter included: give "
+                "trbext.self_teacher(student), its base model"
+            )
+
+
 def check_models(models: list[tuple[str, Any]], lengths: Tensor, max_new_tokens: int) -> None:
     """Checks by what the models declare that they can decode `max_new_tokens` after prompts of these lengths.
 
@@ -100,6 +123,7 @@ def check_models(models: list[tuple[str, Any]], lengths: Tensor, max_new_tokens:
     Raises:
         ValueError: A model is of a kind that cannot decode, holds too few positions, or is on another device.
     """
+    check_not_itself(models)
     prompt = int(lengths.max())
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")

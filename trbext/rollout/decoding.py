@@ -111,7 +111,12 @@ class Decoding:
     @property
     def budget(self) -> float | Tensor | None:
         """The KL budget in nats, one for all or [B]; None for a policy without one."""
-        return self.policy.epsilon(self.optimizer_step) if isinstance(self.policy, TrustRegion) else None
+        policy = self.policy
+        if not isinstance(policy, TrustRegion):
+            return None
+        # A user's class may only use its budget: what it draws is its own, and not what a round of drafts verifies.
+        draws = type(policy).draw is TrustRegion.draw and type(policy).begin is TrustRegion.begin
+        return policy.epsilon(self.optimizer_step) if draws else None
 
     def uniforms(self, *shape: int) -> Tensor:
         """Draws uniform random numbers in [0, 1) from the generator, float64 of `shape` on the prompts' device.

@@ -73,7 +73,8 @@ class HiddenStates:
             if self._kept is not None:
                 grown[:, :have] = self._kept
             self._kept = grown
-        self._kept[rows[:, None], token] = states
+        # Under a device map the backbone may end on another device than the prompts'.
+        self._kept[rows[:, None].to(states.device), token.to(states.device)] = states
 
     def of_lengths(self, longest: int) -> Tensor | None:
         """Returns the states [B, longest, H] at the prefixes of the first `longest` tokens; None if the limit was

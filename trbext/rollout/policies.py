@@ -23,6 +23,7 @@ over sampled tokens needs the weight exp(student_log_prob - log_prob).
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable
@@ -108,7 +109,11 @@ class TrustRegion(Policy):
         return not isinstance(epsilon, Tensor) and epsilon == 0
 
     def keep_rows(self, rows: Tensor) -> Policy:
-        return TrustRegion(self._budget[rows]) if isinstance(self._budget, Tensor) else self
+        if not isinstance(self._budget, Tensor):
+            return self
+        kept = copy.copy(self)
+        kept._budget = self._budget[rows]
+        return kept
 
 
 STUDENT = TrustRegion(0.0)

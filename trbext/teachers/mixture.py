@@ -154,6 +154,11 @@ def mixed(
     Returns:
         float32, aligned. Rows with one teacher have exactly its logits.
     """
+    # A weight may round to 1 beside another one, so who is alone is counted.
+    first = parts[0][1]
+    teachers_of_row = torch.zeros(rows, dtype=torch.int64, device=first.device)
+    for index, weight, _ in parts:
+        teachers_of_row[slice(None) if index is None else index.to(first.device)] += (weight > 0).to(first.device)
     found: Tensor | None = None
     for index, weight, raw in parts:
         logits = alignment.canonical(raw, temperature, in_place=True).float()
@@ -163,7 +168,8 @@ def mixed(
             part = torch.where(share == 0, 0.0, torch.where(share == 1, logits, share * logits))  # not 0 * -inf
         else:
             part = temperature * (share.log() + (logits / temperature).log_softmax(-1))
-            part = torch.where(share == 1, logits, part)
+            here = teachers_of_row if index is None else teachers_of_row[index.to(first.device)]
+            part = torch.where((here == 1).to(logits.device).view(shape), logits, part)
         if index is None and found is None:
             found = part
             continue

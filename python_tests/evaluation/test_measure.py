@@ -12,6 +12,7 @@ import pytest
 from python_tests.models.tiny_models import prompts, tiny_llama, tiny_tokenizer
 from trbext.evaluation.measure import Questions, measure
 from trbext.evaluation.own_decoder import OwnDecoder
+from trbext.evaluation.report import tokens_per_second
 from trbext.evaluation.tasks import Completion, Task, Write
 from trbext.evaluation.verifiers import numeric
 
@@ -63,6 +64,15 @@ def test_an_evaluation_continues_with_what_is_missing_and_with_more_samples(tmp_
     np.testing.assert_array_equal(more["A"].correct[:, :4], found["A"].correct)
     with pytest.raises(ValueError, match=r"not of this evaluation.*decoder was 'numbers', and is 'trbext'"):
         measure(two, encoded(two), OwnDecoder(tiny_llama(), tiny_tokenizer(), batch_size=4), outputs)
+
+
+def test_benchmarks_that_are_drawn_together_share_their_seconds() -> None:
+    several = [questions(name, 2, 2) for name in "ABC"]
+    found = measure(several, encoded(several), Numbers(), None)
+    (session,) = {name for outcome in found.values() for name in outcome.seconds}
+    longest = max(outcome.seconds[session] for outcome in found.values())
+    tokens = sum(int(outcome.tokens.sum()) for outcome in found.values())
+    assert tokens_per_second(found) == pytest.approx(tokens / longest)
 
 
 @pytest.mark.parametrize("answer", [lambda text: text.index("#"), lambda text: [text]])

@@ -104,6 +104,39 @@ def test_a_record_of_other_settings_is_refused_and_says_what_differs(tmp_path: P
         assert other.read_bytes() == content
 
 
+def test_a_verdict_of_a_verifier_that_raised_is_not_final(tmp_path: Path) -> None:
+    record = Record(tmp_path / "r.jsonl", SETTINGS)
+    record.write(TASKS[0], completion(TASKS[0]))
+    record.judge(TASKS[0], False, None, "ConnectionError: the sandbox is gone")
+    record.close()
+    again = Record(tmp_path / "r.jsonl", SETTINGS)
+    assert again.text(TASKS[0]) == completion(TASKS[0]).text
+    again.judge(TASKS[0], True, None, None)
+    again.close()
+    last = Record(tmp_path / "r.jsonl", SETTINGS)
+    assert last.text(TASKS[0]) is None
+    assert last.found[0, 0].correct
+    assert last.found[0, 0].error is None
+    last.close()
+
+
+def test_a_line_in_the_middle_that_cannot_be_read_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    fill(path)
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*whole[:5], b'{"prompt": 0, "sa\n', *whole[5:]]))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"r\.jsonl line 6 cannot be read, and lines follow it: delete it"):
+        Record(path, SETTINGS)
+    assert path.read_bytes() == before
+    drawn_again = whole[1]
+    assert b'"completion"' in drawn_again
+    path.write_bytes(b"".join(line for line in whole if line != drawn_again))  # its verdict is still there
+    record = Record(path, SETTINGS)
+    assert len(record.found) == len(TASKS) - 1
+    record.close()
+
+
 def test_one_evaluation_at_a_time_writes_a_record(tmp_path: Path) -> None:
     record = Record(tmp_path / "b.jsonl", SETTINGS)
     with pytest.raises(ValueError, match="is being written by another evaluation"):

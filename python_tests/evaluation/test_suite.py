@@ -37,6 +37,11 @@ def written(folder: Path, text: str) -> Path:
         ("benchmarks: {A: 3}", "benchmark A must hold fields and values, got 3"),
         ("benchmarks: {A: {n: 3}}", "fields of benchmark A are prompts, samples, .*, got 'n'"),
         ("benchmarks: {mean: {prompts: demo}}", "a benchmark must have another name than 'mean'"),
+        (
+            "benchmarks: {A: {prompts: demo, verifier: }}",
+            "verifier of benchmark A must be text, got null: leave its line",
+        ),
+        ("benchmarks: {A: {prompts: }}", "prompts of benchmark A must be text, got null"),
         ("benchmarks: {A: {samples: 3}}", "benchmark A needs prompts"),
         ("benchmarks: {A: {prompts: demo, samples: 0}}", "samples of A must be a whole number of at least 1, got 0"),
         (

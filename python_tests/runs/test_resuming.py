@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from python_tests.models.tiny_models import prompts
 from python_tests.training.trainer_cases import make_trainer, steps, weights, without_timings
-from trbext.training.checkpoints.completeness import IncompleteCheckpoint
+from trbext.training.checkpoints.completeness import IncompleteCheckpoint, check_checkpoint
 from trbext.training.trainer import TRBTrainer
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "draft_length": 3}
@@ -77,6 +77,31 @@ def test_an_incomplete_checkpoint_is_refused_by_its_file_and_the_older_one_offer
     with pytest.raises(IncompleteCheckpoint, match="continue from checkpoint-1") as refusal:
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
     assert fault in str(refusal.value)
+
+
+@pytest.mark.parametrize(("wrote", "continues"), [(2, 4), (4, 2), (3, 2), (1, 2), (2, 1)])
+def test_another_number_of_processes_does_not_miss_its_random_states(
+    tmp_path: Path, checkpoints: Path, wrote: int, continues: int
+) -> None:
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(checkpoints / "checkpoint-2", checkpoint)
+    state = (checkpoint / "rng_state.pth").rename(tmp_path / "state")
+    for number in range(wrote):
+        shutil.copy(state, checkpoint / ("rng_state.pth" if wrote == 1 else f"rng_state_{number}.pth"))
+    for process in range(continues):
+        check_checkpoint(checkpoint, continues, process, sharded=False)
+
+
+def test_a_lost_random_state_of_the_same_processes_is_missed(tmp_path: Path, checkpoints: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(checkpoints / "checkpoint-2", checkpoint)
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    with pytest.raises(IncompleteCheckpoint, match=r"rng_state_1\.pth, the random state, is missing"):
+        check_checkpoint(checkpoint, 2, 1, sharded=False)
+    (checkpoint / "rng_state_0.pth").rename(checkpoint / "rng_state_1.pth")
+    (checkpoint / "rng_state_1.pth").rename(checkpoint / "rng_state_2.pth")
+    with pytest.raises(IncompleteCheckpoint, match=r"rng_state_0\.pth, the random state, is missing"):
+        check_checkpoint(checkpoint, 3, 0, sharded=False)
 
 
 def test_only_weights_are_no_checkpoint(tmp_path: Path) -> None:

@@ -87,7 +87,11 @@ def test_the_built_in_prompts_are_those_of_the_seed(recipe: Path) -> None:
         ("trb_epsilon: 0.02\n", "{recipe} must have 'prompts'"),
         ("", "{recipe} must hold fields and values, got NoneType"),
         ("a: [", "{recipe} is not YAML: "),
-        ("prompts: demo\nmax_prompt_length: 1.5", "max_prompt_length must be a whole number of at least 1, got 1.5"),
+        ("prompts: demo\nmax_prompt_length: 1.5", "max_prompt_length must be a whole number, got 1.5"),
+        ("prompts: demo\nmax_prompt_length: 0", "max_prompt_length must be a whole number of at least 1, got 0"),
+        ("prompts: demo\nprompts_limit: '3'", "prompts_limit must be a whole number, got '3'"),
+        ("prompts: demo\nprompts_unique: 'false'", "prompts_unique must be true or false, got 'false'"),
+        ("prompts:\n", "{recipe} must have 'prompts'"),
         (
             "prompts: {folder}/rows.jsonl\nprompt_column: question\nmax_prompt_length: 5\n"
             "model_name_or_path: {folder}/plain",

@@ -149,7 +149,11 @@ def _add_probe(commands: Subparsers) -> None:
     probe.add_argument("config", type=Path, metavar="CONFIG.yaml", help="a configuration of trb train")
     probe.add_argument("--epsilon", type=float, nargs="+", help="KL budgets, nats per token (default: the run's)")
     probe.add_argument("--lengths", type=_positive, nargs="+", help="of prefixes, tokens (default: quarters)")
-    probe.add_argument("--limit", type=_positive, help="prompts to use (default: the run's held-out ones, or 256)")
+    probe.add_argument(
+        "--limit",
+        type=_positive,
+        help="prompts to use, held-out ones if the run has any (default: its eval_prompts_limit, or 256)",
+    )
     probe.add_argument("--output", type=Path, help="folder (default: runs/CONFIG-probe)")
 
 

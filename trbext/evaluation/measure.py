@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..data.prompt_checks import check_encodings
 from ..data.prompts_digest import prompts_digest
 from .outcome import Outcome
-from .record import Record
+from .record import Record, new_session
 from .tasks import Decoder, Task, tasks_of
 from .verifiers import Verifier, answers_of, check_verified, judge_one
 
@@ -86,9 +86,10 @@ def measure(
     records: dict[str, Record] = {}
     try:
         # 1. Open the records, and list what belongs to them.
+        session = new_session()
         for benchmark in benchmarks:
             path = None if outputs is None else outputs[benchmark.name]
-            records[benchmark.name] = Record(path, benchmark.record_settings(decoder.name))
+            records[benchmark.name] = Record(path, benchmark.record_settings(decoder.name), session)
         tasks = [task for benchmark in benchmarks for task in _tasks(benchmark, prompt_ids[benchmark.name])]
         judging = _Judging(benchmarks, records)
         with _progress(benchmarks, tasks, records) as advance:

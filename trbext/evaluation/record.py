@@ -30,7 +30,7 @@ class Judged:
     correct: bool | None = None  # None: not judged yet
     answer: str | None = None  # for the majority vote; None: it has no answer
     error: str | None = None  # of the verifier
-    text: str | None = None  # None once it is judged
+    text: str | None = None  # None once it is judged without an error
 
 
 class Record:
@@ -39,17 +39,20 @@ class Record:
     Args:
         path: A .jsonl file; None keeps everything in memory.
         settings: What the completions depend on.
+        session: Of all records that one command fills together: its name, and when it began on the monotonic clock.
 
     Raises:
-        ValueError: The file is of another evaluation, or another process writes it.
+        ValueError: The file is of another evaluation or damaged, or another process writes it.
         OSError: It cannot be read or written.
     """
 
-    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path | None, settings: Mapping[str, Any], session: tuple[str, float] | None = None
+    ) -> None:
         self.path, self.settings = path, dict(settings)
         self.found: dict[Key, Judged] = {}
         self._seconds: dict[str, float] = {}  # of decoding, by session
-        self._session, self._start = f"{time.time_ns():x}", time.monotonic()
+        self._session, self._start = session or new_session()
         self._lock = Lock()
         self._file: int | None = None
         if path is not None:
@@ -93,6 +96,8 @@ class Record:
                     # Nothing but the header's own beginning may be overwritten.
                     if number == 0 and not b'{"settings": '.startswith(line[:13]):
                         raise OtherEvaluation(path)
+                    if file.read(1):  # a kill or a full disk cuts the last line only
+                        raise ValueError(f"{path} line {number + 1} cannot be read, and lines follow it: delete it")
                     break
                 whole += len(line)
         return whole
@@ -116,8 +121,12 @@ class Record:
             self._judge(key, bool(fields["correct"]), fields.get("answer"), fields.get("error"))
 
     def _judge(self, key: Key, correct: bool, answer: str | None, error: str | None) -> None:
+        if key not in self.found:  # somebody deleted the completion, so that it is drawn again
+            return
         judged = self.found[key]
-        judged.correct, judged.answer, judged.error, judged.text = correct, answer, error, None
+        judged.correct, judged.answer, judged.error = correct, answer, error
+        if error is None:  # a verifier that raised is asked again by the next session
+            judged.text = None
 
     def has(self, task: Task) -> bool:
         """Whether the completion of a task is there."""
@@ -194,6 +203,11 @@ class Record:
         if self._file is not None:
             opened, self._file = self._file, None
             os.close(opened)
+
+
+def new_session() -> tuple[str, float]:
+    """Returns a name for the records that are filled from now on, and the time on the monotonic clock."""
+    return f"{time.time_ns():x}", time.monotonic()
 
 
 class OtherEvaluation(ValueError):

@@ -189,6 +189,9 @@ def _check_fields(path: Path, what: str, kind: Any, settings: object) -> None:
             raise ValueError(f"{path}: fields of {what} are {', '.join(known)}, got {name!r}")
     for name in TEXT & set(settings):
         value = settings[name]
+        default = next(each.default for each in dataclasses.fields(kind) if each.name == name)
+        if value is None and default is not None:
+            raise ValueError(f"{path}: {name} of {what} must be text, got null: leave its line out for the default")
         if value is not None and not isinstance(value, str):
             yaml_reads = "must be text, got" if isinstance(value, (list, dict)) else "is text, which YAML reads as"
             quote = "" if isinstance(value, (list, dict)) else ": quote it"

@@ -123,7 +123,10 @@ def _check_rotary(config: TRBConfig, models: list[tuple[str, Any]], lengths: lis
     Raises:
         UsageError: A row would.
     """
-    if config.use_vllm or any(True for _ in config.altered_sampling()):  # vLLM or TRL decodes
+    if config.use_vllm:
+        _check_engine_prompts(config, lengths, completion)
+        return
+    if any(True for _ in config.altered_sampling()):  # TRL decodes
         return
     blended = config.budget_active or config.rollout_policy not in ("trb", "student", "temperature")
     for role, model in models:
@@ -133,6 +136,18 @@ def _check_rotary(config: TRBConfig, models: list[tuple[str, Any]], lengths: lis
                 check_rotary(model, f"{role} of type {model.model_type}", prompt, prompt + completion)
             except ValueError as error:
                 raise UsageError(f"max_completion_length {completion} for a prompt of {prompt}: {error}") from error
+
+
+def _check_engine_prompts(config: TRBConfig, lengths: list[int], completion: int) -> None:
+    """Checks what an engine would refuse when a prompt's turn comes. A server's own limit is known only there."""
+    if min(lengths) < 2:
+        raise UsageError(f"use_vllm holds out the last token of a prompt, which must have two, got {min(lengths)}")
+    limit, needed = config.vllm_max_model_length, max(lengths) + completion
+    if limit is not None and needed > limit:
+        raise UsageError(
+            f"vllm_max_model_length must be at least {needed}, for a prompt of {max(lengths)} tokens and "
+            f"max_completion_length {completion}, got {limit}"
+        )
 
 
 def _served(config: TRBConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> RemoteTeacher:

@@ -12,7 +12,14 @@ from ..models.stored_digest import model_digest
 
 
 def origin_of(
-    *, processes: int, rollouts: int, prompts: Dataset, held_out: Dataset | None, student: str, teachers: list[str]
+    *,
+    processes: int,
+    rollouts: int,
+    prompts: Dataset,
+    held_out: Dataset | None,
+    student: str,
+    teachers: list[str],
+    served: str | None = None,
 ) -> dict[str, Any]:
     """Describes the origin of a run.
 
@@ -23,6 +30,7 @@ def origin_of(
         held_out: For evaluation, if there are any.
         student: Path or name of the model.
         teachers: Paths or names of the models that have weights of their own.
+        served: The name that a server gives its model, which is then the teacher.
 
     Returns:
         The origin, as JSON holds it.
@@ -34,7 +42,7 @@ def origin_of(
         "prompts": prompts_digest(prompts),
         "eval_prompts": None if held_out is None else prompts_digest(held_out),
         "student": model_digest(student),
-        "teacher": digests[0] if len(digests) == 1 else digests,
+        "teacher": f"served: {served}" if served else digests[0] if len(digests) == 1 else digests,
     }
 
 

@@ -14,6 +14,7 @@ FREE_ON_RESUME = {
     *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_completions"),
     *("num_completions_to_print", "eval_steps", "eval_strategy", "eval_on_start", "eval_delay"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
+    *("vllm_max_model_length", "vllm_gpu_memory_utilization"),
     *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "teacher_url"),
 }
 # They may change if an optimizer step has as many rollouts as before.

@@ -151,6 +151,7 @@ def _origin(folder: RunFolder, trainer: TRBTrainer, arguments: RunArguments, con
         held_out=trainer.eval_dataset,
         student=model_path(arguments.model_name_or_path),
         teachers=[model_path(name) for name in config.teacher_names if name != SELF],
+        served=trainer.served_teacher,
     )
     try:
         warning = check_origin(folder.origin(), now)

@@ -237,6 +237,11 @@ class TRBTrainer(EvaluatingTrainer):
         budget = self.policy.epsilon(self.state.global_step) if isinstance(self.policy, TrustRegion) else None
         return budget if budget is None else float(budget)
 
+    @property
+    def served_teacher(self) -> str | None:
+        """The name that a server gives the teacher, as a `RemoteTeacher` has it; None if the teacher is on none."""
+        return getattr(self._top_k_teacher, "model", None)
+
     def _generate_single_turn(
         self,
         prompt_ids: list[list[int]],

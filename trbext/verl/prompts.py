@@ -16,6 +16,16 @@ from ..data.prompts import load_prompts
 from ..data.yaml_file import read_yaml
 from ..errors import USAGE_ERROR, UsageError
 
+# Fields that are read here, as YAML has them: `trb train` reads a number in quotes as well.
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("model_name_or_path", "prompts", "prompts_split", "prompt_column", "prompts_where"), str),
+    **dict.fromkeys(("max_prompt_length", "prompts_shuffle_seed", "prompts_limit", "seed"), int),
+    "prompts_unique": bool,
+    "system_prompt": str,
+    "chat_template_kwargs": dict,
+}
+_WORDS = {str: "text", int: "a whole number", bool: "true or false", dict: "a mapping"}
+
 
 def write_prompts(recipe: dict[str, Any], output: Path) -> int:
     """Writes the prompts of a recipe.
@@ -31,9 +41,15 @@ def write_prompts(recipe: dict[str, Any], output: Path) -> int:
         KeyError: A field that is needed is missing.
         ValueError: As `load_prompts`; a field is wrong, or the student has no chat template.
     """
+    for name, kind in _KINDS.items():
+        value = recipe.get(name)
+        if value is not None and type(value) is not kind:
+            raise ValueError(f"{name} must be {_WORDS[kind]}, got {value!r}")
     longest = recipe.get("max_prompt_length")
-    if longest is not None and not (type(longest) is int and longest >= 1):
+    if longest is not None and longest < 1:
         raise ValueError(f"max_prompt_length must be a whole number of at least 1, got {longest!r}")
+    if recipe["prompts"] is None:
+        raise KeyError("prompts")
     rows = load_prompts(
         recipe["prompts"],
         split=recipe.get("prompts_split", "train"),

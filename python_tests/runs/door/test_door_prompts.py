@@ -15,6 +15,9 @@ from python_tests.models.tiny_models import prompts, tiny_tokenizer
 from python_tests.runs.door.refusals import refusal, write
 from trbext.data.prompt_checks import check_encodings
 from trbext.data.prompts import load_prompts
+from trbext.errors import UsageError
+from trbext.runs.inputs import load_inputs
+from trbext.runs.settings import parse_settings
 from trbext.training.config import TRBConfig
 from trbext.training.trainer import TRBTrainer
 
@@ -165,6 +168,22 @@ def test_the_trainer_names_a_column_of_a_stream(
         TRBTrainer(
             models["student"], models["teacher"], TRBConfig(str(tmp_path), use_cpu=True, max_steps=1), stream, None
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"prompts": "short.jsonl"}, "use_vllm holds out the last token of a prompt, which must have two, got 1"),
+        ({"vllm_max_model_length": 12}, "vllm_max_model_length must be at least 13, for a prompt of 5 tokens and max"),
+    ],
+)
+def test_what_an_engine_would_refuse_in_the_middle_of_a_run_is_refused_before_it(
+    change: dict[str, Any], fault: str, config: dict[str, Any]
+) -> None:
+    Path("short.jsonl").write_text('{"prompt": "7"}\n' * 8, encoding="utf-8")
+    arguments, trb_config, _ = parse_settings(config | {"use_vllm": True, "draft_length": "auto"} | change)
+    with pytest.raises(UsageError, match=fault):
+        load_inputs(arguments, trb_config)
 
 
 def test_prompts_that_end_with_the_eos_token_are_warned_of(

@@ -16,6 +16,7 @@ from torch import Tensor
 from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, saved, tiny_llama, tiny_tokenizer
 from python_tests.training.engine.fake_engines import FakeEngine, FakeEngines, FakeStudent, same_weights
 from python_tests.training.trainer_cases import METRICS, make_trainer, steps, weights, without_timings
+from trbext.errors import UsageError
 from trbext.rollout.policies import LambdaCoin, TrustRegion
 from trbext.training.config import TRBConfig
 from trbext.training.engine.build import EngineModels, trb_engine
@@ -362,7 +363,7 @@ def test_a_server_of_another_teacher_is_refused(
     served = "teacher"
     assert isinstance(trb_engine(config, models), Server)
     served = "Qwen3-8B"
-    with pytest.raises(ValueError, match=r"must have the teacher of this run, .*teacher, got /mnt/models/Qwen3-8B"):
+    with pytest.raises(UsageError, match=r"must have the teacher of this run, .*teacher, got /mnt/models/Qwen3-8B"):
         trb_engine(config, models)
 
 

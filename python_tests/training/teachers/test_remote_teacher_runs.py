@@ -147,6 +147,9 @@ def test_a_run_whose_server_goes_away_continues_to_the_same_end(
     run = RunFolder(folders[1] / "run")
     assert run.last_checkpoint() is not None
     assert not run.is_finished()
+    with fake_teacher(teacher, tokenizer=tiny_tokenizer(), name="another") as server:
+        assert trb("train", config, "--resume", "--teacher_url", server.url) == 2
+    assert "other contents of the teacher" in capsys.readouterr().err
     with fake_teacher(teacher, tokenizer=tiny_tokenizer()) as server:  # at another address
         assert trb("train", config, "--resume", "--teacher_url", server.url) == 0
     whole = RunFolder(folders[0] / "run")

@@ -72,11 +72,14 @@ def _fault(checkpoint: Path, processes: int, process: int, sharded: bool) -> str
 
 
 def _is_of_other_processes(checkpoint: Path, processes: int) -> bool:
-    """Returns whether one process wrote `checkpoint` and several continue, or the reverse: random states do not fit
-    then."""
+    """Returns whether another number of processes wrote `checkpoint`: random states do not fit then."""
+    states = {path.name for path in checkpoint.glob("rng_state_*.pth")}
     if processes == 1:
-        return any(checkpoint.glob("rng_state_*.pth"))
-    return (checkpoint / "rng_state.pth").is_file()
+        return bool(states)
+    if (checkpoint / "rng_state.pth").is_file():
+        return True
+    # Several processes leave a file each, without a gap. A single file is what one of two has lost.
+    return 2 <= len(states) != processes and states == {f"rng_state_{number}.pth" for number in range(len(states))}
 
 
 def weight_files(checkpoint: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...errors import UsageError
 from ...rollout import Policy
 from ...rollout.policies import LambdaCoin, Teacher, TrustRegion
 from ...vllm.engine import engine_args, slack
@@ -136,8 +137,7 @@ def _server_engine(args: TRBConfig, models: EngineModels) -> Engine:
     """Returns the server that `args` names.
 
     Raises:
-        UsageError: Nothing answers there, or what answers is no TRB server.
-        ValueError: The server has another teacher. Names both.
+        UsageError: Nothing answers there, what answers is no TRB server, or the server has another teacher.
     """
     from ...vllm.http import HTTPEngine
 
@@ -145,7 +145,7 @@ def _server_engine(args: TRBConfig, models: EngineModels) -> Engine:
     engine = HTTPEngine(url, wait=args.vllm_server_timeout)
     served = str(engine.handshake()["teacher"])
     if Path(served).name != Path(models.teacher).name:  # its folder may be mounted elsewhere
-        raise ValueError(f"the server at {url} must have the teacher of this run, {models.teacher}, got {served}")
+        raise UsageError(f"the server at {url} must have the teacher of this run, {models.teacher}, got {served}")
     return engine
 
 

@@ -51,8 +51,9 @@ class PolicyFields(TurnFields):
             "share arithmetic_alpha; 'temperature' = the student, at first at temperature_start; 'sft' = the teacher "
             "for sft_steps with cross-entropy as the loss, then the student; 'teacher' = the teacher (offline "
             "distillation); 'gkd' = the student with probability gkd_lambda, else the teacher; 'relay' = the student, "
-            "with short legs of the teacher where it would turn elsewhere; 'switching' = one of them until it has "
-            "drifted or recovered; or 'module:Class', a trbext.rollout.Policy of your own."
+            "and for a few paragraphs the teacher where its most probable token is not among the student's; "
+            "'switching' = the student until it has drifted from the teacher, then the teacher until the student has "
+            "recovered, and so on; or 'module:Class', a trbext.rollout.Policy of your own."
         },
     )
     rollout_policy_kwargs: dict[Any, Any] | str | None = field(

@@ -118,6 +118,14 @@ def test_wrong_weights_and_teachers_are_refused() -> None:
         mixture([])
     with pytest.raises(ValueError, match="no mixture itself"):
         mixture([mixture([one]), one])
+
+    class Told:
+        def next_tokens(self, prefixes: Any, alignment: Any) -> Any: ...
+
+        def score(self, sequences: Any, starts: Any, alignment: Any) -> Any: ...
+
+    with pytest.raises(ValueError, match="must give logits, and a Told tells its top k tokens only"):
+        mixture([one, Told()])
     with pytest.raises(ValueError, match="mean must be one of geometric, arithmetic, got 'harmonic'"):
         mixture([one], mean="harmonic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="weights of 2 rows, and the batch has 6 prompts"):

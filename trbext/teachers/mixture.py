@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..models.cached_model import unwrap
+from ..models.next_token import TopKTeacher
 from ..vocab import Alignment, eos_ids, vocabulary_size
 
 Mean = Literal["geometric", "arithmetic"]
@@ -107,6 +108,10 @@ def mixture(
     for teacher in listed:
         if isinstance(teacher, Mixture):
             raise ValueError("a teacher of a mixture must be no mixture itself: list all teachers in one")
+        if isinstance(teacher, TopKTeacher):
+            raise ValueError(
+                f"a teacher of a mixture must give logits, and a {type(teacher).__name__} tells its top k tokens only"
+            )
     if mean not in MEANS:
         raise ValueError(f"mean must be one of {', '.join(MEANS)}, got {mean!r}")
     given = [1.0] * len(listed) if weights is None else weights

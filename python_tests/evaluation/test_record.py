@@ -126,7 +126,7 @@ def test_a_line_in_the_middle_that_cannot_be_read_loses_nothing(tmp_path: Path) 
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*whole[:5], b'{"prompt": 0, "sa\n', *whole[5:]]))
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"r\.jsonl line 6 cannot be read, and lines follow it: delete it"):
+    with pytest.raises(ValueError, match=r"r\.jsonl line 6 cannot be read, and lines follow it: delete that line"):
         Record(path, SETTINGS)
     assert path.read_bytes() == before
     drawn_again = whole[1]

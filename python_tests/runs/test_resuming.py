@@ -79,29 +79,35 @@ def test_an_incomplete_checkpoint_is_refused_by_its_file_and_the_older_one_offer
     assert fault in str(refusal.value)
 
 
+def written_by(processes: int, checkpoints: Path, folder: Path) -> Path:
+    """Returns a checkpoint as so many processes would have written it."""
+    checkpoint = folder / "checkpoint-2"
+    shutil.copytree(checkpoints / "checkpoint-2", checkpoint)
+    random_state = (checkpoint / "rng_state.pth").rename(folder / "random state")
+    for number in range(processes):
+        shutil.copy(random_state, checkpoint / ("rng_state.pth" if processes == 1 else f"rng_state_{number}.pth"))
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["stateful_callbacks"]["ComputeCount"]["attributes"]["processes"] == 1
+    state["stateful_callbacks"]["ComputeCount"]["attributes"]["processes"] = processes
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    return checkpoint
+
+
 @pytest.mark.parametrize(("wrote", "continues"), [(2, 4), (4, 2), (3, 2), (1, 2), (2, 1)])
 def test_another_number_of_processes_does_not_miss_its_random_states(
     tmp_path: Path, checkpoints: Path, wrote: int, continues: int
 ) -> None:
-    checkpoint = tmp_path / "checkpoint-2"
-    shutil.copytree(checkpoints / "checkpoint-2", checkpoint)
-    state = (checkpoint / "rng_state.pth").rename(tmp_path / "state")
-    for number in range(wrote):
-        shutil.copy(state, checkpoint / ("rng_state.pth" if wrote == 1 else f"rng_state_{number}.pth"))
+    checkpoint = written_by(wrote, checkpoints, tmp_path)
     for process in range(continues):
         check_checkpoint(checkpoint, continues, process, sharded=False)
 
 
-def test_a_lost_random_state_of_the_same_processes_is_missed(tmp_path: Path, checkpoints: Path) -> None:
-    checkpoint = tmp_path / "checkpoint-2"
-    shutil.copytree(checkpoints / "checkpoint-2", checkpoint)
-    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
-    with pytest.raises(IncompleteCheckpoint, match=r"rng_state_1\.pth, the random state, is missing"):
-        check_checkpoint(checkpoint, 2, 1, sharded=False)
-    (checkpoint / "rng_state_0.pth").rename(checkpoint / "rng_state_1.pth")
-    (checkpoint / "rng_state_1.pth").rename(checkpoint / "rng_state_2.pth")
-    with pytest.raises(IncompleteCheckpoint, match=r"rng_state_0\.pth, the random state, is missing"):
-        check_checkpoint(checkpoint, 3, 0, sharded=False)
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_lost_random_state_of_the_same_processes_is_missed(tmp_path: Path, checkpoints: Path, lost: int) -> None:
+    checkpoint = written_by(3, checkpoints, tmp_path)
+    (checkpoint / f"rng_state_{lost}.pth").unlink()
+    with pytest.raises(IncompleteCheckpoint, match=rf"rng_state_{lost}\.pth, the random state, is missing"):
+        check_checkpoint(checkpoint, 3, lost, sharded=False)
 
 
 def test_only_weights_are_no_checkpoint(tmp_path: Path) -> None:

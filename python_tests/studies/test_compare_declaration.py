@@ -115,6 +115,13 @@ def test_fields_that_change_a_held_out_loss_may_not_differ_if_it_is_judged(
     assert words in capsys.readouterr().err
 
 
+def test_other_losses_and_caches_leave_the_meaning_of_a_held_out_loss(tmp_path: Path) -> None:
+    base: dict[str, Any] = {"rollout_policy": "student"}
+    runs = {"OPD": base, "JSD": base | {"beta": 0.5}, "Static": base | {"cache_implementation": "static"}}
+    study, _ = read_study(write(tmp_path, declaration(tmp_path, runs=runs, secondary_metrics=["eval_loss"])))
+    assert len(study.runs) == 3
+
+
 def test_a_run_named_twice_is_refused_although_yaml_would_keep_the_second(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

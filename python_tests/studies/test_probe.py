@@ -203,6 +203,8 @@ def test_the_prompts_are_those_of_the_run(tmp_path: Path, config: dict[str, Any]
     found = sample_prompts(arguments, trb_config, 3)["prompt"][:]
     assert found == load_inputs(arguments, trb_config).prompts["prompt"][:3]
     assert set(found) == {"1+1"}
+    few, trb_config, _ = parse_settings(fields | {"prompts_limit": 2})
+    assert len(sample_prompts(few, trb_config, 5)) == 2
     held_out, trb_config, _ = parse_settings(fields | {"eval_prompts": "demo:eval"})
     assert len(sample_prompts(held_out, trb_config, 5)) == 5
 

@@ -97,7 +97,8 @@ class Record:
                     if number == 0 and not b'{"settings": '.startswith(line[:13]):
                         raise OtherEvaluation(path)
                     if file.read(1):  # a kill or a full disk cuts the last line only
-                        raise ValueError(f"{path} line {number + 1} cannot be read, and lines follow it: delete it")
+                        remedy = "delete that line" if number > 0 else "it has the settings, so name another --output"
+                        raise ValueError(f"{path} line {number + 1} cannot be read, and lines follow it: {remedy}")
                     break
                 whole += len(line)
         return whole

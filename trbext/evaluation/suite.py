@@ -191,7 +191,8 @@ def _check_fields(path: Path, what: str, kind: Any, settings: object) -> None:
         value = settings[name]
         default = next(each.default for each in dataclasses.fields(kind) if each.name == name)
         if value is None and default is not None:
-            raise ValueError(f"{path}: {name} of {what} must be text, got null: leave its line out for the default")
+            remedy = "" if default is dataclasses.MISSING else ": leave its line out for the default"
+            raise ValueError(f"{path}: {name} of {what} must be text, got null{remedy}")
         if value is not None and not isinstance(value, str):
             yaml_reads = "must be text, got" if isinstance(value, (list, dict)) else "is text, which YAML reads as"
             quote = "" if isinstance(value, (list, dict)) else ": quote it"

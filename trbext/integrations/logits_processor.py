@@ -11,7 +11,7 @@ from ..models.eval_mode import evaluating
 from ..models.model_check import probe_models
 from ..ops import blend
 from ..rollout.caches import named_models, one_lockstep_cache
-from ..rollout.checks import check_epsilon, check_ids, check_models
+from ..rollout.checks import check_epsilon, check_ids, check_models, check_not_itself
 from ..vocab import Alignment
 from .plain_sampling import check_plain_sampling
 
@@ -61,8 +61,12 @@ class BlendLogitsProcessor:
         self._prompt_mask = attention_mask
         self._modules = [model for _, model in named_models("teacher", teacher) if hasattr(model, "modules")]
         # The tokens that generate may add, or if it counts all, prompt and completion.
-        self._longest: int | None = getattr(generation_config, "max_new_tokens", None)
-        self._whole = getattr(generation_config, "max_length", None) or 0
+        configs = (generation_config, getattr(student, "generation_config", None))  # the first that has a value counts
+        self._longest, self._whole = (
+            next((value for one in configs if (value := getattr(one, name, None)) is not None), None)
+            for name in ("max_new_tokens", "max_length")
+        )
+        self._student = student
         self._cache: Any = None
         self._width = 0  # columns of the prompts
         self._seen = torch.empty(0, 0)  # [B, S] the tokens that the cache holds
@@ -103,7 +107,8 @@ class BlendLogitsProcessor:
         whole = torch.ones_like(input_ids) if mask is None else mask
         self._lengths = whole.sum(1, keepdim=True)
         named, lengths = named_models("teacher", self.teacher), self._lengths[:, 0].cpu()
-        new = self._longest if self._longest is not None else max(1, self._whole - self._width)
+        new = self._longest if self._longest is not None else max(1, (self._whole or 0) - self._width)
+        check_not_itself([("student", self._student), *named])
         check_models(named, lengths, new)
         check_ids(named, input_ids)
         probe_models(named, int(lengths.max()) + new)

@@ -102,6 +102,7 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     longest = max(len(ids) for ids in encoded) + length
     if held_out is not None:
         encoded = check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
+        longest = max(longest, max(len(ids) for ids in encoded) + length)
         _check_rotary(config, models[:1], [len(ids) for ids in encoded], length)
         if verifier is not None:
             check_verifier(verifier, held_out, str(config.eval_verifier))
@@ -140,10 +141,12 @@ def _check_rotary(config: TRBConfig, models: list[tuple[str, Any]], lengths: lis
 
 def _check_engine_prompts(config: TRBConfig, lengths: list[int], completion: int) -> None:
     """Checks what an engine would refuse when a prompt's turn comes. A server's own limit is known only there."""
-    if min(lengths) < 2:
+    blended = config.budget_active or config.rollout_policy not in ("trb", "student")
+    server, kept = config.vllm_mode == "server", config.vllm_after_warmup == "keep" or config.teacher_from_engine
+    if (blended or server or kept) and min(lengths) < 2:  # the student's own engine holds nothing out
         raise UsageError(f"use_vllm holds out the last token of a prompt, which must have two, got {min(lengths)}")
     limit, needed = config.vllm_max_model_length, max(lengths) + completion
-    if limit is not None and needed > limit:
+    if limit is not None and needed > limit and not server:
         raise UsageError(
             f"vllm_max_model_length must be at least {needed}, for a prompt of {max(lengths)} tokens and "
             f"max_completion_length {completion}, got {limit}"
@@ -151,11 +154,11 @@ def _check_engine_prompts(config: TRBConfig, lengths: list[int], completion: int
 
 
 def _served(config: TRBConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> RemoteTeacher:
-    """Returns the teacher on a server, which must take rows of `longest` tokens."""
+    """Returns the teacher on a server, which must take rows of `longest` tokens: whole completions are scored."""
     assert config.teacher_url is not None
     name = config.teacher_model_name_or_path
     teacher = RemoteTeacher(config.teacher_url, model=name, top_k=config.teacher_top_k, tokenizer=tokenizer)
-    teacher.check_length(longest)
+    teacher.check_length(longest - (config.loss_tokens_of == "student"))  # then only prefixes are asked for
     return teacher
 
 
@@ -204,13 +207,15 @@ def held_out_prompts(arguments: RunArguments) -> Dataset | None:
 
 
 def sample_prompts(arguments: RunArguments, config: TRBConfig, limit: int) -> Dataset:
-    """Returns the first `limit` held-out prompts of a run, or of its training prompts if it has none held out.
+    """Returns the first `limit` held-out prompts of a run, or of those that it trains on if it has none held out.
 
     Raises:
         PromptsNotFound: As `load_prompts`.
         OSError, ValueError: The student's tokenizer, by which prompts that are too long are left out, cannot be loaded.
     """
-    limited = dataclasses.replace(arguments, prompts_limit=limit, eval_prompts_limit=limit)
+    own = arguments.prompts_limit
+    least = limit if own is None else min(limit, own)
+    limited = dataclasses.replace(arguments, prompts_limit=least, eval_prompts_limit=limit)
     held_out = held_out_prompts(limited)
     if held_out is not None:
         return held_out

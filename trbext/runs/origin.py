@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -30,7 +31,8 @@ def origin_of(
         held_out: For evaluation, if there are any.
         student: Path or name of the model.
         teachers: Paths or names of the models that have weights of their own.
-        served: The name that a server gives its model, which is then the teacher.
+        served: The name that a server gives its model, which is then the teacher. It may be a path, of which only the
+            last part counts.
 
     Returns:
         The origin, as JSON holds it.
@@ -42,7 +44,7 @@ def origin_of(
         "prompts": prompts_digest(prompts),
         "eval_prompts": None if held_out is None else prompts_digest(held_out),
         "student": model_digest(student),
-        "teacher": f"served: {served}" if served else digests[0] if len(digests) == 1 else digests,
+        "teacher": f"served: {Path(served).name}" if served else digests[0] if len(digests) == 1 else digests,
     }
 
 

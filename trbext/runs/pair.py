@@ -46,10 +46,9 @@ def load_pair(arguments: RunArguments, config: TRBConfig, student: str | None = 
         raise UsageError(f"this reads one teacher of its own, and the run has {', '.join(config.teacher_names)}")
     paths = {"student": student or model_path(arguments.model_name_or_path), "teacher": model_path(teacher_path)}
     trust = config.trust_remote_code
-    options = {
-        "student": {} if student else config.model_init_kwargs or {},  # a folder has no revisions
-        "teacher": config.teacher_model_init_kwargs or {},
-    }
+    options = {"student": dict(config.model_init_kwargs or {}), "teacher": config.teacher_model_init_kwargs or {}}
+    if student is not None:
+        options["student"].pop("revision", None)  # a folder has none
     if config.teacher_model_revision is not None:
         options["teacher"] = {"revision": config.teacher_model_revision} | options["teacher"]
     tokenizer, teacher_tokenizer = (

@@ -97,7 +97,8 @@ def mixture(
 
     Raises:
         TypeError: The teachers are neither a list nor a mapping.
-        ValueError: There is no teacher, one is a mixture itself, the weights do not fit, or there is no such mean.
+        ValueError: There is no teacher, one is a mixture itself or tells its top k tokens only, the weights do not fit,
+            or there is no such mean.
     """
     if not isinstance(teachers, (Sequence, Mapping)) or isinstance(teachers, str):
         raise TypeError(f"teachers must be a list, or a mapping from labels, got {type(teachers).__name__}")

@@ -181,9 +181,7 @@ class TRBConfig(
         if self.budget_active or self.rollout_policy not in ("trb", "student"):
             self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
         elif self.loss_estimator in ("sampled", "routed") and self.loss_weighted:
-            for name, value in self.altered_sampling():
-                if name in _OF_THE_CACHE:
-                    continue
+            for name, value in self.altered_law():
                 raise ValueError(
                     f"{name}={value!r} cannot be combined with loss_estimator={self.loss_estimator!r}, which weights "
                     "each token by pi_S / mu and knows no mu of altered sampling: remove it, or set loss_weighted=False"
@@ -260,6 +258,10 @@ class TRBConfig(
             for name, value in self.generation_kwargs.items():
                 if value not in _PLAIN_SAMPLING.get(name, ()):
                     yield f"generation_kwargs[{name!r}]", value
+
+    def altered_law(self) -> Iterator[tuple[str, Any]]:
+        """Those of `altered_sampling` that may change the distribution, and not only how TRL decodes."""
+        return ((name, value) for name, value in self.altered_sampling() if name not in _OF_THE_CACHE)
 
 
 def _points_by_step(points: dict[Any, Any] | str) -> dict[int, float]:

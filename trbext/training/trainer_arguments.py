@@ -70,9 +70,8 @@ class TrainerArguments(NamedTuple):
                 raise TypeError(f"policy must be an object of trbext.rollout.Policy, got {got:.80}")
             args.refuse_altered_sampling("a policy")
             check_policy_methods(type(policy).__name__, policy)
-            budget = policy.epsilon(0) if isinstance(policy, TrustRegion) else None
-            if isinstance(budget, torch.Tensor) and budget.numel() != 1:
-                raise ValueError(f"policy must have one budget for all rows of a run, got {budget.numel()}")
+            if isinstance(policy, TrustRegion) and isinstance(policy.epsilon(0), torch.Tensor):
+                raise ValueError("policy must have one budget for all rows of a run: give a number, got a tensor")
         elif ":" in args.rollout_policy:  # a user's class is made once; it may fail, so before anything is loaded
             policy = args.policy(total_steps=0)
         if verifier is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
@@ -173,6 +174,8 @@ def test_the_trainer_refuses_objects_that_cannot_write_or_judge(models: dict[str
         args = TRBConfig(str(tmp_path / "run"), use_cpu=True)
         return TRBTrainer(models["student"], models["teacher"], args, train_dataset=prompts(8), **given)
 
+    with pytest.raises(ValueError, match="policy must have one budget for all rows of a run: give a number"):
+        make(policy=TrustRegion(torch.tensor(0.1)))
     with pytest.raises(ValueError, match=r"the rollout policy NoDraw must define draw\(step, student_logits"):
         make(policy=NoDraw())
     with pytest.raises(ValueError, match=r"the verifier '<lambda>' must take \(prompt, completion, row\)"):

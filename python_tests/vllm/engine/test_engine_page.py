@@ -28,7 +28,7 @@ def test_the_code_of_the_page_draws_rollouts(engines: Engines, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     # As written, apart from what a tiny model without a tokenizer needs, and the length of the rollouts.
     monkeypatch.setattr(vllm, "LLM", partial(vllm.LLM, enforce_eager=True, skip_tokenizer_init=True, dtype="float32"))
-    scope: dict[str, Any] = {"prompts": [[5, 9, 3], [7, 11]]}
+    scope: dict[str, Any] = {}
     exec(compile(block.replace("max_new_tokens=1024", "max_new_tokens=8"), "docs/engines.md", "exec"), scope)
     rollout = scope["drawn"].rollout
     shut_down(scope.pop("llm"))

@@ -21,9 +21,10 @@ SHARED = {
     *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "prompts_where"),
     *("prompts_unique", "prompts_shuffle_seed", "max_prompt_length", "rollouts_per_prompt"),
 }
-# Fields that change what a held-out loss or log-probability means: the loss, and the teacher by whom it is.
+# Fields that change what a held-out loss or log-probability means: its tokens, and the teacher by whom it is. It is a
+# reverse KL whatever `beta` says.
 OF_THE_LOSS = (
-    *("beta", "loss_top_k", "temperature", "teacher_model_name_or_path", "teacher_model_revision", "teachers"),
+    *("loss_top_k", "temperature", "teacher_model_name_or_path", "teacher_model_revision", "teachers"),
     *("teacher_model_init_kwargs", "teacher_weights", "teacher_mean", "teacher_column", "teacher_url", "teacher_top_k"),
     "loss_tokens_of",
 )
@@ -60,11 +61,11 @@ def check_judged_alike(configs: Mapping[str, TRBConfig], metrics: Iterable[Metri
             if value != expected[name]:
                 raise UsageError(
                     f"{name} changes what {judged} means, and is {value!r} in run {label!r} and {expected[name]!r} in "
-                    f"run {first!r}: move it to base"
+                    f"run {first!r}: make them alike"
                 )
 
 
 def _meaning(config: TRBConfig) -> dict[str, Any]:
-    """Returns what a held-out loss depends on, beside the student. Its completions follow the sampling options."""
-    altered = ", ".join(f"{name}={value!r}" for name, value in config.altered_sampling()) or "none"
+    """Returns what a held-out loss depends on, beside the student. The sampling options decide its completions."""
+    altered = ", ".join(f"{name}={value!r}" for name, value in config.altered_law()) or "none"
     return {**{name: getattr(config, name) for name in OF_THE_LOSS}, "altered sampling": altered}

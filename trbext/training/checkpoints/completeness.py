@@ -73,13 +73,22 @@ def _fault(checkpoint: Path, processes: int, process: int, sharded: bool) -> str
 
 def _is_of_other_processes(checkpoint: Path, processes: int) -> bool:
     """Returns whether another number of processes wrote `checkpoint`: random states do not fit then."""
-    states = {path.name for path in checkpoint.glob("rng_state_*.pth")}
+    wrote = _processes_of(checkpoint)
+    if wrote is not None:
+        return wrote != processes
     if processes == 1:
-        return bool(states)
-    if (checkpoint / "rng_state.pth").is_file():
-        return True
-    # Several processes leave a file each, without a gap. A single file is what one of two has lost.
-    return 2 <= len(states) != processes and states == {f"rng_state_{number}.pth" for number in range(len(states))}
+        return any(checkpoint.glob("rng_state_*.pth"))
+    return (checkpoint / "rng_state.pth").is_file()
+
+
+def _processes_of(checkpoint: Path) -> int | None:
+    """Returns how many processes wrote a checkpoint, as `ComputeCount` keeps it; None if it does not say."""
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        found = state["stateful_callbacks"]["ComputeCount"]["attributes"]["processes"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return found if type(found) is int else None
 
 
 def weight_files(checkpoint: Path) -> list[Path]:

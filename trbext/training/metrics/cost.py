@@ -106,7 +106,9 @@ class ComputeCount(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint. One process writes it for all, so it must not communicate with the
         others."""
-        return {"args": {}, "attributes": {"seconds": self._elapsed(), "tokens": dict(self._tokens)}}
+        processes = PartialState().num_processes  # by which a resumed run knows whose random states to expect
+        totals = {"seconds": self._elapsed(), "tokens": dict(self._tokens)}
+        return {"args": {}, "attributes": {**totals, "processes": processes}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

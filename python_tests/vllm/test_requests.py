@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trbext.vllm.requests import EPSILON, HELD_OUT, KEY, NEUTRAL, NO_KEY, check_ids, check_request
+from trbext.vllm.requests import EPSILON, HELD_OUT, KEY, NEUTRAL, NO_KEY, check_prompt_ids, check_request
 from trbext.vocab import Alignment
 
 # Values that change the law of a token, or that ask for what the engine does not have.
@@ -87,6 +87,6 @@ def test_ids_that_one_model_lacks_are_refused() -> None:
     check_request(parameters(extra_args={HELD_OUT: 9}), tokens=10)
     with pytest.raises(ValueError, match=f"{HELD_OUT} must be one of the 10 ids that both models have, got 10"):
         check_request(parameters(extra_args={HELD_OUT: 10}), tokens=10)
-    check_ids([[1, 9], [3]], Alignment(10, (2,), ()))
+    check_prompt_ids([[1, 9], [3]], Alignment(10, (2,), ()))
     with pytest.raises(ValueError, match="ids below 10, which both models have, got 11"):
-        check_ids([[1, 9], [11, 3]], Alignment(10, (2,), ()))
+        check_prompt_ids([[1, 9], [11, 3]], Alignment(10, (2,), ()))

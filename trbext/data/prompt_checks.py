@@ -61,9 +61,8 @@ def check_datasets(train: object, held_out: object) -> None:
     for name, dataset in given:
         if not isinstance(dataset, (Dataset, IterableDataset)):
             continue
-        columns = dataset.column_names or list(
-            next(iter(dataset), {"prompt": ""})
-        )  # an empty stream is TRL's to refuse
+        # An empty stream is TRL's to refuse.
+        columns = dataset.column_names or list(next(iter(dataset), {"prompt": ""}))
         if "prompt" not in columns:
             raise PromptsNotFound(f"{name} must have a column 'prompt', got {', '.join(columns)}")
         pictures = [column for column in ("image", "images") if column in columns]

@@ -155,7 +155,8 @@ class _Judging:
         words = None if error is None else f"{type(error).__name__}: {error}"
         record.judge(task, correct, answer, words)
         if error is not None:
-            self._warn("verifier raised on a completion of %s, which counts as wrong", task.benchmark, text, error)
+            words = "the verifier raised on a completion of %s, which counts as wrong: %.200r"
+            self._warn(words, task.benchmark, text, error)
 
     def _answer(self, benchmark: str, answers: Callable[[str], str | None], text: str) -> str | None:
         """Returns what a completion answers; None if a user's `answer` fails."""
@@ -164,14 +165,15 @@ class _Judging:
             if not (found is None or isinstance(found, str)):
                 raise TypeError(f"the answer must be a text or None, got {type(found).__name__}")
         except Exception as error:
-            self._warn("verifier's `answer` failed on a completion of %s, which does not vote", benchmark, text, error)
+            words = "the verifier's `answer` failed on a completion of %s, which does not vote: %.200r"
+            self._warn(words, benchmark, text, error)
             return None
         return found
 
-    def _warn(self, what: str, benchmark: str, text: str, error: Exception) -> None:
-        if (what, benchmark) not in self._raised:
-            self._raised.add((what, benchmark))
-            logger.warning(f"the {what}: %.200r", benchmark, text, exc_info=error)
+    def _warn(self, words: str, benchmark: str, text: str, error: Exception) -> None:
+        if (words, benchmark) not in self._raised:
+            self._raised.add((words, benchmark))
+            logger.warning(words, benchmark, text, exc_info=error)
 
 
 @contextmanager

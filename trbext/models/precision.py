@@ -13,10 +13,10 @@ import torch
 def precision_observed(inner: Any) -> Iterator[list[bool]]:
     """Yields a list whose only entry says whether the forwards of a model inside compute in float32 or wider.
 
+    The autocast of a trainer is inside the model's own forward, so it can be observed only from there.
+
     Args:
         inner: Of transformers, out of DDP and PEFT.
-
-    The autocast of a trainer is inside the model's own forward, so it can be observed only from there.
     """
     kind = inner.device.type
     precise = [inner.dtype in (torch.float32, torch.float64) and not _is_quantized(inner)]

@@ -98,7 +98,7 @@ def check_not_itself(models: list[tuple[str, Any]]) -> None:
     Raises:
         UnsupportedModel: One is. A `self_teacher` runs without the adapter.
     """
-    if not models or not is_transformers(models[0][1]):
+    if not is_transformers(models[0][1]):
         return
     student = unwrap(models[0][1])
     for name, model in models[1:]:
@@ -123,7 +123,6 @@ def check_models(models: list[tuple[str, Any]], lengths: Tensor, max_new_tokens:
     Raises:
         ValueError: A model is of a kind that cannot decode, holds too few positions, or is on another device.
     """
-    check_not_itself(models)
     prompt = int(lengths.max())
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")

@@ -16,7 +16,7 @@ from ..models.next_token import TopKTeacher, is_transformers
 from ..teachers.mixture import Mixture
 from ..vocab import Alignment
 from .caches import named_models
-from .checks import check_epsilon, check_ids, check_models, check_prompts
+from .checks import check_epsilon, check_ids, check_models, check_not_itself, check_prompts
 from .hidden_states import HiddenStates
 from .policies import TrustRegion
 from .policy import Policy
@@ -73,6 +73,7 @@ class Decoding:
         self._set("lengths", lengths)
         if isinstance(self.generator, Sequence) and len(self.generator) != len(prompts):
             raise ValueError(f"generator must be one, or one per row ({len(prompts)}), got {len(self.generator)}")
+        check_not_itself(self.named_models)
         check_models(self.named_models, lengths, self.max_new_tokens)
         check_ids(self.named_models, prompts)
         if check:
@@ -118,14 +119,16 @@ class Decoding:
         draws = type(policy).draw is TrustRegion.draw and type(policy).begin is TrustRegion.begin
         return policy.epsilon(self.optimizer_step) if draws else None
 
-    def uniforms(self, *shape: int) -> Tensor:
+    def uniforms(self, *shape: int, rows: int = -1) -> Tensor:
         """Draws uniform random numbers in [0, 1) from the generator, float64 of `shape` on the prompts' device.
 
-        If each row has a generator of its own, the last dimension must be that of the rows.
+        Dimension `rows` of `shape` is that of the rows, each of which may have a generator of its own.
         """
         if isinstance(self.generator, Sequence):
-            rows = [torch.rand(shape[:-1], dtype=torch.float64, generator=one) for one in self.generator]
-            return torch.stack(rows, -1).to(self.device)
+            others = list(shape)
+            del others[rows]
+            each = [torch.rand(others, dtype=torch.float64, generator=one) for one in self.generator]
+            return torch.stack(each, rows).to(self.device)
         source = self.device if self.generator is None else self.generator.device
         return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=source).to(self.device)
 

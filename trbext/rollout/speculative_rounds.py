@@ -10,7 +10,6 @@ that were made to measure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,10 +43,7 @@ class Rounds:
         longest = min(longest, self.limit - 1)  # a round drafts no more than a row may still write
         batch, self.width = decoding.prompts.shape
         device, lengths = self.device, decoding.lengths.to(decoding.device)
-        if isinstance(decoding.generator, Sequence):
-            self.uniforms = decoding.uniforms(3, self.limit, batch).transpose(1, 2)
-        else:
-            self.uniforms = decoding.uniforms(3, batch, self.limit)
+        self.uniforms = decoding.uniforms(3, batch, self.limit, rows=1)
         # 2. What all rows have written. A round may write past the limit; the content of a row ends at the token at
         # which the next round began.
         self.tokens = torch.zeros((batch, self.limit + longest + 1), dtype=torch.int64, device=device)

@@ -22,7 +22,7 @@ from ..errors import UsageError
 from ..evaluation.verifiers import check_verifier, verifier_by_name
 from ..models.adapters import base_of, check_no_adapter, tokenizer_path
 from ..models.loading import check_model_folder, check_weights, load_tokenizer, named_errors
-from ..models.model_kind import check_rotary, rotary_switch
+from ..models.model_kind import check_rotary
 from ..models.positions import position_limit
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.config import TRBConfig
@@ -70,8 +70,7 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     check_best_metric(config)
     verifier = None if config.eval_verifier is None else verifier_by_name(config.eval_verifier)
     # 2. Load the prompts, and check them and their number.
-    options = config.model_init_kwargs or {}
-    loading = {"trust_remote_code": config.trust_remote_code, "revision": options.get("revision", "main")}
+    options, loading = config.model_init_kwargs or {}, _loading(config)
     tokenizer = load_tokenizer(tokenizer_path(student), "student", **loading)
     prompts, held_out = training_prompts(arguments, config, tokenizer), held_out_prompts(arguments)
     rollouts = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
@@ -97,53 +96,57 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     # 4. Check what depends on several inputs.
     template, length = config.chat_template_kwargs or {}, config.max_completion_length
     assert length is not None
-    encoded = check_encodings(prompts, arguments.prompts, tokenizer, template, length, positions)
-    _check_rotary(config, models, [len(ids) for ids in encoded], length)
-    longest = max(len(ids) for ids in encoded) + length
-    if held_out is not None:
-        encoded = check_encodings(held_out, str(arguments.eval_prompts), tokenizer, template, length, positions)
-        longest = max(longest, max(len(ids) for ids in encoded) + length)
-        _check_rotary(config, models[:1], [len(ids) for ids in encoded], length)
-        if verifier is not None:
-            check_verifier(verifier, held_out, str(config.eval_verifier))
+    longest = 0
+    # Held-out prompts are continued by the student alone.
+    decoded = ((prompts, arguments.prompts, models), (held_out, arguments.eval_prompts, models[:1]))
+    for rows, source, decoding in decoded:
+        if rows is not None:
+            encoded = check_encodings(rows, str(source), tokenizer, template, length, positions)
+            lengths = [len(ids) for ids in encoded]
+            _check_lengths(config, decoding, lengths, length)
+            longest = max(longest, max(lengths) + length)
+    if held_out is not None and verifier is not None:
+        check_verifier(verifier, held_out, str(config.eval_verifier))
     teacher: Any = teachers[0] if teachers else _served(config, tokenizer, longest)
     if isinstance(config.teachers, dict):
         teacher = dict(zip(config.teachers, teachers, strict=True))
     return RunInputs(student, teacher, tokenizer, prompts, held_out)
 
 
-def _check_rotary(config: TRBConfig, models: list[tuple[str, Any]], lengths: list[int], completion: int) -> None:
-    """Checks that no row of a model that we decode grows past a change of its rotary factors.
+def _check_lengths(config: TRBConfig, models: list[tuple[str, Any]], lengths: list[int], completion: int) -> None:
+    """Checks that whoever decodes takes rows of these lengths: an engine, TRL, or we.
 
     Args:
         config: Says who decodes.
-        models: Roles and configurations.
+        models: Roles and configurations of those that may write the rows.
         lengths: Of the prompts, tokens.
         completion: Tokens of the longest completion.
 
     Raises:
-        UsageError: A row would.
+        UsageError: It does not.
     """
     if config.use_vllm:
         _check_engine_prompts(config, lengths, completion)
-        return
-    if any(True for _ in config.altered_sampling()):  # TRL decodes
-        return
-    blended = config.budget_active or config.rollout_policy not in ("trb", "student", "temperature")
-    for role, model in models:
-        switch = rotary_switch(model) if blended or role == "student" else None
-        for prompt in sorted(set(lengths)) if switch is not None else []:
-            try:
-                check_rotary(model, f"{role} of type {model.model_type}", prompt, prompt + completion)
-            except ValueError as error:
-                raise UsageError(f"max_completion_length {completion} for a prompt of {prompt}: {error}") from error
+    elif not any(True for _ in config.altered_sampling()):  # else TRL decodes
+        blended = not config.student_writes and config.rollout_policy != "temperature"
+        for role, model in models:
+            if blended or role == "student":
+                _check_rotary(f"{role} of type {model.model_type}", model, lengths, completion)
+
+
+def _check_rotary(name: str, model: Any, lengths: list[int], completion: int) -> None:
+    """Checks that no row grows past a change of the rotary factors of a model that we decode."""
+    for prompt in sorted(set(lengths)):
+        try:
+            check_rotary(model, name, prompt, prompt + completion)
+        except ValueError as error:
+            raise UsageError(f"max_completion_length {completion} for a prompt of {prompt}: {error}") from error
 
 
 def _check_engine_prompts(config: TRBConfig, lengths: list[int], completion: int) -> None:
     """Checks what an engine would refuse when a prompt's turn comes. A server's own limit is known only there."""
-    blended = config.budget_active or config.rollout_policy not in ("trb", "student")
     server, kept = config.vllm_mode == "server", config.vllm_after_warmup == "keep" or config.teacher_from_engine
-    if (blended or server or kept) and min(lengths) < 2:  # the student's own engine holds nothing out
+    if (not config.student_writes or server or kept) and min(lengths) < 2:  # the student's own engine holds nothing out
         raise UsageError(f"use_vllm holds out the last token of a prompt, which must have two, got {min(lengths)}")
     limit, needed = config.vllm_max_model_length, max(lengths) + completion
     if limit is not None and needed > limit and not server:
@@ -219,10 +222,14 @@ def sample_prompts(arguments: RunArguments, config: TRBConfig, limit: int) -> Da
     held_out = held_out_prompts(limited)
     if held_out is not None:
         return held_out
-    path, options = tokenizer_path(model_path(arguments.model_name_or_path)), config.model_init_kwargs or {}
-    loading = {"trust_remote_code": config.trust_remote_code, "revision": options.get("revision", "main")}
-    tokenizer = load_tokenizer(path, "student", **loading)
-    return training_prompts(limited, config, tokenizer)
+    path = tokenizer_path(model_path(arguments.model_name_or_path))
+    return training_prompts(limited, config, load_tokenizer(path, "student", **_loading(config)))
+
+
+def _loading(config: TRBConfig) -> dict[str, Any]:
+    """Returns how the student's tokenizer and configuration are loaded."""
+    revision = (config.model_init_kwargs or {}).get("revision", "main")
+    return {"trust_remote_code": config.trust_remote_code, "revision": revision}
 
 
 def _known_model(role: str, name: str, value: str, *, adapter: bool = False) -> str:

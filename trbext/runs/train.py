@@ -131,13 +131,17 @@ def train_run(
         except Exception as error:
             if not is_disk_full(error):
                 raise
-            raise DiskFull(f"the run in {folder.path} cannot write: {_first_line(error)}; {_rest(folder)}") from error
+            raise DiskFull(
+                f"the run in {folder.path} cannot write: {_first_line(error)}; {_continuation(folder)}"
+            ) from error
     if stop.stopped:
-        raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; {_rest(folder)}")
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; {_continuation(folder)}"
+        )
     return folder
 
 
-def _rest(folder: RunFolder) -> str:
+def _continuation(folder: RunFolder) -> str:
     saved = folder.last_checkpoint()
     return f"it continues from {saved.name if saved else 'the start'}"
 

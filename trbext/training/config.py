@@ -178,7 +178,7 @@ class TRBConfig(
         if self.max_completion_length is None or self.max_completion_length < 1:
             raise ValueError(f"max_completion_length must be at least 1 token, got {self.max_completion_length}")
         self.check_length()
-        if self.budget_active or self.rollout_policy not in ("trb", "student"):
+        if not self.student_writes:
             self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")
         elif self.loss_estimator in ("sampled", "routed") and self.loss_weighted:
             for name, value in self.altered_law():
@@ -242,6 +242,11 @@ class TRBConfig(
         return Schedule.make(
             self.trb_schedule, self.trb_epsilon, steps, points.items() if isinstance(points, dict) else None
         )
+
+    @property
+    def student_writes(self) -> bool:
+        """Whether the student writes all rollouts: by its name as the policy, or because TRB never has a budget."""
+        return not self.budget_active and self.rollout_policy in ("trb", "student")
 
     @property
     def first_epsilon(self) -> float:

@@ -18,7 +18,7 @@ from ..limits import is_epsilon, not_an_epsilon
 from ..rollout.output import Rollout, Speculation
 from ..vllm.assembly import Assembly
 from ..vllm.engine import slack
-from ..vllm.requests import check_ids, check_temperature
+from ..vllm.requests import check_prompt_ids, check_temperature
 from ..vllm.sampler.teacher_top import TeacherTop
 from ..vllm.transport import Completion, Records, RolloutRequest
 from ..vocab import Alignment
@@ -154,7 +154,7 @@ class ReplicaRollouts:
             raise ValueError(
                 f"a prompt must have two tokens, of which the engine holds the last out, got {len(prompt)}"
             )
-        check_ids([prompt], self.alignment)
+        check_prompt_ids([prompt], self.alignment)
         if len(prompt) + max_new_tokens > self.longest:
             raise ValueError(
                 f"a prompt and its completion must have at most {self.longest} tokens, max_model_len without "

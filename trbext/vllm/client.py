@@ -13,7 +13,7 @@ from ..rollout.output import Rollout, Speculation
 from ..vocab import Alignment
 from .assembly import Assembly
 from .engine import slack
-from .requests import check_ids, check_temperature
+from .requests import check_prompt_ids, check_temperature
 from .sampler.teacher_top import TeacherTop
 from .transport import Engine, RolloutRequest
 
@@ -155,7 +155,7 @@ class EngineRollouts:
         shortest, longest = min(map(len, prompts)), max(map(len, prompts))
         if shortest < 2:
             raise ValueError(f"a prompt must have two tokens, of which the engine holds the last out, got {shortest}")
-        check_ids(prompts, self.alignment)
+        check_prompt_ids(prompts, self.alignment)
         if longest + max_new_tokens > self.longest():
             needed = longest + max_new_tokens + slack(int(self.handshake["draft_length"]))
             raise ValueError(

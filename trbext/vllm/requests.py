@@ -52,7 +52,7 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"a TRB rollout needs a temperature of at least {LEAST_TEMPERATURE}, got {temperature}")
 
 
-def check_ids(prompts: Iterable[Iterable[int]], alignment: Alignment) -> None:
+def check_prompt_ids(prompts: Iterable[Iterable[int]], alignment: Alignment) -> None:
     """Checks that both models can embed every token of the prompts: vLLM asks for the teacher only.
 
     Raises:

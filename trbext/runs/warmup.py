@@ -62,10 +62,11 @@ def train_warmed_up(
         DiskFull: As `train_run`.
     """
     folder = RunFolder(Path(config.output_dir))
-    if arguments.lora_sft_steps is None:
-        return train_run(arguments, config, settings, resume=resume, plot=plot)
-    finished = resume is not False and folder.is_finished(with_curves=plot)
-    if finished and LENGTH.isdisjoint(changes(folder.settings() or {}, settings)):
+    if arguments.lora_sft_steps is None or (
+        resume is not False
+        and folder.is_finished(with_curves=plot)
+        and LENGTH.isdisjoint(changes(folder.settings() or {}, settings))
+    ):
         return train_run(arguments, config, settings, resume=resume, plot=plot)
     in_warmup = folder.settings() is None and RunFolder(warmup_folder(folder.path)).settings() is not None
     if resume is True and in_warmup:

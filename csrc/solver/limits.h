@@ -31,6 +31,6 @@ constexpr double kLeastMass = 1e-30;
 constexpr double kLeastCommonMass = 1e-9;
 
 // The most sweeps in double precision. The limit is for safety only: the bisection of float32 numbers ends before.
-constexpr int kMaxDoubleSweeps = 64;
+constexpr int kMaxDoubleSweeps = 128;
 
 }  // namespace trb

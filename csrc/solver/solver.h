@@ -11,9 +11,10 @@
 //
 // The search is a safeguarded Newton method. The bracket [low, high] holds the root, and the next beta comes from the
 // Hermite interpolation of log(f / beta^2) across it (hermite.h), which stays inside the bracket even if f rises almost
-// at once. A bracket that does not shrink fourfold in three sweeps is halved. If the quintic and the cubic
-// interpolation differ by more than the final shift below can bridge, the solver asks for a fan, a sweep at five betas,
-// provided that the device has one.
+// at once. A bracket that does not shrink fourfold in three sweeps is halved. If it does not in three more, each sweep
+// halves it until it does: between logits masked by -65504, f rises within a few float32 numbers of 1, where no
+// polynomial follows it. If the quintic and the cubic interpolation differ by more than the final shift below can
+// bridge, the solver asks for a fan, a sweep at five betas, provided that the device has one.
 //
 // The final shift needs no sweep. |A''''| <= R^2 A'' and |A'''| <= R A'' for a variable of range R, so
 //   f(beta + h) = f + f' h + f'' h^2 / 2 + A''' h^3 / 3 + err,
@@ -255,9 +256,11 @@ class Solver {
     const double target = headroom_ * (1.0 - 0.5 * kTolerance);
     double next = hermite_root(left, right, target, false);  // NaN: unknown
     if (++round_ % 3 == 0) {
-      if (high_.beta - low_.beta > 0.25 * width_) next = NAN;
+      slow_ = high_.beta - low_.beta > 0.25 * width_ ? slow_ + 1 : 0;
       width_ = high_.beta - low_.beta;
+      if (slow_ == 1) next = NAN;
     }
+    if (slow_ > 1) next = NAN;
     float candidate = next != next ? halfway() : static_cast<float>(next);
     if (!(candidate > low && candidate < high)) candidate = halfway();
     if (!(candidate > low)) candidate = nextafterf(low, 1.0f);
@@ -322,6 +325,7 @@ class Solver {
   float best_ = 0.0f;  // the largest beta that a sweep found feasible
   int sweeps_ = 0;
   int round_ = 0;
+  int slow_ = 0;  // how many times in a row three sweeps did not shrink the bracket fourfold
   int swept_node_ = 0;
   Next wanted_ = Next::kNothing;
   bool confirming_ = false;

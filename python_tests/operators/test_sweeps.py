@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import trbext
+from python_tests.fuzz.solved_rows import infeasible, not_maximal
 from python_tests.operators.row_families import EPSILONS, families
 from trbext import reference
 
@@ -66,6 +67,22 @@ def test_rows_beyond_float32_exponents_are_solved_in_double_precision() -> None:
         assert torch.equal(drawn.beta, beta)
         log_mu = trbext.blend(student, teacher, epsilon).log_probs.gather(1, drawn.token[:, None])[:, 0]
         assert torch.allclose(log_mu, drawn.log_prob, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [9, 22, 74, 78])
+def test_a_mask_of_minus_65504_leaves_the_largest_beta(seed: int) -> None:
+    """KL rises by a few percent from one float32 beta to the next, a little below 1."""
+    generator = torch.Generator().manual_seed(seed)  # with each, 64 sweeps did not end a search that halved every third
+    student = torch.randn(2000, 100, generator=generator)
+    teacher = student + torch.randn(2000, 100, generator=generator)
+    for logits in (student, teacher):
+        logits[torch.rand(2000, 100, generator=generator) < torch.rand(2000, 1, generator=generator) ** 2] = -65504.0
+    epsilon, temperature = 10 ** (torch.rand(2000, generator=generator) * 2 - 2), 0.12
+    solved = trbext.solve(student, teacher, epsilon, temperature=temperature)
+    kl = reference.behavior_kl(student, teacher, solved.beta, temperature)
+    assert not infeasible(kl, epsilon).any()
+    assert not not_maximal(student, teacher, temperature, epsilon, solved.beta, kl).any()
+    assert solved.sweeps.max() <= 60
 
 
 SOLVE_ALL = """

@@ -151,6 +151,7 @@ def assert_continued(before: list[list[tuple[int, int]]], after: list[list[tuple
         assert len(set(new)) == len(new)
 
 
+@pytest.mark.nightly
 def test_a_suite_whose_client_and_server_are_killed_has_the_shares_of_our_decoder(pair: Pair, tmp_path: Path) -> None:
     words, log, paths = words_of(pair, tmp_path), tmp_path / "log", records(pair, tmp_path)
     before: list[list[tuple[int, int]]] = [[], []]

@@ -41,14 +41,16 @@ class Tally:
         return sum(self.faults.values())
 
     def report(self) -> str:
-        lines = [
-            f"{self.rows:,} rows ({self.wide_rows:,} of at least 8,192 tokens), {self.verified:,} of them verified, "
-            f"seed {self.seed}, {self.batches} batches: {self.total} faults"
-        ]
-        for kind, count in sorted(self.faults.items(), key=lambda item: (-item[1], item[0])):
+        """Returns the counts, with the faults and the seed at the end, which a shortened log keeps."""
+        lines = []
+        for kind, count in sorted(self.faults.items(), key=lambda item: (item[1], item[0])):
             lines.append(f"  {count:8,}  {kind}")
             lines += [f"            {json.dumps(example)}" for example in self.examples[kind]]
-        return "\n".join(lines)
+        summary = (
+            f"{self.rows:,} rows ({self.wide_rows:,} of at least 8,192 tokens), {self.verified:,} of them verified, "
+            f"seed {self.seed}, {self.batches} batches: {self.total} faults"
+        )
+        return "\n".join([*lines, summary])
 
     def save(self, path: Path) -> None:
         # NaN is written as such. The file is renamed into place: a file half written must not lose hours.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from python_tests.training.two_processes import run_two_processes
+from python_tests.processes.two_processes import run_two_processes
 
 
 @pytest.mark.sharded

@@ -7,67 +7,35 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from python_tests.processes.forks import forks
 from python_tests.runs import kill_runs
 from python_tests.runs.run_files import repeatable, same_weights, tiny_run, written
 from trbext.runs.folder import RunFolder
 from trbext.studies.compare.worker import FINISHED, finished
 
 KILLS = 40
+Task = Callable[..., bool]
 EVENTS = 100  # operations on files of the folder in a whole run: somewhat more
 
 
-class Processes:
-    """Starts children of one process that has imported everything."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = folder / "log.txt"
-        script = Path(kill_runs.__file__)
-        search = os.pathsep.join([str(script.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.server = subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log.open("ab"),
-            text=True,
-            env=environment,
-            cwd=folder,
-        )
-
-    def status(self, **task: Any) -> int:
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        print(json.dumps({**task, "log": str(self.log)}), file=self.server.stdin, flush=True)
-        return int(self.server.stdout.readline())
-
-    def killed(self, **task: Any) -> bool:
-        """Tells whether the task was killed; otherwise it ended well."""
-        status = self.status(**task)
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            return True
-        assert status == 0, self.log.read_text(errors="replace")[-4000:]
-        return False
-
-    def close(self) -> None:
-        assert self.server.stdin is not None
-        self.server.stdin.close()
-        self.server.wait(60)
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    started = Processes(tmp_path_factory.mktemp("processes"))
-    yield started
-    started.close()
+def killed(
+    function: str, *arguments: Any, folder: Path, event: int | None = None, seconds: float | None = None
+) -> bool:
+    """Runs a function of kill_runs.py, and tells whether it was killed; otherwise it ended well."""
+    child: dict[str, Any] = {"call": f"{kill_runs.__name__}:{function}", "arguments": [*arguments, str(folder), event]}
+    (status,) = forks().statuses([child if seconds is None else {**child, "seconds": seconds}])
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return True
+    assert status == 0, forks().printed()
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +59,18 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(processes: Processes, settings: dict[str, Any]) -> tuple[RunFolder, float]:
+def whole(settings: dict[str, Any]) -> tuple[RunFolder, float]:
     """Returns the run that nobody killed, and its duration in seconds."""
     folder = Path(settings["output_dir"])
     path = written(folder.parent / "whole.yaml", settings)
     began = time.monotonic()
-    assert not processes.killed(words=["train", path])
+    assert not killed("trb", ["train", path], folder=folder)
     seconds = time.monotonic() - began
     return RunFolder(folder), seconds
 
 
 def test_forty_kills_anywhere_change_nothing(
-    tmp_path: Path, processes: Processes, settings: dict[str, Any], whole: tuple[RunFolder, float]
+    tmp_path: Path, settings: dict[str, Any], whole: tuple[RunFolder, float]
 ) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -113,11 +81,11 @@ def test_forty_kills_anywhere_change_nothing(
         rounds += 1
         run = RunFolder(tmp_path / f"run-{rounds}")
         path = written(tmp_path / f"{rounds}.yaml", {**settings, "output_dir": str(run.path)})
-        task: dict[str, Any] = {"words": ["train", path, "--resume", "auto"], "folder": str(run.path)}
+        task = partial(killed, "trb", ["train", path, "--resume", "auto"], folder=run.path)
         while True:
             # Half of the kills come between two operations on files, whose order matters, the others anywhere.
             event, late = chosen.randint(1, EVENTS), chosen.uniform(0, seconds)
-            if not processes.killed(**task, **({"event": event} if chosen.random() < 0.5 else {"seconds": late})):
+            if not (task(event=event) if chosen.random() < 0.5 else task(seconds=late)):
                 break
             kills += 1
         assert run.is_finished(), seed
@@ -128,14 +96,14 @@ def test_forty_kills_anywhere_change_nothing(
 
 
 def test_a_run_that_was_killed_before_it_had_begun_begins(
-    tmp_path: Path, processes: Processes, settings: dict[str, Any], whole: tuple[RunFolder, float]
+    tmp_path: Path, settings: dict[str, Any], whole: tuple[RunFolder, float]
 ) -> None:
     run = RunFolder(tmp_path / "run")
     path = written(tmp_path / "run.yaml", {**settings, "output_dir": str(run.path)})
-    task: dict[str, Any] = {"words": ["train", path, "--resume", "auto"], "folder": str(run.path)}
+    task = partial(killed, "trb", ["train", path, "--resume", "auto"], folder=run.path)
     for event in range(1, 16):  # up to the first evaluation
-        assert processes.killed(**task, event=event)
-    assert not processes.killed(**task)
+        assert task(event=event)
+    assert not task()
     assert same_weights(run, whole[0])
     assert repeatable(run) == repeatable(whole[0])
 
@@ -149,9 +117,9 @@ def copied(run: RunFolder, whole: RunFolder, settings: dict[str, Any], *left_out
     return written(run.path.with_suffix(".yaml"), fields)
 
 
-def ends(processes: Processes, make: Callable[[], dict[str, Any]], every: int) -> Iterator[int]:
-    """Kills the task of `make` at each `every`-th operation on files, lets it end after each kill, and yields the
-    event.
+def ends(make: Callable[[], Task], every: int) -> Iterator[int]:
+    """Kills the task that `make` returns at each `every`-th operation on files, lets it end after each kill, and
+    yields the event.
 
     The last event is the first that the task survives.
     """
@@ -159,23 +127,23 @@ def ends(processes: Processes, make: Callable[[], dict[str, Any]], every: int) -
     while not survived:
         event += every
         task = make()
-        survived = not processes.killed(**task, event=event)
-        assert not processes.killed(**task)
+        survived = not task(event=event)
+        assert not task()
         yield event
 
 
 def test_every_window_between_the_last_checkpoint_and_the_end_is_closed(
-    tmp_path: Path, processes: Processes, settings: dict[str, Any], whole: tuple[RunFolder, float]
+    tmp_path: Path, settings: dict[str, Any], whole: tuple[RunFolder, float]
 ) -> None:
     """Kills the end of a run at each of its operations on files in turn, each time from a copy of the last
     checkpoint."""
     uninterrupted, run = whole[0], RunFolder(tmp_path / "run")
 
-    def task() -> dict[str, Any]:
+    def task() -> Task:
         path = copied(run, uninterrupted, settings, "model", "plot.png")
-        return {"words": ["train", path, "--resume", "auto"], "folder": str(run.path)}
+        return partial(killed, "trb", ["train", path, "--resume", "auto"], folder=run.path)
 
-    for event in ends(processes, task, every=4):
+    for event in ends(task, every=4):
         assert run.is_finished(), event
         assert same_weights(run, uninterrupted), event
         assert repeatable(run) == repeatable(uninterrupted), event
@@ -185,18 +153,17 @@ def test_every_window_between_the_last_checkpoint_and_the_end_is_closed(
 @pytest.mark.parametrize("keep_model", [True, False])
 def test_a_run_of_a_study_ends_once_wherever_it_was_killed(
     tmp_path: Path,
-    processes: Processes,
     settings: dict[str, Any],
     whole: tuple[RunFolder, float],
     keep_model: bool,
 ) -> None:
     uninterrupted, run = whole[0], RunFolder(tmp_path / "run")
 
-    def task() -> dict[str, Any]:
+    def task() -> Task:
         path = copied(run, uninterrupted, settings)  # finished.json and what follows are missing
-        return {"worker": [path, keep_model], "folder": str(run.path)}
+        return partial(killed, "work", path, keep_model, folder=run.path)
 
-    for event in ends(processes, task, every=1):
+    for event in ends(task, every=1):
         assert finished(run.path)
         assert not list(run.path.glob("checkpoint-*")), event
         assert run.model.exists() == keep_model

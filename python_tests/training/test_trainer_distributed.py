@@ -12,9 +12,9 @@ import torch
 from trl.distributed import DistributedBackend
 
 from python_tests.models.tiny_models import prompts
+from python_tests.processes.two_processes import run_two_processes
 from python_tests.training import distributed_run
 from python_tests.training.distributed_run import ACCUMULATION, CHECKPOINT, HELD_OUT, PROMPTS_PER_PROCESS, STEPS
-from python_tests.training.two_processes import run_two_processes
 from trbext.training.sharding import check_can_unshard
 
 Rank = dict[str, Any]

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from python_tests.processes.forks import forks
+from python_tests.processes.two_processes import run_two_processes
 from python_tests.training import sharded_run
 from python_tests.training.sharded_run import CASES, LOSSES, REFUSED, cases_of, largest_difference
-from python_tests.training.two_processes import run_two_processes
 
 SCRIPT = Path(sharded_run.__file__)
 FEATURES = [name for name in CASES if name not in LOSSES]
@@ -66,11 +64,8 @@ class Launches:
 
     def _of(self, backend: str, *cases: str) -> dict[str, Any]:
         if backend == "one":
-            search = os.pathsep.join([str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-            alone = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search}
-            command = [sys.executable, str(SCRIPT), backend, str(self.folder), *cases]
-            done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=TIMEOUT)
-            assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+            child = {"script": str(SCRIPT), "arguments": [backend, str(self.folder), *cases]}
+            assert forks().statuses([child], TIMEOUT) == [0], forks().printed()
         else:
             run_two_processes(SCRIPT, backend, str(self.folder), *cases, timeout=TIMEOUT, DS_ACCELERATOR="cpu")
         found: dict[str, Any] = json.loads((self.folder / f"{backend}.json").read_text(encoding="utf-8"))

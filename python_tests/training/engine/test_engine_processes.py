@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from python_tests.models.tiny_models import saved, tiny_llama, tiny_tokenizer
-from python_tests.training.two_processes import run_two_processes
+from python_tests.processes.two_processes import run_two_processes
 
 SCRIPT = Path(__file__).with_name("engine_processes.py")
 ROWS = 2

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from python_tests.processes.two_processes import run_two_processes
 from python_tests.training.supervision import field_run
-from python_tests.training.two_processes import run_two_processes
 
 
 @pytest.fixture(scope="module")

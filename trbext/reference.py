@@ -52,6 +52,12 @@ def behavior_log_probs(
         [..., V] float64, nats; -inf if mu is 0.
     """
     a, b = student_logits.double() / temperature, teacher_logits.double() / temperature
+    # Each model is centered by its largest logit of the common support, beside which an offset of 1e30, or a token that
+    # the other model masks, would leave no digit.
+    common = (a > -torch.inf) & (b > -torch.inf)
+    a, b = (
+        x - torch.where(common, x, -torch.inf).amax(-1, keepdim=True).nan_to_num(neginf=0.0, posinf=0.0) for x in (a, b)
+    )
     weight = beta.double()[..., None]
     # 0 * -inf is NaN, so each end is taken as it is. Between the ends -inf of either model wins: the common support.
     mixed = torch.where(

@@ -15,7 +15,7 @@ class DoubleRow {
  public:
   DoubleRow(int64_t vocab, bool spread) : blocks_(block_count(vocab)), spread_(spread) {}
 
-  // `answer` must hold what FloatRow::solve left: the maxima of a row without a fault, and the number of sweeps so far.
+  // `answer` must hold the maxima that make the frame, and the number of sweeps so far.
   void solve(const Row& row, double epsilon, RowAnswer* answer);
 
  private:

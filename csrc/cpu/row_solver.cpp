@@ -45,8 +45,24 @@ void block_residual(const RowPair& row, const RowAnswer& answer, int64_t begin, 
 const RowAnswer& RowSolver::solve(const RowPair& row, double epsilon) {
   row_ = row;
   in_double_ = !float_row_.solve(row, epsilon, &answer_);
-  if (in_double_) double_row_.solve(row, epsilon, &answer_);
+  if (in_double_) {
+    move_frame_to_common_support();
+    double_row_.solve(row, epsilon, &answer_);
+  }
   return answer_;
+}
+
+// Leaves the maxima of the row if the models have no token in common.
+void RowSolver::move_frame_to_common_support() {
+  frames_.resize(block_count(row_.vocab));
+  for_each_part(spread_, block_count(row_.vocab), [&](int64_t block) { frames_[block] = common_maxima(row_, block); });
+  Maxima most{-INFINITY, -INFINITY};
+  for (const Maxima& part : frames_) {
+    most = {std::max(most.student, part.student), std::max(most.teacher, part.teacher)};
+  }
+  if (most.student == -INFINITY) return;
+  answer_.max_student = static_cast<float>(most.student);
+  answer_.max_teacher = static_cast<float>(most.teacher);
 }
 
 Draw RowSolver::sample(double uniform) const {

@@ -69,6 +69,20 @@ Tilt moments(const double* t, const double* d, const double* x, int64_t count) {
 
 }  // namespace
 
+Maxima common_maxima(const RowPair& row, int64_t block) {
+  double a[kBlock], b[kBlock];
+  const int64_t begin = block * kBlock, count = std::min(kBlock, row.vocab - begin);
+  row.student.load(begin, count, 1.0, a);
+  row.teacher.load(begin, count, 1.0, b);
+  Maxima maxima{-INFINITY, -INFINITY};
+  for (int64_t i = 0; i < count; ++i) {
+    if (!(a[i] > -INFINITY && b[i] > -INFINITY)) continue;
+    maxima.student = std::max(maxima.student, a[i]);
+    maxima.teacher = std::max(maxima.teacher, b[i]);
+  }
+  return maxima;
+}
+
 template <typename Row>
 Ends sweep_ends(const Row& row, const Maxima& maxima, int64_t block) {
   const Tokens tokens(row, maxima, block);

@@ -15,6 +15,10 @@ struct Maxima {
   double student, teacher;
 };
 
+// The largest logits of a block's tokens that both models have; -inf if there are none. A token that only one model has
+// may lie so far above them that its logit less any of theirs keeps no digit of theirs.
+Maxima common_maxima(const RowPair& row, int64_t block);
+
 // The first sweep of a block: both normalizers, and the moments of D at beta = 0 and beta = 1. Two exponentials per
 // token.
 template <typename Row>

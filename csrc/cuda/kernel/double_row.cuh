@@ -16,6 +16,45 @@ namespace trb::cuda {
 
 enum class Support { kCommon, kStudent, kTeacher };
 
+// All threads of the block: sets the frame of the answer, whose zeros are the largest logits of the tokens that both
+// models have or, if they have none, of the row. Beside an offset of 1e30, or a token of that size that the other model
+// masks, the logits' differences would have no digits.
+template <typename T, int kWarps>
+__device__ __noinline__ void set_double_frame(const KernelArgs& args, const RowPair<T>& pair, BlockState<kWarps>& state,
+                                              int warp, int lane) {
+  float student = -INFINITY, teacher = -INFINITY;
+#pragma unroll 1
+  for (int32_t token = threadIdx.x; token < args.vocab; token += kWarps * kWarp) {
+    const float a = pair.student_logit(token), b = pair.teacher.logit(token);
+    const bool common = a > -INFINITY && b > -INFINITY;
+    student = common ? fmaxf(student, a) : student;
+    teacher = common ? fmaxf(teacher, b) : teacher;
+  }
+  const float largest_student = from_ordered(__reduce_max_sync(kAllLanes, ordered(student)));
+  const float largest_teacher = from_ordered(__reduce_max_sync(kAllLanes, ordered(teacher)));
+  if (lane == 0) state.double_sums[warp] = {{}, largest_student, largest_teacher};  // where its sums will be
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 0; w < kWarps; ++w) {
+      student = fmaxf(student, static_cast<float>(state.double_sums[w].min_d));
+      teacher = fmaxf(teacher, static_cast<float>(state.double_sums[w].max_d));
+    }
+    const bool none = student == -INFINITY;
+    Answer& answer = state.answer;
+    answer.max_student = none ? state.row.max_student : student;
+    answer.max_teacher = none ? state.row.max_teacher : teacher;
+    answer.inverse_temperature = state.temperature.inverse;
+    answer.reference_student = answer.max_student * answer.inverse_temperature;
+    answer.reference_teacher = answer.max_teacher * answer.inverse_temperature;
+  }
+  __syncthreads();
+}
+
+// A logit in the frame of the answer.
+__device__ __forceinline__ double in_frame(float logit, float largest, const Answer& answer) {
+  return (static_cast<double>(logit) - largest) * answer.inverse_temperature;
+}
+
 // All threads of the block: leaves in state.double_sums[0] the distribution proportional to e^x, e^y or e^{t_beta} over
 // the tokens of `support`. Only thread 0 may read it, and must have read it before the caller's next barrier.
 template <typename T, int kWarps>
@@ -23,13 +62,13 @@ __device__ __forceinline__ void sweep_in_double(const KernelArgs& args, const Ro
                                                 double beta, BlockState<kWarps>& state, int warp, int lane) {
   // 1. Each lane adds its tokens.
   DoubleSums own{{}, INFINITY, -INFINITY};
-  const double inverse_temperature = state.temperature.inverse;
+  const Answer& frame = state.answer;
 #pragma unroll 1
   for (int32_t token = threadIdx.x; token < args.vocab; token += kWarps * kWarp) {
     const float a = pair.student_logit(token), b = pair.teacher.logit(token);
     const bool in_student = a > -INFINITY, in_teacher = b > -INFINITY, common = in_student && in_teacher;
     if (!(support == Support::kCommon ? common : support == Support::kStudent ? in_student : in_teacher)) continue;
-    const double x = a * inverse_temperature, y = b * inverse_temperature;
+    const double x = in_frame(a, frame.max_student, frame), y = in_frame(b, frame.max_teacher, frame);
     const double t = support == Support::kStudent ? x : support == Support::kTeacher ? y : tilted_logit(x, y, beta);
     own.tilt.add(t, common ? y - x : 0.0, common ? x : 0.0);
     if (common) {
@@ -70,7 +109,8 @@ struct DoubleWeight {
 
   // log mu of a token, -inf outside its support. At the ends no factor of 0 meets an -inf.
   __device__ __forceinline__ double log(float a, float b) const {
-    const double beta = answer.beta, x = a * answer.inverse_temperature, y = b * answer.inverse_temperature;
+    const double beta = answer.beta, x = in_frame(a, answer.max_student, answer),
+                 y = in_frame(b, answer.max_teacher, answer);
     if (!(a > -INFINITY) || (beta > 0.0 && !(b > -INFINITY))) return -INFINITY;
     return (beta == 0.0 ? x : tilted_logit(x, y, beta)) - answer.log_norm;
   }
@@ -78,7 +118,7 @@ struct DoubleWeight {
   __device__ __noinline__ double operator()(float a, float b) const {
     const double log_mu = log(a, b), mu = ::exp(log_mu);
     if (!residual || mu == 0.0) return mu;
-    const double above = log_mu - (a * answer.inverse_temperature - answer.log_student);
+    const double above = log_mu - (in_frame(a, answer.max_student, answer) - answer.log_student);
     return above > 0.0 ? -::expm1(-above) * mu : 0.0;
   }
 };
@@ -118,6 +158,7 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
                                                  BlockState<kWarps>& state, int warp, int lane) {
   // 1. Sweeps the four ends, then the betas that the solver asks for. One loop does both, so that this much
   // double-precision code is inlined only once.
+  set_double_frame(args, pair, state, warp, lane);
   bool sweeps = true;
 #pragma unroll 1
   for (int sweep = 0; sweeps; ++sweep) {
@@ -139,8 +180,6 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
     answer.status = solver.status();
     answer.beta = solver.beta();
     answer.kl = solver.kl();
-    answer.inverse_temperature = state.temperature.inverse;
-    answer.reference_student = answer.reference_teacher = 0.0;
     const Tilt& tilt = state.double_sums[0].tilt;  // of the last sweep
     answer.log_student = state.double_ends.student.log();
     answer.log_teacher = state.double_ends.teacher.log();

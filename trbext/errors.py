@@ -34,6 +34,10 @@ class EngineFailed(RuntimeError):
     """A rollout engine has ended, or could not do what it was asked. The message says which one and why."""
 
 
+class EngineRefused(UsageError, ValueError):
+    """A rollout engine refuses what it is asked, such as more tokens than it has positions."""
+
+
 class DiskFull(RuntimeError):
     """A run can write no more. The message says which run, and from where it continues."""
 

@@ -33,6 +33,7 @@ from python_tests.models.tiny_models import prompts, tiny_llama, tiny_tokenizer
 from python_tests.rollout.rollout_cases import PAD, PROMPTS, tiny
 from trbext.models.completion_states import completion_states
 from trbext.models.model_kind import check_whole
+from trbext.models.precision import precision_observed
 from trbext.rollout import UnsupportedModel, check_model, lockstep, speculative
 from trbext.training.config import TRBConfig
 from trbext.training.trainer import TRBTrainer
@@ -146,6 +147,17 @@ def test_the_probe_knows_half_precision_inside_a_forward() -> None:
 
     model.forward = forward  # as accelerate wraps a model that trains in bf16
     check_model(model, "student")
+
+
+def test_a_precision_that_torch_has_no_old_word_for_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")  # after torch.backends.fp32_precision = "tf32"
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", unknown)
+    model = tiny(dtype=torch.float32)
+    check_model(model, "student")
+    with precision_observed(model) as precise:
+        assert precise == [False]
 
 
 # What is refused.

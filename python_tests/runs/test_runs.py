@@ -161,6 +161,25 @@ def test_a_run_whose_steps_depend_on_its_length_cannot_be_extended(
     check_changes({"vllm_server_base_url": "http://a:8000 -> http://b:8000"}, config)
 
 
+def test_a_teachers_server_may_move_but_no_other_teacher_may_become_one(tmp_path: Path) -> None:
+    config = parse_settings(tiny_run(tmp_path))[1]
+    check_changes({"teacher_url": "http://a:8000 -> http://b:8000"}, config)
+    for change in ("unset -> http://a:8000", "http://a:8000 -> unset", "None -> http://a:8000"):
+        with pytest.raises(ValueError, match=f"other settings .teacher_url: {change}"):
+            check_changes({"teacher_url": change}, config)
+
+
+def test_a_folder_that_cannot_be_locked_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    folder.lock.touch()
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(folder.lock))  # the folder is another user's
+
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    folder.check_unlocked()
+
+
 @pytest.mark.parametrize("kind", ["reduce_lr_on_plateau", "greedy"])
 def test_a_learning_rate_by_evaluations_keeps_them(tmp_path: Path, kind: str) -> None:
     config = parse_settings(tiny_run(tmp_path, lr_scheduler_type=kind, logging_steps=5, eval_strategy="epoch"))[1]

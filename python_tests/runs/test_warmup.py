@@ -133,6 +133,8 @@ def test_a_warmup_does_not_take_over_what_needs_evaluations_or_alters_sampling(t
         ({"lora_rank": 0}, "lora_rank must be a whole number of at least 1, got 0"),
         ({"lora_rank": 2, "lora_sft_steps": 0}, "lora_sft_steps must be a whole number of at least 1, got 0"),
         ({**WARM, "loss_weight_cap": 0.5}, "loss_weight_cap must be at least 1"),
+        ({**WARM, "prompts": "missing.jsonl"}, "no such file of prompts: missing.jsonl"),
+        ({**WARM, "model_name_or_path": "no/such/model"}, "no/such/model"),
         ({**WARM, "eval_strategy": "steps"}, "needs eval_prompts, the held-out prompts"),
     ],
 )

@@ -124,7 +124,8 @@ class RunFolder:
             ValueError: Another process holds it.
         """
         if self.lock.is_file():
-            with self.locked():
+            # A folder of somebody else's cannot be locked. What a run would write there fails by its name.
+            with suppress(OSError), self.locked():
                 pass
 
     def last_checkpoint(self) -> Path | None:

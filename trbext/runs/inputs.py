@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,11 @@ from ..models.model_kind import check_rotary
 from ..models.positions import position_limit
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.config import TRBConfig
+from ..training.engine.build import check_server
 from ..training.fields.checks import check_best_metric
+from ..training.fields.engine import engine_draft_length
 from ..training.fields.teacher import SELF
+from ..vllm.engine import slack
 
 if TYPE_CHECKING:
     from .settings import RunArguments
@@ -79,7 +83,7 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
         raise UsageError(f"eval_strategy {config.eval_strategy.value} needs eval_prompts, the held-out prompts")
     # 3. Check the models by their configurations and the names of their weights.
     models = [("student", _check_model("student", base_of(student) or student, loading | options))]
-    loading["revision"] = config.teacher_model_revision or "main"
+    loading["revision"] = config.revision_of_teacher or "main"
     for path in teachers:
         if path != SELF:
             models.append(
@@ -102,9 +106,13 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     for rows, source, decoding in decoded:
         if rows is not None:
             encoded = check_encodings(rows, str(source), tokenizer, template, length, positions)
+            _check_ids(str(source), encoded, models, tokenizer)
             lengths = [len(ids) for ids in encoded]
-            _check_lengths(config, decoding, lengths, length)
+            judged = rows is held_out and verifier is not None
+            _check_lengths(config, decoding, lengths, length, positions, judged=judged)
             longest = max(longest, max(lengths) + length)
+    if config.use_vllm and config.vllm_mode == "server" and config.process_index == 0:
+        check_server(config, teachers[0], longest)
     if held_out is not None and verifier is not None:
         check_verifier(verifier, held_out, str(config.eval_verifier))
     teacher: Any = teachers[0] if teachers else _served(config, tokenizer, longest)
@@ -113,7 +121,31 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     return RunInputs(student, teacher, tokenizer, prompts, held_out)
 
 
-def _check_lengths(config: TRBConfig, models: list[tuple[str, Any]], lengths: list[int], completion: int) -> None:
+def _check_ids(source: str, encoded: list[list[int]], models: list[tuple[str, Any]], tokenizer: Any) -> None:
+    """Checks that every model embeds every id of the prompts. A token may have been added without a resize.
+
+    Raises:
+        UsageError: A model does not.
+    """
+    for role, model in models:
+        size = getattr(model.get_text_config(), "vocab_size", None)
+        for number, ids in enumerate(encoded, 1):
+            if size is not None and max(ids) >= size:
+                raise UsageError(
+                    f"prompts {source!r}: every id must be one of the {size} that the {role} embeds, got {max(ids)} "
+                    f"({tokenizer.convert_ids_to_tokens(max(ids))!r}) in row {number}: resize its embeddings"
+                )
+
+
+def _check_lengths(
+    config: TRBConfig,
+    models: list[tuple[str, Any]],
+    lengths: list[int],
+    completion: int,
+    positions: Mapping[str, int | None],
+    *,
+    judged: bool,
+) -> None:
     """Checks that whoever decodes takes rows of these lengths: an engine, TRL, or we.
 
     Args:
@@ -121,13 +153,15 @@ def _check_lengths(config: TRBConfig, models: list[tuple[str, Any]], lengths: li
         models: Roles and configurations of those that may write the rows.
         lengths: Of the prompts, tokens.
         completion: Tokens of the longest completion.
+        positions: Of each model, by its role.
+        judged: A verifier judges completions, which TRL never decodes.
 
     Raises:
         UsageError: It does not.
     """
     if config.use_vllm:
-        _check_engine_prompts(config, lengths, completion)
-    elif not any(True for _ in config.altered_sampling()):  # else TRL decodes
+        _check_engine_prompts(config, lengths, completion, positions)
+    elif judged or not any(True for _ in config.altered_sampling()):  # else TRL decodes
         blended = not config.student_writes and config.rollout_policy != "temperature"
         for role, model in models:
             if blended or role == "student":
@@ -143,13 +177,29 @@ def _check_rotary(name: str, model: Any, lengths: list[int], completion: int) ->
             raise UsageError(f"max_completion_length {completion} for a prompt of {prompt}: {error}") from error
 
 
-def _check_engine_prompts(config: TRBConfig, lengths: list[int], completion: int) -> None:
-    """Checks what an engine would refuse when a prompt's turn comes. A server's own limit is known only there."""
+def _check_engine_prompts(
+    config: TRBConfig, lengths: list[int], completion: int, positions: Mapping[str, int | None]
+) -> None:
+    """Checks what an engine would refuse when a prompt's turn comes. `check_server` asks a server for its limit."""
     server, kept = config.vllm_mode == "server", config.vllm_after_warmup == "keep" or config.teacher_from_engine
-    if (not config.student_writes or server or kept) and min(lengths) < 2:  # the student's own engine holds nothing out
+    blended = not config.student_writes or server or kept  # else the student's own engine draws, and holds nothing out
+    if blended and min(lengths) < 2:
         raise UsageError(f"use_vllm holds out the last token of a prompt, which must have two, got {min(lengths)}")
+    if server:
+        return
     limit, needed = config.vllm_max_model_length, max(lengths) + completion
-    if limit is not None and needed > limit and not server:
+    room = slack(engine_draft_length(config)) if blended else 0
+    for role, most in positions.items():
+        if most is None or (limit or needed) + room <= most or not (blended or role == "student"):
+            continue
+        given = f"vllm_max_model_length {limit}"
+        if limit is None:
+            given = f"a prompt of {max(lengths)} tokens and max_completion_length {completion}"
+        raise UsageError(
+            f"{given} must be within {most - room} tokens: the {role} has {most} positions, of which the engine keeps "
+            f"{room} past the last token"
+        )
+    if limit is not None and needed > limit:
         raise UsageError(
             f"vllm_max_model_length must be at least {needed}, for a prompt of {max(lengths)} tokens and "
             f"max_completion_length {completion}, got {limit}"

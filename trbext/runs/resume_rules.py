@@ -46,6 +46,8 @@ def check_changes(changed: Mapping[str, str], config: TRBConfig, *, other_proces
         ValueError: It would be another run.
     """
     free = FREE_ON_RESUME | LENGTH | (OF_A_STEP if other_processes else set())
+    if {"unset", "None"}.intersection(changed.get("teacher_url", "").split(" -> ")):
+        free = free - {"teacher_url"}  # the teacher would become another, and with it the loss
     refused = ", ".join(f"{name}: {change}" for name, change in changed.items() if name not in free)
     if refused:
         raise ValueError(f"was started with other settings ({refused}); a resumed run repeats its own")

@@ -113,7 +113,7 @@ def train_run(
                 folder.write_settings(settings)  # from here on there is a run to resume
                 folder.write_origin(origin)
         except (ValueError, OSError) as error:  # an OSError is transformers' "no such model"
-            raise UsageError(_first_line(error)) from error
+            raise UsageError(first_line(error)) from error
         # 3. Train, from the checkpoint if there is one; save the model, the plot and the card of a run that ended.
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -132,7 +132,7 @@ def train_run(
             if not is_disk_full(error):
                 raise
             raise DiskFull(
-                f"the run in {folder.path} cannot write: {_first_line(error)}; {_continuation(folder)}"
+                f"the run in {folder.path} cannot write: {first_line(error)}; {_continuation(folder)}"
             ) from error
     if stop.stopped:
         raise Interrupted(
@@ -254,7 +254,7 @@ def check_folder(folder: RunFolder, settings: dict[str, Any], resume: bool, conf
     return bool(LENGTH & changed.keys())
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 

@@ -12,12 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..training.config import TRBConfig
 from .folder import RunFolder
 from .inputs import load_inputs
 from .resume_rules import LENGTH, changes
 from .settings import RunArguments, parse_settings
-from .train import Resume, check_folder, train_run
+from .train import Resume, check_folder, first_line, train_run
 
 # Fields of a run that its warmup does not take over, of its evaluation, its loss and who writes its rollouts.
 OF_THE_RUN = (
@@ -73,7 +74,10 @@ def train_warmed_up(
         resume = "auto"
     # 1. Refuse what the run would refuse, before its warmup takes time.
     check_folder(folder, settings, folder.settings() is not None if resume == "auto" else resume, config)
-    load_inputs(arguments, config)
+    try:
+        load_inputs(arguments, config)
+    except (ValueError, OSError) as error:
+        raise UsageError(first_line(error)) from error
     # 2. Train the adapter, and merge it.
     taken = {
         name: value

@@ -171,6 +171,12 @@ class TRBConfig(
             self.trb_schedule_points = _points_by_step(self.trb_schedule_points)
         self.schedule(total_steps=0)  # the schedule's own checks, now rather than at the first step
         self.check_decoding()
+        given = self.generation_kwargs.get("num_return_sequences") if isinstance(self.generation_kwargs, dict) else None
+        if given not in (1, None):
+            raise ValueError(
+                f"generation_kwargs['num_return_sequences'] must be 1, got {given!r}: a step decodes one completion "
+                "per prompt, and rollouts_per_prompt repeats prompts"
+            )
         if self.rollouts_per_prompt < 1:
             raise ValueError(f"rollouts_per_prompt must be at least 1, got {self.rollouts_per_prompt}")
         if self.eval_samples < 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import EngineRefused
 from ..limits import is_epsilon, not_an_epsilon
 from ..rollout.events import stream_of
 from ..rollout.output import Rollout, Speculation
@@ -144,21 +145,23 @@ class EngineRollouts:
 
     def _check(self, prompts: Sequence[Sequence[int]], budgets: Sequence[float], max_new_tokens: int) -> None:
         if len(budgets) != len(prompts):
-            raise ValueError(f"epsilon must be one number, or one per prompt ({len(prompts)}), got {len(budgets)}")
+            raise EngineRefused(f"epsilon must be one number, or one per prompt ({len(prompts)}), got {len(budgets)}")
         for budget in budgets:
             if not is_epsilon(budget):
-                raise ValueError(not_an_epsilon(budget))
+                raise EngineRefused(not_an_epsilon(budget))
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+            raise EngineRefused(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if not prompts:
-            raise ValueError("a draw needs at least one prompt, got none")
+            raise EngineRefused("a draw needs at least one prompt, got none")
         shortest, longest = min(map(len, prompts)), max(map(len, prompts))
         if shortest < 2:
-            raise ValueError(f"a prompt must have two tokens, of which the engine holds the last out, got {shortest}")
+            raise EngineRefused(
+                f"a prompt must have two tokens, of which the engine holds the last out, got {shortest}"
+            )
         check_prompt_ids(prompts, self.alignment)
         if longest + max_new_tokens > self.longest():
             needed = longest + max_new_tokens + slack(int(self.handshake["draft_length"]))
-            raise ValueError(
+            raise EngineRefused(
                 f"max_model_len of both models must be at least {needed} for prompts of {longest} and completions of "
                 f"{max_new_tokens} tokens (and 3 draft_length + 1 more), got {self.handshake['max_model_len']}"
             )

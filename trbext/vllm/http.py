@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineFailed, UsageError
+from ..errors import EngineFailed, EngineRefused, UsageError
 from ..rollout.plain_sampling import PLAIN_COMPLETIONS
 from .server.calls import LENGTHS, PROTOCOL, STATE
 from .server.connection import Reply, ServerConnection, Unreachable
@@ -94,7 +94,7 @@ class HTTPEngine:
         """Decodes all requests. The server shares them among its replicas.
 
         Raises:
-            ValueError: The server refuses a request.
+            EngineRefused: The server refuses a request.
             EngineFailed: The server failed, or is gone.
         """
         at_a_time = int(self._facts["replicas"]) * int(self._facts["max_num_seqs"])
@@ -159,7 +159,7 @@ class HTTPEngine:
             folder: On a disk that the server and its replicas share, under the same path.
 
         Raises:
-            ValueError: The server finds no weights there.
+            EngineRefused: The server finds no weights there.
             EngineFailed: A replica could not load them, or was not idle.
         """
         self._call("student", {"path": str(Path(folder).resolve())})
@@ -201,7 +201,7 @@ class HTTPEngine:
 
     def _raise(self, reply: Reply, what: str) -> None:
         message = f"the server at {self.url} {what} with status {reply.status}: {reply.error()}"
-        raise ValueError(message) if reply.status in (400, 404, 422) else EngineFailed(message)
+        raise EngineRefused(message) if reply.status in (400, 404, 422) else EngineFailed(message)
 
     def _completion(self, reply: Reply) -> Completion:
         (choice,) = reply.json()["choices"]

@@ -20,6 +20,10 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"trb_epsilon": None}, "trb_epsilon must have a value, got null"),
     ({"trb_epsilon": -1e-5}, "trb_epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -1e-05"),
     ({"trb_epsilon": True}, "trb_epsilon must be a number, got true"),
+    (
+        {"rollout_policy": "student", "generation_kwargs": {"num_return_sequences": 2}},
+        "generation_kwargs['num_return_sequences'] must be 1, got 2: a step decodes one completion per prompt",
+    ),
     ({"max_steps": 2.5}, "invalid int value: '2.5'"),
     ({"output_dir": 2026}, "output_dir is text, which YAML reads as 2026: quote it"),
     ({"system_prompt": True}, "system_prompt is text, which YAML reads as True: quote it"),

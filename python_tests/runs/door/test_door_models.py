@@ -323,6 +323,24 @@ def test_rows_that_grow_past_a_change_of_the_rotary_factors_are_refused_before_t
     fields = config | {"model_name_or_path": dynamic, "teacher_model_name_or_path": dynamic}
     line = refusal(capsys, "train", write(fields | {"max_completion_length": 61}))
     assert "the student of type llama rotates all positions by other factors past 64 tokens (rope_type 'dyn" in line
+    # TRL decodes what altered sampling writes, and we what a verifier judges.
+    judged = {"rollout_policy": "student", "top_p": 0.9, "eval_verifier": "numeric", "eval_prompts": "prompts.jsonl"}
+    line = refusal(capsys, "train", write(fields | judged | {"max_completion_length": 61, "eval_strategy": "epoch"}))
+    assert "the student of type llama rotates all positions by other factors past 64 tokens (rope_type 'dyn" in line
+
+
+def test_a_token_that_a_model_does_not_embed_is_refused_in_prompts(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<tool>"])
+    added = saved(tmp_path / "added", tiny_llama(5), tokenizer)
+    fields = config | {"model_name_or_path": added, "teacher_model_name_or_path": added}
+    rows = Path("prompts.jsonl").read_text(encoding="utf-8")
+    Path("prompts.jsonl").write_text('{"prompt": "<tool>1+1="}\n' + rows, encoding="utf-8")
+    line = refusal(capsys, "train", write(fields))
+    assert f"every id must be one of the {size} that the student embeds, got {size} ('<tool>') in row 1" in line
 
 
 def test_a_padding_token_that_a_model_does_not_embed_is_refused(

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from python_tests.models.tiny_models import prompts, tiny_tokenizer
 from python_tests.runs.door.refusals import refusal, write
+from python_tests.vllm.server.fake_server import HANDSHAKE, fake_server
 from trbext.data.prompt_checks import check_encodings
 from trbext.data.prompts import load_prompts
 from trbext.errors import UsageError
@@ -175,6 +176,15 @@ def test_the_trainer_names_a_column_of_a_stream(
     [
         ({"prompts": "short.jsonl"}, "use_vllm holds out the last token of a prompt, which must have two, got 1"),
         ({"vllm_max_model_length": 12}, "vllm_max_model_length must be at least 13, for a prompt of 5 tokens and max"),
+        (
+            {"vllm_max_model_length": 60},
+            "vllm_max_model_length 60 must be within 51 tokens: the student has 64 positions, of which the engine "
+            "keeps 13 past the last token",
+        ),
+        (
+            {"max_completion_length": 47},
+            "a prompt of 5 tokens and max_completion_length 47 must be within 51 tokens: the student has 64 positions",
+        ),
     ],
 )
 def test_what_an_engine_would_refuse_in_the_middle_of_a_run_is_refused_before_it(
@@ -184,6 +194,22 @@ def test_what_an_engine_would_refuse_in_the_middle_of_a_run_is_refused_before_it
     arguments, trb_config, _ = parse_settings(config | {"use_vllm": True, "draft_length": "auto"} | change)
     with pytest.raises(UsageError, match=fault):
         load_inputs(arguments, trb_config)
+
+
+@pytest.mark.parametrize("positions", [22, 23])
+def test_a_server_of_too_few_positions_is_refused_before_a_model_is_loaded(
+    config: dict[str, Any], positions: int
+) -> None:
+    with fake_server() as server:
+        facts = {"teacher": "elsewhere/teacher", "draft_length": 3, "max_model_len": positions}
+        server.answers["/trb/handshake"] = (200, {**HANDSHAKE, **facts})
+        of_server = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url, "draft_length": 3}
+        arguments, trb_config, _ = parse_settings(config | of_server)
+        if positions == 23:
+            load_inputs(arguments, trb_config)
+            return
+        with pytest.raises(UsageError, match=r"--max-model-len of at least 23.* up to 13 tokens together"):
+            load_inputs(arguments, trb_config)
 
 
 def test_prompts_that_end_with_the_eos_token_are_warned_of(

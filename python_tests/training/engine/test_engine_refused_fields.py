@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig
 
 from python_tests.models.tiny_models import prompts, tiny_llama
@@ -13,7 +14,22 @@ from python_tests.training.engine.fake_engines import FakeEngines
 from python_tests.training.trainer_cases import make_trainer
 from trbext.rollout.policies import FixedBeta
 from trbext.training.config import TRBConfig
+from trbext.training.engine import build
 from trbext.training.trainer import TRBTrainer
+
+
+def test_an_engine_has_the_revision_of_the_teacher_that_the_loss_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setattr(build, "make_llm", lambda **given: seen.append(given.get("revision")))
+    monkeypatch.setattr(build, "LocalEngine", lambda llm: llm)
+    models = build.EngineModels("student", "teacher", torch.float32, 4)
+    for fields in ({}, {"teacher_model_revision": "v1"}, {"teacher_model_init_kwargs": {"revision": "v2"}}):
+        config = TRBConfig(str(tmp_path), use_cpu=True, use_vllm=True, **fields)
+        build.trb_engine(config, models)
+        assert seen[-1] == config.revision_of_teacher
+    assert seen == [None, "v1", "v2"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from ..fields.teacher import BUDGETED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ...vllm.http import HTTPEngine
     from ...vllm.transport import Engine
     from ...vocab import Alignment
     from ..config import TRBConfig
@@ -109,6 +110,7 @@ def trb_engine(args: TRBConfig, models: EngineModels) -> Engine:
     common = _arguments(args, models, room=slack(k))
     revision = (args.model_init_kwargs or {}).get("revision")
     further = {**common.pop("speculative_config", {}), **({"revision": revision} if revision else {})}
+    of_teacher: dict[str, Any] = {"revision": args.revision_of_teacher} if args.revision_of_teacher else {}
     return LocalEngine(
         make_llm(
             **engine_args(
@@ -116,7 +118,7 @@ def trb_engine(args: TRBConfig, models: EngineModels) -> Engine:
                 models.student,
                 draft_length=k,
                 speculative_config=further,
-                **({"revision": args.teacher_model_revision} if args.teacher_model_revision else {}),
+                **of_teacher,
                 **common,
             )
         )
@@ -134,7 +136,32 @@ def student_engine(args: TRBConfig, models: EngineModels, alignment: Alignment) 
 
 
 def _server_engine(args: TRBConfig, models: EngineModels) -> Engine:
-    """Returns the server that `args` names.
+    """Returns the server that `args` names, as `_connected`."""
+    return _connected(args, models.teacher)
+
+
+def check_server(args: TRBConfig, teacher: str, longest: int) -> None:
+    """Checks that the server that `args` names takes the rollouts of a run.
+
+    Args:
+        args: Of the run.
+        teacher: Its path or name.
+        longest: Tokens of the longest prompt and its completion.
+
+    Raises:
+        UsageError: As `_connected`, or the server has too few positions.
+    """
+    facts = _connected(args, teacher).handshake()
+    needed, positions = longest + slack(int(facts["draft_length"])), int(facts["max_model_len"])
+    if needed > positions:
+        raise UsageError(
+            f"the server must be started with --max-model-len of at least {needed}, for prompts and completions of up "
+            f"to {longest} tokens together (and 3 draft_length + 1 more), got {positions}"
+        )
+
+
+def _connected(args: TRBConfig, teacher: str) -> HTTPEngine:
+    """Connects to the server that `args` names.
 
     Raises:
         UsageError: Nothing answers there, what answers is no TRB server, or the server has another teacher.
@@ -144,8 +171,8 @@ def _server_engine(args: TRBConfig, models: EngineModels) -> Engine:
     url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"  # as TRL reads them
     engine = HTTPEngine(url, wait=args.vllm_server_timeout)
     served = str(engine.handshake()["teacher"])
-    if Path(served).name != Path(models.teacher).name:  # its folder may be mounted elsewhere
-        raise UsageError(f"the server at {url} must have the teacher of this run, {models.teacher}, got {served}")
+    if Path(served).name != Path(teacher).name:  # its folder may be mounted elsewhere
+        raise UsageError(f"the server at {url} must have the teacher of this run, {teacher}, got {served}")
     return engine
 
 

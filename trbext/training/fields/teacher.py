@@ -107,6 +107,15 @@ class TeacherFields:
     )
 
     @property
+    def revision_of_teacher(self) -> str | None:
+        """The revision from which a teacher of its own is loaded: its name on the Hub may have several."""
+        given: Any = self  # TRL's fields
+        options = given.teacher_model_init_kwargs
+        named = options.get("revision") if isinstance(options, dict) else None
+        revision: str | None = named or given.teacher_model_revision
+        return revision
+
+    @property
     def teacher_names(self) -> list[str]:
         """The models that this configuration names as teachers to load, as they are written there."""
         given: Any = self

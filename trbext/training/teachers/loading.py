@@ -55,7 +55,7 @@ def describe_teacher(path: str, args: TRBConfig) -> DescribedTeacher:
     Raises:
         ValueError: There is no configuration, or one is damaged.
     """
-    named = {} if args.teacher_model_revision is None else {"revision": args.teacher_model_revision}
+    named: dict[str, Any] = {} if args.revision_of_teacher is None else {"revision": args.revision_of_teacher}
     with named_errors(path, "teacher"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=args.trust_remote_code, **named)
     check_generation_config(path, "teacher")
@@ -114,7 +114,7 @@ def load_teacher_tokenizer(path: str, args: TRBConfig) -> PreTrainedTokenizerBas
     """Returns the tokenizer at `path`; None, with a warning, if there is none."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+            path, revision=args.revision_of_teacher, trust_remote_code=args.trust_remote_code
         )
     except (OSError, ValueError) as error:
         logger.warning("the teacher's tokenizer could not be loaded, so token ids are not compared: %s", error)
@@ -133,10 +133,9 @@ def load_teacher(path: str, args: TRBConfig, accelerator: Accelerator) -> PreTra
     Raises:
         IncompleteWeights: As `load_for_training`.
     """
-    kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
-    if args.teacher_model_revision is not None:
-        kwargs["revision"] = args.teacher_model_revision
-    kwargs |= args.teacher_model_init_kwargs or {}
+    kwargs = {"dtype": "auto", "trust_remote_code": args.trust_remote_code, **(args.teacher_model_init_kwargs or {})}
+    if args.revision_of_teacher is not None:
+        kwargs["revision"] = args.revision_of_teacher
     if accelerator.num_processes > 1:
         kwargs["device_map"] = None  # "auto" would spread every process's copy over all devices
     return load_for_training(path, "teacher", **kwargs)

@@ -64,6 +64,13 @@ class HTTPEngine:
         Raises:
             UsageError: It is no TRB server, or one of another protocol.
         """
+        answer, state = self._ask_handshake()
+        if self._state is None:
+            self._state = state
+        return answer
+
+    def _ask_handshake(self) -> tuple[dict[str, Any], str | None]:
+        """What the server says of itself, and the name of its state."""
         reply = self._server.send("GET", "/trb/handshake")
         answer = reply.json()
         if reply.status == 401:
@@ -78,8 +85,7 @@ class HTTPEngine:
                 f"the server at {self.url} must speak protocol {PROTOCOL} of trbext, got {answer['trb']}: use the same "
                 "trbext on both sides"
             )
-        self._state = reply.headers.get(STATE)
-        return answer
+        return answer, reply.headers.get(STATE)
 
     def enable(self, **settings: Any) -> dict[str, Any]:
         """Sets the settings of `WorkerExtension.trb_enable` on every worker of every replica.
@@ -185,19 +191,24 @@ class HTTPEngine:
 
     def _post(self, name: str, arguments: dict[str, Any]) -> Reply:
         try:
+            if name in CHANGES:  # the answer has another state, which would hide what happened before
+                self._check_state(self._ask_handshake()[1])
             reply = self._server.send("POST", f"/trb/{name}", arguments)
         except Unreachable as error:
             raise EngineFailed(f"{error}: it has ended since the last call") from error
         if name in CHANGES:
-            self._state = reply.headers.get(STATE)
+            self._state = reply.headers.get(STATE, self._state)
         if reply.status != 200:
             self._raise(reply, f"answered /trb/{name}")
-        if reply.headers.get(STATE) != self._state:
+        self._check_state(reply.headers.get(STATE))
+        return reply
+
+    def _check_state(self, state: str | None) -> None:
+        if state != self._state:
             raise EngineFailed(
                 f"the server at {self.url} is not as this client left it: it has started again, or another client has "
                 "changed its weights or settings"
             )
-        return reply
 
     def _raise(self, reply: Reply, what: str) -> None:
         message = f"the server at {self.url} {what} with status {reply.status}: {reply.error()}"

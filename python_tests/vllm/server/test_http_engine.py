@@ -98,12 +98,15 @@ def test_settings_and_weights_reach_the_server(
     engine.load_student("model")
     engine.transfer("start")
     assert server.asked[1:] == [
+        ("/trb/handshake", None),  # before each change: nobody else may have made one
         ("/trb/enable", {"width": 9, "stop": 2}),
         ("/trb/counters", {"clear": True}),
         ("/trb/digest", {}),
         ("/trb/epsilon", {"epsilon": math.inf}),
         ("/trb/seed", {"seed": 4}),
+        ("/trb/handshake", None),
         ("/trb/student", {"path": str(tmp_path / "model")}),
+        ("/trb/handshake", None),
         ("/trb/transfer", {"step": "start"}),
     ]
 
@@ -145,29 +148,36 @@ def test_a_server_that_was_changed_by_others_is_not_drawn_from(server: FakeServe
     def answer(state: str) -> tuple[int, Any, dict[str, str]]:
         return 200, {**HANDSHAKE, "answers": [[{}], [{}]]}, {"trb-state": state}
 
-    server.answers |= {f"/trb/{name}": answer("a") for name in ("handshake", "counters", "digest")}
+    def becomes(state: str) -> None:
+        server.answers |= {f"/trb/{name}": answer(state) for name in ("handshake", "counters")}
+
+    becomes("a")
     engine = HTTPEngine(server.url)
     engine.counters()
-    for name in ("enable", "student", "transfer"):  # this client's own changes
-        server.answers |= {f"/trb/{name}": answer(name), "/trb/counters": answer(name)}
-        {
-            "enable": engine.enable,
-            "student": lambda: engine.load_student("x"),
-            "transfer": lambda: engine.transfer("init"),
-        }[name]()
-        engine.counters()
-    server.answers |= {
-        "/trb/student": (500, {"error": "no space"}, {"trb-state": "failed"}),
-        "/trb/counters": answer("failed"),
+    changes = {
+        "enable": engine.enable,
+        "student": lambda: engine.load_student("x"),
+        "transfer": lambda: engine.transfer("init"),
     }
+    for name, change in changes.items():  # this client's own
+        server.answers[f"/trb/{name}"] = answer(name)
+        change()
+        becomes(name)
+        engine.counters()
+    server.answers["/trb/student"] = (500, {"error": "no space"}, {"trb-state": "failed"})
     with pytest.raises(EngineFailed, match="no space"):
         engine.load_student("x")
+    becomes("failed")
     engine.counters()
-    server.answers["/trb/counters"] = answer("another's")
-    with pytest.raises(
-        EngineFailed, match="it has started again, or another client has changed its weights or settings"
-    ):
-        engine.counters()
+    becomes("another's")
+    engine.handshake()  # which tells of the server, and does not make its state this client's
+    asked = len(server.asked)
+    for call in (engine.counters, *changes.values()):
+        with pytest.raises(
+            EngineFailed, match="it has started again, or another client has changed its weights or settings"
+        ):
+            call()
+    assert {path for path, _ in server.asked[asked:]} == {"/trb/counters", "/trb/handshake"}  # nothing was changed
 
 
 def test_metrics_of_all_replicas_are_added(server: FakeServer) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from trbext.vllm.engine import WORKER_EXTENSION, check_settings, engine_args, slack, token_budget
+from trbext.vllm.student_engine import StudentEngine
+from trbext.vocab import Alignment
 
 
 def runner(**changed: Any) -> Any:
@@ -84,3 +86,10 @@ def test_an_engine_without_a_draft_model_is_refused() -> None:
     bare.speculative_config = None
     with pytest.raises(RuntimeError, match="method 'draft_model', the student, got None"):
         check_settings(bare)
+
+
+def test_a_student_s_rollouts_that_its_engine_would_cut_off_are_refused() -> None:
+    model = SimpleNamespace(get_vocab_size=lambda: 6, max_model_len=8)
+    engine = StudentEngine(SimpleNamespace(llm_engine=SimpleNamespace(model_config=model)), Alignment(6, (2,), (2,)))
+    with pytest.raises(ValueError, match="must be at least 9 for prompts of 3 and completions of 6 tokens, got 8"):
+        engine.draw([[4, 5], [3, 4, 5]], max_new_tokens=6, temperature=1.0, seed=0)

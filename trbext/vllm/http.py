@@ -114,7 +114,7 @@ class HTTPEngine:
             raise EngineFailed(f"{error}: it has ended since the last call") from error
         if replies and replies[0].status != 200:
             self._raise(replies[0], "answered a rollout")
-        return [self._completion(reply) for reply in replies]
+        return [self._completion(reply, request) for reply, request in zip(replies, requests, strict=True)]
 
     def set_epsilon(self, epsilon: float) -> None:
         """Sets the budget of requests that name none, nats per token, on every replica."""
@@ -214,11 +214,17 @@ class HTTPEngine:
         message = f"the server at {self.url} {what} with status {reply.status}: {reply.error()}"
         raise ValueError(message) if reply.status in (400, 404, 422) else EngineFailed(message)
 
-    def _completion(self, reply: Reply) -> Completion:
+    def _completion(self, reply: Reply, request: RolloutRequest) -> Completion:
         (choice,) = reply.json()["choices"]
-        if choice["finish_reason"] not in ("stop", "length"):
-            raise EngineFailed(f"the server at {self.url} ended a rollout by {choice['finish_reason']!r}")
-        return Completion(choice["token_ids"], choice["finish_reason"] == "stop")
+        tokens, reason = choice["token_ids"], choice["finish_reason"]
+        if reason not in ("stop", "length"):
+            raise EngineFailed(f"the server at {self.url} ended a rollout by {reason!r}")
+        if reason == "length" and len(tokens) <= request.max_new_tokens:  # the first token was held out
+            raise EngineFailed(
+                f"the server at {self.url} must draw rollouts of up to {request.max_new_tokens} tokens, and ended one "
+                f"after {len(tokens) - 1}: it has a limit of its own"
+            )
+        return Completion(tokens, reason == "stop")
 
     def _body(self, request: RolloutRequest) -> dict[str, Any]:
         """A request of /v1/completions. What the server would otherwise take from a generation config is said here."""

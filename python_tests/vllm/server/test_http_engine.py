@@ -30,9 +30,9 @@ def request(key: int, prompt: list[int] | None = None, **changes: Any) -> Rollou
     return RolloutRequest(prompt=[5, 6, 7] if prompt is None else prompt, key=key, **given)
 
 
-def completed(body: dict[str, Any], reason: str = "stop") -> tuple[int, Any]:
+def completed(body: dict[str, Any], reason: str = "stop", tokens: int = 1) -> tuple[int, Any]:
     held_out = body["vllm_xargs"]["trb_held_out"]
-    return 200, {"choices": [{"token_ids": [held_out, key_of(body)], "finish_reason": reason}]}
+    return 200, {"choices": [{"token_ids": [held_out, *[key_of(body)] * tokens], "finish_reason": reason}]}
 
 
 def key_of(body: dict[str, Any]) -> int:
@@ -72,11 +72,11 @@ def test_as_many_rollouts_as_the_replicas_decode_are_under_way_and_answers_keep_
 
     def answer(body: dict[str, Any]) -> tuple[int, Any]:
         barrier.wait(30)
-        return completed(body, "length")
+        return completed(body, "length", 3)
 
     server.answers["/v1/completions"] = answer
     completions = HTTPEngine(server.url).generate([request(key) for key in range(16)])
-    assert completions == [Completion([7, key], False) for key in range(16)]
+    assert completions == [Completion([7, key, key, key], False) for key in range(16)]
 
 
 def test_settings_and_weights_reach_the_server(
@@ -250,6 +250,9 @@ def test_a_refused_rollout_is_a_value_error_and_a_failed_engine_is_not(server: F
         engine.generate([request(0)])
     server.answers["/v1/completions"] = lambda body: completed(body, "abort")
     with pytest.raises(EngineFailed, match="ended a rollout by 'abort'"):
+        engine.generate([request(0)])
+    server.answers["/v1/completions"] = lambda body: completed(body, "length", 2)
+    with pytest.raises(EngineFailed, match="rollouts of up to 3 tokens, and ended one after 2: it has a limit"):
         engine.generate([request(0)])
     server.answers["/trb/student"] = (409, {"error": "requests are running in replica 1"})
     with pytest.raises(EngineFailed, match="answered /trb/student with status 409: requests are running in replica 1"):

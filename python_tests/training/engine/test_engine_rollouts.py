@@ -16,7 +16,7 @@ from torch import Tensor
 from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, saved, tiny_llama, tiny_tokenizer
 from python_tests.training.engine.fake_engines import FakeEngine, FakeEngines, FakeStudent, same_weights
 from python_tests.training.trainer_cases import METRICS, make_trainer, steps, weights, without_timings
-from trbext.errors import UsageError
+from trbext.errors import EngineFailed, UsageError
 from trbext.rollout.policies import LambdaCoin, TrustRegion
 from trbext.training.config import TRBConfig
 from trbext.training.engine.build import EngineModels, trb_engine
@@ -324,7 +324,7 @@ def test_a_teacher_that_has_changed_is_found_before_a_checkpoint(
     tmp_path: Path, pair: tuple[str, str], fakes: FakeEngines
 ) -> None:
     fakes.touched = True
-    with pytest.raises(RuntimeError, match="weights of the teacher in vLLM have changed"):
+    with pytest.raises(EngineFailed, match="weights of the teacher in vLLM have changed"):
         engine_trainer(tmp_path, pair, **SAVING).train()
     assert not list(tmp_path.glob("checkpoint-*"))
 

@@ -54,7 +54,7 @@ class Engines:
 
 
 def calls_of(engines: Engines) -> ServerCalls:
-    return ServerCalls(Replicas(engines), {"replicas": len(engines.core_engines)}, seed=5)
+    return ServerCalls(Replicas(engines), {"replicas": len(engines.core_engines)}, seed=5, sizes=(40, 30))
 
 
 def ask(calls: ServerCalls, name: str, body: Any = None) -> Answer:
@@ -123,6 +123,15 @@ def test_no_two_replicas_have_the_same_random_numbers_at_any_time() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert ask(calls, "seed", {"seed": 5}).status == 200
     assert [named["seed"] for _, named in engines.of("trb_seed")[-3:]] == seeds[6:9]
+
+
+def test_settings_that_are_refused_leave_the_seeds_as_they_are() -> None:
+    engines, untouched = Engines(2), Engines(2)
+    calls, expected = calls_of(engines), calls_of(untouched)
+    assert ask(calls, "enable", {"seed": 7, "top_k": 31}).status == 400
+    for of in (calls, expected):
+        assert ask(of, "enable", {}).status == 200
+    assert engines.asked == untouched.asked
 
 
 def test_workers_that_differ_are_an_error() -> None:
@@ -213,6 +222,10 @@ def test_a_call_to_an_engine_that_has_died_ends(monkeypatch: pytest.MonkeyPatch)
         ("seed", {"seed": -1}, 400, "a whole number of at least 0, got -1"),
         ("enable", {"widht": 3}, 400, "/trb/enable takes width, stop, merged, epsilon, seed, top_k, got 'widht'"),
         ("enable", {"merged": [1, "a"]}, 400, "a list of token ids"),
+        ("enable", {"width": 31}, 400, "width must be at most 30, which both models have, got 31"),
+        ("enable", {"stop": 30}, 400, "stop must be of the 30 ids that both models have, got 30"),
+        ("enable", {"width": 20, "merged": [3, 20]}, 400, "merged must be of the 20 ids that both models have, got 20"),
+        ("enable", {"top_k": 31}, 400, "top_k must be at most the 30 tokens that both models have, got 31"),
         ("counters", {"clear": 1}, 400, "clear of /trb/counters must be true or false"),
         ("records", {"key": 1}, 400, "/trb/records takes nothing"),
         ("student", {"path": "model"}, 400, "path must be an absolute one"),

@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..sampler.vocabulary import Vocabulary
 from .replicas import ReplicaBusy, Replicas, replica_seed
 
 PROTOCOL = 1  # of the calls; a client refuses a server of another one
@@ -41,10 +42,13 @@ class ServerCalls:
         replicas: Of the server.
         facts: What the handshake says of the server besides what the workers answer.
         seed: Of the random numbers, until a client sets another one.
+        sizes: The vocabularies of both models; empty if they are not known, and ids are checked by the workers only.
     """
 
-    def __init__(self, replicas: Replicas, facts: Mapping[str, Any], *, seed: int = 0) -> None:
-        self._replicas, self._facts = replicas, dict(facts)
+    def __init__(
+        self, replicas: Replicas, facts: Mapping[str, Any], *, seed: int = 0, sizes: Sequence[int] = ()
+    ) -> None:
+        self._replicas, self._facts, self._sizes = replicas, dict(facts), tuple(sizes)
         self._settings: dict[str, Any] = {}
         self._handshake: dict[str, Any] = {}
         self._seed, self._turn = seed, 0
@@ -112,6 +116,11 @@ class ServerCalls:
         """
         _check_fields("enable", arguments, _SETTINGS)
         settings = {**self._settings, **{name: value for name, value in arguments.items() if name != "seed"}}
+        if self._sizes:
+            vocabulary = Vocabulary(
+                settings.get("width", 0), settings.get("stop", 0), tuple(settings.get("merged", ()))
+            )
+            vocabulary.check(self._sizes, settings.get("top_k", 0))
         self._seed, self._turn = (arguments["seed"], 0) if "seed" in arguments else (self._seed, self._turn + 1)
         answers = await self._replicas.call("trb_enable", [{**settings, **own} for own in self._seeds()])
         await self._replicas.call("trb_seed", self._seeds())

@@ -63,6 +63,7 @@ class TRBEndpoints:
         if config.speculative_config is None or not config.speculative_config.model:
             raise RuntimeError("a TRB server needs a draft model, the student: start it with trb vllm-serve")
         teacher, student = config.model_config.model, config.speculative_config.model
+        models = (config.model_config, config.speculative_config.draft_model_config)
         alignment = align_stored(student, teacher, trust_remote_code=config.model_config.trust_remote_code)
         calls = ServerCalls(
             Replicas(engine_client),
@@ -75,6 +76,7 @@ class TRBEndpoints:
                 "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
             },
             seed=config.model_config.seed or 0,
+            sizes=[model.get_vocab_size() for model in models],
         )
         await calls.enable(
             {"width": alignment.width, "stop": alignment.stop, "merged": list(alignment.duplicates), "epsilon": 0.0}

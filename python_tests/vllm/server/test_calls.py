@@ -315,6 +315,10 @@ def test_weights_that_cannot_be_loaded_or_differ_are_said(monkeypatch: pytest.Mo
     busy.busy = [{1}] * replicas_module.RESET_ATTEMPTS
     assert weigh(busy, "weights", {"path": "/c"})[0] == 409
     assert busy.of("trb_load") == []
+    refusing = Engines()
+    refusing.answers["trb_load"] = lambda rank, *_: "3 weights are missing" if rank else None
+    status, answer = weigh(refusing, "weights", {"path": "/c"})
+    assert (status, answer["error"]) == (400, "trb_load failed in 1 workers, for /c: 3 weights are missing")
     unlike = Engines()
     unlike.answers["trb_digest"] = lambda rank, worker, _: str(rank)
     status, answer = weigh(unlike, "digest")

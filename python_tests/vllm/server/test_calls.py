@@ -109,6 +109,9 @@ def test_an_answer_names_a_state_that_changes_with_weights_and_settings_only(wei
     assert failed.status == 500
     assert failed.headers[STATE] == calls.handshake().headers[STATE]
     states.append(failed.headers[STATE])
+    engines.answers["trb_enable"] = lambda rank, *_: 1 / rank  # the second replica has new settings, the first one not
+    assert ask(calls, "enable", {"top_k": 3}).status == 500
+    states.append(calls.handshake().headers[STATE])
     assert len(set(states)) == len(states)
     assert calls_of(engines).handshake().headers[STATE] not in states
 
@@ -175,6 +178,23 @@ def test_caches_are_emptied_before_and_after_a_load(weights: dict[str, str]) -> 
     reset = [(0, "reset_prefix_cache"), (1, "reset_prefix_cache")]
     assert order == [*reset, (0, "trb_load_student"), (1, "trb_load_student"), *reset]
     assert engines.of("trb_load_student") == [(0, weights), (1, weights)]
+
+
+def test_nobody_draws_from_a_student_that_only_some_replicas_have(weights: dict[str, str]) -> None:
+    engines = Engines(2)
+    engines.answers |= {"trb_take_records": lambda *_: b"", "trb_load_student": lambda rank, *_: 1 / rank}
+    calls = calls_of(engines)
+    assert ask(calls, "records").status == 200
+    assert ask(calls, "student", weights).status == 500
+    answer = ask(calls, "records")
+    assert (answer.status, message(answer)) == (
+        500,
+        "the last load of the student's weights failed: load them again before a draw",
+    )
+    engines.answers["trb_load_student"] = lambda *_: 3
+    for name, body in (("student", weights), ("transfer", {"step": "start"}), ("transfer", {"step": "finish"})):
+        assert ask(calls, name, body).status == 200
+        assert ask(calls, "records").status == (500 if body == {"step": "start"} else 200)
 
 
 def test_a_replica_that_is_at_work_keeps_its_weights(weights: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import UsageError
+from ...models.stored_digest import model_digest
 from ...rollout import Policy
 from ...rollout.policies import LambdaCoin, Teacher, TrustRegion
 from ...vllm.engine import engine_args, slack
@@ -143,9 +144,13 @@ def _server_engine(args: TRBConfig, models: EngineModels) -> Engine:
 
     url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"  # as TRL reads them
     engine = HTTPEngine(url, wait=args.vllm_server_timeout)
-    served = str(engine.handshake()["teacher"])
+    facts = engine.handshake()
+    served, expected = str(facts["teacher"]), f"the server at {url} must have the teacher of this run, {models.teacher}"
     if Path(served).name != Path(models.teacher).name:  # its folder may be mounted elsewhere
-        raise UsageError(f"the server at {url} must have the teacher of this run, {models.teacher}, got {served}")
+        raise UsageError(f"{expected}, got {served}")
+    files, theirs = model_digest(models.teacher), facts.get("teacher_files")  # None of a name on the Hub
+    if files and theirs and files != theirs:
+        raise UsageError(f"{expected}, got {served} with other files")
     return engine
 
 

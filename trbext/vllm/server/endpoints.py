@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...models.stored_digest import model_digest
 from .access import is_allowed, key_digests
 from .calls import Answer, ServerCalls
 from .flags import check_parsed
@@ -69,6 +70,7 @@ class TRBEndpoints:
             Replicas(engine_client),
             {
                 "teacher": teacher,
+                "teacher_files": model_digest(teacher),
                 "student": student,
                 "replicas": config.parallel_config.data_parallel_size,
                 "tensor_parallel_size": config.parallel_config.tensor_parallel_size,

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from python_tests.vllm.server.fake_server import BREAK, HANDSHAKE, FakeServer, fake_server
 from trbext.errors import EngineFailed, UsageError
+from trbext.teachers.remote.http_session import HTTPSession
 from trbext.vllm import http as http_module
 from trbext.vllm.http import KEYS, HTTPEngine
 from trbext.vllm.transport import Completion, RolloutRequest
@@ -234,10 +235,20 @@ def test_a_server_that_is_not_there_is_waited_for(monkeypatch: pytest.MonkeyPatc
     assert len(looks) == 3
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://a", "http://", "http://a:port"])
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "ftp://a", "http://", "http://a:port", "http://[::1", "http://a..b:1", "http://localhost:1/\u00fc"],
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="must be like http://localhost:8000, got"):
         HTTPEngine(url)
+
+
+@pytest.mark.parametrize("url", ["http://user:hidden@localhost:1", "http://hidden@localhost:1", "http://a:1?key=hidden"])
+def test_a_url_with_a_key_is_refused_and_not_printed(url: str) -> None:
+    with pytest.raises(UsageError, match="must hold no key: set VLLM_API_KEY instead") as error:
+        HTTPEngine(url)
+    assert "hidden" not in str(error.value)
 
 
 def test_a_refused_rollout_is_a_value_error_and_a_failed_engine_is_not(server: FakeServer) -> None:
@@ -296,5 +307,18 @@ def test_the_key_of_the_server_is_sent(server: FakeServer, monkeypatch: pytest.M
     monkeypatch.setenv("VLLM_API_KEY", "from the environment")
     HTTPEngine(server.url)
     HTTPEngine(server.url, api_key="given")
+    monkeypatch.setenv("VLLM_API_KEY", "of a file\n")
+    HTTPEngine(server.url)
     sent = [headers.get("authorization") for headers in server.headers]
-    assert sent == [None, "Bearer from the environment", "Bearer given"]
+    assert sent == [None, "Bearer from the environment", "Bearer given", "Bearer of a file"]
+
+
+@pytest.mark.parametrize("key", ["sec\nret", "s\u00e9cret", "sec\0ret"])
+def test_a_key_that_no_header_holds_is_named_and_not_printed(key: str) -> None:
+    for variable, connect in (
+        ("VLLM_API_KEY", lambda: HTTPEngine("http://localhost:1", api_key=key)),
+        ("TRB_TEACHER_API_KEY", lambda: HTTPSession("http://localhost:1", api_key=key)),
+    ):
+        with pytest.raises(UsageError, match=f"{variable} must be a key of printable ASCII characters") as error:
+            connect()
+        assert "ret" not in str(error.value)

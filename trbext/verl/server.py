@@ -103,6 +103,13 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
             top_k=self.trb.top_k,
             repair=self.trb.repair,
         )
+        needed = self.config.prompt_length + self.config.response_length
+        if needed > self.rollouts.longest:  # its draft model, or engine_kwargs, may allow less than max_model_len
+            raise ValueError(
+                f"the engine must hold prompt_length + response_length = {needed} tokens, got {self.rollouts.longest}: "
+                f"its max_model_len is {self.handshake['max_model_len']} with the draft model's, of which "
+                "3 draft_length + 1 are for drafts"
+            )
         self.teacher_digests = await self._digests()
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:

@@ -34,6 +34,7 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
     teacher_digests: list[str]  # of each worker's part of the teacher, before the first rollout
     handshake: dict[str, Any]
     rollouts: ReplicaRollouts
+    first_error: str | None = None  # of a rollout, since the counters were asked for
 
     def _validate_configs(self) -> None:
         super()._validate_configs()
@@ -150,9 +151,12 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
         return {"handshake": self.handshake, "teacher": self.teacher_digests, "settings": self.trb}
 
     async def trb_counters(self) -> dict[str, Any]:
-        """What `Counters.read` has counted since the last call. All workers count the same."""
-        counts: dict[str, Any] = (await self._call("trb_counters", True))[0]
-        return counts
+        """What `Counters.read` has counted since the last call, and the `error` of the first rollout that failed.
+
+        All workers count the same.
+        """
+        error, self.first_error = self.first_error, None
+        return {**(await self._call("trb_counters", True))[0], "error": error}
 
     async def generate(
         self,
@@ -176,6 +180,16 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
             ValueError: A parameter would change the law of a token, or a length does not fit.
             RuntimeError: As `ReplicaRollouts.draw`.
         """
+        try:
+            return await self._generate(prompt_ids, sampling_params, request_id, others)
+        except Exception as error:  # verl would log it, and train on the other rollouts
+            if self.first_error is None:
+                self.first_error = f"{type(error).__name__}: {error}"
+            raise
+
+    async def _generate(
+        self, prompt_ids: list[int], sampling_params: Mapping[str, Any], request_id: str, others: Mapping[str, Any]
+    ) -> TokenOutput:
         prompt = [int(token) for token in prompt_ids]
         asked = Asked.of(sampling_params, others, self.config, len(prompt), self.epsilon)
         preempted: list[int] = []

@@ -17,6 +17,7 @@ from ...vllm.engine import engine_args, slack
 from ...vllm.in_process import make_llm
 from ...vllm.local import LocalEngine
 from ...vllm.student_engine import StudentEngine
+from ...vllm.versions import check_stored_version
 from ..fields.engine import engine_draft_length
 from ..fields.teacher import BUDGETED
 
@@ -61,6 +62,7 @@ def check_can_draw(
 
     Raises:
         ValueError: It cannot. Names what stands against it.
+        UsageError: The installed vLLM is of a version that trbext does not know.
     """
     if not args.use_vllm:
         return
@@ -90,6 +92,8 @@ def check_can_draw(
         raise ValueError("use_vllm was not tried with DeepSpeed ZeRO-3, whose weights come one by one: use FSDP2")
     if args.vllm_mode == "colocate" and not vllm_is_installed():
         raise ValueError("use_vllm with vllm_mode colocate needs vLLM in this environment, and it is not installed")
+    if args.vllm_mode == "colocate":
+        check_stored_version()
 
 
 def vllm_is_installed() -> bool:

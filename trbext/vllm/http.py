@@ -22,6 +22,7 @@ POLL_SECONDS = 2.0  # between two looks for a server that is starting
 MOST_AT_A_TIME = 2048  # requests under way, each of which has a thread that sleeps
 CHANGES = ("enable", "student", "transfer")  # calls after which the server has another state
 KEYS = 2**20  # rollouts of a draw, at most
+BEHIND_PROXY = (502, 503, 504)  # answers of a proxy in whose back the server is not there, or not yet
 # Arrays of the records, with the array of their keys; those that are not here have "key".
 NOT_OF_KEY = {"teacher_index": "teacher_key", "fault_key": "fault_key"}
 
@@ -62,6 +63,7 @@ class HTTPEngine:
         """What the server says of itself: versions, models, sizes, settings.
 
         Raises:
+            Unreachable: Nothing answers at the URL but a proxy.
             UsageError: It is no TRB server, or one of another protocol.
         """
         answer, state = self._ask_handshake()
@@ -73,6 +75,8 @@ class HTTPEngine:
         """What the server says of itself, and the name of its state."""
         reply = self._server.send("GET", "/trb/handshake")
         answer = reply.json()
+        if reply.status in BEHIND_PROXY:
+            raise Unreachable(f"no server answers at {self.url} (a proxy gives status {reply.status})")
         if reply.status == 401:
             raise UsageError(f"the server at {self.url} wants its --api-key: set VLLM_API_KEY")
         if reply.status != 200 or not isinstance(answer, dict) or "trb" not in answer:

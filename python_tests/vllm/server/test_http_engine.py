@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import resource
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +235,35 @@ def test_a_server_that_is_not_there_is_waited_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(http_module, "POLL_SECONDS", 0.0)
     HTTPEngine(url, wait=60)
     assert len(looks) == 3
+
+
+def test_a_server_behind_a_proxy_is_waited_for(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "POLL_SECONDS", 0.0)
+    answers = iter([(502, b"<html>"), (503, b""), (504, b""), (200, HANDSHAKE)])
+    server.answers["/trb/handshake"] = lambda _: next(answers)
+    HTTPEngine(server.url, wait=60)
+    assert next(answers, None) is None
+    server.answers["/trb/handshake"] = (503, b"")
+    with pytest.raises(UsageError, match=r"no server answers at .* \(a proxy gives status 503\): start one with"):
+        HTTPEngine(server.url)
+
+
+def test_no_more_connections_are_opened_than_the_process_may_have(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def pool(number: int) -> ThreadPoolExecutor:
+        threads.append(number)
+        return ThreadPoolExecutor(number)
+
+    monkeypatch.setattr("trbext.vllm.server.connection.ThreadPoolExecutor", pool)
+    server.answers["/v1/completions"] = completed
+    engine = HTTPEngine(server.url)
+    for files in (6, 1024, resource.RLIM_INFINITY):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, files=files: (files, files))
+        assert len(engine.generate([request(key) for key in range(16)])) == 16
+    assert threads == [3, 8, 8]
 
 
 @pytest.mark.parametrize(

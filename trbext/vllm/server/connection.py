@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import resource
 import socket
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -99,7 +100,8 @@ class ServerConnection:
         Args:
             path: Begins with a slash.
             bodies: Become JSON.
-            at_a_time: How many are under way at the same time.
+            at_a_time: How many are under way at the same time, at most: each has a connection, and all of them have no
+                more than half of the files that this process may open.
 
         Returns:
             The answers, in the order of the bodies; or, if one is not of status 200, only that one.
@@ -109,6 +111,9 @@ class ServerConnection:
             EngineFailed: The server broke a connection.
         """
         opened = _Open()
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY:
+            at_a_time = min(at_a_time, limit // 2)
         with ThreadPoolExecutor(max(1, min(at_a_time, len(bodies)))) as pool:
             try:
                 futures = [pool.submit(self._send_good, path, body, opened) for body in bodies]

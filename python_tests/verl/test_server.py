@@ -173,7 +173,7 @@ def test_a_replica_whose_tokens_would_not_follow_mu_does_not_start(
 
 def test_an_engine_whose_draft_model_holds_less_than_the_config_says_does_not_start(module: Any) -> None:
     started(module, FakeEngine(max_model_len=17))
-    with pytest.raises(ValueError, match=r"must hold prompt_length \+ response_length = 7 tokens, got 6: .* is 16 with"):
+    with pytest.raises(ValueError, match=r"must hold prompt_length \+ response_length = 7 tokens, got 6: .* is 16"):
         started(module, FakeEngine(max_model_len=16))
 
 

@@ -88,10 +88,9 @@ def check_run(config: Any) -> RolloutSettings:
         except ValueError as error:
             raise ValueError(f"{ACTOR}.rollout.val_kwargs.temperature: {error}") from None
         _check_top_k("val_kwargs.top_k", rollout.val_kwargs.top_k)
-        if rollout.val_kwargs.top_p != 1.0:
-            raise ValueError(
-                f"{ACTOR}.rollout.val_kwargs.top_p must be 1.0 for TRB, got {rollout.val_kwargs.top_p}: tokens follow mu"
-            )
+        top_p = rollout.val_kwargs.top_p
+        if top_p != 1.0:
+            raise ValueError(f"{ACTOR}.rollout.val_kwargs.top_p must be 1.0 for TRB, got {top_p}: tokens follow mu")
     return settings
 
 

@@ -181,13 +181,13 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
             RuntimeError: As `ReplicaRollouts.draw`.
         """
         try:
-            return await self._generate(prompt_ids, sampling_params, request_id, others)
+            return await self._draw_completion(prompt_ids, sampling_params, request_id, others)
         except Exception as error:  # verl would log it, and train on the other rollouts
             if self.first_error is None:
                 self.first_error = f"{type(error).__name__}: {error}"
             raise
 
-    async def _generate(
+    async def _draw_completion(
         self, prompt_ids: list[int], sampling_params: Mapping[str, Any], request_id: str, others: Mapping[str, Any]
     ) -> TokenOutput:
         prompt = [int(token) for token in prompt_ids]

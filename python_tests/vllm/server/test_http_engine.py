@@ -268,14 +268,14 @@ def test_no_more_connections_are_opened_than_the_process_may_have(
 
 @pytest.mark.parametrize(
     "url",
-    ["localhost:8000", "ftp://a", "http://", "http://a:port", "http://[::1", "http://a..b:1", "http://localhost:1/\u00fc"],
+    ["localhost:8000", "ftp://a", "http://", "http://a:port", "http://[::1", "http://a..b:1", "http://a:1/\u00fc"],
 )
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="must be like http://localhost:8000, got"):
         HTTPEngine(url)
 
 
-@pytest.mark.parametrize("url", ["http://user:hidden@localhost:1", "http://hidden@localhost:1", "http://a:1?key=hidden"])
+@pytest.mark.parametrize("url", ["http://user:hidden@a:1", "http://hidden@a:1", "http://a:1?key=hidden"])
 def test_a_url_with_a_key_is_refused_and_not_printed(url: str) -> None:
     with pytest.raises(UsageError, match="must hold no key: set VLLM_API_KEY instead") as error:
         HTTPEngine(url)

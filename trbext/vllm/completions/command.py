@@ -105,5 +105,5 @@ def _meant(word: str) -> str | None:
         return next((name for name, short in NUMBERS.items() if word in short), None)
     flag, dot, key = word.partition(".")
     flag = flag.replace("_", "-")
-    found = flag if flag in NUMBERS else next((name for name in NUMBERS if flag != "--" and name.startswith(flag)), None)
-    return None if found is None else found + dot + key
+    meant = [name for name in NUMBERS if name.startswith(flag) and flag != "--"]
+    return meant[0] + dot + key if meant else None

@@ -79,8 +79,8 @@ class WeightCalls:
             body: A JSON object, or nothing.
 
         Returns:
-            Status 200; 400 for a body or a folder that is wrong, 404 for another name, 409 if requests are running, 500 if an
-            engine failed; and a JSON object, which of an error has the key "error".
+            Status 200; 400 for a body or a folder that is wrong, 404 for another name, 409 if requests are running, 500
+            if an engine failed; and a JSON object, which of an error has the key "error".
         """
         try:
             if name == "weights":

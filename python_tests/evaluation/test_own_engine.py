@@ -233,6 +233,10 @@ def test_flags_of_the_user_replace_ours_and_those_that_change_numbers_are_in_the
     assert decoder_name(["--dtype=bfloat16", "-q", "fp8", "--max-num-seqs", "3"]) == (
         "vllm --dtype bfloat16 --quantization fp8"
     )
+    flags = ["--hf_overrides.b_c", "3", "--hf-overrides.a=2", "--quantizatio", "fp8", "--load_form=dummy"]
+    assert decoder_name([*flags, "--seed", "1", "--revision", "v1", "--revision", "v2"]) == (
+        "vllm --revision v2 --load-format dummy --quantization fp8 --hf-overrides.a 2 --hf-overrides.b_c 3"
+    )
 
 
 def test_prompts_are_computed_in_parts_only_where_a_seeded_draw_can_be_taken_back(

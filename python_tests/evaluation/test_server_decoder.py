@@ -146,10 +146,14 @@ def test_what_a_server_answers_wrongly_ends_the_evaluation() -> None:
         for answer, message in (
             ({"choices": []}, "in another form than OpenAICompletions has"),
             ({"choices": [{"text": "", "token_ids": [], "finish_reason": "abort"}]}, "ended a completion by 'abort'"),
+            ({"choices": [{"text": "", "token_ids": [5] * 3, "finish_reason": "length"}]}, "up to 4 .* after 3: it"),
         ):
             server.answers["/v1/completions"] = (200, answer)
             with pytest.raises(server_decoder.EngineFailed, match=message):
                 drawn(server)
+        whole = {"choices": [{"text": "", "token_ids": [5] * 4, "finish_reason": "length"}]}
+        server.answers["/v1/completions"] = (200, whole)
+        assert drawn(server) == [task]
 
 
 def test_options_of_engines_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_nothing_answers_any_more() -> None:
 
 
 def test_a_key_is_sent_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, "secret-key")
+    monkeypatch.setenv(KEY_VARIABLE, "secret-key\n")  # as that of a file ends
     with fake_teacher(tiny(vocab=11)) as server:
         teacher = RemoteTeacher(server.url, top_k=2, tries=1)
         assert all(headers["authorization"] == "Bearer secret-key" for headers in server.headers)

@@ -123,6 +123,8 @@ def test_a_trainer_s_config_is_checked_before_anything_starts() -> None:
         ("actor_rollout_ref.actor.strategy", "megatron", "strategy must be fsdp, fsdp2, veomni for TRB, got megatron"),
         ("actor_rollout_ref.rollout.top_k", 5, "rollout.top_k must be -1 for TRB, got 5"),
         ("actor_rollout_ref.rollout.val_kwargs.temperature", 0, "val_kwargs.temperature: .* at least 0.01, got 0"),
+        ("actor_rollout_ref.rollout.val_kwargs.top_k", 5, "val_kwargs.top_k must be -1 for TRB, got 5"),
+        ("actor_rollout_ref.rollout.val_kwargs.top_p", 0.7, "val_kwargs.top_p must be 1.0 for TRB, got 0.7"),
         ("actor_rollout_ref.rollout.custom.trb.teacher", "U", "must be the teacher of .*, T, got U"),
     ):
         config = run_config()
@@ -145,7 +147,8 @@ def run_config() -> Any:
         loss_max_clamp=None, topk=16,
     )  # fmt: skip
     rollout = SimpleNamespace(
-        name="trb_vllm", top_p=1.0, top_k=-1, temperature=1.0, val_kwargs=SimpleNamespace(temperature=1.0),
+        name="trb_vllm", top_p=1.0, top_k=-1, temperature=1.0,
+        val_kwargs=SimpleNamespace(temperature=1.0, top_p=1.0, top_k=-1),
         agent=SimpleNamespace(agent_loop_manager_class="trbext.verl.agent_loop.TRBAgentLoopManager"),
         multi_turn=SimpleNamespace(enable=False),
         custom={"trb": {"teacher": "T", "epsilon": 0.1, "warmup_steps": 4}},

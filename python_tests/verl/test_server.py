@@ -14,6 +14,7 @@ import torch
 from python_tests.verl.fake_verl import RPCEngine, installed, model_config, rollout_config
 from python_tests.vllm.fake_engine import FakeEngine, law_after
 from trbext.verl.answers import facts_of
+from trbext.verl.metrics import check_rollouts
 from trbext.verl.teacher_rows import REST
 
 PROMPT = [4, 3, 1]
@@ -131,6 +132,18 @@ def test_what_would_not_follow_mu_is_refused_before_the_engine_is_asked(
     assert server.asked == []
 
 
+def test_the_first_rollout_that_fails_is_told_with_the_counters(module: Any) -> None:
+    server = started(module)
+    for length in (99, 98):
+        with pytest.raises(ValueError, match=f"got 3 \\+ {length}"):
+            asyncio.run(server.generate(PROMPT, {**SAMPLING, "max_tokens": length}, "r"))
+    counts = asyncio.run(server.trb_counters())
+    assert counts["tokens"] == 3
+    with pytest.raises(RuntimeError, match=r"a rollout of replica 1 failed, .* lack it: ValueError: .* got 3 \+ 99"):
+        check_rollouts([{"tokens": 3}, counts])
+    check_rollouts([asyncio.run(server.trb_counters())])
+
+
 def test_pictures_are_refused(module: Any) -> None:
     with pytest.raises(ValueError, match="takes no image_data"):
         asyncio.run(started(module).generate(PROMPT, SAMPLING, "r", image_data=[1]))
@@ -156,6 +169,12 @@ def test_a_replica_whose_tokens_would_not_follow_mu_does_not_start(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         module.TRBServer(rollout_config(**changes), model_config())
+
+
+def test_an_engine_whose_draft_model_holds_less_than_the_config_says_does_not_start(module: Any) -> None:
+    started(module, FakeEngine(max_model_len=17))
+    with pytest.raises(ValueError, match=r"must hold prompt_length \+ response_length = 7 tokens, got 6: .* is 16"):
+        started(module, FakeEngine(max_model_len=16))
 
 
 @pytest.mark.parametrize(

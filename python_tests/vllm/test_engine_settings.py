@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
+from trbext.errors import EngineFailed
 from trbext.vllm.engine import WORKER_EXTENSION, check_settings, engine_args, slack, token_budget
+from trbext.vllm.local import LocalEngine
+from trbext.vllm.student_engine import StudentEngine
+from trbext.vocab import Alignment
 
 
 def runner(**changed: Any) -> Any:
@@ -84,3 +88,16 @@ def test_an_engine_without_a_draft_model_is_refused() -> None:
     bare.speculative_config = None
     with pytest.raises(RuntimeError, match="method 'draft_model', the student, got None"):
         check_settings(bare)
+
+
+def test_a_student_s_rollouts_that_its_engine_would_cut_off_are_refused() -> None:
+    model = SimpleNamespace(get_vocab_size=lambda: 6, max_model_len=8)
+    engine = StudentEngine(SimpleNamespace(llm_engine=SimpleNamespace(model_config=model)), Alignment(6, (2,), (2,)))
+    with pytest.raises(ValueError, match="must be at least 9 for prompts of 3 and completions of 6 tokens, got 8"):
+        engine.draw([[4, 5], [3, 4, 5]], max_new_tokens=6, temperature=1.0, seed=0)
+
+
+def test_workers_that_differ_are_a_failure_of_the_engine() -> None:
+    llm = SimpleNamespace(collective_rpc=lambda *_, **__: [{"vllm": "0.31.0"}, {"vllm": "0.32.0"}])
+    with pytest.raises(EngineFailed, match="all workers of an engine must give the same handshake, got"):
+        LocalEngine(llm).enable(top_k=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from python_tests.vllm.chi_square import ChiSquare, assert_deviates, assert_follows, chi_square
 from python_tests.vllm.fake_engine import ALIGNMENT, STOP, TOP_K, VOCABULARY, FakeEngine, law_after, teacher_top
+from trbext.runs.exit_codes import exit_code
 from trbext.vllm.client import EngineDraw, EngineRollouts
 
 PROMPT, EPSILON, LENGTH, ROLLOUTS, PAD = [4, 1], 0.1, 3, 6000, 5
@@ -143,13 +145,16 @@ def test_records_of_an_interrupted_draw_are_dropped() -> None:
         (FakeEngine(lost=1.0), {}, "in 5 attempts: it is too small"),
         (FakeEngine(faulty_key=11), {}, "at fault in 1 rollouts, the first of prompt 11"),
         (FakeEngine(holds_out=False), {}, r"begin with the token that was held out, 1, got \[0\]"),
-        (FakeEngine(keeps_records=False), {}, "tokens without their log-probabilities"),
+        (FakeEngine(keeps_records=False), {}, "without their log-probabilities: another client may have taken its"),
         (FakeEngine(excess=0.01), {}, "must not exceed the budget of 0.1 nats, got 0.1"),
     ],
 )
-def test_what_cannot_be_repaired_raises(engine: FakeEngine, asked: dict[str, Any], message: str) -> None:
-    with pytest.raises(RuntimeError, match=message):
-        draw(engine, 40, **asked)
+def test_what_cannot_be_repaired_is_one_line_of_a_command(
+    engine: FakeEngine, asked: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(lambda: draw(engine, 40, **asked)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
 
 
 @pytest.mark.parametrize(

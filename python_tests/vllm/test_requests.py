@@ -12,6 +12,7 @@ from trbext.vocab import Alignment
 
 # Values that change the law of a token, or that ask for what the engine does not have.
 CHANGING: dict[str, Any] = {
+    "n": 2,
     "top_p": 0.9,
     "top_k": 5,
     "min_p": 0.1,
@@ -72,6 +73,8 @@ def test_keys_and_budgets_are_checked() -> None:
     for budget in (-0.1, float("nan"), "0.1"):
         with pytest.raises(ValueError, match=f"{EPSILON} must be a KL budget in nats, .*, got {budget}"):
             check_request(parameters(extra_args={HELD_OUT: 0, EPSILON: budget}))
+    with pytest.raises(ValueError, match=f"{EPSILON} must be a number that a float can hold"):
+        check_request(parameters(extra_args={HELD_OUT: 0, EPSILON: 10**400}))
     for key in ("first", -2, 2**63, True, 1.0):
         with pytest.raises(ValueError, match=f"{KEY} must be an integer from 0 to 2\\^63 - 1, got {key!r}"):
             check_request(parameters(extra_args={HELD_OUT: 0, KEY: key}))
@@ -88,5 +91,6 @@ def test_ids_that_one_model_lacks_are_refused() -> None:
     with pytest.raises(ValueError, match=f"{HELD_OUT} must be one of the 10 ids that both models have, got 10"):
         check_request(parameters(extra_args={HELD_OUT: 10}), tokens=10)
     check_prompt_ids([[1, 9], [3]], Alignment(10, (2,), ()))
-    with pytest.raises(ValueError, match="ids below 10, which both models have, got 11"):
-        check_prompt_ids([[1, 9], [11, 3]], Alignment(10, (2,), ()))
+    for token in (11, -1):
+        with pytest.raises(ValueError, match=f"ids from 0 and below 10, which both models have, got {token}"):
+            check_prompt_ids([[1, 9], [token, 3]], Alignment(10, (2,), ()))

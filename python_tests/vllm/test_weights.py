@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from trbext.vllm.completions.worker import CheckpointWorker
 from trbext.vllm.weights import ROWS, stored_weights, weights_digest
 
 
@@ -64,3 +66,22 @@ def test_a_digest_sees_every_weight(dtype: torch.dtype) -> None:
     seen.add(digest(changed, packed))
     seen.add(digest(plain, packed[:, torch.randperm(ROWS + 44, generator=generator)]))
     assert len(seen) == 7
+
+
+def test_a_worker_says_why_a_folder_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = CheckpointWorker()
+    worker.model_runner = SimpleNamespace(get_model=lambda: None)
+    worker.vllm_config = SimpleNamespace(model_config=None)
+    errors: list[Exception | None] = [ValueError("3 are missing"), KeyError("a.weight"), None]
+
+    def reload_weights(*_: Any) -> None:
+        error = errors.pop(0)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("trbext.vllm.completions.worker.reload_weights", reload_weights)
+    assert "must have *.safetensors files" in str(worker.trb_load(str(tmp_path)))
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    assert "header" in str(worker.trb_load(str(tmp_path)))
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert [worker.trb_load(str(tmp_path)) for _ in range(3)] == ["3 are missing", "KeyError: 'a.weight'", None]

@@ -129,6 +129,12 @@ class ServerDecoder:
             ) from error
         if drawn.reason not in ("stop", "length"):
             raise EngineFailed(f"the engine at {self.url} ended a completion by {drawn.reason!r}")
+        if drawn.reason == "length" and drawn.tokens < task.max_new_tokens:  # cut off, it would count as wrong
+            raise EngineFailed(
+                f"the engine at {self.url} must draw completions of up to {task.max_new_tokens} tokens, and ended one "
+                f"after {drawn.tokens}: it has a limit of its own, such as max_new_tokens in vLLM's "
+                "--override-generation-config"
+            )
         text = drawn.text
         if drawn.ids is not None:  # as our own decoder makes it
             text = str(self._tokenizer.decode(drawn.ids, skip_special_tokens=True))

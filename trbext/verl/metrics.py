@@ -20,6 +20,20 @@ OF_ACTOR = {
 }
 
 
+def check_rollouts(counters: Sequence[dict[str, Any]]) -> None:
+    """Checks that no rollout failed, which verl would leave out of its step.
+
+    Args:
+        counters: Of each replica.
+
+    Raises:
+        RuntimeError: One did. Names the replica and the error.
+    """
+    for replica, one in enumerate(counters):
+        if one.get("error") is not None:
+            raise RuntimeError(f"a rollout of replica {replica} failed, so the step would lack it: {one['error']}")
+
+
 def rollout_metrics(facts: Sequence[TokenFacts], counters: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Returns the metrics of the rollouts of a step, by the names that TRBTrainer gives them.
 

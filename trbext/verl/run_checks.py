@@ -79,8 +79,7 @@ def check_run(config: Any) -> RolloutSettings:
             f"{ACTOR}.actor.strategy must be {', '.join(STRATEGIES)} for TRB, got "
             f"{config.actor_rollout_ref.actor.strategy}: the loss needs whole rows of logits"
         )
-    if rollout.top_k not in (-1, 0):
-        raise ValueError(f"{ACTOR}.rollout.top_k must be -1 for TRB, got {rollout.top_k}: tokens follow mu")
+    _check_top_k("top_k", rollout.top_k)
     _check_teacher(config, settings)
     check_temperature(rollout.temperature)
     if config.trainer.val_before_train or config.trainer.test_freq > 0:
@@ -88,7 +87,16 @@ def check_run(config: Any) -> RolloutSettings:
             check_temperature(rollout.val_kwargs.temperature)
         except ValueError as error:
             raise ValueError(f"{ACTOR}.rollout.val_kwargs.temperature: {error}") from None
+        _check_top_k("val_kwargs.top_k", rollout.val_kwargs.top_k)
+        top_p = rollout.val_kwargs.top_p
+        if top_p != 1.0:
+            raise ValueError(f"{ACTOR}.rollout.val_kwargs.top_p must be 1.0 for TRB, got {top_p}: tokens follow mu")
     return settings
+
+
+def _check_top_k(name: str, value: Any) -> None:
+    if value not in (-1, 0):
+        raise ValueError(f"{ACTOR}.rollout.{name} must be -1 for TRB, got {value}: tokens follow mu")
 
 
 def _check_teacher(config: Any, settings: RolloutSettings) -> None:

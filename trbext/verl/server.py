@@ -34,6 +34,7 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
     teacher_digests: list[str]  # of each worker's part of the teacher, before the first rollout
     handshake: dict[str, Any]
     rollouts: ReplicaRollouts
+    first_error: str | None = None  # of a rollout, since the counters were asked for
 
     def _validate_configs(self) -> None:
         super()._validate_configs()
@@ -103,6 +104,13 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
             top_k=self.trb.top_k,
             repair=self.trb.repair,
         )
+        needed = self.config.prompt_length + self.config.response_length
+        if needed > self.rollouts.longest:  # its draft model, or engine_kwargs, may allow less than max_model_len
+            raise ValueError(
+                f"the engine must hold prompt_length + response_length = {needed} tokens, got {self.rollouts.longest}: "
+                f"its max_model_len is {self.handshake['max_model_len']} with the draft model's, of which "
+                "3 draft_length + 1 are for drafts"
+            )
         self.teacher_digests = await self._digests()
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
@@ -143,9 +151,12 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
         return {"handshake": self.handshake, "teacher": self.teacher_digests, "settings": self.trb}
 
     async def trb_counters(self) -> dict[str, Any]:
-        """What `Counters.read` has counted since the last call. All workers count the same."""
-        counts: dict[str, Any] = (await self._call("trb_counters", True))[0]
-        return counts
+        """What `Counters.read` has counted since the last call, and the `error` of the first rollout that failed.
+
+        All workers count the same.
+        """
+        error, self.first_error = self.first_error, None
+        return {**(await self._call("trb_counters", True))[0], "error": error}
 
     async def generate(
         self,
@@ -169,6 +180,16 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
             ValueError: A parameter would change the law of a token, or a length does not fit.
             RuntimeError: As `ReplicaRollouts.draw`.
         """
+        try:
+            return await self._draw_completion(prompt_ids, sampling_params, request_id, others)
+        except Exception as error:  # verl would log it, and train on the other rollouts
+            if self.first_error is None:
+                self.first_error = f"{type(error).__name__}: {error}"
+            raise
+
+    async def _draw_completion(
+        self, prompt_ids: list[int], sampling_params: Mapping[str, Any], request_id: str, others: Mapping[str, Any]
+    ) -> TokenOutput:
         prompt = [int(token) for token in prompt_ids]
         asked = Asked.of(sampling_params, others, self.config, len(prompt), self.epsilon)
         preempted: list[int] = []

@@ -18,7 +18,7 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from .answers import facts_of
 from .checkpoint_record import CheckpointRecord
-from .metrics import rollout_metrics, take_actor_metrics
+from .metrics import check_rollouts, rollout_metrics, take_actor_metrics
 from .run_checks import check_run, has_teacher_pool
 from .versions import check_interface, check_version
 
@@ -91,13 +91,14 @@ class TRBSyncTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl is untyped
 
     def prepare_step(self) -> dict[str, Any]:
         """Asks for the rollouts of a step, of which the replicas count from zero."""
-        self._ask_replicas("trb_counters")
+        check_rollouts(self._ask_replicas("trb_counters"))  # those of a validation
         found: dict[str, Any] = super().prepare_step()
         return found
 
     def on_sample_end(self) -> None:
         """Takes what the replicas have counted, before they sleep."""
         self._counters = self._ask_replicas("trb_counters")
+        check_rollouts(self._counters)
         super().on_sample_end()
 
     def on_step_end(self) -> None:

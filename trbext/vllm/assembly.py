@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import EngineFailed, NonFiniteLogits
 from ..rollout.events import accepted_drafts
 from ..rollout.output import Rollout, Speculation
 from .sampler.teacher_top import TeacherTop
@@ -59,8 +60,8 @@ class Assembly:
             How many tokens were added, and the rows that were cut, in the order of the requests.
 
         Raises:
-            RuntimeError: Logits of a rollout were at fault, a completion does not begin with the token that was held
-                out, or tokens came without records.
+            NonFiniteLogits: Logits of a rollout were at fault.
+            EngineFailed: A completion does not begin with the token that was held out, or tokens came without records.
         """
         # 1. Where to cut.
         cuts: dict[int, int] = {}
@@ -68,7 +69,7 @@ class Assembly:
             for key, index in zip(record["teacher_key"].tolist(), record["teacher_index"].tolist(), strict=True):
                 cuts[key] = min(index, cuts.get(key, index))
             if len(record["fault_key"]):
-                raise RuntimeError(
+                raise NonFiniteLogits(
                     "logits of student or teacher were NaN, infinite or otherwise at fault in "
                     f"{len(record['fault_key'])} rollouts, the first of prompt {record['fault_key'].min()}"
                 )
@@ -78,7 +79,7 @@ class Assembly:
         for request, completion in zip(requests, completions, strict=True):
             row, tokens = request.key, completion.tokens
             if tokens[:1] != request.prompt[-1:]:
-                raise RuntimeError(
+                raise EngineFailed(
                     f"a completion must begin with the token that was held out, {request.prompt[-1]}, got {tokens[:1]}"
                 )
             end = min(cuts.get(row, len(tokens)), len(tokens))
@@ -95,7 +96,10 @@ class Assembly:
         known = ~np.isnan(self._values[0])
         missing = self._lengths - known.sum(1)
         if missing.any():
-            raise RuntimeError(f"the engine delivered {missing.sum()} tokens without their log-probabilities")
+            raise EngineFailed(
+                f"the engine delivered {missing.sum()} tokens without their log-probabilities: another client may have "
+                "taken its records, or enabled the engine again"
+            )
         return int(kept.sum()), cut_rows
 
     def _add_record(self, record: Records, base: NDArray[np.int64], kept: NDArray[np.int64]) -> None:
@@ -118,13 +122,13 @@ class Assembly:
             epsilon: [B] nats per token.
 
         Raises:
-            RuntimeError: One did.
+            EngineFailed: One did.
         """
         kl = np.nan_to_num(self._values[VALUES.index("kl")]).max(1, initial=0.0)
         over = kl > epsilon * (1 + RELATIVE_EXCESS) + ABSOLUTE_EXCESS
         if over.any():
             row = int(np.flatnonzero(over)[0])
-            raise RuntimeError(
+            raise EngineFailed(
                 f"KL(mu || pi_S) must not exceed the budget of {epsilon[row]} nats, got {kl[row]} in the rollout of "
                 f"prompt {row}"
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import EngineRefused
+from ..errors import EngineFailed, EngineRefused
 from ..limits import is_epsilon, not_an_epsilon
 from ..rollout.events import stream_of
 from ..rollout.output import Rollout, Speculation
@@ -80,7 +80,8 @@ class EngineRollouts:
         Raises:
             ValueError: A budget is negative or NaN, the temperature or a prompt too small, or a rollout too long for
                 the engine.
-            RuntimeError: Logits were at fault, the budget was not kept, or the engine keeps losing drafts.
+            NonFiniteLogits: Logits were at fault.
+            EngineFailed: The budget was not kept, or the engine keeps losing drafts.
         """
         # 1. Check what the engine would answer wrongly.
         given = np.asarray(epsilon, np.float64)
@@ -112,13 +113,13 @@ class EngineRollouts:
                 written, cut = assembly.add(requests, completions, self.engine.take_records())
                 rounds, repaired = rounds + 1, repaired + len(cut)
                 if cut and not repair:
-                    raise RuntimeError(
+                    raise EngineFailed(
                         f"the engine drew tokens of {len(cut)} rollouts from the teacher, for want of the student's "
                         "drafts: give it more memory for KV caches, or set repair"
                     )
                 stalled = 0 if written else stalled + 1
                 if stalled == STALLED_ROUNDS:
-                    raise RuntimeError(
+                    raise EngineFailed(
                         f"the engine drew no token of {len(cut)} rollouts from mu in {stalled} attempts: it is too "
                         "small for them"
                     )

@@ -22,6 +22,7 @@ POLL_SECONDS = 2.0  # between two looks for a server that is starting
 MOST_AT_A_TIME = 2048  # requests under way, each of which has a thread that sleeps
 CHANGES = ("enable", "student", "transfer")  # calls after which the server has another state
 KEYS = 2**20  # rollouts of a draw, at most
+BEHIND_PROXY = (502, 503, 504)  # answers of a proxy in whose back the server is not there, or not yet
 # Arrays of the records, with the array of their keys; those that are not here have "key".
 NOT_OF_KEY = {"teacher_index": "teacher_key", "fault_key": "fault_key"}
 
@@ -62,10 +63,20 @@ class HTTPEngine:
         """What the server says of itself: versions, models, sizes, settings.
 
         Raises:
+            Unreachable: Nothing answers at the URL but a proxy.
             UsageError: It is no TRB server, or one of another protocol.
         """
+        answer, state = self._ask_handshake()
+        if self._state is None:
+            self._state = state
+        return answer
+
+    def _ask_handshake(self) -> tuple[dict[str, Any], str | None]:
+        """What the server says of itself, and the name of its state."""
         reply = self._server.send("GET", "/trb/handshake")
         answer = reply.json()
+        if reply.status in BEHIND_PROXY:
+            raise Unreachable(f"no server answers at {self.url} (a proxy gives status {reply.status})")
         if reply.status == 401:
             raise UsageError(f"the server at {self.url} wants its --api-key: set VLLM_API_KEY")
         if reply.status != 200 or not isinstance(answer, dict) or "trb" not in answer:
@@ -78,8 +89,7 @@ class HTTPEngine:
                 f"the server at {self.url} must speak protocol {PROTOCOL} of trbext, got {answer['trb']}: use the same "
                 "trbext on both sides"
             )
-        self._state = reply.headers.get(STATE)
-        return answer
+        return answer, reply.headers.get(STATE)
 
     def enable(self, **settings: Any) -> dict[str, Any]:
         """Sets the settings of `WorkerExtension.trb_enable` on every worker of every replica.
@@ -108,7 +118,7 @@ class HTTPEngine:
             raise EngineFailed(f"{error}: it has ended since the last call") from error
         if replies and replies[0].status != 200:
             self._raise(replies[0], "answered a rollout")
-        return [self._completion(reply) for reply in replies]
+        return [self._completion(reply, request) for reply, request in zip(replies, requests, strict=True)]
 
     def set_epsilon(self, epsilon: float) -> None:
         """Sets the budget of requests that name none, nats per token, on every replica."""
@@ -185,29 +195,40 @@ class HTTPEngine:
 
     def _post(self, name: str, arguments: dict[str, Any]) -> Reply:
         try:
+            if name in CHANGES:  # the answer has another state, which would hide what happened before
+                self._check_state(self._ask_handshake()[1])
             reply = self._server.send("POST", f"/trb/{name}", arguments)
         except Unreachable as error:
             raise EngineFailed(f"{error}: it has ended since the last call") from error
         if name in CHANGES:
-            self._state = reply.headers.get(STATE)
+            self._state = reply.headers.get(STATE, self._state)
         if reply.status != 200:
             self._raise(reply, f"answered /trb/{name}")
-        if reply.headers.get(STATE) != self._state:
+        self._check_state(reply.headers.get(STATE))
+        return reply
+
+    def _check_state(self, state: str | None) -> None:
+        if state != self._state:
             raise EngineFailed(
                 f"the server at {self.url} is not as this client left it: it has started again, or another client has "
                 "changed its weights or settings"
             )
-        return reply
 
     def _raise(self, reply: Reply, what: str) -> None:
         message = f"the server at {self.url} {what} with status {reply.status}: {reply.error()}"
         raise EngineRefused(message) if reply.status in (400, 404, 422) else EngineFailed(message)
 
-    def _completion(self, reply: Reply) -> Completion:
+    def _completion(self, reply: Reply, request: RolloutRequest) -> Completion:
         (choice,) = reply.json()["choices"]
-        if choice["finish_reason"] not in ("stop", "length"):
-            raise EngineFailed(f"the server at {self.url} ended a rollout by {choice['finish_reason']!r}")
-        return Completion(choice["token_ids"], choice["finish_reason"] == "stop")
+        tokens, reason = choice["token_ids"], choice["finish_reason"]
+        if reason not in ("stop", "length"):
+            raise EngineFailed(f"the server at {self.url} ended a rollout by {reason!r}")
+        if reason == "length" and len(tokens) <= request.max_new_tokens:  # the first token was held out
+            raise EngineFailed(
+                f"the server at {self.url} must draw rollouts of up to {request.max_new_tokens} tokens, and ended one "
+                f"after {len(tokens) - 1}: it has a limit of its own"
+            )
+        return Completion(tokens, reason == "stop")
 
     def _body(self, request: RolloutRequest) -> dict[str, Any]:
         """A request of /v1/completions. What the server would otherwise take from a generation config is said here."""

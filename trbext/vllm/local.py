@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import EngineFailed
 from .in_process import keeping_random_state, reset_prefix_cache, shut_down, worker_of
 from .requests import check_request
 from .transport import Completion, Records, RolloutRequest
@@ -27,11 +28,11 @@ class LocalEngine:
         """Installs the hook in every worker (`WorkerExtension.trb_enable`).
 
         Raises:
-            RuntimeError: The workers do not agree on what they are.
+            EngineFailed: The workers do not agree on what they are.
         """
         answers: list[dict[str, Any]] = self.llm.collective_rpc("trb_enable", kwargs=settings)
         if any(answer != answers[0] for answer in answers):
-            raise RuntimeError(f"all workers of an engine must give the same handshake, got {answers}")
+            raise EngineFailed(f"all workers of an engine must give the same handshake, got {answers}")
         return answers[0]
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Completion]:

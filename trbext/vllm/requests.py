@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..limits import is_epsilon, not_an_epsilon
@@ -20,6 +20,7 @@ LEAST_TEMPERATURE = 0.01
 
 # Each parameter that would change the law of a token, with the values under which it does not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),  # several completions would have one name in the records
     "top_p": (1.0,),
     "top_k": (0, -1),
     "min_p": (0.0,),
@@ -52,15 +53,18 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"a TRB rollout needs a temperature of at least {LEAST_TEMPERATURE}, got {temperature}")
 
 
-def check_prompt_ids(prompts: Iterable[Iterable[int]], alignment: Alignment) -> None:
+def check_prompt_ids(prompts: Iterable[Sequence[int]], alignment: Alignment) -> None:
     """Checks that both models can embed every token of the prompts: vLLM asks for the teacher only.
 
     Raises:
         ValueError: One of them lacks a token.
     """
-    for token in map(max, prompts):
-        if token >= alignment.width:
-            raise ValueError(f"a prompt must have ids below {alignment.width}, which both models have, got {token}")
+    for prompt in prompts:
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < alignment.width:
+                raise ValueError(
+                    f"a prompt must have ids from 0 and below {alignment.width}, which both models have, got {token}"
+                )
 
 
 class Asked(NamedTuple):
@@ -104,6 +108,11 @@ def check_request(parameters: Any, tokens: int | None = None) -> Asked:
     if type(key) is not int or not NO_KEY <= key < 2**63:
         raise ValueError(f"{KEY} must be an integer from 0 to 2^63 - 1, got {key!r}")
     epsilon = extra.get(EPSILON)
-    if epsilon is not None and not (isinstance(epsilon, int | float) and is_epsilon(epsilon)):
-        raise ValueError(not_an_epsilon(epsilon, EPSILON))
+    if epsilon is not None:
+        if not (isinstance(epsilon, int | float) and is_epsilon(epsilon)):
+            raise ValueError(not_an_epsilon(epsilon, EPSILON))
+        try:
+            epsilon = float(epsilon)  # of JSON, which has integers of any size
+        except OverflowError:
+            raise ValueError(f"{EPSILON} must be a number that a float can hold, got one of over 300 digits") from None
     return Asked(held_out, key, epsilon)

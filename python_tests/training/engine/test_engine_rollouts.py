@@ -16,7 +16,8 @@ from torch import Tensor
 from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, saved, tiny_llama, tiny_tokenizer
 from python_tests.training.engine.fake_engines import FakeEngine, FakeEngines, FakeStudent, same_weights
 from python_tests.training.trainer_cases import METRICS, make_trainer, steps, weights, without_timings
-from trbext.errors import UsageError
+from trbext.errors import EngineFailed, UsageError
+from trbext.models.stored_digest import model_digest
 from trbext.rollout.policies import LambdaCoin, TrustRegion
 from trbext.training.config import TRBConfig
 from trbext.training.engine.build import EngineModels, trb_engine
@@ -324,7 +325,7 @@ def test_a_teacher_that_has_changed_is_found_before_a_checkpoint(
     tmp_path: Path, pair: tuple[str, str], fakes: FakeEngines
 ) -> None:
     fakes.touched = True
-    with pytest.raises(RuntimeError, match="weights of the teacher in vLLM have changed"):
+    with pytest.raises(EngineFailed, match="weights of the teacher in vLLM have changed"):
         engine_trainer(tmp_path, pair, **SAVING).train()
     assert not list(tmp_path.glob("checkpoint-*"))
 
@@ -354,14 +355,19 @@ def test_a_server_of_another_teacher_is_refused(
             assert (url, wait) == ("http://gpu:9000", 240.0)
 
         def handshake(self) -> dict[str, Any]:
-            return {"teacher": "/mnt/models/" + served}
+            return {"teacher": "/mnt/models/" + served, **digest}
 
     monkeypatch.setattr("trbext.vllm.http.HTTPEngine", Server)
     config = TRBConfig("unused", use_cpu=True, bf16=False, use_vllm=True, vllm_mode="server")
     config.vllm_server_base_url = "http://gpu:9000"
     models = EngineModels(*pair, torch.float32, 4)
-    served = "teacher"
+    served, digest = "teacher", {}
     assert isinstance(trb_engine(config, models), Server)
+    digest = {"teacher_files": model_digest(pair[1])}
+    assert isinstance(trb_engine(config, models), Server)
+    digest = {"teacher_files": model_digest(pair[0])}  # of another run's folder with the same name
+    with pytest.raises(UsageError, match=r"of this run, .*teacher, got /mnt/models/teacher with other files"):
+        trb_engine(config, models)
     served = "Qwen3-8B"
     with pytest.raises(UsageError, match=r"must have the teacher of this run, .*teacher, got /mnt/models/Qwen3-8B"):
         trb_engine(config, models)

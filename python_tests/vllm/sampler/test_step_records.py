@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
+from safetensors.numpy import load
 
 from trbext.vllm.requests import NO_KEY
 from trbext.vllm.sampler.step_records import Step, StepRecords
 from trbext.vllm.sampler.teacher_top import TeacherTop
+from trbext.vllm.worker import WorkerExtension
 
 
 def step(
@@ -77,3 +82,17 @@ def test_what_was_taken_is_gone() -> None:
     first, second = records.take(), records.take()
     assert (len(first["key"]), first["teacher_key"].tolist(), first["teacher_index"].tolist()) == (2, [1, -1], [3, 4])
     assert (len(second["key"]), len(second["teacher_key"]), len(second["fault_key"])) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("rank", "workers", "gives"),
+    [(0, 1, True), (1, 1, True), (0, 2, True), (1, 2, False), (2, 2, True)],  # rank 1 of 1: of a second process
+)
+def test_the_first_worker_of_every_engine_gives_the_records(rank: int, workers: int, gives: bool) -> None:
+    worker = WorkerExtension()
+    worker.rank, worker.vllm_config = rank, SimpleNamespace(parallel_config=SimpleNamespace(world_size=workers))
+    records = SimpleNamespace(take=lambda: {"key": np.array([3])})
+    worker.model_runner = SimpleNamespace(_trb_hook=SimpleNamespace(records=records))
+    answer = worker.trb_take_records()
+    assert (answer is not None) == gives
+    assert answer is None or load(answer)["key"].tolist() == [3]

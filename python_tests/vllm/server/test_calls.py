@@ -54,7 +54,7 @@ class Engines:
 
 
 def calls_of(engines: Engines) -> ServerCalls:
-    return ServerCalls(Replicas(engines), {"replicas": len(engines.core_engines)}, seed=5)
+    return ServerCalls(Replicas(engines), {"replicas": len(engines.core_engines)}, seed=5, sizes=(40, 30))
 
 
 def ask(calls: ServerCalls, name: str, body: Any = None) -> Answer:
@@ -109,6 +109,9 @@ def test_an_answer_names_a_state_that_changes_with_weights_and_settings_only(wei
     assert failed.status == 500
     assert failed.headers[STATE] == calls.handshake().headers[STATE]
     states.append(failed.headers[STATE])
+    engines.answers["trb_enable"] = lambda rank, *_: 1 / rank  # the second replica has new settings, the first one not
+    assert ask(calls, "enable", {"top_k": 3}).status == 500
+    states.append(calls.handshake().headers[STATE])
     assert len(set(states)) == len(states)
     assert calls_of(engines).handshake().headers[STATE] not in states
 
@@ -123,6 +126,15 @@ def test_no_two_replicas_have_the_same_random_numbers_at_any_time() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert ask(calls, "seed", {"seed": 5}).status == 200
     assert [named["seed"] for _, named in engines.of("trb_seed")[-3:]] == seeds[6:9]
+
+
+def test_settings_that_are_refused_leave_the_seeds_as_they_are() -> None:
+    engines, untouched = Engines(2), Engines(2)
+    calls, expected = calls_of(engines), calls_of(untouched)
+    assert ask(calls, "enable", {"seed": 7, "top_k": 31}).status == 400
+    for of in (calls, expected):
+        assert ask(of, "enable", {}).status == 200
+    assert engines.asked == untouched.asked
 
 
 def test_workers_that_differ_are_an_error() -> None:
@@ -166,6 +178,23 @@ def test_caches_are_emptied_before_and_after_a_load(weights: dict[str, str]) -> 
     reset = [(0, "reset_prefix_cache"), (1, "reset_prefix_cache")]
     assert order == [*reset, (0, "trb_load_student"), (1, "trb_load_student"), *reset]
     assert engines.of("trb_load_student") == [(0, weights), (1, weights)]
+
+
+def test_nobody_draws_from_a_student_that_only_some_replicas_have(weights: dict[str, str]) -> None:
+    engines = Engines(2)
+    engines.answers |= {"trb_take_records": lambda *_: b"", "trb_load_student": lambda rank, *_: 1 / rank}
+    calls = calls_of(engines)
+    assert ask(calls, "records").status == 200
+    assert ask(calls, "student", weights).status == 500
+    answer = ask(calls, "records")
+    assert (answer.status, message(answer)) == (
+        500,
+        "the last load of the student's weights failed: load them again before a draw",
+    )
+    engines.answers["trb_load_student"] = lambda *_: 3
+    for name, body in (("student", weights), ("transfer", {"step": "start"}), ("transfer", {"step": "finish"})):
+        assert ask(calls, name, body).status == 200
+        assert ask(calls, "records").status == (500 if body == {"step": "start"} else 200)
 
 
 def test_a_replica_that_is_at_work_keeps_its_weights(weights: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +242,10 @@ def test_a_call_to_an_engine_that_has_died_ends(monkeypatch: pytest.MonkeyPatch)
         ("seed", {"seed": -1}, 400, "a whole number of at least 0, got -1"),
         ("enable", {"widht": 3}, 400, "/trb/enable takes width, stop, merged, epsilon, seed, top_k, got 'widht'"),
         ("enable", {"merged": [1, "a"]}, 400, "a list of token ids"),
+        ("enable", {"width": 31}, 400, "width must be at most 30, which both models have, got 31"),
+        ("enable", {"stop": 30}, 400, "stop must be of the 30 ids that both models have, got 30"),
+        ("enable", {"width": 20, "merged": [3, 20]}, 400, "merged must be of the 20 ids that both models have, got 20"),
+        ("enable", {"top_k": 31}, 400, "top_k must be at most the 30 tokens that both models have, got 31"),
         ("counters", {"clear": 1}, 400, "clear of /trb/counters must be true or false"),
         ("records", {"key": 1}, 400, "/trb/records takes nothing"),
         ("student", {"path": "model"}, 400, "path must be an absolute one"),
@@ -302,6 +335,10 @@ def test_weights_that_cannot_be_loaded_or_differ_are_said(monkeypatch: pytest.Mo
     busy.busy = [{1}] * replicas_module.RESET_ATTEMPTS
     assert weigh(busy, "weights", {"path": "/c"})[0] == 409
     assert busy.of("trb_load") == []
+    refusing = Engines()
+    refusing.answers["trb_load"] = lambda rank, *_: "3 weights are missing" if rank else None
+    status, answer = weigh(refusing, "weights", {"path": "/c"})
+    assert (status, answer["error"]) == (400, "trb_load failed in 1 workers, for /c: 3 weights are missing")
     unlike = Engines()
     unlike.answers["trb_digest"] = lambda rank, worker, _: str(rank)
     status, answer = weigh(unlike, "digest")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import resource
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.numpy import save
 
 from python_tests.vllm.server.fake_server import BREAK, HANDSHAKE, FakeServer, fake_server
 from trbext.errors import EngineFailed, UsageError
+from trbext.teachers.remote.http_session import HTTPSession
 from trbext.vllm import http as http_module
 from trbext.vllm.http import KEYS, HTTPEngine
 from trbext.vllm.transport import Completion, RolloutRequest
@@ -30,9 +33,9 @@ def request(key: int, prompt: list[int] | None = None, **changes: Any) -> Rollou
     return RolloutRequest(prompt=[5, 6, 7] if prompt is None else prompt, key=key, **given)
 
 
-def completed(body: dict[str, Any], reason: str = "stop") -> tuple[int, Any]:
+def completed(body: dict[str, Any], reason: str = "stop", tokens: int = 1) -> tuple[int, Any]:
     held_out = body["vllm_xargs"]["trb_held_out"]
-    return 200, {"choices": [{"token_ids": [held_out, key_of(body)], "finish_reason": reason}]}
+    return 200, {"choices": [{"token_ids": [held_out, *[key_of(body)] * tokens], "finish_reason": reason}]}
 
 
 def key_of(body: dict[str, Any]) -> int:
@@ -72,11 +75,11 @@ def test_as_many_rollouts_as_the_replicas_decode_are_under_way_and_answers_keep_
 
     def answer(body: dict[str, Any]) -> tuple[int, Any]:
         barrier.wait(30)
-        return completed(body, "length")
+        return completed(body, "length", 3)
 
     server.answers["/v1/completions"] = answer
     completions = HTTPEngine(server.url).generate([request(key) for key in range(16)])
-    assert completions == [Completion([7, key], False) for key in range(16)]
+    assert completions == [Completion([7, key, key, key], False) for key in range(16)]
 
 
 def test_settings_and_weights_reach_the_server(
@@ -98,12 +101,15 @@ def test_settings_and_weights_reach_the_server(
     engine.load_student("model")
     engine.transfer("start")
     assert server.asked[1:] == [
+        ("/trb/handshake", None),  # before each change: nobody else may have made one
         ("/trb/enable", {"width": 9, "stop": 2}),
         ("/trb/counters", {"clear": True}),
         ("/trb/digest", {}),
         ("/trb/epsilon", {"epsilon": math.inf}),
         ("/trb/seed", {"seed": 4}),
+        ("/trb/handshake", None),
         ("/trb/student", {"path": str(tmp_path / "model")}),
+        ("/trb/handshake", None),
         ("/trb/transfer", {"step": "start"}),
     ]
 
@@ -145,29 +151,36 @@ def test_a_server_that_was_changed_by_others_is_not_drawn_from(server: FakeServe
     def answer(state: str) -> tuple[int, Any, dict[str, str]]:
         return 200, {**HANDSHAKE, "answers": [[{}], [{}]]}, {"trb-state": state}
 
-    server.answers |= {f"/trb/{name}": answer("a") for name in ("handshake", "counters", "digest")}
+    def becomes(state: str) -> None:
+        server.answers |= {f"/trb/{name}": answer(state) for name in ("handshake", "counters")}
+
+    becomes("a")
     engine = HTTPEngine(server.url)
     engine.counters()
-    for name in ("enable", "student", "transfer"):  # this client's own changes
-        server.answers |= {f"/trb/{name}": answer(name), "/trb/counters": answer(name)}
-        {
-            "enable": engine.enable,
-            "student": lambda: engine.load_student("x"),
-            "transfer": lambda: engine.transfer("init"),
-        }[name]()
-        engine.counters()
-    server.answers |= {
-        "/trb/student": (500, {"error": "no space"}, {"trb-state": "failed"}),
-        "/trb/counters": answer("failed"),
+    changes = {
+        "enable": engine.enable,
+        "student": lambda: engine.load_student("x"),
+        "transfer": lambda: engine.transfer("init"),
     }
+    for name, change in changes.items():  # this client's own
+        server.answers[f"/trb/{name}"] = answer(name)
+        change()
+        becomes(name)
+        engine.counters()
+    server.answers["/trb/student"] = (500, {"error": "no space"}, {"trb-state": "failed"})
     with pytest.raises(EngineFailed, match="no space"):
         engine.load_student("x")
+    becomes("failed")
     engine.counters()
-    server.answers["/trb/counters"] = answer("another's")
-    with pytest.raises(
-        EngineFailed, match="it has started again, or another client has changed its weights or settings"
-    ):
-        engine.counters()
+    becomes("another's")
+    engine.handshake()  # which tells of the server, and does not make its state this client's
+    asked = len(server.asked)
+    for call in (engine.counters, *changes.values()):
+        with pytest.raises(
+            EngineFailed, match="it has started again, or another client has changed its weights or settings"
+        ):
+            call()
+    assert {path for path, _ in server.asked[asked:]} == {"/trb/counters", "/trb/handshake"}  # nothing was changed
 
 
 def test_metrics_of_all_replicas_are_added(server: FakeServer) -> None:
@@ -224,10 +237,49 @@ def test_a_server_that_is_not_there_is_waited_for(monkeypatch: pytest.MonkeyPatc
     assert len(looks) == 3
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://a", "http://", "http://a:port"])
+def test_a_server_behind_a_proxy_is_waited_for(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "POLL_SECONDS", 0.0)
+    answers = iter([(502, b"<html>"), (503, b""), (504, b""), (200, HANDSHAKE)])
+    server.answers["/trb/handshake"] = lambda _: next(answers)
+    HTTPEngine(server.url, wait=60)
+    assert next(answers, None) is None
+    server.answers["/trb/handshake"] = (503, b"")
+    with pytest.raises(UsageError, match=r"no server answers at .* \(a proxy gives status 503\): start one with"):
+        HTTPEngine(server.url)
+
+
+def test_no_more_connections_are_opened_than_the_process_may_have(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def pool(number: int) -> ThreadPoolExecutor:
+        threads.append(number)
+        return ThreadPoolExecutor(number)
+
+    monkeypatch.setattr("trbext.vllm.server.connection.ThreadPoolExecutor", pool)
+    server.answers["/v1/completions"] = completed
+    engine = HTTPEngine(server.url)
+    for files in (6, 1024, resource.RLIM_INFINITY):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, files=files: (files, files))
+        assert len(engine.generate([request(key) for key in range(16)])) == 16
+    assert threads == [3, 8, 8]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "ftp://a", "http://", "http://a:port", "http://[::1", "http://a..b:1", "http://a:1/\u00fc"],
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="must be like http://localhost:8000, got"):
         HTTPEngine(url)
+
+
+@pytest.mark.parametrize("url", ["http://user:hidden@a:1", "http://hidden@a:1", "http://a:1?key=hidden"])
+def test_a_url_with_a_key_is_refused_and_not_printed(url: str) -> None:
+    with pytest.raises(UsageError, match="must hold no key: set VLLM_API_KEY instead") as error:
+        HTTPEngine(url)
+    assert "hidden" not in str(error.value)
 
 
 def test_a_refused_rollout_is_a_value_error_and_a_failed_engine_is_not(server: FakeServer) -> None:
@@ -240,6 +292,9 @@ def test_a_refused_rollout_is_a_value_error_and_a_failed_engine_is_not(server: F
         engine.generate([request(0)])
     server.answers["/v1/completions"] = lambda body: completed(body, "abort")
     with pytest.raises(EngineFailed, match="ended a rollout by 'abort'"):
+        engine.generate([request(0)])
+    server.answers["/v1/completions"] = lambda body: completed(body, "length", 2)
+    with pytest.raises(EngineFailed, match="rollouts of up to 3 tokens, and ended one after 2: it has a limit"):
         engine.generate([request(0)])
     server.answers["/trb/student"] = (409, {"error": "requests are running in replica 1"})
     with pytest.raises(EngineFailed, match="answered /trb/student with status 409: requests are running in replica 1"):
@@ -283,5 +338,18 @@ def test_the_key_of_the_server_is_sent(server: FakeServer, monkeypatch: pytest.M
     monkeypatch.setenv("VLLM_API_KEY", "from the environment")
     HTTPEngine(server.url)
     HTTPEngine(server.url, api_key="given")
+    monkeypatch.setenv("VLLM_API_KEY", "of a file\n")
+    HTTPEngine(server.url)
     sent = [headers.get("authorization") for headers in server.headers]
-    assert sent == [None, "Bearer from the environment", "Bearer given"]
+    assert sent == [None, "Bearer from the environment", "Bearer given", "Bearer of a file"]
+
+
+@pytest.mark.parametrize("key", ["sec\nret", "s\u00e9cret", "sec\0ret"])
+def test_a_key_that_no_header_holds_is_named_and_not_printed(key: str) -> None:
+    for variable, connect in (
+        ("VLLM_API_KEY", lambda: HTTPEngine("http://localhost:1", api_key=key)),
+        ("TRB_TEACHER_API_KEY", lambda: HTTPSession("http://localhost:1", api_key=key)),
+    ):
+        with pytest.raises(UsageError, match=f"{variable} must be a key of printable ASCII characters") as error:
+            connect()
+        assert "ret" not in str(error.value)

@@ -108,6 +108,13 @@ def test_without_vllm_or_our_plugins_one_line_says_so(
     assert main(["vllm-serve", *MODELS]) == 2
     assert "needs a vLLM with endpoint plugins, such as 0.31 or 0.32" in capsys.readouterr().err
     (tmp_path / "plugins" / "endpoint_plugins").mkdir(parents=True)
+    versions, version = {"vllm": "0.99.0+cu129"}, metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: versions.get(name) or version(name))
+    assert main(["vllm-serve", *MODELS]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("trb: vLLM must be 0.31.0 or 0.32.0, with which trbext was run, ")
+    assert line.endswith("got 0.99.0; TRB_VLLM_UNTESTED=1 tries it\n")
+    versions["vllm"] = "0.32.0+cu129"
     monkeypatch.setattr(metadata, "entry_points", lambda *, group: metadata.EntryPoints())
     assert main(["vllm-serve", *MODELS]) == 2
     assert "does not have its plugin trbext for vllm.general_plugins: install it again" in capsys.readouterr().err

@@ -222,7 +222,7 @@ def test_requests_that_could_not_follow_mu_get_status_400_and_the_server_lives_o
     assert connection.send("POST", "/trb/epsilon", [1]).status == 400
     for setting in ({"top_k": 10**6}, {"stop": 10**6}, {"merged": [10**6]}):
         reply = connection.send("POST", "/trb/enable", setting)
-        assert reply.status == 500
+        assert reply.status == 400
         assert "that both models have, got 1000000" in reply.error()
     assert connection.send("POST", "/v1/completions", good).status == 200
     draw = rollouts(engine).draw([PROMPT] * 8, epsilon=0.1, max_new_tokens=4)

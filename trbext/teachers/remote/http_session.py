@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from ...errors import EngineFailed, UsageError
+from .api_key import read_key
 
 KEY_VARIABLE = "TRB_TEACHER_API_KEY"
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers after which the same request may succeed
@@ -52,7 +52,8 @@ class HTTPSession:
         gone: Returns why no try can succeed any more, or None; is called after each try that failed.
 
     Raises:
-        UsageError: The URL is none, or holds a password, which logs and checkpoints would keep.
+        UsageError: The URL is none, or holds a password, which logs and checkpoints would keep; or no header can hold
+            the key.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class HTTPSession:
             raise UsageError(f"a request to {role.article} is tried at least once, got tries={tries}")
         self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._timeout, self._tries = timeout, tries
-        self._key = os.environ.get(role.key_variable) if api_key is None else api_key
+        self._key = read_key(api_key, role.key_variable)
         self._session = requests.Session()
         self._session.trust_env = False  # neither a key from ~/.netrc nor a proxy
         for scheme in ("http://", "https://"):

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import UsageError
+from ...models.stored_digest import model_digest
 from ...rollout import Policy
 from ...rollout.policies import LambdaCoin, Teacher, TrustRegion
 from ...vllm.engine import engine_args, slack
 from ...vllm.in_process import make_llm
 from ...vllm.local import LocalEngine
 from ...vllm.student_engine import StudentEngine
+from ...vllm.versions import check_stored_version
 from ..fields.engine import engine_draft_length
 from ..fields.teacher import BUDGETED
 
@@ -61,6 +63,7 @@ def check_can_draw(
 
     Raises:
         ValueError: It cannot. Names what stands against it.
+        UsageError: The installed vLLM is of a version that trbext does not know.
     """
     if not args.use_vllm:
         return
@@ -90,6 +93,8 @@ def check_can_draw(
         raise ValueError("use_vllm was not tried with DeepSpeed ZeRO-3, whose weights come one by one: use FSDP2")
     if args.vllm_mode == "colocate" and not vllm_is_installed():
         raise ValueError("use_vllm with vllm_mode colocate needs vLLM in this environment, and it is not installed")
+    if args.vllm_mode == "colocate":
+        check_stored_version()
 
 
 def vllm_is_installed() -> bool:
@@ -170,9 +175,13 @@ def _connected(args: TRBConfig, teacher: str) -> HTTPEngine:
 
     url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"  # as TRL reads them
     engine = HTTPEngine(url, wait=args.vllm_server_timeout)
-    served = str(engine.handshake()["teacher"])
+    facts = engine.handshake()
+    served, expected = str(facts["teacher"]), f"the server at {url} must have the teacher of this run, {teacher}"
     if Path(served).name != Path(teacher).name:  # its folder may be mounted elsewhere
-        raise UsageError(f"the server at {url} must have the teacher of this run, {teacher}, got {served}")
+        raise UsageError(f"{expected}, got {served}")
+    files, theirs = model_digest(teacher), facts.get("teacher_files")  # None of a name on the Hub
+    if files and theirs and files != theirs:
+        raise UsageError(f"{expected}, got {served} with other files")
     return engine
 
 

@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ...errors import EngineFailed
 from ...rollout import Policy
 from ...rollout.policies import LambdaCoin, TrustRegion
 from ...vllm.client import EngineDraw, EngineRollouts
@@ -134,7 +135,8 @@ class RolloutEngines(TrainerCallback):
 
         Raises:
             ValueError: As `EngineRollouts.draw`.
-            RuntimeError: As `EngineRollouts.draw`.
+            NonFiniteLogits: As `EngineRollouts.draw`.
+            EngineFailed: As `EngineRollouts.draw`.
         """
         # vLLM seeds all global generators when an engine is made, and a resumed run makes it at another step.
         with forked_random_state(self.accelerator.device):
@@ -178,10 +180,10 @@ class RolloutEngines(TrainerCallback):
         """Checks that the engine's teacher is the one that it had at first.
 
         Raises:
-            RuntimeError: Its weights have changed.
+            EngineFailed: Its weights have changed.
         """
         if self._teacher_digest is not None and self._digest() != self._teacher_digest:
-            raise RuntimeError("the weights of the teacher in vLLM have changed, so its rollouts follow another law")
+            raise EngineFailed("the weights of the teacher in vLLM have changed, so its rollouts follow another law")
 
     def end(self) -> None:
         """Ends the engine of this process, if there is one, and frees its memory. A server continues to run."""

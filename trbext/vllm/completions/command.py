@@ -41,6 +41,8 @@ REFUSED_HERE: dict[str, Refused] = {
 }  # fmt: skip
 # Of vLLM's flags, those on which the probabilities of a model depend.
 NUMBERS = {
+    "--revision": (),
+    "--load-format": (),
     "--dtype": (),
     "--quantization": ("-q",),
     "--kv-cache-dtype": (),
@@ -86,5 +88,22 @@ def command(model: str, *, dtype: str, longest: int, port: int, flags: Sequence[
 
 def decoder_name(flags: Sequence[str]) -> str:
     """Returns the name of the way of decoding: vllm, and the flags on which the probabilities depend."""
-    given = {name: value_of(flags, name, *also) for name, also in NUMBERS.items()}
-    return " ".join(["vllm", *(f"{name} {value}" for name, value in given.items() if value is not None)])
+    given: dict[str, str] = {}
+    for at, word in enumerate(flags):
+        written, equals, value = word.partition("=")
+        name = _meant(written)
+        if name is not None:
+            given[name] = value if equals else " ".join(flags[at + 1 : at + 2])
+    order = {name: at for at, name in enumerate(NUMBERS)}
+    names = sorted(given, key=lambda name: (order[name.partition(".")[0]], name))
+    return " ".join(["vllm", *(f"{name} {given[name]}" for name in names)])
+
+
+def _meant(word: str) -> str | None:
+    """The whole name of the flag of `NUMBERS` that a word names, as vLLM reads it: --flag.key, or its first letters."""
+    if not word.startswith("--"):
+        return next((name for name, short in NUMBERS.items() if word in short), None)
+    flag, dot, key = word.partition(".")
+    flag = flag.replace("_", "-")
+    meant = [name for name in NUMBERS if name.startswith(flag) and flag != "--"]
+    return meant[0] + dot + key if meant else None

@@ -19,7 +19,7 @@ from ..server.replicas import ReplicaBusy, Replicas
 from ..versions import check_uses, check_version
 
 PLUGIN = "trbext_completions"  # its name in VLLM_PLUGINS
-ANSWERS = {ValueError: 400, FileNotFoundError: 400, ReplicaBusy: 409, RuntimeError: 500}
+ANSWERS = {ValueError: 400, ReplicaBusy: 409}  # any other error is of an engine: 500
 
 
 class CompletionEndpoints:
@@ -79,8 +79,8 @@ class WeightCalls:
             body: A JSON object, or nothing.
 
         Returns:
-            Status 200; 400 for a body that is wrong, 404 for another name, 409 if requests are running, 500 if an
-            engine failed; and a JSON object, which of an error has the key "error".
+            Status 200; 400 for a body or a folder that is wrong, 404 for another name, 409 if requests are running, 500
+            if an engine failed; and a JSON object, which of an error has the key "error".
         """
         try:
             if name == "weights":
@@ -97,7 +97,10 @@ class WeightCalls:
         if not isinstance(path, str):
             raise ValueError(f'/trb/weights takes {{"path": folder}}, got {arguments!r:.80}')
         await self._replicas.reset_prefix_cache()  # fails before a weight is changed if requests are running
-        await self._replicas.call("trb_load", {"path": path})
+        answers = await self._replicas.call("trb_load", {"path": path})
+        refused = [reason for workers in answers for reason in workers if reason is not None]
+        if refused:
+            raise ValueError(f"trb_load failed in {len(refused)} workers, for {path}: {refused[0]}")
         await self._replicas.reset_prefix_cache()
 
     async def _digest(self) -> str:

@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..sampler.vocabulary import Vocabulary
 from .replicas import ReplicaBusy, Replicas, replica_seed
 
 PROTOCOL = 1  # of the calls; a client refuses a server of another one
@@ -41,14 +42,18 @@ class ServerCalls:
         replicas: Of the server.
         facts: What the handshake says of the server besides what the workers answer.
         seed: Of the random numbers, until a client sets another one.
+        sizes: The vocabularies of both models; empty if they are not known, and ids are checked by the workers only.
     """
 
-    def __init__(self, replicas: Replicas, facts: Mapping[str, Any], *, seed: int = 0) -> None:
-        self._replicas, self._facts = replicas, dict(facts)
+    def __init__(
+        self, replicas: Replicas, facts: Mapping[str, Any], *, seed: int = 0, sizes: Sequence[int] = ()
+    ) -> None:
+        self._replicas, self._facts, self._sizes = replicas, dict(facts), tuple(sizes)
         self._settings: dict[str, Any] = {}
         self._handshake: dict[str, Any] = {}
         self._seed, self._turn = seed, 0
-        self._started, self._loads = secrets.token_hex(8), 0
+        self._started, self._changes = secrets.token_hex(8), 0  # _changes: of what `self._settings` does not tell
+        self._half_loaded = False  # some replicas may have the student's new weights, and others the old ones
         self._lock = asyncio.Lock()
         self._calls: dict[str, Callable[[dict[str, Any]], Any]] = {
             "enable": self.enable,
@@ -100,7 +105,7 @@ class ServerCalls:
     def _stamped(self, answer: Answer) -> Answer:
         """Adds what changes if the server starts again, or if anyone changes its weights or settings."""
         settings = {name: value for name, value in self._settings.items() if name != "epsilon"}
-        state = json.dumps([self._started, self._loads, settings], sort_keys=True)
+        state = json.dumps([self._started, self._changes, settings], sort_keys=True)
         return replace(answer, headers={**answer.headers, STATE: hashlib.sha256(state.encode()).hexdigest()[:16]})
 
     async def enable(self, arguments: Mapping[str, Any]) -> list[list[Any]]:
@@ -112,12 +117,21 @@ class ServerCalls:
         """
         _check_fields("enable", arguments, _SETTINGS)
         settings = {**self._settings, **{name: value for name, value in arguments.items() if name != "seed"}}
+        if self._sizes:
+            vocabulary = Vocabulary(
+                settings.get("width", 0), settings.get("stop", 0), tuple(settings.get("merged", ()))
+            )
+            vocabulary.check(self._sizes, settings.get("top_k", 0))
         self._seed, self._turn = (arguments["seed"], 0) if "seed" in arguments else (self._seed, self._turn + 1)
-        answers = await self._replicas.call("trb_enable", [{**settings, **own} for own in self._seeds()])
-        await self._replicas.call("trb_seed", self._seeds())
-        workers = [worker for replica in answers for worker in replica]
-        if any(worker != workers[0] for worker in workers):
-            raise RuntimeError(f"all workers of a server must give the same handshake, got {answers}")
+        try:
+            answers = await self._replicas.call("trb_enable", [{**settings, **own} for own in self._seeds()])
+            await self._replicas.call("trb_seed", self._seeds())
+            workers = [worker for replica in answers for worker in replica]
+            if any(worker != workers[0] for worker in workers):
+                raise RuntimeError(f"all workers of a server must give the same handshake, got {answers}")
+        except Exception:
+            self._changes += 1  # some workers may have the new settings
+            raise
         self._settings = settings
         self._handshake = {**workers[0], "epsilon": settings.get("epsilon", 0.0)}
         return answers
@@ -142,6 +156,8 @@ class ServerCalls:
 
     async def _records(self, arguments: Mapping[str, Any]) -> Answer:
         _check_fields("records", arguments, {})
+        if self._half_loaded:
+            raise RuntimeError("the last load of the student's weights failed: load them again before a draw")
         answers = await self._replicas.call("trb_take_records")
         # All workers of a replica have the same records, and only the first one gives them.
         parts = [next(part for part in workers if part is not None) for workers in answers]
@@ -157,9 +173,10 @@ class ServerCalls:
                 f"its replicas share, got {path!r}"
             )
         await self._replicas.reset_prefix_cache()  # fails before a weight is changed if requests are running
-        self._loads += 1
+        self._changes, self._half_loaded = self._changes + 1, True
         answers = await self._replicas.call("trb_load_student", arguments)
         await self._replicas.reset_prefix_cache()
+        self._half_loaded = False
         return answers
 
     async def _transfer(self, arguments: Mapping[str, Any]) -> list[list[Any]]:
@@ -169,10 +186,11 @@ class ServerCalls:
         named = {"init": {"init_info": info}, "update": {"update_info": info}}.get(step, {})
         if step == "start":
             await self._replicas.reset_prefix_cache()
-            self._loads += 1
+            self._changes, self._half_loaded = self._changes + 1, True
         answers = await self._replicas.call(TRANSFER_STEPS[step], named)
         if step == "finish":
             await self._replicas.reset_prefix_cache()
+            self._half_loaded = False
         return answers
 
     async def _digest(self, arguments: Mapping[str, Any]) -> list[list[Any]]:

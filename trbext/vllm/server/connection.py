@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
+import resource
 import socket
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -14,7 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import EngineFailed, UsageError
+from ...teachers.remote.api_key import read_key
 
+KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_SECONDS = 10.0
 # A request waits as long as a rollout takes, so a dead machine is noticed by these probes, after two minutes.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
@@ -55,21 +57,25 @@ class ServerConnection:
         api_key: The server's --api-key; None is that of VLLM_API_KEY in the environment, if there is one.
 
     Raises:
-        UsageError: The URL is none.
+        UsageError: The URL is none, or holds a password, which messages would print; or no header can hold the key.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        parts = urlsplit(url)
         try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+            host.encode("idna")  # as the look-up of its address does, which raises no OSError
+            valid = parts.scheme in ("http", "https") and bool(host) and parts.path.isascii()
+        except ValueError:  # of which UnicodeError is one
+            valid = False
+        if not valid:
             raise UsageError(f"the URL of a server must be like http://localhost:8000, got {url!r}")
+        if parts.username is not None or parts.password is not None or parts.query:
+            raise UsageError(f"the URL of a server must hold no key: set {KEY_VARIABLE} instead")
         self.url = url.rstrip("/")
-        self._host, self._port, self._path = parts.hostname, port, parts.path.rstrip("/")
+        self._host, self._port, self._path = host, port, parts.path.rstrip("/")
         self._class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        key = os.environ.get("VLLM_API_KEY") if api_key is None else api_key
+        key = read_key(api_key, KEY_VARIABLE)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def send(self, method: str, path: str, body: Any = None) -> Reply:
@@ -94,7 +100,8 @@ class ServerConnection:
         Args:
             path: Begins with a slash.
             bodies: Become JSON.
-            at_a_time: How many are under way at the same time.
+            at_a_time: How many are under way at the same time, at most: each has a connection, and all of them have no
+                more than half of the files that this process may open.
 
         Returns:
             The answers, in the order of the bodies; or, if one is not of status 200, only that one.
@@ -104,6 +111,9 @@ class ServerConnection:
             EngineFailed: The server broke a connection.
         """
         opened = _Open()
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY:
+            at_a_time = min(at_a_time, limit // 2)
         with ThreadPoolExecutor(max(1, min(at_a_time, len(bodies)))) as pool:
             try:
                 futures = [pool.submit(self._send_good, path, body, opened) for body in bodies]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...models.stored_digest import model_digest
 from .access import is_allowed, key_digests
 from .calls import Answer, ServerCalls
 from .flags import check_parsed
@@ -63,11 +64,13 @@ class TRBEndpoints:
         if config.speculative_config is None or not config.speculative_config.model:
             raise RuntimeError("a TRB server needs a draft model, the student: start it with trb vllm-serve")
         teacher, student = config.model_config.model, config.speculative_config.model
+        models = (config.model_config, config.speculative_config.draft_model_config)
         alignment = align_stored(student, teacher, trust_remote_code=config.model_config.trust_remote_code)
         calls = ServerCalls(
             Replicas(engine_client),
             {
                 "teacher": teacher,
+                "teacher_files": model_digest(teacher),
                 "student": student,
                 "replicas": config.parallel_config.data_parallel_size,
                 "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
@@ -75,6 +78,7 @@ class TRBEndpoints:
                 "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
             },
             seed=config.model_config.seed or 0,
+            sizes=[model.get_vocab_size() for model in models],
         )
         await calls.enable(
             {"width": alignment.width, "stop": alignment.stop, "merged": list(alignment.duplicates), "epsilon": 0.0}

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ..engine import engine_args
+from ..versions import check_stored_version
 from .flags import check_flags, value_of
 
 # Entry points in pyproject.toml, by their groups.
@@ -91,7 +92,7 @@ def check_install(command: str = "trb vllm-serve", plugins: Mapping[str, str] = 
         plugins: It loads of ours, by their groups.
 
     Raises:
-        UsageError: vLLM is missing or too old, or trbext's plugins are not registered.
+        UsageError: vLLM is missing or of a version that trbext does not know, or trbext's plugins are not registered.
     """
     spec = importlib.util.find_spec("vllm")
     if spec is None:
@@ -99,6 +100,7 @@ def check_install(command: str = "trb vllm-serve", plugins: Mapping[str, str] = 
     # A vLLM that is too old would start, without our calls.
     if spec.origin is not None and not Path(spec.origin).parent.joinpath("plugins", "endpoint_plugins").is_dir():
         raise UsageError(f"{command} needs a vLLM with endpoint plugins, such as 0.31 or 0.32: install a later one")
+    check_stored_version()
     for group, name in plugins.items():
         if name not in metadata.entry_points(group=group).names:
             raise UsageError(f"this install of trbext does not have its plugin {name} for {group}: install it again")

@@ -1,4 +1,4 @@
-"""Rows with logits of 1e30 and more are solved by the differences of the others, to the last float32 beta."""
+"""Rows of which rounding once cost the answer its digits."""
 
 from __future__ import annotations
 
@@ -47,3 +47,14 @@ def test_the_smallest_beta_is_found(trb: Operators) -> None:
     assert got.beta > 1e-36
     assert reference.behavior_kl(student, teacher, got.beta) <= 50
     assert reference.behavior_kl(student, teacher, above) > 50 or got.kl >= 50 * (1 - 3e-4)
+
+
+def test_means_far_apart_cost_no_digits(trb: Operators) -> None:
+    """The ends of the last bracket have means 400 nats apart, from whose middle the sums of weights were taken."""
+    epsilon = torch.linspace(0.0170, 0.0196, 1500)[[358, 418, 428, 429]]
+    student, teacher = torch.tensor([[0.3, 0.3, -265.7]] * 4), torch.tensor([[0.1, 0.728, 137.1]] * 4)
+    solved = trb.solve(student, teacher, epsilon)
+    kl = reference.behavior_kl(student, teacher, solved.beta)
+    assert (kl <= epsilon * (1 + 1e-4)).all()
+    assert (kl >= epsilon * (1 - 3e-4)).all()
+    assert torch.allclose(solved.kl.double(), kl, rtol=2e-5)

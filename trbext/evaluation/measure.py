@@ -164,13 +164,13 @@ class _Judging:
             found = answers(text)
             if not (found is None or isinstance(found, str)):
                 raise TypeError(f"the answer must be a text or None, got {type(found).__name__}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # SystemExit: sys.exit would end the command as if it were done
             words = "the verifier's `answer` failed on a completion of %s, which does not vote: %.200r"
             self._warn(words, benchmark, text, error)
             return None
         return found
 
-    def _warn(self, words: str, benchmark: str, text: str, error: Exception) -> None:
+    def _warn(self, words: str, benchmark: str, text: str, error: BaseException) -> None:
         if (words, benchmark) not in self._raised:
             self._raised.add((words, benchmark))
             logger.warning(words, benchmark, text, exc_info=error)

@@ -122,12 +122,10 @@ def check_verifier(verifier: Verifier, rows: Sequence[Mapping[str, Any]], name: 
     for row in (rows[index] for index in range(min(3, len(rows)))):
         answer = row.get("answer", "")
         for completion in (str(answer), f"\\boxed{{{answer}}}", "0", ""):
-            try:
-                _verdict(verifier(row["prompt"], completion, row))
-            except Exception as error:
-                first = first or error
-            else:
+            _, error = judge_one(row, completion, verifier)
+            if error is None:
                 return
+            first = first or error
     if first is not None:
         raise ValueError(
             f"the verifier {name!r} raises on every completion of the first prompts, at first {type(first).__name__}: "

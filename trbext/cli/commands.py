@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import INSTALL_EXTRA, INTERRUPTED, UsageError
 from ..runs.exit_codes import FAILED, exit_code, print_usage_error
-from ..runs.standard_output import OutputClosed, discard, flush, is_of_output, print_anything
+from ..runs.standard_output import OutputClosed, discard, flush, is_of_output, named_output, print_anything
 from ..runs.uncollected_imports import uncollected_imports
 from .words import parse
 
@@ -24,6 +24,7 @@ OF_THE_EXTRA = {
 }
 
 
+@named_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one `trb` command.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from ..data.encoding import Prompt
@@ -191,6 +194,23 @@ def answers_of(verifier: Verifier) -> Callable[[str], str | None] | None:
     """
     found: Callable[[str], str | None] | None = ANSWERS.get(verifier) or getattr(verifier, "answer", None)
     return found
+
+
+def verifier_digest(verifier: Verifier) -> str | None:
+    """Returns a digest of the file that defines a verifier, by which one sees that the verifier may have changed.
+
+    Args:
+        verifier: A function, or an object that can be called.
+
+    Returns:
+        16 hexadecimal digits; None if there is no file, such as for a function written in C.
+    """
+    defined: Any = inspect.unwrap(verifier.func if isinstance(verifier, functools.partial) else verifier)
+    try:
+        file = inspect.getsourcefile(defined if inspect.isroutine(defined) else type(defined))
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except (TypeError, OSError):  # TypeError: it is built into Python
+        return None
 
 
 def verifier_by_name(name: str) -> Verifier:

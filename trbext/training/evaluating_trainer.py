@@ -53,6 +53,9 @@ class EvaluatingTrainer(SavingTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self._eval_batches = 0
+        # An evaluation that was interrupted has logged nothing: its sums would be part of this one's means.
+        self._metrics["eval"].clear()
+        self._prefix_means["eval"].pop()
         with self.compute.paused(), nullcontext() if self.engines is None else self.engines.evaluating():
             output: EvalLoopOutput = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix

@@ -62,14 +62,19 @@ class EvaluatingTrainer(SavingTrainer):
             )
             if self.verifier is not None:
                 assert output.metrics is not None
-                try:
-                    found = self._pass_at_1(dataloader.dataset)
-                except VerifierFailed:
-                    if self.is_in_train:  # the steps since the last checkpoint are good
-                        self._save_checkpoint(self.model, trial=None)
-                    raise
+                found = self._pass_at_1(dataloader.dataset)
                 output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except VerifierFailed:  # the steps since the last checkpoint are good
+            self.model.train()  # their sums are logged as those of training
+            self.control.should_evaluate, self.control.should_save = False, True
+            self.control.should_log = self.args.logging_strategy != "no"
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            raise
 
     def _pass_at_1(self, dataset: Any) -> dict[str, float]:
         assert self.verifier is not None

@@ -100,7 +100,9 @@ def _compare(options: argparse.Namespace, fields: list[str]) -> int:
         from ..studies.compare.command import compare
 
     failures: list[str] = []
-    code = exit_code(lambda: failures.extend(compare(options.config, report_only=options.report)))
+    code = exit_code(
+        lambda: failures.extend(compare(options.config, report_only=options.report)), also_usage=(OSError,)
+    )
     for failure in failures:
         print(f"trb: {failure}", file=sys.stderr)
     return code or (FAILED if failures else 0)

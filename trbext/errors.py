@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 USAGE_ERROR = 2  # the user can correct it: one line on standard error says how
 INSTALL_EXTRA = "pip install 'trbext[train]'"  # the packages that all but the operators and the rollouts need
@@ -45,8 +48,22 @@ class DiskFull(RuntimeError):
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DISK_FULL_WORDS = (
     *(os.strerror(number) for number in sorted(_DISK_FULL)),
-    *("iostream error", "inline_container.cc", "PytorchStreamWriter failed"),  # torch.save drops the system's reason
+    *("iostream error", "unexpected pos ", "PytorchStreamWriter failed"),  # torch.save drops the system's reason
 )
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Gives an OSError that was raised inside, and names no file, the name `path`.
+
+    The system names a file that cannot be opened, but not one that cannot be written, as on a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from trbext.evaluation.measure import Questions, measure
 from trbext.evaluation.own_decoder import OwnDecoder
 from trbext.evaluation.report import tokens_per_second
 from trbext.evaluation.tasks import Completion, Task, Write
-from trbext.evaluation.verifiers import numeric
+from trbext.evaluation.verifiers import numeric, verifier_digest
 
 
 def questions(name: str, rows: int, samples: int, **changed: Any) -> Questions:
@@ -75,7 +78,7 @@ def test_benchmarks_that_are_drawn_together_share_their_seconds() -> None:
     assert tokens_per_second(found) == pytest.approx(tokens / longest)
 
 
-@pytest.mark.parametrize("answer", [lambda text: text.index("#"), lambda text: [text]])
+@pytest.mark.parametrize("answer", [lambda text: text.index("#"), lambda text: [text], lambda text: sys.exit()])
 def test_an_answer_that_cannot_be_told_does_not_vote(
     answer: Callable[[str], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -120,3 +123,24 @@ def test_the_completions_of_our_decoder_do_not_depend_on_the_batch_or_on_what_is
         {"A": tmp_path / "a.jsonl"},
     )
     assert list(again.values()) == results[0][-len(again) :]
+
+
+def test_a_verifier_that_was_mended_judges_again_what_is_drawn(tmp_path: Path) -> None:
+    outputs = {"A": tmp_path / "A.jsonl"}
+    decoder = Numbers()
+    right = []
+    for verdict in ("False", "True", "True", "False"):
+        source = f"def verifier(prompt, completion, row):\n    asked.append(completion)\n    return {verdict}\n"
+        (tmp_path / "mine.py").write_text(source)
+        scope: dict[str, Any] = {"asked": []}
+        exec(compile(source, str(tmp_path / "mine.py"), "exec"), scope)
+        benchmark = [questions("A", 3, 2, verifier=scope["verifier"])]
+        outcome = measure(benchmark, encoded(benchmark), decoder, outputs)["A"]
+        right.append((len(scope["asked"]), int(outcome.correct.sum())))
+    assert decoder.drawn == 6
+    assert right == [(6, 0), (6, 6), (0, 6), (0, 0)]  # the first verifier's verdicts count again
+
+
+def test_a_verifier_without_a_file_has_no_digest() -> None:
+    assert verifier_digest(operator.setitem) is None  # type: ignore[arg-type]
+    assert verifier_digest(functools.partial(numeric)) == verifier_digest(numeric) is not None

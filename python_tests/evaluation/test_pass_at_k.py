@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, tiny_llam
 from trbext.data.encoding import encode_prompts, left_padded
 from trbext.evaluation.own_decoder import OwnDecoder
 from trbext.evaluation.pass_at_k import Evaluation, evaluate_pass_at_1, pass_at_k
-from trbext.evaluation.verifiers import check_verifier_signature, judge, numeric, verifier_by_name
+from trbext.evaluation.verifiers import check_verifier, check_verifier_signature, judge, numeric, verifier_by_name
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample() -> None:
@@ -86,6 +87,14 @@ def test_verifiers_are_found_by_name() -> None:
 def test_an_unknown_verifier_is_named(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         verifier_by_name(name)
+
+
+def test_a_verifier_that_exits_is_refused_before_anything_is_sampled() -> None:
+    def exits(prompt: Any, completion: str, row: Mapping[str, Any]) -> bool:
+        sys.exit(0)
+
+    with pytest.raises(ValueError, match=r"'mine:exits' raises on every .* the verifier called sys\.exit\(0\)"):
+        check_verifier(exits, list(prompts(2)), "mine:exits")
 
 
 def generator(seed: int = 0) -> torch.Generator:

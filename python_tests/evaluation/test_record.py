@@ -81,8 +81,9 @@ def test_a_full_disk_ends_it_and_the_next_start_continues(
 
     with monkeypatch.context() as full:
         full.setattr(module, "os", type("os", (), {**vars(os), "write": staticmethod(write)}))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as refused:
             fill(path)
+    assert refused.value.filename == str(path)
     assert path.stat().st_size == room
     fill(path)
     assert_whole(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,25 @@ def test_the_base_model_of_an_adapter_changes_its_digest(tmp_path: Path) -> None
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "owner/name"}))
     assert model_digest(str(adapter)) is not None
     assert model_digest("owner/name") is None
+
+
+def test_the_digest_of_an_adapter_needs_no_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/name"}')
+    assert model_digest(str(tmp_path)) is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("null", "must hold an object with the text base_model_name_or_path, got None"),
+        ('{"base_model_name_or_path": null}', "must hold an object with the text base_model_name_or_path, got {"),
+        ("{", "must be JSON, got JSONDecodeError: "),
+        ('{"base_model_name_or_path": "FOLDER"}', "must be another folder than the adapter's, got "),
+    ],
+)
+def test_an_adapter_that_names_no_other_model_as_its_base_is_refused(tmp_path: Path, config: str, words: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(config.replace("FOLDER", str(tmp_path)))
+    with pytest.raises(ValueError, match=f"{tmp_path}/adapter_config.json {words}".replace("{", r"\{")) as refused:
+        model_digest(str(tmp_path))
+    assert "\n" not in str(refused.value)

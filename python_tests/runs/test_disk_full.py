@@ -57,3 +57,7 @@ def test_other_errors_are_not_of_the_disk() -> None:
     assert is_disk_full(OSError(errno.ENOSPC, "No space left on device"))
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
     assert not is_disk_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    # torch names one of its files in the errors of writing an archive, and in those of reading a damaged one.
+    where = "[enforce fail at inline_container.cc:858] . "
+    assert is_disk_full(RuntimeError(f"{where}unexpected pos 576 vs 470"))
+    assert not is_disk_full(RuntimeError(f"{where}PytorchStreamReader failed reading zip archive"))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
+import sys
 
 import pytest
 
 from trbext.errors import DiskFull, EngineFailed, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
 from trbext.runs.exit_codes import exit_code
+from trbext.runs.standard_output import is_of_output, named_output
 
 
 @pytest.mark.parametrize(
@@ -20,6 +24,9 @@ from trbext.runs.exit_codes import exit_code
         (NonFiniteTraining("the loss is NaN"), 1, "trb: the loss is NaN"),
         (NonFiniteLogits("no token can be drawn"), 1, "trb: no token can be drawn"),
         (EngineFailed("the server is gone"), 1, "trb: the server is gone"),
+        (OSError(errno.EACCES, "Not yours", "a"), 2, "trb: [Errno 13] Not yours: 'a'"),
+        (OSError(errno.ENOSPC, "Full"), 1, "trb: [Errno 28] Full"),  # of a file: nothing was printed
+        (OSError(errno.EIO, "Broken"), 2, "trb: [Errno 5] Broken"),
     ],
 )
 def test_each_error_has_its_line_and_exit_code(
@@ -28,15 +35,28 @@ def test_each_error_has_its_line_and_exit_code(
     def command() -> None:
         raise error
 
-    assert exit_code(command, also_usage=(KeyError,), to_continue="with --resume") == code
+    assert exit_code(command, also_usage=(KeyError, OSError), to_continue="with --resume") == code
     assert capsys.readouterr().err == line + "\n"
 
 
-@pytest.mark.parametrize("error", [KeyError("a defect"), OSError(errno.EPIPE, "Broken pipe")])
-def test_other_errors_and_a_closed_output_are_not_caught(error: Exception) -> None:
+def test_other_errors_are_not_caught() -> None:
     def command() -> None:
-        raise error
+        raise KeyError("a defect")
 
-    with pytest.raises(type(error)):
+    with pytest.raises(KeyError):
         exit_code(command, also_usage=(OSError,))
     assert exit_code(lambda: None) == 0
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO])
+def test_an_output_that_cannot_be_written_is_not_caught(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+    closed = Closed()
+    monkeypatch.setattr(sys, "stdout", closed)
+    with named_output(), pytest.raises(OSError, match=os.strerror(number)) as raised:
+        exit_code(lambda: print("step 1"), also_usage=(OSError,))
+    assert is_of_output(raised.value)
+    assert sys.stdout is closed

@@ -144,3 +144,14 @@ def test_what_cannot_be_warmed_up_is_refused_before_a_folder_is_made(
     assert trb("train", written(tmp_path / "config.yaml", tiny_run(tmp_path, **fields))) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.glob("run*"))
+
+
+@pytest.mark.parametrize("letters", [250, 300])  # with "-warmup", 250 are too many
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path, letters: int, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tiny_run(tmp_path, **WARM, output_dir=str(tmp_path / ("x" * letters)))
+    capsys.readouterr()  # the bars of saving the models
+    assert trb("train", written(tmp_path / "config.yaml", settings)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"trb: output_dir must be a path that can be made, got {tmp_path}/xxx")
+    assert line.endswith("File name too long")
+    assert not list(tmp_path.glob("xxx*"))

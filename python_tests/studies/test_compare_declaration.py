@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from python_tests.models.tiny_models import saved, tiny_llama, tiny_tokenizer
 from python_tests.studies.study_files import BASE, declaration, write
 from trbext.cli import main
-from trbext.studies.compare.declaration import read_study
+from trbext.studies.compare.declaration import Study, read_study
 from trbext.studies.compare.folder_names import folder_names
 
 
@@ -185,3 +186,23 @@ def test_a_run_that_could_not_start_is_named_before_the_study_has_a_folder(
         assert main(["compare", str(write(tmp_path, declaration(tmp_path, **changes)))]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
         assert not (tmp_path / "study").exists()
+
+
+def test_what_a_study_could_not_write_is_named_before_a_run_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(study: Study, *_: Any) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(study.folder))
+
+    monkeypatch.setattr("trbext.studies.compare.command.run_study", train)
+    (tmp_path / "study" / "results.csv").mkdir(parents=True)
+    (tmp_path / "figured").mkdir()
+    (tmp_path / "figured" / "figures").touch()
+    for folder, words in (
+        (tmp_path / ("x" * 300), "output_dir must be a path that can be made, got "),
+        (tmp_path / "study", f"{tmp_path}/study/results.csv must be a file, got a folder: move it away"),
+        (tmp_path / "figured", f"{tmp_path}/figured/figures must be a folder, got a file: move it away"),
+        (tmp_path / "closed", f"Permission denied: '{tmp_path}/closed'"),
+    ):
+        assert main(["compare", str(write(tmp_path, declaration(tmp_path, output_dir=str(folder))))]) == 2
+        assert words in capsys.readouterr().err.strip().splitlines()[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import re
 from dataclasses import dataclass
@@ -195,3 +196,15 @@ def colors(path: Path) -> int:
 def drawn(path: Path) -> set[str]:
     values, counts = np.unique(pixels(path), axis=0, return_counts=True)
     return {"#{:02x}{:02x}{:02x}".format(*value) for value, count in zip(values, counts, strict=True) if count > 20}
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # the system names no file
+
+    monkeypatch.setattr("trbext.studies.compare.command.write_csv", full)
+    assert main(["compare", str(study), "--report"]) == 1
+    results = study.parent / "study" / "results.csv"
+    assert capsys.readouterr().err == f"trb: [Errno 28] No space left on device: '{results}'\n"

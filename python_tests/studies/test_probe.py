@@ -12,12 +12,13 @@ import pytest
 import torch
 import yaml
 
-from python_tests.models.tiny_models import prompts, tiny_llama, tiny_tokenizer
+from python_tests.models.tiny_models import VOCABULARY, prompts, tiny_llama, tiny_tokenizer
 from python_tests.runs.test_cli import config  # noqa: F401  (a fixture)
 from trbext.cli import main
 from trbext.data.encoding import encode_prompts, left_padded
 from trbext.rollout import lockstep
 from trbext.runs.inputs import load_inputs, sample_prompts
+from trbext.runs.pair import load_pair
 from trbext.runs.settings import parse_settings
 from trbext.studies.probe.intervals import auroc, mean, paired_difference, share
 from trbext.studies.probe.rollouts import Probe
@@ -228,3 +229,8 @@ def test_bad_probes_give_one_line_and_exit_code_2(
     assert main(["probe", write(tmp_path, config), *words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
+
+
+def test_fields_of_from_pretrained_may_be_those_that_a_run_sets_itself(config: dict[str, Any]) -> None:  # noqa: F811
+    arguments, parsed, _ = parse_settings(config | {"model_init_kwargs": {"trust_remote_code": True}})
+    assert load_pair(arguments, parsed).student.config.vocab_size == len(VOCABULARY)

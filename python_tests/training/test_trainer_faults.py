@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerState
 
 import trbext.training.teachers.loading
 from python_tests.models.tiny_models import END_OF_TURN, EOS, tiny_llama
-from python_tests.training.trainer_cases import make_trainer, prompts, steps, weights
+from python_tests.training.trainer_cases import METRICS, make_trainer, prompts, steps, weights
 from trbext.errors import NonFiniteTraining, VerifierFailed
 from trbext.rollout.policies import FixedBeta
 from trbext.training.config import TRBConfig
@@ -240,9 +241,18 @@ def test_a_verifier_that_raises_on_all_that_is_written_costs_no_step(tmp_path: P
         return False
 
     trainer = make_trainer(
-        tmp_path, held_out=prompts(4), verifier=verifier, eval_strategy="steps", eval_steps=2, max_steps=4
+        tmp_path,
+        held_out=prompts(4),
+        verifier=verifier,
+        eval_strategy="steps",
+        eval_steps=2,
+        max_steps=4,
+        logging_steps=50,
     )
     with pytest.raises(VerifierFailed, match=r"raised on all 4 completions.*(sys.exit\(3\)|list index out of range)"):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    (log,) = TrainerState.load_from_json(str(tmp_path / "checkpoint-2" / "trainer_state.json")).log_history
+    assert log["step"] == 2
+    assert log.keys() >= METRICS  # of both steps, which a continued run will not take again
     make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)

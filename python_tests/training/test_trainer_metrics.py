@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from python_tests.models.tiny_models import END_OF_TURN, VOCABULARY, prompts, tiny_llama
-from python_tests.training.trainer_cases import METRICS, make_trainer, steps
+from python_tests.training.trainer_cases import METRICS, make_trainer, steps, without_timings
 from trbext.rollout import Rollout
 from trbext.training.metrics import metric_table
 
@@ -153,3 +153,23 @@ def test_each_of_several_eval_sets_has_its_pass_at_1(tmp_path: Path) -> None:
 
 def test_without_a_verifier_there_is_no_pass_at_1(tmp_path: Path) -> None:
     assert "eval_pass@1" not in make_trainer(tmp_path, held_out=prompts(4)).evaluate()
+
+
+def test_an_evaluation_that_was_interrupted_is_no_part_of_the_next_one(tmp_path: Path) -> None:
+    ends: list[bool] = []
+
+    def verifier(prompt: Any, completion: str, row: Mapping[str, Any]) -> bool:
+        if ends:
+            raise KeyboardInterrupt
+        return answers_a_digit(prompt, completion, row)
+
+    trainer = make_trainer(tmp_path, held_out=prompts(4), verifier=verifier)
+    ends.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate()
+    ends.clear()
+    with torch.no_grad():  # as training would change them
+        trainer.model.lm_head.weight.mul_(0.5)
+    found, expected = without_timings([trainer.evaluate() for _ in range(2)])
+    assert "eval_trb/reverse_kl" in found
+    assert found == pytest.approx(expected)

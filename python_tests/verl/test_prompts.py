@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
+from transformers import AutoTokenizer
 
 from python_tests.models.tiny_models import tiny_tokenizer
 from trbext.data.prompts import load_prompts
@@ -70,6 +72,21 @@ def test_a_plain_text_is_counted_as_the_chat_template_writes_it(recipe: Path) ->
         assert main([str(recipe), str(output)]) == 0
         longest.append(max(len(messages[0]["content"]) for messages in Dataset.from_parquet(str(output))["prompt"]))
     assert longest == [7, 1]
+
+
+def test_the_tokenizer_is_loaded_as_a_run_loads_it(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    load = AutoTokenizer.from_pretrained
+
+    def loading(path: str, **options: Any) -> Any:
+        asked.append(options)
+        return load(path)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", loading)
+    plain = recipe.read_text(encoding="utf-8")
+    recipe.write_text(f"{plain}\nmodel_init_kwargs: {{revision: v2}}\ntrust_remote_code: true", encoding="utf-8")
+    assert main([str(recipe), str(recipe.parent / "prompts.parquet")]) == 0
+    assert asked == [{"revision": "v2", "trust_remote_code": True}]
 
 
 def test_the_built_in_prompts_are_those_of_the_seed(recipe: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import INSTALL_EXTRA, INTERRUPTED, UsageError
 from ..runs.exit_codes import FAILED, exit_code, print_usage_error
-from ..runs.standard_output import OutputClosed, discard, flush, is_of_output, print_anything
+from ..runs.standard_output import OutputClosed, discard, flush, is_of_output, named_output, print_anything
 from ..runs.uncollected_imports import uncollected_imports
 from .words import parse
 
@@ -24,6 +24,7 @@ OF_THE_EXTRA = {
 }
 
 
+@named_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one `trb` command.
 
@@ -99,7 +100,9 @@ def _compare(options: argparse.Namespace, fields: list[str]) -> int:
         from ..studies.compare.command import compare
 
     failures: list[str] = []
-    code = exit_code(lambda: failures.extend(compare(options.config, report_only=options.report)))
+    code = exit_code(
+        lambda: failures.extend(compare(options.config, report_only=options.report)), also_usage=(OSError,)
+    )
     for failure in failures:
         print(f"trb: {failure}", file=sys.stderr)
     return code or (FAILED if failures else 0)

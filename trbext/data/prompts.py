@@ -97,12 +97,19 @@ def load_prompts(
         if system_prompt is not None:
             dataset = dataset.map(lambda row: {"prompt": _conversation(system_prompt, row["prompt"])})
         if fits is not None:
-            dataset = dataset.filter(fits, input_columns=["prompt"], batched=True)
+            dataset = dataset.filter(partial(_fitting, source, fits), input_columns=["prompt"], batched=True)
         if limit is not None:
             dataset = dataset.select(range(min(limit, len(dataset))))
     if len(dataset) == 0:
         raise PromptsNotFound(f"prompts {source!r} must have a row after the choice of rows, got none")
     return dataset
+
+
+def _fitting(source: str, fits: Callable[[list[Any]], list[bool]], prompts: list[Any]) -> list[bool]:
+    try:
+        return fits(prompts)
+    except Exception as error:  # jinja2's errors, and whatever a template's own code raises
+        raise PromptsNotFound(f"prompts {source!r} cannot be encoded: {error}") from error
 
 
 def _matching(dataset: Dataset, source: str, where: str) -> Dataset:

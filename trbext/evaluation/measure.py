@@ -18,7 +18,7 @@ from ..data.prompts_digest import prompts_digest
 from .outcome import Outcome
 from .record import Record, new_session
 from .tasks import Decoder, Task, tasks_of
-from .verifiers import Verifier, answers_of, check_verified, judge_one
+from .verifiers import Verifier, answers_of, check_verified, judge_one, verifier_digest
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +89,12 @@ def measure(
         session = new_session()
         for benchmark in benchmarks:
             path = None if outputs is None else outputs[benchmark.name]
-            records[benchmark.name] = Record(path, benchmark.record_settings(decoder.name), session)
+            settings, digest = benchmark.record_settings(decoder.name), verifier_digest(benchmark.verifier)
+            records[benchmark.name] = Record(path, settings, session, digest)
         tasks = [task for benchmark in benchmarks for task in _tasks(benchmark, prompt_ids[benchmark.name])]
         judging = _Judging(benchmarks, records)
         with _progress(benchmarks, tasks, records) as advance:
-            # 2. Judge what an earlier evaluation had drawn only.
+            # 2. Judge what an earlier evaluation had drawn only, or judged by a verifier that has changed since.
             for task in tasks:
                 if records[task.benchmark].has(task):
                     judging.judge(task)
@@ -164,13 +165,13 @@ class _Judging:
             found = answers(text)
             if not (found is None or isinstance(found, str)):
                 raise TypeError(f"the answer must be a text or None, got {type(found).__name__}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # SystemExit: sys.exit would end the command as if it were done
             words = "the verifier's `answer` failed on a completion of %s, which does not vote: %.200r"
             self._warn(words, benchmark, text, error)
             return None
         return found
 
-    def _warn(self, words: str, benchmark: str, text: str, error: Exception) -> None:
+    def _warn(self, words: str, benchmark: str, text: str, error: BaseException) -> None:
         if (words, benchmark) not in self._raised:
             self._raised.add((words, benchmark))
             logger.warning(words, benchmark, text, exc_info=error)

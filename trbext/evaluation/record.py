@@ -2,6 +2,7 @@
 
 The first line holds the settings. A line with "completion" follows as soon as a completion is drawn, and another one
 with "correct" as soon as it is judged. A line that a kill or a full disk has cut short is removed at the next start.
+A verdict has the digest of its verifier: if the verifier has changed, the completion is judged again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from ..errors import errors_of
 from .tasks import Completion, Task
 
 Key = tuple[int, int]  # row of the prompt, and sample
@@ -40,6 +42,7 @@ class Record:
         path: A .jsonl file; None keeps everything in memory.
         settings: What the completions depend on.
         session: Of all records that one command fills together: its name, and when it began on the monotonic clock.
+        verifier: A digest of the verifier (`verifier_digest`). Verdicts of another one do not count.
 
     Raises:
         ValueError: The file is of another evaluation or damaged, or another process writes it.
@@ -47,9 +50,13 @@ class Record:
     """
 
     def __init__(
-        self, path: Path | None, settings: Mapping[str, Any], session: tuple[str, float] | None = None
+        self,
+        path: Path | None,
+        settings: Mapping[str, Any],
+        session: tuple[str, float] | None = None,
+        verifier: str | None = None,
     ) -> None:
-        self.path, self.settings = path, dict(settings)
+        self.path, self.settings, self._verifier = path, dict(settings), verifier
         self.found: dict[Key, Judged] = {}
         self._seconds: dict[str, float] = {}  # of decoding, by session
         self._session, self._start = session or new_session()
@@ -119,7 +126,9 @@ class Record:
             session = str(fields["session"])
             self._seconds[session] = max(self._seconds.get(session, 0.0), float(fields["seconds"]))
         else:
-            self._judge(key, bool(fields["correct"]), fields.get("answer"), fields.get("error"))
+            correct = bool(fields["correct"])
+            if fields.get("verifier") == self._verifier:
+                self._judge(key, correct, fields.get("answer"), fields.get("error"))
 
     def _judge(self, key: Key, correct: bool, answer: str | None, error: str | None) -> None:
         if key not in self.found:  # somebody deleted the completion, so that it is drawn again
@@ -176,7 +185,8 @@ class Record:
             OSError: It cannot be written.
         """
         verdict: dict[str, Any] = {"prompt": task.prompt, "sample": task.sample, "correct": correct}
-        verdict |= {name: value for name, value in (("answer", answer), ("error", error)) if value is not None}
+        known = {"answer": answer, "error": error, "verifier": self._verifier}
+        verdict |= {name: value for name, value in known.items() if value is not None}
         with self._lock:
             self._append(verdict)
             self._judge((task.prompt, task.sample), correct, answer, error)
@@ -187,12 +197,14 @@ class Record:
                 raise ValueError(f"{self.path} is closed")
             return
         line = (json.dumps(fields, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-        while line:
-            try:
-                line = line[os.write(self._file, line) :]
-            except OSError:
-                self.close()  # nothing may follow half a line
-                raise
+        assert self.path is not None
+        with errors_of(self.path):
+            while line:
+                try:
+                    line = line[os.write(self._file, line) :]
+                except OSError:
+                    self.close()  # nothing may follow half a line
+                    raise
 
     @property
     def seconds(self) -> dict[str, float]:

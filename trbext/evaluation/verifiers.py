@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from ..data.encoding import Prompt
@@ -122,12 +125,10 @@ def check_verifier(verifier: Verifier, rows: Sequence[Mapping[str, Any]], name: 
     for row in (rows[index] for index in range(min(3, len(rows)))):
         answer = row.get("answer", "")
         for completion in (str(answer), f"\\boxed{{{answer}}}", "0", ""):
-            try:
-                _verdict(verifier(row["prompt"], completion, row))
-            except Exception as error:
-                first = first or error
-            else:
+            _, error = judge_one(row, completion, verifier)
+            if error is None:
                 return
+            first = first or error
     if first is not None:
         raise ValueError(
             f"the verifier {name!r} raises on every completion of the first prompts, at first {type(first).__name__}: "
@@ -193,6 +194,23 @@ def answers_of(verifier: Verifier) -> Callable[[str], str | None] | None:
     """
     found: Callable[[str], str | None] | None = ANSWERS.get(verifier) or getattr(verifier, "answer", None)
     return found
+
+
+def verifier_digest(verifier: Verifier) -> str | None:
+    """Returns a digest of the file that defines a verifier, by which one sees that the verifier may have changed.
+
+    Args:
+        verifier: A function, or an object that can be called.
+
+    Returns:
+        16 hexadecimal digits; None if there is no file, such as for a function written in C.
+    """
+    defined: Any = inspect.unwrap(verifier.func if isinstance(verifier, functools.partial) else verifier)
+    try:
+        file = inspect.getsourcefile(defined if inspect.isroutine(defined) else type(defined))
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except (TypeError, OSError):  # TypeError: it is built into Python
+        return None
 
 
 def verifier_by_name(name: str) -> Verifier:

@@ -18,6 +18,7 @@ from .plain_sampling import check_no_processors, check_plain_sampling
 # What `generate` itself adds to the inputs of a model. All of it follows from the ids and their mask.
 OF_GENERATE = {
     *("attention_mask", "position_ids", "cache", "past_key_values", "cache_position", "use_cache", "logits_to_keep"),
+    "cache_params",  # transformers 5.5, for models named Mamba
     *("output_attentions", "output_hidden_states", "return_dict", "tokenizer", "synced_gpus"),
 }
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # of some tokenizers, all 0 for text

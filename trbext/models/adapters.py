@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,29 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def base_of(path: str) -> str | None:
-    """Returns the name of the model to which the adapter in the folder `path` belongs; None if it holds no adapter."""
-    if not (Path(path) / "adapter_config.json").is_file():
-        return None
-    from peft import PeftConfig
+    """Returns the name of the model to which the adapter in the folder `path` belongs; None if it holds no adapter.
 
-    return str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    Raises:
+        ValueError: Its adapter_config.json cannot be read, or names no base model but itself.
+    """
+    file = Path(path) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    # PEFT, which may not be installed, is needed only once the adapter is loaded.
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} must be JSON, got {type(error).__name__}: {error}") from error
+    base = held.get("base_model_name_or_path") if isinstance(held, dict) else None
+    if not (isinstance(base, str) and base):
+        raise ValueError(f"{file} must hold an object with the text base_model_name_or_path, got {held!r:.80}")
+    # transformers would put the adapter on its base model by itself, and it would be merged a second time.
+    if Path(base).is_dir() and Path(base).samefile(path):
+        raise ValueError(
+            f"base_model_name_or_path of {file} must be another folder than the adapter's, got {base}: save the "
+            "adapter into a folder of its own"
+        )
+    return base
 
 
 def check_no_adapter(path: str, role: str) -> None:

@@ -14,6 +14,7 @@ from ..errors import (
     NonFiniteLogits,
     NonFiniteTraining,
     UsageError,
+    is_disk_full,
 )
 from .standard_output import is_of_output
 
@@ -34,7 +35,7 @@ def exit_code(
         to_continue: How an interrupted command continues; ends its line.
 
     Returns:
-        0 if the command returned, USAGE_ERROR, INTERRUPTED or FAILED.
+        0 if the command returned, USAGE_ERROR, INTERRUPTED or FAILED, which a full disk is as well.
 
     Raises:
         Exception: Any other error of the command, and an error of writing to standard output.
@@ -45,7 +46,8 @@ def exit_code(
     except of_the_user as error:
         if is_of_output(error):
             raise
-        return print_usage_error(error)
+        code = print_usage_error(error)
+        return FAILED if isinstance(error, OSError) and is_disk_full(error) else code
     except (Interrupted, DiskFull) as error:
         print(f"trb: {error} {to_continue}".rstrip(), file=sys.stderr)
         return INTERRUPTED if isinstance(error, Interrupted) else FAILED

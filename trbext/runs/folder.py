@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..data.yaml_file import dump_yaml, read_yaml
-from ..errors import UsageError
+from ..errors import UsageError, errors_of
 from ..training.checkpoints.completeness import weight_files
 from ..training.checkpoints.contents import state_fault
 from ..training.metrics.metric_table import Metrics
@@ -240,7 +240,7 @@ class RunFolder:
 
     def append_metrics(self, line: Metrics) -> None:
         """Adds a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with errors_of(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(_json_line(line))
 
     def forget_metrics_after(self, step: int) -> None:

@@ -6,6 +6,7 @@ Whatever can be known to fail fails here, before a model is loaded and before a 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -291,6 +292,8 @@ def _known_model(role: str, name: str, value: str, *, adapter: bool = False) -> 
         raise UsageError(
             f"the teacher 'self' is the base model under a student that is an adapter, and {name} {path} is none"
         )
+    elif importlib.util.find_spec("peft") is None:
+        raise UsageError(f"the student {path} is an adapter and needs peft, which is not installed: pip install peft")
     return path
 
 

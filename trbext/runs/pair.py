@@ -58,7 +58,7 @@ def load_pair(arguments: RunArguments, config: TRBConfig, student: str | None = 
     device = "cuda" if torch.cuda.is_available() and not config.use_cpu else "cpu"
     disable_progress_bar()
     models = {
-        name: load_for_inference(path, name, device, trust_remote_code=trust, **options[name])
+        name: load_for_inference(path, name, device, **{"trust_remote_code": trust} | options[name])
         for name, path in paths.items()
     }
     alignment = align(models["student"], models["teacher"], tokenizer, teacher_tokenizer)

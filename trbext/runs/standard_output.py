@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
-# Of a write to a stream. An error of a file of the user's has a name.
-_OF_A_STREAM = {errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF}
+# The file name of an error of writing to standard output. Without it, a full disk would look alike there and in a file.
+_NAME = "standard output"
 
 
 class OutputClosed(Exception):
@@ -21,14 +22,63 @@ class OutputClosed(Exception):
 
 def is_of_output(error: BaseException) -> bool:
     """Returns whether `error` came from writing to standard output."""
-    return isinstance(error, OSError) and error.filename is None and error.errno in _OF_A_STREAM
+    return isinstance(error, OSError) and error.filename is _NAME
+
+
+@contextmanager
+def named_output() -> Iterator[None]:
+    """Gives errors of writing to standard output, inside, a name by which `is_of_output` knows them."""
+    stream = sys.stdout
+    if stream is None:
+        yield
+        return
+    named: Any = _Named(stream)
+    sys.stdout = named
+    try:
+        yield
+    finally:
+        if sys.stdout is named:  # `discard` may have put None in its place
+            sys.stdout = stream
+
+
+class _Named:
+    """A text stream whose `write` and `flush` raise errors with the name of standard output."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _naming():
+            return self._stream.write(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with _naming():
+            self._stream.flush()
+
+
+@contextmanager
+def _naming() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = _NAME
+        raise
 
 
 def print_anything() -> None:
     """Prints as an escape what the encoding of the output lacks, such as a study's title in the locale C."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        reconfigure = getattr(stream, "reconfigure", None)  # of a text stream over bytes
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
 
 def flush() -> None:

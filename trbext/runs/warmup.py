@@ -63,6 +63,12 @@ def train_warmed_up(
         DiskFull: As `train_run`.
     """
     folder = RunFolder(Path(config.output_dir))
+    try:
+        folder.check_name()
+        if arguments.lora_sft_steps is not None:
+            RunFolder(warmup_folder(folder.path)).check_name()  # which has a longer one
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if arguments.lora_sft_steps is None or (
         resume is not False
         and folder.is_finished(with_curves=plot)

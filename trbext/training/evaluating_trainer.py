@@ -53,20 +53,28 @@ class EvaluatingTrainer(SavingTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self._eval_batches = 0
+        # An evaluation that was interrupted has logged nothing: its sums would be part of this one's means.
+        self._metrics["eval"].clear()
+        self._prefix_means["eval"].pop()
         with self.compute.paused(), nullcontext() if self.engines is None else self.engines.evaluating():
             output: EvalLoopOutput = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             if self.verifier is not None:
                 assert output.metrics is not None
-                try:
-                    found = self._pass_at_1(dataloader.dataset)
-                except VerifierFailed:
-                    if self.is_in_train:  # the steps since the last checkpoint are good
-                        self._save_checkpoint(self.model, trial=None)
-                    raise
+                found = self._pass_at_1(dataloader.dataset)
                 output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except VerifierFailed:  # the steps since the last checkpoint are good
+            self.model.train()  # their sums are logged as those of training
+            self.control.should_evaluate, self.control.should_save = False, True
+            self.control.should_log = self.args.logging_strategy != "no"
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            raise
 
     def _pass_at_1(self, dataset: Any) -> dict[str, float]:
         assert self.verifier is not None

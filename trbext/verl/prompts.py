@@ -20,9 +20,9 @@ from ..errors import USAGE_ERROR, UsageError
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("model_name_or_path", "prompts", "prompts_split", "prompt_column", "prompts_where"), str),
     **dict.fromkeys(("max_prompt_length", "prompts_shuffle_seed", "prompts_limit", "seed"), int),
-    "prompts_unique": bool,
+    **dict.fromkeys(("prompts_unique", "trust_remote_code"), bool),
     "system_prompt": str,
-    "chat_template_kwargs": dict,
+    **dict.fromkeys(("chat_template_kwargs", "model_init_kwargs"), dict),
 }
 _WORDS = {str: "text", int: "a whole number", bool: "true or false", dict: "a mapping"}
 
@@ -73,7 +73,13 @@ class _Fits:
     def __init__(self, recipe: dict[str, Any], longest: int) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer, self._longest = AutoTokenizer.from_pretrained(recipe["model_name_or_path"]), longest
+        # As a run loads it: another revision may have another chat template, by which other prompts fit.
+        revision = (recipe.get("model_init_kwargs") or {}).get("revision", "main")
+        trust = bool(recipe.get("trust_remote_code", False))
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            recipe["model_name_or_path"], revision=revision, trust_remote_code=trust
+        )
+        self._longest = longest
         self._template = recipe.get("chat_template_kwargs") or {}
 
     def __call__(self, prompts: list[Any]) -> list[bool]:

@@ -272,6 +272,20 @@ def test_an_adapter_is_merged_if_nothing_is_trained(
     )
 
 
+def test_an_adapter_in_the_folder_of_its_own_base_is_refused(
+    adapter: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(config["model_name_or_path"], "both")
+    held = json.loads(Path(adapter, "adapter_config.json").read_text(encoding="utf-8"))
+    Path("both/adapter_config.json").write_text(
+        json.dumps(held | {"base_model_name_or_path": "both"}), encoding="utf-8"
+    )
+    shutil.copy(f"{adapter}/adapter_model.safetensors", "both")
+    taught = {"model_name_or_path": "both", "teacher_model_name_or_path": "self"}
+    for words in (["eval", "both", *EVAL], ["train", write(config | taught)]):
+        assert "must be another folder than the adapter's, got both: save the adapter" in refusal(capsys, *words)
+
+
 @pytest.fixture
 def adapter(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Saves a LoRA adapter of the student with a tokenizer beside it, and returns the folder."""

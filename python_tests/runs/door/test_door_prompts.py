@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,18 @@ def test_prompts_that_cannot_be_used_are_named_before_the_run(
     Path("broken.csv").write_bytes(b'prompt,b\n1,2,3\n"')
     line = refusal(capsys, "train", write(config | {"prompts": "rows.jsonl"} | change))
     assert any(part in line for part in message.split("|"))
+
+
+def test_a_chat_template_that_refuses_a_role_is_one_line(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(config["model_name_or_path"], "student")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no role system') }}"  # as Gemma 2's
+    tokenizer.save_pretrained("student")
+    change = {"model_name_or_path": "student", "system_prompt": "Be brief.", "max_prompt_length": 99}
+    line = refusal(capsys, "train", write(config | change))
+    assert line == "trb: prompts 'prompts.jsonl' cannot be encoded: no role system"
 
 
 def test_a_cache_that_cannot_be_written_is_named(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ...errors import UsageError
+from ...errors import UsageError, errors_of
 from .console import print_findings
 from .declaration import read_study
 from .figures import plot_all
 from .findings import Findings
-from .folder import open_folder
+from .folder import check_paths, open_folder
 from .measurements import read_results
 from .page import write_page
 from .results_csv import write_csv
@@ -32,9 +32,11 @@ def compare(config: Path, *, report_only: bool = False) -> list[str]:
     Raises:
         UsageError: The study, its folder or one of its runs is not right, or no run is finished.
         Interrupted: A signal stopped the study.
+        OSError: A file of the study cannot be written.
     """
     console = Console()
     study, declared = read_study(config)
+    check_paths(study)
     failures: list[str] = []
     if report_only:
         if not study.folder.exists():  # it would be declared by the report, before its first run
@@ -62,10 +64,16 @@ def report(findings: Findings, console: Console) -> Path:
 
     Returns:
         The path of the page.
+
+    Raises:
+        OSError: A file cannot be written; it names the file, or the folder of the figures.
     """
     folder = findings.study.folder
-    write_csv(findings, folder / "results.csv")
-    pictures = plot_all(findings, folder / "figures")
-    write_page(findings, pictures, folder / "index.html")
+    with errors_of(folder / "results.csv"):
+        write_csv(findings, folder / "results.csv")
+    with errors_of(folder / "figures"):
+        pictures = plot_all(findings, folder / "figures")
+    with errors_of(folder / "index.html"):
+        write_page(findings, pictures, folder / "index.html")
     print_findings(findings, console)
     return folder / "index.html"

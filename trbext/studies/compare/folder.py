@@ -6,6 +6,7 @@ from typing import Any
 
 from ...data.yaml_file import dump_yaml, read_yaml
 from ...errors import UsageError
+from ...runs.folder import RunFolder
 from .declaration import FREE_ON_RESUME, Study
 
 
@@ -37,6 +38,25 @@ def open_folder(study: Study, declared: dict[str, Any]) -> None:
             f"{study.folder} holds a study of another configuration ({'; '.join(changed)}): name another output_dir. "
             "A study declares its runs, seeds and metric before there are results to see"
         )
+
+
+def check_paths(study: Study) -> None:
+    """Checks that the file system can look for what a study writes, and that nothing else has its name.
+
+    Raises:
+        UsageError: A part of the folder's path is too long, or in a folder that cannot be read; a folder has the name
+            of a file, or a file that of a folder. Writing would fail there, after runs were trained.
+    """
+    try:
+        RunFolder(study.folder).check_name()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for name in ("study.yaml", "study.partial", "study.lock", "results.csv", "index.html"):
+        if (study.folder / name).is_dir():
+            raise UsageError(f"{study.folder / name} must be a file, got a folder: move it away")
+    for name in ("runs", "figures"):
+        if (study.folder / name).is_file():
+            raise UsageError(f"{study.folder / name} must be a folder, got a file: move it away")
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:

@@ -20,8 +20,8 @@ enum class Support { kCommon, kStudent, kTeacher };
 // models have or, if they have none, of the row. Beside an offset of 1e30, or a token of that size that the other model
 // masks, the logits' differences would have no digits.
 template <typename T, int kWarps>
-__device__ __noinline__ void set_double_frame(const KernelArgs& args, const RowPair<T>& pair, BlockState<kWarps>& state,
-                                              int warp, int lane) {
+__device__ __forceinline__ void set_double_frame(const KernelArgs& args, const RowPair<T>& pair,
+                                                 BlockState<kWarps>& state, int warp, int lane) {
   float student = -INFINITY, teacher = -INFINITY;
 #pragma unroll 1
   for (int32_t token = threadIdx.x; token < args.vocab; token += kWarps * kWarp) {
@@ -32,9 +32,13 @@ __device__ __noinline__ void set_double_frame(const KernelArgs& args, const RowP
   }
   const float largest_student = from_ordered(__reduce_max_sync(kAllLanes, ordered(student)));
   const float largest_teacher = from_ordered(__reduce_max_sync(kAllLanes, ordered(teacher)));
-  if (lane == 0) state.double_sums[warp] = {{}, largest_student, largest_teacher};  // where its sums will be
+  if (lane == 0) {  // they are kept where the warp's sums will be
+    state.double_sums[warp].min_d = largest_student;
+    state.double_sums[warp].max_d = largest_teacher;
+  }
   __syncthreads();
   if (threadIdx.x == 0) {
+#pragma unroll 1
     for (int w = 0; w < kWarps; ++w) {
       student = fmaxf(student, static_cast<float>(state.double_sums[w].min_d));
       teacher = fmaxf(teacher, static_cast<float>(state.double_sums[w].max_d));

@@ -14,6 +14,13 @@ __device__ __forceinline__ float reciprocal(float x) {
   return r;
 }
 
+// x > 0 to 20 bits, rounded down, from its upper word: a conversion would take the double-precision unit. What is too
+// small for a float is negative.
+__device__ __forceinline__ float coarse(double x) {
+  constexpr int kBiases = (1023 - 127) << 20;  // of the exponents
+  return __int_as_float((__double2hiint(x) - kBiases) << 3);
+}
+
 // The logarithm to base 2, to 22 bits; -inf at 0 and below the normal numbers.
 __device__ __forceinline__ float log2_of(float x) {
   float r;

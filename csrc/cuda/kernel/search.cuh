@@ -141,8 +141,9 @@ __device__ __forceinline__ Plan plan_sweep(const Search& search, const RowFrame&
   const float from_low = fmaf(ahead, low.mean, low.log_gain), from_high = fmaf(ahead - width, high.mean, high.log_gain);
   const float tangent = from_low > from_high ? from_low : from_high;
   const float tilted = beta * (high.mean - low.mean);  // the exponents at the means, from the center between them
-  const bool stable = (search.headroom < kStableBelow) | (high.f < static_cast<float>(kStableBelow)) |
-                      (static_cast<float>(search.headroom) < kStableBelowPerNatOfTilt * tilted);
+  const float headroom = coarse(search.headroom);
+  const bool stable = (headroom < static_cast<float>(kStableBelow)) | (high.f < static_cast<float>(kStableBelow)) |
+                      (headroom < kStableBelowPerNatOfTilt * tilted);
   const float center = select(stable, row.zero_mean, fmaf(high.mean - low.mean, t, low.mean));
   const float chord = fmaf(t, high.log_gain - low.log_gain, low.log_gain);
   const float overshoot = select(stable, -beta * center, chord - tangent);

@@ -179,12 +179,6 @@ def test_what_a_checkpoint_left_in_its_generation_config_changes_no_rollout(
     assert found[0] == found[1]
 
 
-def test_several_completions_of_a_prompt_are_asked_for_by_rollouts_per_prompt(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"rollout_policy": "student", "generation_kwargs": {"num_return_sequences": 2}}
-    with pytest.raises(ValueError, match=r"got 8 for 4 prompts: take num_return_sequences out of generation_kwargs"):
-        make_trainer(tmp_path, **fields).train()
-
-
 # ---- The teacher under other backends ----
 
 

@@ -110,7 +110,7 @@ def student_path(student: str | PreTrainedModel) -> str:
 def trb_engine(args: TRBConfig, models: EngineModels) -> Engine:
     """Makes an engine of teacher and student: one of this process, or the server that `args` names."""
     if args.vllm_mode == "server":
-        return _server_engine(args, models)
+        return _connected(args, models.teacher)
     k = engine_draft_length(args)
     common = _arguments(args, models, room=slack(k))
     revision = (args.model_init_kwargs or {}).get("revision")
@@ -138,11 +138,6 @@ def student_engine(args: TRBConfig, models: EngineModels, alignment: Alignment) 
     return StudentEngine(
         make_llm(model=models.student, **({"revision": revision} if revision else {}), **common), alignment
     )
-
-
-def _server_engine(args: TRBConfig, models: EngineModels) -> Engine:
-    """Returns the server that `args` names, as `_connected`."""
-    return _connected(args, models.teacher)
 
 
 def check_server(args: TRBConfig, teacher: str, longest: int) -> None:

@@ -60,3 +60,14 @@ def test_an_adapter_that_names_no_other_model_as_its_base_is_refused(tmp_path: P
     with pytest.raises(ValueError, match=f"{tmp_path}/adapter_config.json {words}".replace("{", r"\{")) as refused:
         model_digest(str(tmp_path))
     assert "\n" not in str(refused.value)
+
+
+def test_an_adapter_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    """Two that named each other were followed without end."""
+    for name, base in (("one", "two"), ("two", "one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": str(tmp_path / base)})
+        )
+    with pytest.raises(ValueError, match="must be a whole model, got .*two, which is an adapter itself: merge that"):
+        model_digest(str(tmp_path / "one"))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -19,9 +20,9 @@ def base_of(path: str) -> str | None:
     """Returns the name of the model to which the adapter in the folder `path` belongs; None if it holds no adapter.
 
     Raises:
-        ValueError: Its adapter_config.json cannot be read, or names no base model but itself.
+        ValueError: Its adapter_config.json cannot be read, or names no base model, itself, or another adapter.
     """
-    file = Path(path) / "adapter_config.json"
+    file = Path(path) / CONFIG
     if not file.is_file():
         return None
     # PEFT, which may not be installed, is needed only once the adapter is loaded.
@@ -37,6 +38,11 @@ def base_of(path: str) -> str | None:
         raise ValueError(
             f"base_model_name_or_path of {file} must be another folder than the adapter's, got {base}: save the "
             "adapter into a folder of its own"
+        )
+    if (Path(base) / CONFIG).is_file():
+        raise ValueError(
+            f"base_model_name_or_path of {file} must be a whole model, got {base}, which is an adapter itself: merge "
+            "that one first"
         )
     return base
 

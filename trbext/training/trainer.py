@@ -258,7 +258,7 @@ class TRBTrainer(EvaluatingTrainer):
         elif policy.is_student(self.state.global_step) and self._trl_decodes_student:
             with without_leftovers(self.accelerator.unwrap_model(self.model_wrapped)):
                 completion_ids = super()._generate_single_turn(prompt_ids, images, multimodal_fields, has_tool_images)
-            check_completions(completion_ids, len(prompt_ids), self.alignment)
+            check_completions(completion_ids, self.alignment)
         else:
             size = self.args.rollout_batch_size or len(prompt_ids)
             parts = [prompt_ids[start : start + size] for start in range(0, len(prompt_ids), size)]

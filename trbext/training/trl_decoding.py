@@ -56,22 +56,16 @@ def without_leftovers(model: PreTrainedModel) -> Iterator[None]:
         inner.generation_config = before
 
 
-def check_completions(completions: Sequence[Sequence[int]], prompts: int, alignment: Alignment) -> None:
+def check_completions(completions: Sequence[Sequence[int]], alignment: Alignment) -> None:
     """Checks the completions that TRL decoded.
 
     Args:
         completions: Token ids.
-        prompts: The number of prompts.
         alignment: The vocabulary that both models share.
 
     Raises:
-        ValueError: There is not one completion per prompt, or an id is not one that both models have.
+        ValueError: An id is not one that both models have.
     """
-    if len(completions) != prompts:
-        raise ValueError(
-            f"a step decodes one completion per prompt, got {len(completions)} for {prompts} prompts: take "
-            "num_return_sequences out of generation_kwargs, and set rollouts_per_prompt"
-        )
     highest = max((token for completion in completions for token in completion), default=0)
     if highest >= alignment.width:
         raise ValueError(

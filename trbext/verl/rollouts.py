@@ -14,11 +14,11 @@ from itertools import count
 import numpy as np
 import torch
 
-from ..limits import is_epsilon, not_an_epsilon
+from ..errors import EngineRefused
 from ..rollout.output import Rollout, Speculation
 from ..vllm.assembly import Assembly
 from ..vllm.engine import slack
-from ..vllm.requests import check_prompt_ids, check_temperature
+from ..vllm.requests import check_draw
 from ..vllm.sampler.teacher_top import TeacherTop
 from ..vllm.transport import Completion, Records, RolloutRequest
 from ..vocab import Alignment
@@ -97,10 +97,15 @@ class ReplicaRollouts:
             temperature: At least 0.01.
 
         Raises:
-            ValueError: The budget, the temperature or a length does not fit.
+            EngineRefused: The budget, the temperature or a length does not fit.
             RuntimeError: Logits were at fault, the budget was not kept, or the engine keeps losing drafts.
         """
-        self._check(prompt, epsilon, max_new_tokens, temperature)
+        check_draw([prompt], [epsilon], max_new_tokens, temperature, self.alignment)
+        if len(prompt) + max_new_tokens > self.longest:
+            raise EngineRefused(
+                f"a prompt and its completion must have at most {self.longest} tokens, max_model_len without "
+                f"3 draft_length + 1, got {len(prompt)} + {max_new_tokens}: raise rollout.max_model_len"
+            )
         assembly, repaired, stalled = Assembly(1, max_new_tokens, self.top_k), 0, 0
         while True:
             request = RolloutRequest(
@@ -143,23 +148,6 @@ class ReplicaRollouts:
         """Takes what the engine has recorded of all requests. One caller at a time: the records go to whoever asks."""
         async with self._taking:
             self._mailbox.put(await self._take_records())
-
-    def _check(self, prompt: Sequence[int], epsilon: float, max_new_tokens: int, temperature: float) -> None:
-        check_temperature(temperature)
-        if not is_epsilon(epsilon):
-            raise ValueError(not_an_epsilon(epsilon))
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        if len(prompt) < 2:
-            raise ValueError(
-                f"a prompt must have two tokens, of which the engine holds the last out, got {len(prompt)}"
-            )
-        check_prompt_ids([prompt], self.alignment)
-        if len(prompt) + max_new_tokens > self.longest:
-            raise ValueError(
-                f"a prompt and its completion must have at most {self.longest} tokens, max_model_len without "
-                f"3 draft_length + 1, got {len(prompt)} + {max_new_tokens}: raise rollout.max_model_len"
-            )
 
 
 # The arrays of `StepRecords.take` that are not of tokens from mu, and the one that says whose they are.

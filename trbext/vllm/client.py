@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import EngineFailed, EngineRefused
-from ..limits import is_epsilon, not_an_epsilon
 from ..rollout.events import stream_of
 from ..rollout.output import Rollout, Speculation
 from ..vocab import Alignment
 from .assembly import Assembly
 from .engine import slack
-from .requests import check_prompt_ids, check_temperature
+from .requests import check_draw
 from .sampler.teacher_top import TeacherTop
 from .transport import Engine, RolloutRequest
 
@@ -78,7 +77,7 @@ class EngineRollouts:
             repair: Draws a rollout again from where the engine lost its drafts, and the teacher drew; False raises.
 
         Raises:
-            ValueError: A budget is negative or NaN, the temperature or a prompt too small, or a rollout too long for
+            EngineRefused: A budget is negative or NaN, the temperature or a prompt too small, or a rollout too long for
                 the engine.
             NonFiniteLogits: Logits were at fault.
             EngineFailed: The budget was not kept, or the engine keeps losing drafts.
@@ -86,8 +85,8 @@ class EngineRollouts:
         # 1. Check what the engine would answer wrongly.
         given = np.asarray(epsilon, np.float64)
         budgets: list[float] = [float(given)] * len(prompts) if given.ndim == 0 else given.tolist()
-        self._check(prompts, budgets, max_new_tokens)
-        check_temperature(temperature)
+        check_draw(prompts, budgets, max_new_tokens, temperature, self.alignment)
+        self._check_length(max(map(len, prompts)), max_new_tokens)
         # 2. Ask until every rollout is whole.
         preempted = self.engine.preemptions()
         self.engine.counters(clear=True)
@@ -144,22 +143,7 @@ class EngineRollouts:
             rollout, top, rounds, repaired, None if after is None or preempted is None else after - preempted
         )
 
-    def _check(self, prompts: Sequence[Sequence[int]], budgets: Sequence[float], max_new_tokens: int) -> None:
-        if len(budgets) != len(prompts):
-            raise EngineRefused(f"epsilon must be one number, or one per prompt ({len(prompts)}), got {len(budgets)}")
-        for budget in budgets:
-            if not is_epsilon(budget):
-                raise EngineRefused(not_an_epsilon(budget))
-        if max_new_tokens < 1:
-            raise EngineRefused(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        if not prompts:
-            raise EngineRefused("a draw needs at least one prompt, got none")
-        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
-        if shortest < 2:
-            raise EngineRefused(
-                f"a prompt must have two tokens, of which the engine holds the last out, got {shortest}"
-            )
-        check_prompt_ids(prompts, self.alignment)
+    def _check_length(self, longest: int, max_new_tokens: int) -> None:
         if longest + max_new_tokens > self.longest():
             needed = longest + max_new_tokens + slack(int(self.handshake["draft_length"]))
             raise EngineRefused(

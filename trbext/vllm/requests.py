@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..errors import EngineRefused
 from ..limits import is_epsilon, not_an_epsilon
 from ..vocab import Alignment
 
@@ -43,28 +44,54 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+def check_draw(
+    prompts: Sequence[Sequence[int]],
+    budgets: Sequence[float],
+    max_new_tokens: int,
+    temperature: float,
+    alignment: Alignment,
+) -> None:
+    """Checks what an engine would answer wrongly, but for the length of its rows, which each engine knows by itself.
+
+    Args:
+        prompts: Token ids of each.
+        budgets: KL budget of each, nats per token.
+        max_new_tokens: Of a completion.
+        temperature: Of the rollouts.
+        alignment: The vocabulary that both models share.
+
+    Raises:
+        EngineRefused: Names what does not fit.
+    """
+    check_temperature(temperature)
+    if len(budgets) != len(prompts):
+        raise EngineRefused(f"epsilon must be one number, or one per prompt ({len(prompts)}), got {len(budgets)}")
+    for budget in budgets:
+        if not is_epsilon(budget):
+            raise EngineRefused(not_an_epsilon(budget))
+    if max_new_tokens < 1:
+        raise EngineRefused(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not prompts:
+        raise EngineRefused("a draw needs at least one prompt, got none")
+    shortest = min(map(len, prompts))
+    if shortest < 2:
+        raise EngineRefused(f"a prompt must have two tokens, of which the engine holds the last out, got {shortest}")
+    for prompt in prompts:
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < alignment.width:  # vLLM asks for the teacher only
+                raise EngineRefused(
+                    f"a prompt must have ids from 0 and below {alignment.width}, which both models have, got {token}"
+                )
+
+
 def check_temperature(temperature: float) -> None:
     """Checks that vLLM samples at a temperature.
 
     Raises:
-        ValueError: It does not.
+        EngineRefused: It does not.
     """
     if not LEAST_TEMPERATURE <= temperature < float("inf"):
-        raise ValueError(f"a TRB rollout needs a temperature of at least {LEAST_TEMPERATURE}, got {temperature}")
-
-
-def check_prompt_ids(prompts: Iterable[Sequence[int]], alignment: Alignment) -> None:
-    """Checks that both models can embed every token of the prompts: vLLM asks for the teacher only.
-
-    Raises:
-        ValueError: One of them lacks a token.
-    """
-    for prompt in prompts:
-        for token in (min(prompt), max(prompt)):
-            if not 0 <= token < alignment.width:
-                raise ValueError(
-                    f"a prompt must have ids from 0 and below {alignment.width}, which both models have, got {token}"
-                )
+        raise EngineRefused(f"a TRB rollout needs a temperature of at least {LEAST_TEMPERATURE}, got {temperature}")
 
 
 class Asked(NamedTuple):

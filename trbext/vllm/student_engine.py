@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import EngineRefused
 from ..vocab import Alignment
 from .in_process import keeping_random_state, reload_weights, reset_prefix_cache, shut_down, worker_of
 
@@ -40,11 +41,11 @@ class StudentEngine:
             The token ids of each completion, `alignment.stop` for every EOS id.
 
         Raises:
-            ValueError: A rollout is too long for the engine, which would cut it off without a word.
+            EngineRefused: A rollout is too long for the engine, which would cut it off without a word.
         """
         longest, limit = max(map(len, prompts), default=0), int(self.llm.llm_engine.model_config.max_model_len)
         if longest + max_new_tokens > limit:
-            raise ValueError(
+            raise EngineRefused(
                 f"max_model_len of the student must be at least {longest + max_new_tokens} for prompts of {longest} "
                 f"and completions of {max_new_tokens} tokens, got {limit}"
             )

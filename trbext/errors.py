@@ -1,4 +1,5 @@
-"""Defines errors that are no fault of the program, and the exit codes of commands. Knows a full disk by its error."""
+"""Defines errors that are no fault of the program, and the exit codes of commands. Knows a full or failed disk by its
+error."""
 
 from __future__ import annotations
 
@@ -41,13 +42,13 @@ class EngineRefused(UsageError, ValueError):
     """A rollout engine refuses what it is asked, such as more tokens than it has positions."""
 
 
-class DiskFull(RuntimeError):
+class DiskFailed(RuntimeError):
     """A run can write no more. The message says which run, and from where it continues."""
 
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_DISK_FULL_WORDS = (
-    *(os.strerror(number) for number in sorted(_DISK_FULL)),
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
+_DISK_WORDS = (
+    *(os.strerror(number) for number in sorted(_DISK_ERRORS)),
     *("iostream error", "unexpected pos ", "PytorchStreamWriter failed"),  # torch.save drops the system's reason
 )
 
@@ -66,16 +67,16 @@ def errors_of(path: Path) -> Iterator[None]:
         raise
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Returns whether `error`, or what it was raised from, says that no more can be written to a file.
+def is_of_disk(error: BaseException | None) -> bool:
+    """Returns whether `error`, or what it was raised from, says that a disk is full or fails.
 
     Args:
         error: Of a write: an OSError, torch's RuntimeError, safetensors' SafetensorError.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             return True
-        if any(words in str(error) for words in _DISK_FULL_WORDS):
+        if any(words in str(error) for words in _DISK_WORDS):
             return True
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False

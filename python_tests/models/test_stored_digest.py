@@ -69,5 +69,5 @@ def test_an_adapter_of_an_adapter_is_refused(tmp_path: Path) -> None:
         (tmp_path / name / "adapter_config.json").write_text(
             json.dumps({"base_model_name_or_path": str(tmp_path / base)})
         )
-    with pytest.raises(ValueError, match="must be a whole model, got .*two, which is an adapter itself: merge that"):
+    with pytest.raises(ValueError, match=r"must be a whole model, got .*two, which is an adapter itself: merge that"):
         model_digest(str(tmp_path / "one"))

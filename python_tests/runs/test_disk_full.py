@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from python_tests.runs.run_files import repeatable, same_weights, tiny_run, trb, written
-from trbext.errors import is_disk_full
+from trbext.errors import is_of_disk
 from trbext.runs.folder import RunFolder
 
 
@@ -54,10 +54,11 @@ def test_a_full_disk_is_one_line_and_the_run_continues(
 
 
 def test_other_errors_are_not_of_the_disk() -> None:
-    assert is_disk_full(OSError(errno.ENOSPC, "No space left on device"))
-    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
-    assert not is_disk_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_of_disk(OSError(errno.ENOSPC, "No space left on device"))
+    assert is_of_disk(OSError(errno.ESTALE, "Stale file handle"))  # of a network's file system
+    assert not is_of_disk(OSError(errno.EACCES, "Permission denied"))
+    assert not is_of_disk(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     # torch names one of its files in the errors of writing an archive, and in those of reading a damaged one.
     where = "[enforce fail at inline_container.cc:858] . "
-    assert is_disk_full(RuntimeError(f"{where}unexpected pos 576 vs 470"))
-    assert not is_disk_full(RuntimeError(f"{where}PytorchStreamReader failed reading zip archive"))
+    assert is_of_disk(RuntimeError(f"{where}unexpected pos 576 vs 470"))
+    assert not is_of_disk(RuntimeError(f"{where}PytorchStreamReader failed reading zip archive"))

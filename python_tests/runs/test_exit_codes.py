@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from trbext.errors import DiskFull, EngineFailed, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
+from trbext.errors import DiskFailed, EngineFailed, Interrupted, NonFiniteLogits, NonFiniteTraining, UsageError
 from trbext.runs.exit_codes import exit_code
 from trbext.runs.standard_output import is_of_output, named_output
 
@@ -20,13 +20,13 @@ from trbext.runs.standard_output import is_of_output, named_output
         (UsageError("x must be\n1, got 2"), 2, "trb: x must be 1, got 2"),
         (KeyError("no such file"), 2, "trb: 'no such file'"),
         (Interrupted("stopped at step 3"), 130, "trb: stopped at step 3 with --resume"),
-        (DiskFull("no more can be written"), 1, "trb: no more can be written with --resume"),
+        (DiskFailed("no more can be written"), 1, "trb: no more can be written with --resume"),
         (NonFiniteTraining("the loss is NaN"), 1, "trb: the loss is NaN"),
         (NonFiniteLogits("no token can be drawn"), 1, "trb: no token can be drawn"),
         (EngineFailed("the server is gone"), 1, "trb: the server is gone"),
         (OSError(errno.EACCES, "Not yours", "a"), 2, "trb: [Errno 13] Not yours: 'a'"),
         (OSError(errno.ENOSPC, "Full"), 1, "trb: [Errno 28] Full"),  # of a file: nothing was printed
-        (OSError(errno.EIO, "Broken"), 2, "trb: [Errno 5] Broken"),
+        (OSError(errno.EIO, "Broken"), 1, "trb: [Errno 5] Broken"),
     ],
 )
 def test_each_error_has_its_line_and_exit_code(

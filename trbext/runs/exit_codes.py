@@ -8,13 +8,13 @@ from collections.abc import Callable
 from ..errors import (
     INTERRUPTED,
     USAGE_ERROR,
-    DiskFull,
+    DiskFailed,
     EngineFailed,
     Interrupted,
     NonFiniteLogits,
     NonFiniteTraining,
     UsageError,
-    is_disk_full,
+    is_of_disk,
 )
 from .standard_output import is_of_output
 
@@ -47,8 +47,8 @@ def exit_code(
         if is_of_output(error):
             raise
         code = print_usage_error(error)
-        return FAILED if isinstance(error, OSError) and is_disk_full(error) else code
-    except (Interrupted, DiskFull) as error:
+        return FAILED if isinstance(error, OSError) and is_of_disk(error) else code
+    except (Interrupted, DiskFailed) as error:
         print(f"trb: {error} {to_continue}".rstrip(), file=sys.stderr)
         return INTERRUPTED if isinstance(error, Interrupted) else FAILED
     except (NonFiniteTraining, NonFiniteLogits, EngineFailed) as error:

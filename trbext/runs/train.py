@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback
 
 from ..data.demo_models import model_path
-from ..errors import DiskFull, Interrupted, UsageError, VerifierFailed, is_disk_full
+from ..errors import DiskFailed, Interrupted, UsageError, VerifierFailed, is_of_disk
 from ..models.model_kind import UnsupportedModel
 from ..teachers.remote.teacher import RemoteTeacher
 from ..training.checkpoints.completeness import IncompleteCheckpoint, step_of
@@ -71,7 +71,7 @@ def train_run(
             loaded or have changed; a checkpoint lacks a part; the tokenizers differ.
         Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step.
         NonFiniteTraining: A loss or gradient is NaN or infinite; checkpoints of earlier steps are as they were.
-        DiskFull: A checkpoint, the metrics or the model cannot be written; earlier checkpoints are as they were.
+        DiskFailed: A checkpoint, the metrics or the model cannot be written; earlier checkpoints are as they were.
     """
     # 1. Decide by the folder whether a run begins, continues or is finished.
     folder = RunFolder(Path(config.output_dir))
@@ -129,9 +129,9 @@ def train_run(
         except (IncompleteCheckpoint, VerifierFailed, UnsupportedModel) as error:
             raise UsageError(str(error)) from error
         except Exception as error:
-            if not is_disk_full(error):
+            if not is_of_disk(error):
                 raise
-            raise DiskFull(
+            raise DiskFailed(
                 f"the run in {folder.path} cannot write: {first_line(error)}; {_continuation(folder)}"
             ) from error
     if stop.stopped:

@@ -60,7 +60,7 @@ def train_warmed_up(
         UsageError: As `train_run`, also of the warmup.
         Interrupted: As `train_run`.
         NonFiniteTraining: As `train_run`.
-        DiskFull: As `train_run`.
+        DiskFailed: As `train_run`.
     """
     folder = RunFolder(Path(config.output_dir))
     try:

@@ -152,7 +152,7 @@ class Machine:
         self._ready.push(pc, lanes)
 
     def _force_progress(self) -> bool:
-        """Reports that no lane can run. Release lanes of an mbarrier or a partial warp, or else end all waits."""
+        """Reports that no lane can run. Releases lanes of an mbarrier or a partial warp, or else ends all waits."""
         if self.mbarriers.give_up():
             return True
         if self._parked:

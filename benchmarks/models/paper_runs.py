@@ -132,7 +132,7 @@ def hours(student: Qwen3, teacher: Qwen3) -> dict[str, float]:
 
 
 def engine_seconds(student: Qwen3, teacher: Qwen3 | None, *, epsilon: float = EPSILON) -> float:
-    """Return the seconds in which vLLM decodes the rollouts of a step on eight GPUs, each with its share at once.
+    """Returns the seconds in which vLLM decodes the rollouts of a step on eight GPUs, each with its share at once.
 
     A pass reads the weights, and the keys and values of the rollouts that are not finished. A round of TRB is
     DRAFT_LENGTH passes of the student and one of the teacher. A draft is accepted with probability
@@ -159,7 +159,7 @@ def engine_seconds(student: Qwen3, teacher: Qwen3 | None, *, epsilon: float = EP
 
 
 def suite_by_engine(student: Qwen3, completions: int, rows: int = 256) -> float:
-    """Return the seconds in which vLLM decodes a suite on eight GPUs, each with `rows` rollouts at any time."""
+    """Returns the seconds in which vLLM decodes a suite on eight GPUs, each with `rows` rollouts at any time."""
     tokens = completions * MEAN_LENGTH / GPUS
     weights = tokens / rows * (2 * student.parameters / BANDWIDTH + ENGINE_PASS)
     return weights + tokens * MEAN_PREFIX * student.kv_bytes / BANDWIDTH

@@ -111,7 +111,7 @@ class SamplerTimes:
             Method("verify, teacher's top 16 recorded", partial(verify, self._epsilons[0], top_k=16)),
         ]
         time_interleaved(self.methods, lambda: probs.sum(), repetitions=15, seconds=self._seconds)
-        # 3. The engine goes on with its own step.
+        # 3. The engine continues with its own step.
         verify(self._epsilons[0])
         logits.copy_(kept[0])
         probs.copy_(kept[1])

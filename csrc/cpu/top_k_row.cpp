@@ -13,9 +13,9 @@ using torch::headeronly::ScalarType;
 
 constexpr uint16_t kMinusInfinityBits = 0xff80;  // of bfloat16
 
-// The mass of mu, or of max(mu - pi_S, 0), on tokens that have the mass e^log_student under the student and one log
-// mu / pi_S. Their logarithms are added first, because either exponential alone may be 0 or infinite. If the two masses
-// are close, their difference is computed from the ratio, because it would cancel otherwise.
+// The mass of mu, or of max(mu - pi_S, 0), on tokens whose student mass is e^log_student and which share one value of
+// log(mu / pi_S). Their logarithms are added first, because either exponential alone may be 0 or infinite. If the two
+// masses are close, their difference is computed from the ratio, because it would cancel otherwise.
 double mass_of(double log_student, double log_ratio, bool residual) {
   if (!residual) return std::exp(log_student + log_ratio);
   return !(log_ratio > 0.0) ? 0.0

@@ -1,6 +1,7 @@
 // Finds beta* = max { beta in [0, 1] : KL(mu_beta || pi_S) <= epsilon } of a row. The solver is a state machine that
-// asks for sweeps and never reads the row itself, so that CPU threads, GPU blocks and unit tests with synthetic sums
-// run the same code.
+// asks for sweeps and never reads the row itself, so that CPU threads, unit tests with synthetic sums, and GPU blocks
+// with a row in double precision or a top-k teacher run the same code. csrc/cuda/kernel/search_state.cuh is the same
+// search for the other rows of a GPU.
 //
 //   Solver solver(epsilon, max_sweeps);
 //   solver.begin(start);                                              // from the sums of the first sweep

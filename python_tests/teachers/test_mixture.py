@@ -124,7 +124,7 @@ def test_wrong_weights_and_teachers_are_refused() -> None:
 
         def score(self, sequences: Any, starts: Any, alignment: Any) -> Any: ...
 
-    with pytest.raises(ValueError, match="must give logits, and a Told tells its top k tokens only"):
+    with pytest.raises(ValueError, match="must give logits, and a Told is a top-k teacher"):
         mixture([one, Told()])
     with pytest.raises(ValueError, match="mean must be one of geometric, arithmetic, got 'harmonic'"):
         mixture([one], mean="harmonic")  # type: ignore[arg-type]

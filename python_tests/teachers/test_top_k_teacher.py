@@ -151,7 +151,7 @@ def test_a_server_is_such_a_teacher(pair: tuple[Any, Any]) -> None:
 def test_what_it_cannot_do_is_refused(pair: tuple[Any, Any]) -> None:
     student, model = pair
     teacher: Any = TopOfModel(model, 2)
-    with pytest.raises(ValueError, match=r"tells their log-probs at temperature 1, got temperature 0\.5"):
+    with pytest.raises(ValueError, match=r"gives log-probs at temperature 1 only, got temperature 0\.5"):
         roll(student, teacher, 1, temperature=0.5)
     prompts: Any = left_padded(FIRST)
     options: Any = {"max_new_tokens": 2, "alignment": ALIGNMENT, "pad_token_id": PAD}

@@ -139,7 +139,7 @@ def test_the_first_rollout_that_fails_is_told_with_the_counters(module: Any) -> 
             asyncio.run(server.generate(PROMPT, {**SAMPLING, "max_tokens": length}, "r"))
     counts = asyncio.run(server.trb_counters())
     assert counts["tokens"] == 3
-    with pytest.raises(RuntimeError, match=r"a rollout of replica 1 failed, .* lack it: ValueError: .* got 3 \+ 99"):
+    with pytest.raises(RuntimeError, match=r"a rollout of replica 1 failed, .* lack it: EngineRefused: .* got 3 \+ 99"):
         check_rollouts([{"tokens": 3}, counts])
     check_rollouts([asyncio.run(server.trb_counters())])
 
@@ -160,8 +160,12 @@ def test_pictures_are_refused(module: Any) -> None:
         ({"custom": None}, "custom.trb must say what TRB draws with"),
         ({"custom": {"trb": {"teacher": "T", "epsilon": 0.1, "draft": 3}}}, "has the names .*, got draft"),
         ({"custom": {"trb": {"epsilon": 0.1}}}, "custom.trb.teacher must be given"),
-        ({"custom": {"trb": {"teacher": "T", "epsilon": -1}}}, "0 <= epsilon <= inf, got -1"),
-        ({"custom": {"trb": {"teacher": "T", "epsilon": 1, "draft_length": 0}}}, "draft_length .* at least 1, got 0"),
+        ({"custom": {"trb": {"teacher": "T", "epsilon": 0.1}}}, "custom.trb.warmup_steps must be given"),
+        ({"custom": {"trb": {"teacher": "T", "epsilon": -1, "warmup_steps": 4}}}, "0 <= epsilon <= inf, got -1"),
+        (
+            {"custom": {"trb": {"teacher": "T", "epsilon": 1, "schedule": "constant", "draft_length": 0}}},
+            "draft_length .* at least 1, got 0",
+        ),
     ],
 )
 def test_a_replica_whose_tokens_would_not_follow_mu_does_not_start(

@@ -1,6 +1,7 @@
-"""Words requests for completions as a vLLM or an SGLang server takes them, and reads their answers.
+"""Writes requests for completions as a vLLM or an SGLang server takes them, and reads their answers.
 
-Every option that changes the distribution is said, or a server would take it from the model's generation_config.
+Every option that changes the distribution is sent, because a server would otherwise take it from the model's
+generation_config.
 """
 
 from __future__ import annotations

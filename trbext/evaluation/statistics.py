@@ -76,7 +76,7 @@ def differences(values: Mapping[str, Sequence[Floats]]) -> list[Difference]:
     """Compares every pair of checkpoints.
 
     The p-value is that of random flips of the signs of the differences of prompts, which would be as likely if the two
-    checkpoints were equal; it is at least 1 / 20,000.
+    checkpoints were equal; it is at least 1 / 20,001.
 
     Args:
         values: Of each checkpoint, [P] of each benchmark.

@@ -45,8 +45,9 @@ class _Slots:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity  # columns
         self.seen = 0  # columns that attention sees in the next forward
-        self.rows = torch.empty(0)  # [B, 1] and
-        self.columns = torch.empty(0)  # [B, q]: the places of its keys and values
+        # The places of its keys and values, [B, 1] and [B, q].
+        self.rows = torch.empty(0)
+        self.columns = torch.empty(0)
         self.first: int | None = None  # the first of these columns, if it is known to be the same in all rows
 
 

@@ -44,7 +44,7 @@ class Decoding:
     policy: Policy = field(init=False)
 
     def __post_init__(self, epsilon: float | Tensor | None, given_policy: Policy | None, check: bool) -> None:
-        # 1. The policy, of which a budget is short for one.
+        # 1. Make the policy; an epsilon stands for TrustRegion(epsilon).
         if (epsilon is None) == (given_policy is None):
             raise ValueError(
                 f"give epsilon or policy, one of the two, got epsilon = {epsilon} and policy = {given_policy}"
@@ -81,14 +81,10 @@ class Decoding:
 
     def _check_top_k_teacher(self) -> None:
         if self.budget is None:
-            raise ValueError(
-                "a teacher that tells its top k tokens serves policies with a KL budget, got "
-                f"{type(self.policy).__name__}"
-            )
+            raise ValueError(f"a top-k teacher serves policies with a KL budget, got {type(self.policy).__name__}")
         if self.temperature != 1:
             raise ValueError(
-                "a teacher that tells its top k tokens tells their log-probs at temperature 1, got temperature "
-                f"{self.temperature}"
+                f"a top-k teacher gives log-probs at temperature 1 only, got temperature {self.temperature}"
             )
 
     def _set(self, name: str, value: object) -> None:

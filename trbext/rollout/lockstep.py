@@ -120,7 +120,7 @@ def lockstep(
 def decode_in_lockstep(decoding: Decoding) -> Rollout:
     """Returns the rollout of checked arguments; see `lockstep`."""
     if isinstance(decoding.teacher, TopKTeacher):
-        raise ValueError("a teacher that tells its top k tokens has no lockstep: call trbext.speculative")
+        raise ValueError("a top-k teacher has no lockstep: call trbext.speculative")
     # 1. Draw all random numbers, and make room for what the rollout records.
     prompts, prompt_mask, lengths = decoding.prompts, decoding.prompt_mask, decoding.lengths
     (batch, width), device, limit = prompts.shape, decoding.device, decoding.max_new_tokens

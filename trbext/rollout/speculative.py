@@ -123,9 +123,7 @@ def speculative(
     with torch.no_grad(), decoding.evaluating():
         reasons = [reason for reason in map(cannot_take_back, decoding.models) if reason is not None]
     if reasons and top_k:
-        raise ValueError(
-            f"a teacher that tells its top k tokens needs a student from which tokens can be taken back: {reasons[0]}"
-        )
+        raise ValueError(f"a top-k teacher needs a student from which tokens can be taken back: {reasons[0]}")
     if reasons:
         warnings.warn(f"decoding in lockstep: {' and '.join(reasons)}", stacklevel=2)
         return decode_in_lockstep(decoding)

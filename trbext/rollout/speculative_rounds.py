@@ -50,8 +50,8 @@ class Rounds:
         self.values = torch.zeros((5, *self.tokens.shape), dtype=torch.float32, device=device)
         self.accepted = torch.zeros(self.tokens.shape, dtype=torch.bool, device=device)
         self.written_of_all = torch.zeros(batch, dtype=torch.int64, device=device)
-        # 3. Of the rows still in the batch: index, status, tokens written, and [n, u] what neither KV cache holds
-        # yet: the whole prompt, which the first round feeds, and then the last token written.
+        # 3. Of the rows still in the batch: index, status, tokens written, and [n, u] the tokens that are in neither KV
+        # cache yet: in the first round the whole prompt, later the last token written.
         self.rows = torch.arange(batch, device=device)
         self.status = torch.full_like(self.rows, RUNNING)
         self.written = torch.zeros_like(self.rows)

@@ -97,7 +97,7 @@ def mixture(
 
     Raises:
         TypeError: The teachers are neither a list nor a mapping.
-        ValueError: There is no teacher, one is a mixture itself or tells its top k tokens only, the weights do not fit,
+        ValueError: There is no teacher, one is a mixture itself or a top-k teacher, the weights do not fit,
             or there is no such mean.
     """
     if not isinstance(teachers, (Sequence, Mapping)) or isinstance(teachers, str):
@@ -111,7 +111,7 @@ def mixture(
             raise ValueError("a teacher of a mixture must be no mixture itself: list all teachers in one")
         if isinstance(teacher, TopKTeacher):
             raise ValueError(
-                f"a teacher of a mixture must give logits, and a {type(teacher).__name__} tells its top k tokens only"
+                f"a teacher of a mixture must give logits, and a {type(teacher).__name__} is a top-k teacher"
             )
     if mean not in MEANS:
         raise ValueError(f"mean must be one of {', '.join(MEANS)}, got {mean!r}")

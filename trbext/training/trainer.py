@@ -80,7 +80,7 @@ class TRBTrainer(EvaluatingTrainer):
         teacher_model: A path, a causal LM, or None to load `args.teacher_model_name_or_path`. Its tokenizer must give
             the same ids as the student's (checked if it is given by path); logit widths and EOS ids may differ. "self"
             or a `self_teacher` is the base model under a student with an adapter, a `mixture` is several teachers, a
-            `RemoteTeacher` tells its top k tokens, and a `NextTokenModel` with `vocab_size` and `eos_token_ids` is any
+            `RemoteTeacher` is a top-k teacher, and a `NextTokenModel` with `vocab_size` and `eos_token_ids` is any
             other.
         args: The configuration; None is the default one.
         train_dataset: Rows with a column "prompt", text or messages.
@@ -167,7 +167,7 @@ class TRBTrainer(EvaluatingTrainer):
         )
         self.alignment = align(self.model, teacher, self._tokenizer, teacher_tokenizer)
         stop_with_all_eos_ids(self.model, self.alignment)
-        # A model that was given and is never saved here is the caller's to save. Of an adapter, PEFT saves its own.
+        # Check only a model that this trainer will save. PEFT saves the configuration of an adapter.
         if (loaded_here or args.save_strategy != "no") and not hasattr(self.model, "peft_config"):
             check_can_be_saved(self.model, self._tokenizer)
         args.read_tokenizer(self._tokenizer, self.alignment.width)
@@ -180,7 +180,7 @@ class TRBTrainer(EvaluatingTrainer):
         if isinstance(teacher, TopKTeacher):
             self._use_top_k_teacher(teacher)
         elif args.loss_tokens_of == "student":
-            raise ValueError("loss_tokens_of is of a teacher that tells its top k tokens: leave it out")
+            raise ValueError("loss_tokens_of is of a top-k teacher: leave it out")
         if not isinstance(teacher, (TopKTeacher, DescribedTeacher)):
             check_separate(self.model, teacher)
             self._fused_loss = choose_fused_loss(
@@ -189,7 +189,8 @@ class TRBTrainer(EvaluatingTrainer):
             self.teacher_model = prepare_teacher(teacher, self.accelerator, routed=args.teacher_column is not None)
             for dataset in (train_dataset, eval_dataset):
                 check_labels(dataset, args.teacher_column, teacher)
-        if not (self._dist.is_fsdp or self.is_deepspeed_enabled):  # those two: with the first rollout, on whole weights
+        # Models of FSDP and DeepSpeed are checked at the first rollout, when their weights are gathered.
+        if not (self._dist.is_fsdp or self.is_deepspeed_enabled):
             self._check_models(self.model, *([] if self.teacher_model is None else [self.teacher_model]))
         if self.teacher_model is not None:
             self._offloaded = offloaded(self.teacher_model, args, self.accelerator)

@@ -72,7 +72,7 @@ class Asked:
 
         Args:
             request: With the key 0.
-            number: Of `Mailbox.open`.
+            number: Of `Mailbox.expect`.
         """
         return {
             "temperature": request.temperature,

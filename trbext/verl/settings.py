@@ -56,7 +56,8 @@ class RolloutSettings:
         unknown = sorted(given.keys() - {*OF_ROLLOUTS, *OF_SCHEDULE})
         if unknown:
             raise ValueError(f"{WHERE} has the names {', '.join(OF_ROLLOUTS + OF_SCHEDULE)}, got {unknown[0]}")
-        for name in ("teacher", "epsilon"):
+        falls = given.get("schedule", "linear") in ("linear", "cosine")  # to 0, at once if no step were named
+        for name in ("teacher", "epsilon", *["warmup_steps"] * falls):
             if given.get(name) is None:
                 raise ValueError(f"{WHERE}.{name} must be given, got nothing")
         schedule = Schedule.make(

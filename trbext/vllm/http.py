@@ -30,7 +30,7 @@ NOT_OF_KEY = {"teacher_index": "teacher_key", "fault_key": "fault_key"}
 class HTTPEngine:
     """The `Engine` of a server, for one client at a time: a draw takes all records that the server holds.
 
-    A client whose server has started again, or of which another client has changed weights or settings, is told so.
+    A call raises if the server has started again, or if another client has changed its weights or settings.
     No request is sent twice. One that was cut off may have drawn tokens, and to draw again the rollouts that took long
     would favor the short ones.
 

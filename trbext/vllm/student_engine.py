@@ -1,4 +1,4 @@
-"""Draws rollouts of the student alone from a plain vLLM engine of this process, which holds no teacher."""
+"""Draws rollouts of only the student from a plain vLLM engine of this process, which holds no teacher."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ __device__ __forceinline__ float reciprocal(float x) {
   return r;
 }
 
-// x > 0 to 20 bits, rounded down, from its upper word: a conversion would take the double-precision unit. What is too
-// small for a float is negative.
+// Rounds x > 0 down to 20 bits, from its upper word: a conversion would use the double-precision unit. The result is
+// negative if x is below the smallest float.
 __device__ __forceinline__ float coarse(double x) {
   constexpr int kBiases = (1023 - 127) << 20;  // of the exponents
   return __int_as_float((__double2hiint(x) - kBiases) << 3);

@@ -94,8 +94,8 @@ struct RowTask {
   int32_t judged;  // 0 if the row is at fault before its logits are read, or belongs to no request
 };
 
-// Where the search for a row's request may begin, from what an earlier row has found: no request before `first` has
-// rows from `reached` on.
+// The request at which the search for the next row's request may begin. No request before `first` has rows from
+// `reached` on.
 struct RequestScan {
   int64_t first = 0, reached = 0;
 };

@@ -128,9 +128,9 @@ struct Cluster {
   }
 };
 
-// Counts the exchanges and rows of a block. Those of records alternate between two slots, and those of residuals have a
-// slot of their own: a block may send its next record while a slow peer still reads the last one, and cannot send the
-// one after before the peer has sent its next.
+// Counts the exchanges and rows of a block. Records alternate between two slots, A and B: while a slow peer still reads
+// A, a block may send its next record to B. It cannot send to A again before the peer has sent its own record to B,
+// after it has read A. Residuals have a slot of their own.
 class Exchanges {
  public:
   // The number of the next exchange of records, modulo 4: its slot, and twice the parity of the slot's phase.

@@ -1,6 +1,7 @@
-// Solves a row in double precision, by one block that reads device memory in every sweep. For rows whose logits lie too
-// far apart for float32 exponents: log-ratios that span more than 1000 nats, as with a mask of -1e4 or of the lowest
-// finite number in only one model.
+// Solves a row in double precision, by one block that reads device memory in every sweep. It is for rows whose logits
+// lie too far apart for float32 exponents: log-ratios that span more than 1000 nats, as with a mask of -1e4 or of the
+// lowest finite number in only one model; a common support with less than kLeastCommonMass of a model; 16-bit maxima
+// more than kLargestOffset apart. It is also for rows of one token.
 //
 // This is rare and slow: a few hundred double-precision instructions per token and sweep, which are several
 // milliseconds per row on a data-center GPU, which has double precision at half speed, and 30 times that on others.

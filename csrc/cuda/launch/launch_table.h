@@ -90,9 +90,9 @@ constexpr Launch widened(const Launch& usual, int64_t vocab, int64_t logit_bytes
 }
 
 // Whether the wide launch is faster for a call of `rows` rows (benchmarks/models/cuda_model.py), by how many clusters
-// of either the device runs at once. It takes all calls if two of its blocks fit on a multiprocessor and only one of
-// the usual launch, and as many rows are in flight. Otherwise it takes those that it solves in one turn, and those for
-// which the usual one needs a second turn that hardly fills the device, and the wide one a third.
+// of either launch the device runs at once. It is faster for every number of rows if two wide blocks but only one usual
+// block fit on a multiprocessor, and as many rows are in flight. Otherwise it is faster if it solves all rows in one
+// turn, or if it needs three turns and the usual launch would leave its second turn nearly empty.
 constexpr bool takes_wide(const Architecture& architecture, const Launch& usual, int64_t clusters_of_usual,
                           const Launch& wide, int64_t clusters_of_wide, int64_t rows) {
   if (wide.ranks == usual.ranks || clusters_of_wide == 0) return false;

@@ -173,7 +173,7 @@ def test_a_server_that_takes_too_few_tokens_is_refused_before_the_run(
     [
         ({"loss_estimator": "full"}, "trains by loss_estimator 'top_k', got loss_estimator='full'"),
         ({"loss_top_k": 16}, "over the teacher's teacher_top_k = 20 tokens, got loss_top_k = 16"),
-        ({"temperature": 0.7}, r"tells their log-probs at temperature 1, got temperature=0\.7"),
+        ({"temperature": 0.7}, r"gives log-probs at temperature 1 only, got temperature=0\.7"),
         ({"rollout_policy": "skd"}, "serves trb, student, fixed, sft, teacher, each"),
         ({"veto_start": 0.5}, "Veto's target needs the whole distribution"),
         ({"teachers": {"a": "b"}}, "teacher_url names one teacher, got teachers"),

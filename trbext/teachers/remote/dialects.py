@@ -1,4 +1,4 @@
-"""Words requests for log-probs as a vLLM or an SGLang server takes them, and reads their answers."""
+"""Writes requests for log-probs as a vLLM or an SGLang server takes them, and reads their answers."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class DecodingFields:
     draft_length: str = field(
         default="auto",
         metadata={
-            "help": "Tokens the student drafts ahead for one pass of the teacher, which then writes up to one more; "
+            "help": "Tokens the student drafts per pass of the teacher, after which up to one more is drawn from mu; "
             "the law of a rollout is the same for all: 'auto' = chosen round by round, by costs measured in the first "
             "step (with use_vllm: 4); 0 = lockstep; or a number."
         },

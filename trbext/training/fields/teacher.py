@@ -19,26 +19,20 @@ OF_TOP_K = tuple(policy for policy in BUDGETED if policy != "gkd")  # whose budg
 
 
 def wrong_for_top_k(config: Any) -> Iterator[str]:
-    """Yields what of a configuration a teacher cannot do that tells the log-probs of its top k tokens."""
+    """Yields what of a configuration a top-k teacher cannot do."""
     if config.loss_estimator != "top_k":
-        yield (
-            "a teacher that tells its top k tokens trains by loss_estimator 'top_k', got "
-            f"loss_estimator={config.loss_estimator!r}"
-        )
+        yield f"a top-k teacher trains by loss_estimator 'top_k', got loss_estimator={config.loss_estimator!r}"
     if config.beta != 1.0:
-        yield f"a teacher that tells its top k tokens trains by the reverse KL, beta = 1.0, got beta = {config.beta}"
+        yield f"a top-k teacher trains by the reverse KL, beta = 1.0, got beta = {config.beta}"
     if config.veto_start != 0:
         yield f"Veto's target needs the whole distribution of the teacher, got veto_start={config.veto_start}"
     if config.of_whole_teacher is not None:
-        yield f"a teacher that tells its top k tokens has no whole distribution, got {config.of_whole_teacher}"
+        yield f"a top-k teacher has no whole distribution, got {config.of_whole_teacher}"
     if config.temperature != 1:
-        yield (
-            "a teacher that tells its top k tokens tells their log-probs at temperature 1, got "
-            f"temperature={config.temperature}"
-        )
+        yield f"a top-k teacher gives log-probs at temperature 1 only, got temperature={config.temperature}"
     if ":" not in config.rollout_policy and config.rollout_policy not in OF_TOP_K:
         yield (
-            f"a teacher that tells its top k tokens serves {', '.join(OF_TOP_K)}, each of which is a KL budget, got "
+            f"a top-k teacher serves {', '.join(OF_TOP_K)}, each of which is a KL budget, got "
             f"rollout_policy={config.rollout_policy!r}"
         )
 

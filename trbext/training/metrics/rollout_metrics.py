@@ -65,7 +65,7 @@ def drafting_metrics(generation: Generation, accelerator: Accelerator) -> dict[s
 
 
 def engine_metrics(generation: Generation, accelerator: Accelerator) -> dict[str, float]:
-    """Compute how the engine fared. Every process calls it.
+    """Computes how the engine fared. Every process calls it.
 
     Args:
         generation: Of one optimizer step or evaluation batch, whose rollouts an engine drew.

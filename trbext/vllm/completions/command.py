@@ -1,4 +1,4 @@
-"""Words the command line of a vLLM server that only this process asks for completions of one model."""
+"""Builds the command line of a vLLM server that only this process asks for completions of one model."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from ..versions import check_runner
 from .counters import Counters
 from .row_layout import Flags, RowLayout, on_device
 from .step_records import Step, StepRecords
+from .teacher_draw import draw_from_teacher
 from .teacher_top import teacher_top
 from .vocabulary import Vocabulary
 
@@ -228,7 +229,7 @@ class Hook:
         requests = on_device(lost, self._device)
         scale = temperature[requests]
         of_teacher = self.settings.vocabulary.canonical_(logits[on_device(at, self._device)].float(), scale)
-        weights = (of_teacher / scale[:, None]).softmax(-1).nan_to_num(1.0)
-        drawn = torch.multinomial(weights, 1, generator=self.generator)[:, 0]
+        uniforms = torch.rand(len(lost), dtype=torch.float64, device=self._device, generator=self.generator)
+        drawn = draw_from_teacher(of_teacher, torch.arange(len(lost), device=self._device), scale, uniforms)
         tokens[requests, 0] = drawn.to(tokens.dtype)
         self.records.add_teacher_tokens(self._keys[lost], self._places(counts)[requests])

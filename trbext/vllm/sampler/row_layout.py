@@ -54,11 +54,6 @@ class RowLayout:
         """[N] the request of each row."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
-    @property
-    def first_logits(self) -> Indices:
-        """[B] the first row of each request in the teacher's logits, which hold one more row per request."""
-        return np.cumsum(self.counts + 1) - self.counts - 1
-
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """`array` as a tensor on `device`. The host does not wait: it copies from pinned memory."""

@@ -1,4 +1,4 @@
-"""Draws tokens from the teacher alone, for requests that have lost their drafts."""
+"""Draws tokens from only the teacher, for requests that have lost their drafts."""
 
 from __future__ import annotations
 

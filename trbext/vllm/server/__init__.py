@@ -1,1 +1,1 @@
-"""A vLLM server of TRB rollouts: the calls that it adds to vLLM's, the commands that start and check one."""
+"""Serves TRB rollouts by vLLM: the calls that the server adds to vLLM's, and the commands that start and check it."""

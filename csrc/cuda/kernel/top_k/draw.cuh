@@ -7,8 +7,8 @@
 
 namespace trb::cuda {
 
-// The mass of mu, or of max(mu - pi_S, 0), on tokens that have the mass e^log_student under the student and one log
-// mu / pi_S (csrc/cpu/top_k_row.cpp). Not inlined, because of its exponentials.
+// The mass of mu, or of max(mu - pi_S, 0), on tokens whose student mass is e^log_student and which share one value of
+// log(mu / pi_S) (csrc/cpu/top_k_row.cpp). Not inlined, because of its exponentials.
 __device__ __noinline__ double mass_of(double log_student, double log_ratio, bool residual) {
   if (!residual) return ::exp(log_student + log_ratio);
   if (!(log_ratio > 0.0)) return 0.0;

@@ -37,6 +37,19 @@ _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
     "cache_implementation": (None,),
     "do_sample": (True,),
 }
+# What a rollout needs of other options of generation, and why.
+_ENDS = "completions end at the EOS ids of both models"
+_OF_A_ROLLOUT: dict[str, tuple[int | None, str]] = {
+    "num_return_sequences": (1, "a step decodes one completion per prompt, and rollouts_per_prompt repeats prompts"),
+    "eos_token_id": (None, _ENDS),
+    "stop_strings": (None, _ENDS),
+}
+# What transformers would do that a step, or its repetition, does not survive.
+_REFUSED = {
+    "auto_find_batch_size": "the rollouts of a step are made for one batch size; for less memory, lower "
+    "rollout_batch_size or per_device_train_batch_size",
+    "ignore_data_skip": "a resumed run repeats its own steps, on the same prompts",
+}
 # They leave the law of a token as it is, and only make TRL decode.
 _OF_THE_CACHE = (
     *("cache_implementation", "generation_kwargs['cache_implementation']", "generation_kwargs['cache_config']"),
@@ -158,6 +171,9 @@ class TRBConfig(
         super().__post_init__()
         check_template_options(self.chat_template_kwargs)
         check_optimization(self)
+        for name, reason in _REFUSED.items():
+            if getattr(self, name):
+                raise ValueError(f"{name} must be false, got {getattr(self, name)}: {reason}")
         self.check_policy()
         self.choose_loss_of_server()
         self.check_loss(self.beta)
@@ -171,12 +187,10 @@ class TRBConfig(
             self.trb_schedule_points = _points_by_step(self.trb_schedule_points)
         self.schedule(total_steps=0)  # the schedule's own checks, now rather than at the first step
         self.check_decoding()
-        given = self.generation_kwargs.get("num_return_sequences") if isinstance(self.generation_kwargs, dict) else None
-        if given not in (1, None):
-            raise ValueError(
-                f"generation_kwargs['num_return_sequences'] must be 1, got {given!r}: a step decodes one completion "
-                "per prompt, and rollouts_per_prompt repeats prompts"
-            )
+        for name, value in (self.generation_kwargs if isinstance(self.generation_kwargs, dict) else {}).items():
+            needed, reason = _OF_A_ROLLOUT.get(name, (value, ""))
+            if value not in (needed, None):
+                raise ValueError(f"generation_kwargs[{name!r}] must be {needed}, got {value!r}: {reason}")
         if self.rollouts_per_prompt < 1:
             raise ValueError(f"rollouts_per_prompt must be at least 1, got {self.rollouts_per_prompt}")
         if self.eval_samples < 1:

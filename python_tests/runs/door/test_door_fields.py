@@ -24,6 +24,19 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
         {"rollout_policy": "student", "generation_kwargs": {"num_return_sequences": 2}},
         "generation_kwargs['num_return_sequences'] must be 1, got 2: a step decodes one completion per prompt",
     ),
+    (
+        {"rollout_policy": "student", "generation_kwargs": {"eos_token_id": 5}},
+        "generation_kwargs['eos_token_id'] must be None, got 5: completions end at the EOS ids of both models",
+    ),
+    (
+        {"rollout_policy": "student", "generation_kwargs": {"stop_strings": ["7"]}},
+        "generation_kwargs['stop_strings'] must be None, got ['7']: completions end at the EOS ids of both models",
+    ),
+    (
+        {"auto_find_batch_size": True},
+        "auto_find_batch_size must be false, got True: the rollouts of a step are made fo",
+    ),
+    ({"ignore_data_skip": True}, "ignore_data_skip must be false, got True: a resumed run repeats its own steps, on"),
     ({"max_steps": 2.5}, "invalid int value: '2.5'"),
     ({"output_dir": 2026}, "output_dir is text, which YAML reads as 2026: quote it"),
     ({"system_prompt": True}, "system_prompt is text, which YAML reads as True: quote it"),

@@ -114,7 +114,7 @@ def test_pass_at_1_is_the_share_of_right_samples(tmp_path: Path) -> None:
     assert abs(metrics["eval_pass@1"] - chance) < 4 * math.sqrt(chance * (1 - chance) / 300)
     assert trainer.state.log_history[-1]["eval_pass@1"] == metrics["eval_pass@1"]
     assert math.isfinite(metrics["eval_loss"])
-    assert metrics["eval_trb/reverse_kl"] == pytest.approx(metrics["eval_loss"], rel=0.1)
+    assert metrics["eval_trb/reverse_kl"] == metrics["eval_loss"]
     again = trainer.evaluate()  # the same step, the same random numbers
     assert (again["eval_pass@1"], again["eval_loss"]) == (metrics["eval_pass@1"], metrics["eval_loss"])
 
@@ -145,10 +145,28 @@ def test_pass_at_1_can_choose_the_best_checkpoint(tmp_path: Path) -> None:
     assert trainer.state.best_metric == max(found)
 
 
+@pytest.mark.parametrize("fields", [{}, {"loss_top_k": 4}])
+def test_the_held_out_loss_is_a_mean_over_tokens_in_batches_of_any_size(tmp_path: Path, fields: dict[str, Any]) -> None:
+    for size in (1, 2, 5):
+        sets = {"few": prompts(3), "more": prompts(7)}
+        trainer = make_trainer(tmp_path, held_out=sets, per_device_eval_batch_size=size, **fields)
+        metrics = trainer.evaluate()
+        for name, log in zip(sets, trainer.state.log_history, strict=True):
+            loss = metrics[f"eval_{name}_loss"]
+            assert loss == log[f"eval_{name}_loss"] == log["eval_trb/reverse_kl"]
+
+
 def test_each_of_several_eval_sets_has_its_pass_at_1(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, held_out={"easy": prompts(4), "hard": prompts(5)}, verifier=answers_a_digit)
     metrics = trainer.evaluate()
     assert {"eval_easy_pass@1", "eval_hard_pass@1"} <= metrics.keys()
+
+
+def test_held_out_prompts_of_which_there_are_none_are_refused(tmp_path: Path) -> None:
+    none = prompts(2).select([])
+    for held_out in (none, {"some": prompts(2), "none": none}):
+        with pytest.raises(ValueError, match="eval_dataset must have at least one row, got 0"):
+            make_trainer(tmp_path, held_out=held_out, verifier=answers_a_digit)
 
 
 def test_without_a_verifier_there_is_no_pass_at_1(tmp_path: Path) -> None:

@@ -60,8 +60,11 @@ class EvaluatingTrainer(SavingTrainer):
             output: EvalLoopOutput = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+            assert output.metrics is not None
+            # transformers averages the means of micro-batches, which would make it depend on their size.
+            if means := self._prefix_means["eval"].means():
+                output.metrics[f"{metric_key_prefix}_loss"] = means["trb/reverse_kl"]
             if self.verifier is not None:
-                assert output.metrics is not None
                 found = self._pass_at_1(dataloader.dataset)
                 output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output

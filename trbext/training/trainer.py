@@ -135,6 +135,9 @@ class TRBTrainer(EvaluatingTrainer):
         adapter, quantized = peft_config is not None, quantization_config is not None
         check_can_draw(args, model, teacher_model, policy, adapter=adapter, quantized=quantized, tools=bool(tools))
         check_datasets(train_dataset, eval_dataset)
+        for rows in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
+            if isinstance(rows, Dataset) and len(rows) == 0:
+                raise ValueError("eval_dataset must have at least one row, got 0")
         if verifier is not None:
             check_judged(eval_dataset)
         self.made_from = Provenance(name_of(model), name_of(teacher_model))  # for the model card

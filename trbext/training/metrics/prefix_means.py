@@ -44,11 +44,15 @@ class PrefixMeans:
         self._totals = total if self._totals is None else self._totals + total
 
     def pop(self) -> dict[str, float]:
-        """Returns the means since the last call by metric, without any communication; empty if nothing was added."""
+        """Returns the `means`, and forgets what was added."""
+        found, self._totals = self.means(), None
+        return found
+
+    def means(self) -> dict[str, float]:
+        """Returns the means since the last `pop` by metric, without any communication; empty if nothing was added."""
         if self._totals is None:
             return {}
         reverse_kl, prefixes, entropy, log_prob, allowed = self._totals.tolist()
-        self._totals = None
         return {
             "trb/reverse_kl": reverse_kl / prefixes if prefixes else math.nan,
             "trb/teacher_entropy": entropy / prefixes if prefixes else math.nan,

@@ -3,7 +3,7 @@
 The adaptive rule follows Adaptive FastOPD (arXiv 2607.29494): a limit H grows when learning near the end of the
 rollouts has stalled, and enough rollouts reach H. With s_k the mean of log pi_T over the tokens of step k in the last
 quarter of H, entry the mean of s over the first window of w steps at this H, now and before those of the last window
-and of the one before it,
+and of the one before it, all without steps that have no such token, and the first window from the first step with one,
 
     stalled:  now - before <= plateau (now - entry), or nothing was gained since the entry
     used:     in the last window a share of at least `use` of the rollouts has H tokens
@@ -48,7 +48,8 @@ class RolloutLength(TrainerCallback, ExportableState):
 
     def _start(self) -> None:
         self._length = self._args.rollout_length_start or self._longest
-        self._seen: list[tuple[float, float]] = []  # of each step at this length: s and the share of full rollouts
+        # Of each step at this length, from the first with a token near the end: s and the share of full rollouts.
+        self._seen: list[tuple[float, float]] = []
         self._sums = [0.0] * 4  # of the present step, see `add`
 
     @property
@@ -88,7 +89,8 @@ class RolloutLength(TrainerCallback, ExportableState):
         self._sums = [0.0] * 4
         if not self.adapts or rows == 0:
             return
-        self._seen.append((log_prob / tokens if tokens else math.nan, full / rows))
+        if tokens or self._seen:
+            self._seen.append((log_prob / tokens if tokens else math.nan, full / rows))
         if self._has_stalled():
             self._length = min(math.ceil(self._args.rollout_length_growth * self._length), self._longest)
             self._seen = []
@@ -97,12 +99,12 @@ class RolloutLength(TrainerCallback, ExportableState):
         window = self._args.rollout_length_window
         if len(self._seen) < 3 * window:
             return False
+        signals = torch.tensor([signal for signal, _ in self._seen], dtype=torch.float64)
         entry, before, now = (
-            sum(signal for signal, _ in part) / window
-            for part in (self._seen[:window], self._seen[-2 * window : -window], self._seen[-window:])
+            float(part.nanmean()) for part in (signals[:window], signals[-2 * window : -window], signals[-window:])
         )
         used = sum(share for _, share in self._seen[-window:]) / window
-        # Comparisons with NaN, of steps without a token near the end, are False: such rollouts are short enough.
+        # Comparisons with NaN, of windows without a token near the end, are False: such rollouts are short enough.
         stalled = now - before <= self._args.rollout_length_plateau * (now - entry) or now <= entry
         return stalled and used >= self._args.rollout_length_use
 

@@ -78,6 +78,17 @@ def test_steps_without_a_token_near_the_end_and_excluded_tokens_decide_nothing()
     assert length.state()["attributes"]["seen"][-1] == [-3.0, 1.0]
 
 
+def test_a_step_of_short_rollouts_at_the_start_does_not_keep_it_from_growing() -> None:
+    length = RolloutLength(config(**ADAPTIVE))
+    found = []
+    for step in range(8):
+        valid = torch.ones(8, 2 if step in (0, 3) else 4, dtype=torch.bool)
+        length.add(torch.full((valid.numel(),), -4.0), valid, HERE)
+        length.on_step_end(None, TrainerState(), TrainerControl())
+        found.append(length.at(0))
+    assert found == [4] * 6 + [8] * 2
+
+
 def test_a_plan_holds_each_length_up_to_the_next(tmp_path: Path, drawn: list[Rollout]) -> None:
     trainer = make_trainer(
         tmp_path, rollout_length_points={"0": 2, "2": 5}, max_steps=4, held_out=prompts(4), rollout_policy="student"

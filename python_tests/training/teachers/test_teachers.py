@@ -147,6 +147,19 @@ def test_a_model_that_yields_only_logits_teaches_as_itself(tmp_path: Path) -> No
         make_trainer(tmp_path / "c", teacher=other, beta=0.5)
 
 
+def test_a_function_computes_in_its_own_precision_for_rollouts_and_loss(tmp_path: Path) -> None:
+    teacher, lowered = tiny_llama(1), []
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        lowered.append(torch.is_autocast_enabled("cpu"))
+        return teacher(ids, use_cache=False).logits
+
+    trainer = make_trainer(tmp_path, teacher=Declared(logits), bf16=True, reuse_teacher_states=False)
+    trainer.train()
+    assert lowered
+    assert not any(lowered)
+
+
 def test_an_int8_teacher_teaches_within_the_budget(tmp_path: Path) -> None:
     whole = tiny_llama(1, hidden=32)
     int8 = copy.deepcopy(whole).eval()
@@ -236,6 +249,9 @@ def test_teachers_that_cannot_teach_are_refused(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"prompt": "1+1=", "domain": "b"}] * 8)
     with pytest.raises(ValueError, match="must hold the label of a teacher, a, got 'b'"):
         make_trainer(tmp_path, rows=rows, **routed)
+    held_out = {"right": Dataset.from_list([{"prompt": "1+1=", "domain": "a"}]), "wrong": rows}
+    with pytest.raises(ValueError, match="must hold the label of a teacher, a, got 'b'"):
+        make_trainer(tmp_path, rows=held_out["right"], held_out=held_out, **routed)
     with pytest.raises(ValueError, match="needs several teachers with labels"):
         make_trainer(tmp_path, teacher_column="domain")
 

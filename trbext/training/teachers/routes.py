@@ -38,11 +38,14 @@ def check_routing(teacher: Any, args: TRBConfig, *, tools: bool) -> None:
 
 
 def check_labels(dataset: Any, column: str | None, teacher: Mixture) -> None:
-    """Checks that every row of a dataset names a teacher; rows of a stream are checked when they come.
+    """Checks that every row of a dataset, or of several by name, names a teacher; rows of a stream are checked when
+    they come.
 
     Raises:
         ValueError: One does not.
     """
+    for each in dataset.values() if isinstance(dataset, dict) else ():
+        check_labels(each, column, teacher)
     if column is None or not isinstance(dataset, Dataset):
         return
     if column not in dataset.column_names:

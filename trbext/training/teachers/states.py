@@ -143,7 +143,8 @@ def head_of(teacher: Any, alignment: Alignment, *, gather_zero3: bool = True) ->
 
 def _logits(teacher: Any, batch: CompletionBatch, alignment: Alignment, device: torch.device) -> tuple[Tensor, Head]:
     modules = [teacher] if hasattr(teacher, "modules") else []
-    with evaluating(modules):
+    # It computes as in rollouts, in a precision of its own, although the loss is under autocast.
+    with evaluating(modules), torch.autocast(batch.prompt_ids.device.type, enabled=False):
         first, prefixes = as_next_token_model(teacher, "teacher").prefill(batch.prompt_ids, batch.prompt_mask)
         logits = first[:, None, : alignment.width]
         if batch.completion_ids.shape[1] > 1:

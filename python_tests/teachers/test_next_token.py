@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests.rollout.rollout_cases import PROMPTS, assert_same, tiny
-from trbext import NextTokenModel, Rollout, lockstep, speculative
+from python_tests.rollout.rollout_cases import PROMPTS, assert_same, left_padded, tiny
+from trbext import NextTokenModel, Rollout, lockstep, mixture, speculative
 from trbext.errors import NonFiniteLogits
 from trbext.vocab import Alignment, VocabularyMismatch, align
 
@@ -85,6 +85,34 @@ def test_a_model_of_any_kind_decodes_as_the_same_hugging_face_model(name: str, k
         assert isinstance(others[0], NextTokenModel)
         assert (others[1].taken_back > 0) == (name == "speculative")
         assert others[0].widest[-1] < others[0].widest[0]
+
+
+@pytest.mark.parametrize("draft_length", [3, 20, "auto"])
+@pytest.mark.parametrize("fault", [torch.nan, -torch.inf])
+def test_what_a_model_says_after_the_end_of_a_completion_does_not_matter(fault: float, draft_length: Any) -> None:
+    """A decoder of a grammar has no token after the stop token, and a table of positions has an end."""
+    prompts = left_padded([3, 4, 5], [7, 8, 9])
+    position = torch.randn(3 + 10 - 1, 11, generator=torch.Generator().manual_seed(0))
+
+    def ended(seed: int) -> Any:
+        table = 2 * torch.randn(11, 11, generator=torch.Generator().manual_seed(seed))
+
+        def logits(ids: Tensor) -> Tensor:
+            found = table[ids] + position[torch.arange(ids.shape[1])]
+            return found.masked_fill((ids == 2).cumsum(1)[..., None] > 0, fault)
+
+        return logits
+
+    def drawn(decode: Any, models: Any, seed: int, **more: Any) -> Rollout:
+        return decode(*models, *prompts, generator=torch.Generator().manual_seed(seed), **SETTINGS | more)
+
+    whole = ended(1), tiny(seed=1)
+    for models in ((ended(1), ended(2)), whole, whole[::-1], (ended(1), mixture([ended(2), tiny(seed=1)]))):
+        for seed in range(6):
+            expected = drawn(speculative, models, seed, draft_length=1)
+            found = drawn(speculative, models, seed, draft_length=draft_length)
+            assert_same(found, expected, 2e-6)
+            drawn(lockstep, models, seed)
 
 
 def test_a_module_without_a_config_is_a_function_of_ids() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.next_token import TopKTeacher
+from ..models.next_token import TopKTeacher, is_transformers
 from ..ops import sample, verify
 from ..top_k import TopK
 from .caches import rollback_caches
@@ -69,6 +69,9 @@ class Rounds:
         self.caches = rollback_caches(decoding, first, capacity)
         self.top = KnownTop(decoding, self.tokens.shape[1]) if isinstance(decoding.teacher, TopKTeacher) else None
         self.student_logits = torch.empty(0, device=device)
+        self.stays_below_limit = any(
+            not is_transformers(model) and not isinstance(model, TopKTeacher) for _, model in decoding.named_models
+        )
 
     def run(self, draft_length: int | DraftLength) -> Rollout:
         """Decodes all rows to their ends, with a fixed number of drafts per round or one that is measured."""
@@ -87,8 +90,8 @@ class Rounds:
         fewest = farthest = rounds = row_passes = accepted = tested = 0  # as the host knows
         read_at = next_host_read(0)
         while True:
-            # 1. Choose the number of drafts k.
-            n, left = len(self.rows), self.limit - fewest
+            # 1. Choose the number of drafts k. A model of the user may have nothing to say past the limit of a row.
+            n, left = len(self.rows), self.limit - (farthest if self.stays_below_limit else fewest)
             k = auto.choose(n, left) if auto is not None else min(fixed, left - 1)
             places = self.written[:, None] + torch.arange(k + 1, device=self.device)  # in the completion
             # 2. Draft, let the teacher score the drafts, and verify them.
@@ -206,15 +209,16 @@ class Rounds:
         )
         accepted = verdict.accepted.long()
         self.accepted[self.rows[:, None], places] = torch.arange(q, device=self.device) < accepted[:, None]
-        # 3. Advance the running rows, and note which have ended or are at fault.
+        # 3. Advance the running rows, and note which have ended or are at fault. A fault after the end of a completion
+        #    is none of its row: lockstep would not have asked.
         running = self.status == RUNNING
-        emitted = verdict.emitted.long()
-        moved = torch.where(running, emitted.clamp(min=0), 0)
+        fault = verdict.emitted < 0
+        moved = torch.where(running, torch.where(fault, accepted, verdict.emitted.long()), 0)
         new = torch.arange(q, device=self.device) < moved[:, None]
         stops = new & (verdict.tokens == self.alignment.stop)
         left = self.limit - self.written
         ended = stops.any(1) | (moved >= left)
-        event = torch.where(emitted < 0, FAULT, ended * ENDED)
+        event = torch.where(ended, ENDED, fault * FAULT)
         self.status = torch.where(running, event, self.status)
         last = verdict.tokens.gather(1, (moved - 1).clamp(min=0)[:, None])[:, 0]
         self.unfed = torch.where(moved > 0, last, self.unfed[:, -1]).clamp(min=0)[:, None]

@@ -19,6 +19,12 @@ def test_reverse_kl_and_its_gradient_equal_the_textbook_formula(temperature: flo
     torch.testing.assert_close(gradient(found, student), gradient(expected, student), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("temperature", [-1.0, 0.0, float("nan"), 1e-30])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature must be between 1e-6 and 1e6, got {temperature}"):
+        reverse_kl(*logits(), temperature=temperature)
+
+
 @pytest.mark.parametrize("top_k", [None, 1, 5])
 @pytest.mark.parametrize("excluded", ["nothing", "by teacher", "by student", "by both"])
 def test_gradcheck(top_k: int | None, excluded: str) -> None:
@@ -107,6 +113,41 @@ def test_top_k_beyond_the_support_leaves_nothing_to_the_rest() -> None:
     torch.testing.assert_close(loss, reverse_kl(student[:, :3], teacher[:, :3]), rtol=1e-12, atol=1e-12)
     expected = gradient(reverse_kl(student[:, :3], teacher[:, :3]), student)
     torch.testing.assert_close(gradient(loss, student), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2, 3])
+@pytest.mark.parametrize(
+    "case", ["teacher's rest", "student's rest", "both rests", "disjoint", "no student", "no teacher"]
+)
+def test_a_row_of_which_something_is_empty_has_a_gradient(case: str, top_k: int | None) -> None:
+    student, teacher = logits(12)
+    teacher.requires_grad_()
+    order = student.argsort(-1, descending=True).argsort(-1)  # the rank of each token for the student
+    none = torch.zeros_like(order, dtype=torch.bool)
+    # Which tokens the models exclude in the first row: with top_k = 2 or 3, the rest is empty.
+    of_student, of_teacher = {
+        "teacher's rest": (none, order >= 2),
+        "student's rest": (order >= 2, none),
+        "both rests": (order >= 2, order >= 2),
+        "disjoint": (order >= 2, order < 2),
+        "no student": (~none, none),
+        "no teacher": (none, ~none),
+    }[case]
+    first = torch.arange(ROWS)[:, None] == 0
+    # Added, as models mask tokens: masked_fill would also stop the gradient.
+    a, b = (
+        x + torch.where(first & mask, -torch.inf, 0.0) for x, mask in ((student, of_student), (teacher, of_teacher))
+    )
+    loss = reverse_kl(a, b, top_k=top_k)
+    slopes = torch.autograd.grad(loss.sum(), (student, teacher))
+    expected = torch.autograd.grad(reverse_kl(student, teacher, top_k=top_k)[1:].sum(), (student, teacher))
+    assert loss[1:].isfinite().all()
+    for slope, other in zip(slopes, expected, strict=True):
+        assert slope.isfinite().all()
+        torch.testing.assert_close(slope[1:], other[1:], rtol=1e-10, atol=1e-12)
+        if case.startswith("no ") or (case == "disjoint" and top_k != 1):
+            assert loss[0] == torch.inf
+            assert (slope[0] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .._operators.arguments import check_temperature
+
 if TYPE_CHECKING:
     from ..models.lm_head import Head, LMHead  # which needs TRL
     from ..vocab import Alignment
@@ -44,7 +46,7 @@ def reverse_kl(
             of the full KL, zero and stationary if the student equals the teacher. The bare partial sum over the k
             tokens is not stationary there: its gradient is that of their total mass, which then escapes the top k.
             Renormalizing both models on the k tokens prevents this, but ignores how much mass the others have.
-        temperature: Divides both logits.
+        temperature: 1e-6 to 1e6, divides both logits.
 
     Returns:
         `[...]` nats, float32 (float64 for float64 logits). If the teacher excludes tokens that the student does not,
@@ -53,7 +55,8 @@ def reverse_kl(
         common token the result is inf, with gradient 0.
 
     Raises:
-        ValueError: The shapes differ, logits are no floating-point numbers, or `top_k` is below 1.
+        ValueError: The shapes differ, logits are no floating-point numbers, `top_k` is below 1, or the temperature is
+            outside 1e-6 to 1e6.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -65,6 +68,7 @@ def reverse_kl(
             raise ValueError(f"{name} must be floating-point, got {logits.dtype}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be None or at least 1, got {top_k}")
+    check_temperature(temperature)
     student, teacher = tempered(student_logits, temperature), tempered(teacher_logits, temperature)
     if top_k is not None and top_k < student.shape[-1]:
         top = student.detach().topk(top_k).indices
@@ -75,12 +79,15 @@ def reverse_kl(
 def kl_of_logits(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(pi_S || pi_T) `[...]` in nats of logits `[..., N]` over any N outcomes, as `reverse_kl` says."""
     common = (student > -torch.inf) & (teacher > -torch.inf)
-    inside = student.masked_fill(~common, -torch.inf)  # also stops the NaN gradient of a row without common tokens
+    some = common.any(-1, keepdim=True)
+    # A softmax over nothing has the gradient NaN, also where its value is not used.
+    student, teacher = student.masked_fill(~some, 0.0), teacher.masked_fill(~some, 0.0)
+    inside = student.masked_fill(~common & some, -torch.inf)
     log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)  # log pi_S(C); exactly 0 if C is everything
     log_student = inside.log_softmax(-1)
     gap = torch.where(common, log_student - teacher.log_softmax(-1), 0.0)
     kl = (log_student.exp() * gap).sum(-1) - log_inside_mass
-    return torch.where(common.any(-1), kl, torch.inf)
+    return torch.where(some[..., 0], kl, torch.inf)
 
 
 def sampled_reverse_kl(
@@ -175,7 +182,9 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
 
 def top_and_rest(logits: Tensor, top: Tensor) -> Tensor:
     """Returns the logits [..., k + 1] of the tokens `top` [..., k], and of all other tokens taken together."""
-    rest = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    others = logits.scatter(-1, top, -torch.inf)
+    none = (others == -torch.inf).all(-1, keepdim=True)  # their logsumexp has the gradient NaN
+    rest = others.masked_fill_(none, 0.0).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
     return torch.cat([logits.gather(-1, top), rest], -1)
 
 

@@ -191,6 +191,13 @@ def test_a_row_whose_logits_are_not_numbers_is_a_fault_by_name(name: str) -> Non
         roll(policy, models=tuple(models.values()))
 
 
+@pytest.mark.parametrize("temperature", [-1.0, 0.0, math.nan, 1e-30])
+@every_policy
+def test_a_temperature_that_is_none_is_refused_for_every_policy(name: str, temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature must be between 1e-6 and 1e6, got {temperature}"):
+        roll(POLICIES[name][0], temperature=temperature)
+
+
 @pytest.mark.parametrize("decode", [lockstep, speculative])
 @pytest.mark.parametrize("budget", [-0.1, torch.tensor([0.1, -0.1]), torch.tensor([0.1])])
 def test_the_budget_of_a_policy_is_checked_as_an_epsilon_is(decode: Any, budget: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._operators.arguments import check_temperature
 from ..models.eval_mode import evaluating
 from ..models.model_check import probe_models
 from ..models.next_token import TopKTeacher, is_transformers
@@ -58,6 +59,7 @@ class Decoding:
         budget = self.budget if epsilon is None else epsilon
         if budget is not None:
             check_epsilon(budget, self.prompts)
+        check_temperature(self.temperature)
         # 2. The teacher, which stays out of everything below if it is not needed.
         if not given_policy.needs_teacher(self.optimizer_step):
             self._set("teacher", None)

@@ -76,7 +76,7 @@ def lockstep(
         max_new_tokens: Length limit of a completion, in tokens. A row ends earlier if it draws `alignment.stop`.
         alignment: The vocabulary that both models share (`trbext.align`).
         pad_token_id: The id that follows the end of a row.
-        temperature: Above 0; divides the logits of both models.
+        temperature: 1e-6 to 1e6, divides the logits of both models.
         generator: Of random numbers, on any device; None is the default generator of the device of the prompts. The
             same seed gives a bitwise equal rollout. A row depends only on its prompt, its index in the batch and the
             seed, up to the rounding of the models' own kernels, which may change with the batch size. A sequence has
@@ -92,8 +92,8 @@ def lockstep(
     Raises:
         UnsupportedModel: (a ValueError) the rollouts of a model would be wrong; names its class and the reason.
         ValueError: Shapes do not match; a mask is not left padded; a budget is negative or NaN; a policy needs a
-            teacher and there is none; models are on different devices; completions would outgrow
-            `max_position_embeddings`.
+            teacher and there is none; the temperature is out of range; models are on different devices; completions
+            would outgrow `max_position_embeddings`.
         NonFiniteLogits: (a RuntimeError) logits hold NaN, +inf or nothing finite; names row, token and model.
         RuntimeError: A model has no KV cache.
     """

@@ -87,7 +87,7 @@ def speculative(
             "auto" measures costs and chooses k round by round. So does a `DraftLength`, which may be kept from one
             rollout to the next. 0 is `lockstep` itself. The law is the same for all. The rollout is the same for "auto"
             and all k >= 1, up to rounding.
-        temperature: Above 0; divides the logits of both models.
+        temperature: 1e-6 to 1e6, divides the logits of both models.
         generator: Of random numbers, on any device.
         teacher_states_limit: Bytes up to which `Rollout.teacher_states` are kept.
         check: Probe both models once, before they first decode.

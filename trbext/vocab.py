@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from .models.cached_model import has_config, unwrap
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -132,8 +134,6 @@ def align(
         VocabularyMismatch: As `check_tokenizers` and `Alignment`; also if a tokenizer has a token whose logit only the
             wider model has.
     """
-    from .models.cached_model import unwrap  # which imports this module
-
     return align_configurations(unwrap(student_model), unwrap(teacher_model), student_tokenizer, teacher_tokenizer)
 
 
@@ -203,17 +203,18 @@ def _id_text(vocabulary: dict[str, int], token: str) -> str:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Returns how many logits a model has: that of its configuration, or its own `vocab_size` if it has none.
+    """Returns how many logits a model has: that of its configuration of transformers, or its own `vocab_size` without
+    one.
 
     Raises:
         VocabularyMismatch: It says neither.
     """
-    if hasattr(model, "config"):
+    if has_config(model):
         return int(model.config.get_text_config().vocab_size)
     if not isinstance(getattr(model, "vocab_size", None), int):
         raise VocabularyMismatch(
-            f"a model without a config must say its number of logits as vocab_size, got {type(model).__name__} without "
-            "one: set it, or make a trbext.vocab.Alignment yourself"
+            "a model without a config of transformers must say its number of logits as vocab_size, got "
+            f"{type(model).__name__} without one: set it, or make a trbext.vocab.Alignment yourself"
         )
     return int(model.vocab_size)
 
@@ -222,13 +223,13 @@ def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> tup
     """Returns the ids with which a model ends a sequence, and that of its tokenizer, each once.
 
     Args:
-        model: With a config, or with `eos_token_ids` of its own if it has none.
+        model: With a config of transformers, or with `eos_token_ids` of its own if it has none.
         tokenizer: May be None.
     """
     # Only generation_config if it names ids, as in `generate`: a config has the default EOS id of its class if nobody
     # set one (Llama's is 2), which would turn an ordinary token into a stop.
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if ids is None and hasattr(model, "config"):
+    if ids is None and has_config(model):
         ids = getattr(model.config.get_text_config(), "eos_token_id", None)
     elif ids is None:
         ids = getattr(model, "eos_token_ids", None)

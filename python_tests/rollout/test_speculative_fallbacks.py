@@ -103,6 +103,20 @@ def test_a_model_that_makes_its_own_positions_is_found_out() -> None:
         roll(student, teacher, draft_length=4)
 
 
+@pytest.mark.parametrize("decode", [lockstep, partial(speculative, draft_length=3)])
+def test_compiled_models_decode_as_themselves(decode: Any) -> None:
+    """A compiled model hides the signature of its forward, by which positions and the cache are given to it."""
+    student, teacher = tiny(seed=1), tiny("gpt2", seed=2)
+    compiled = [torch.compile(model, backend="eager") for model in (student, teacher)]
+    for check in (False, True):
+        given: dict[str, Any] = {"decode": decode, "max_new_tokens": 6, "check": check}
+        expected = roll(student, teacher, **given)
+        with torch.compiler.set_stance("force_eager"):  # to compile takes a minute
+            found = roll(*compiled, **given)
+        assert_same(found, expected, tolerance=1e-6)
+        assert (found.speculation is None) == (expected.speculation is None)
+
+
 class TakesCache(LlamaForCausalLM):
     def forward(
         self, input_ids: Tensor, attention_mask: Any = None, position_ids: Any = None, cache: Any = None, **kwargs: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,13 +116,17 @@ def test_what_a_model_says_after_the_end_of_a_completion_does_not_matter(fault: 
             drawn(lockstep, models, seed)
 
 
-def test_a_module_without_a_config_is_a_function_of_ids() -> None:
+@pytest.mark.parametrize("config", [None, SimpleNamespace(vocab_size=12)])
+def test_a_module_without_a_config_of_transformers_is_a_function_of_ids(config: Any) -> None:
     student, teacher = tiny(seed=0), tiny(seed=1)
 
     class Plain(torch.nn.Module):
+        vocab_size = 11
+
         def __init__(self) -> None:
             super().__init__()
             self.inner = teacher
+            self.config = config
 
         def forward(self, ids: Tensor) -> Tensor:
             assert not self.training
@@ -131,6 +136,7 @@ def test_a_module_without_a_config_is_a_function_of_ids() -> None:
     plain = Plain().train()
     assert_same(decoded(lockstep, student, plain), decoded(lockstep, student, teacher), 2e-6)
     assert plain.training
+    assert align(student, plain) == Alignment(11, (2,), ())
 
 
 def test_faults_of_such_models_are_named() -> None:

@@ -33,7 +33,7 @@ class CachedModel:
     """A causal LM and its KV cache over a batch: `prefill` the prompts, `advance` by one token per row, `keep_rows`.
 
     Args:
-        model: May be inside DDP, DeepSpeed or PEFT.
+        model: May be inside DDP, DeepSpeed, PEFT or torch.compile.
         calling: How to call it; None is what `remember_calling` was told.
     """
 
@@ -142,10 +142,17 @@ def cache_argument(inner: PreTrainedModel) -> str:
 
 
 def unwrap(model: Any) -> Any:
-    """Returns the transformers model inside DDP, DeepSpeed or PEFT, which hide its config and its forward's
-    signature."""
+    """Returns the transformers model inside DDP, DeepSpeed, PEFT or torch.compile, which hide its config or the
+    signature of its forward."""
     inner = getattr(model, "module", model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return getattr(inner, "_orig_mod", inner)
+
+
+def has_config(model: Any) -> bool:
+    """Returns whether a model out of its wrappers has a configuration as transformers has them; nanoGPT's is of its
+    own."""
+    return hasattr(getattr(model, "config", None), "get_text_config")
 
 
 def backbone(inner: PreTrainedModel) -> torch.nn.Module:

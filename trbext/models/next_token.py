@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from .cached_model import unwrap
+from .cached_model import has_config, unwrap
 
 if TYPE_CHECKING:
     from ..top_k import TopK
@@ -110,8 +110,9 @@ class TokenScorer(Protocol):
 
 
 def is_transformers(model: Any) -> bool:
-    """Returns whether `model` is a transformers model, which may be inside DDP, DeepSpeed or PEFT."""
-    return hasattr(unwrap(model), "config") and not isinstance(model, (NextTokenModel, TopKTeacher))
+    """Returns whether `model` is a transformers model, which may be inside DDP, DeepSpeed, PEFT or
+    torch.compile."""
+    return has_config(unwrap(model)) and not isinstance(model, (NextTokenModel, TopKTeacher))
 
 
 def as_next_token_model(model: Any, name: str) -> NextTokenModel:

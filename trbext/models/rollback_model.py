@@ -106,7 +106,7 @@ class RollbackModel:
     """A causal LM and its KV cache over a batch: `extend` at any columns, `keep_rows`.
 
     Args:
-        model: May be inside DDP, DeepSpeed or PEFT.
+        model: May be inside DDP, DeepSpeed, PEFT or torch.compile.
         first: [B, 1] int64, the column of the first token of each row; the columns before it are padding.
         capacity: Columns to allocate at first; more are allocated when they are needed.
     """

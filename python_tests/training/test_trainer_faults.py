@@ -179,6 +179,42 @@ def test_what_a_checkpoint_left_in_its_generation_config_changes_no_rollout(
     assert found[0] == found[1]
 
 
+# ---- The teacher of the loss ----
+
+
+@pytest.mark.parametrize("fields", [{}, {"top_p": 0.9}])
+def test_a_teacher_whose_rows_would_be_rotated_by_one_another_is_refused_whoever_writes(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 16}
+    teacher = tiny_llama(1)
+    teacher.config.rope_parameters = {"rope_theta": 1e4, "rope_type": "longrope", "factor": 4.0, **factors}
+    teacher = type(teacher)(teacher.config)
+    make_trainer(tmp_path, None, teacher, rollout_policy="student", **fields).train()
+    trainer = make_trainer(tmp_path, None, teacher, rollout_policy="student", max_completion_length=20, **fields)
+    with pytest.raises(ValueError, match=r"the teacher LlamaForCausalLM rotates .* past 16 tokens"):
+        trainer.train()
+
+
+def test_sharded_models_are_checked_before_the_first_rollout_whoever_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr("trbext.training.trainer.check_model", lambda model, name, **kwargs: checked.append(name))
+    make_trainer(tmp_path)
+    assert checked == ["student", "teacher"]
+    monkeypatch.setattr("trl.distributed.DistributedBackend.is_fsdp", property(lambda self: True))
+    for fields in ({}, {"rollout_policy": "student"}, {"rollout_policy": "student", "top_p": 0.9}):
+        checked.clear()
+        trainer = make_trainer(tmp_path, **fields)
+        assert checked == []  # weights are not whole
+        trainer.train()
+        assert checked == ["student", "teacher"]
+    checked.clear()
+    make_trainer(tmp_path, check_models=False).train()
+    assert checked == []
+
+
 # ---- The teacher under other backends ----
 
 

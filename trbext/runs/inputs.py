@@ -102,15 +102,20 @@ def load_inputs(arguments: RunArguments, config: TRBConfig) -> RunInputs:
     template, length = config.chat_template_kwargs or {}, config.max_completion_length
     assert length is not None
     longest = 0
-    # Held-out prompts are continued by the student alone.
-    decoded = ((prompts, arguments.prompts, models), (held_out, arguments.eval_prompts, models[:1]))
-    for rows, source, decoding in decoded:
+    read = models[:1] if config.teacher_from_engine else models  # by the loss
+    given = (
+        (prompts, arguments.prompts, config.per_device_train_batch_size),
+        (held_out, arguments.eval_prompts, config.per_device_eval_batch_size),
+    )
+    for rows, source, size in given:
         if rows is not None:
             encoded = check_encodings(rows, str(source), tokenizer, template, length, positions)
             _check_ids(str(source), encoded, models, tokenizer)
             lengths = [len(ids) for ids in encoded]
-            judged = rows is held_out and verifier is not None
-            _check_lengths(config, decoding, lengths, length, positions, judged=judged)
+            if config.use_vllm:
+                _check_engine_prompts(config, lengths, length, positions)
+            for role, model in read:
+                _check_rotary(f"{role} of type {model.model_type}", model, lengths, length, size)
             longest = max(longest, max(lengths) + length)
     if config.use_vllm and config.vllm_mode == "server" and config.process_index == 0:
         check_server(config, teachers[0], longest)
@@ -138,44 +143,26 @@ def _check_ids(source: str, encoded: list[list[int]], models: list[tuple[str, An
                 )
 
 
-def _check_lengths(
-    config: TRBConfig,
-    models: list[tuple[str, Any]],
-    lengths: list[int],
-    completion: int,
-    positions: Mapping[str, int | None],
-    *,
-    judged: bool,
-) -> None:
-    """Checks that whoever decodes takes rows of these lengths: an engine, TRL, or we.
+def _check_rotary(name: str, model: Any, lengths: list[int], completion: int, size: int) -> None:
+    """Checks that no row is scored with the rotary factors of another one.
 
     Args:
-        config: Says who decodes.
-        models: Roles and configurations of those that may write the rows.
+        name: What an error calls the model.
+        model: Its configuration.
         lengths: Of the prompts, tokens.
         completion: Tokens of the longest completion.
-        positions: Of each model, by its role.
-        judged: A verifier judges completions, which TRL never decodes.
+        size: Rows of a micro-batch, in which any of them may be together.
 
     Raises:
-        UsageError: It does not.
+        UsageError: One may be.
     """
-    if config.use_vllm:
-        _check_engine_prompts(config, lengths, completion, positions)
-    elif judged or not any(True for _ in config.altered_sampling()):  # else TRL decodes
-        blended = not config.student_writes and config.rollout_policy != "temperature"
-        for role, model in models:
-            if blended or role == "student":
-                _check_rotary(f"{role} of type {model.model_type}", model, lengths, completion)
-
-
-def _check_rotary(name: str, model: Any, lengths: list[int], completion: int) -> None:
-    """Checks that no row grows past a change of the rotary factors of a model that we decode."""
-    for prompt in sorted(set(lengths)):
+    each = [(length, length) for length in sorted(set(lengths))]
+    for shortest, longest in each if size == 1 else [(min(lengths), max(lengths))]:
         try:
-            check_rotary(model, name, prompt, prompt + completion)
+            check_rotary(model, name, shortest, longest + completion)
         except ValueError as error:
-            raise UsageError(f"max_completion_length {completion} for a prompt of {prompt}: {error}") from error
+            prompts = f"a prompt of {longest}" if shortest == longest else f"prompts of {shortest} to {longest}"
+            raise UsageError(f"max_completion_length {completion} for {prompts} tokens: {error}") from error
 
 
 def _check_engine_prompts(

@@ -337,10 +337,28 @@ def test_rows_that_grow_past_a_change_of_the_rotary_factors_are_refused_before_t
     fields = config | {"model_name_or_path": dynamic, "teacher_model_name_or_path": dynamic}
     line = refusal(capsys, "train", write(fields | {"max_completion_length": 61}))
     assert "the student of type llama rotates all positions by other factors past 64 tokens (rope_type 'dyn" in line
-    # TRL decodes what altered sampling writes, and we what a verifier judges.
-    judged = {"rollout_policy": "student", "top_p": 0.9, "eval_verifier": "numeric", "eval_prompts": "prompts.jsonl"}
-    line = refusal(capsys, "train", write(fields | judged | {"max_completion_length": 61, "eval_strategy": "epoch"}))
+    # TRL decodes what altered sampling writes, but the loss reads it.
+    line = refusal(
+        capsys, "train", write(fields | {"rollout_policy": "student", "top_p": 0.9, "max_completion_length": 61})
+    )
     assert "the student of type llama rotates all positions by other factors past 64 tokens (rope_type 'dyn" in line
+
+
+def test_a_teacher_of_the_loss_whose_rows_would_be_rotated_by_one_another_is_refused_before_the_run(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 16}
+    long = of_rope(tmp_path / "long", rope_type="longrope", factor=4.0, **factors)
+    fields = config | {"teacher_model_name_or_path": long, "rollout_policy": "student", "loss_top_k": 4}
+    words = "the teacher of type llama rotates all positions by other factors past 16 tokens (rope_type 'longrope')"
+    assert words in refusal(capsys, "train", write(fields | {"max_completion_length": 13}))
+    # No row grows past the change, but a short one is beside a long one.
+    rows = [{"prompt": "1+1="}, {"prompt": "1+1+1+1+1+1+1+1+1+1="}] * 4
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    line = refusal(capsys, "train", write(fields))
+    assert "max_completion_length 8 for prompts of 4 to 20 tokens" in line
+    assert words in line
+    assert main(["train", write(fields | {"per_device_train_batch_size": 1})]) == 0
 
 
 def test_a_token_that_a_model_does_not_embed_is_refused_in_prompts(

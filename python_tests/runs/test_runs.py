@@ -122,6 +122,24 @@ def test_a_run_of_a_constant_learning_rate_can_be_extended(tmp_path: Path, whole
     assert train(tmp_path, {**longer, "max_steps": 5}, "--resume") == 2  # it has six steps
 
 
+def test_a_finished_run_without_checkpoints_keeps_its_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny_run(tmp_path, save_strategy="no", max_steps=2)
+    assert train(tmp_path, settings) == 0
+    run = RunFolder(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.lock"}
+    for length, words in (
+        ({"max_steps": 1}, "has trained 2 steps, more than max_steps 1"),
+        ({"max_steps": 3}, "has trained 2 steps and has no checkpoint from which it could continue (save_strategy no)"),
+        ({"max_steps": -1, "num_train_epochs": 1}, "has trained 2 steps and has no checkpoint from which it could co"),
+    ):
+        capsys.readouterr()
+        assert train(tmp_path, settings | length, "--resume") == 2
+        assert words in one_line(capsys)
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.lock"} == before
+
+
 def test_an_extension_that_was_killed_at_its_start_is_not_taken_for_finished(
     tmp_path: Path, copied: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerState
 
 from ..data.demo_models import model_path
 from ..errors import DiskFailed, Interrupted, UsageError, VerifierFailed, is_of_disk
@@ -91,9 +91,15 @@ def train_run(
             return folder
         checkpoint = folder.last_checkpoint() if going_on else None
         damaged = checkpoint is not None and state_fault(checkpoint / STATE) is not None  # refused when it is loaded
-        if checkpoint is not None and not damaged and 0 < config.max_steps < step_of(checkpoint):
+        steps = 0 if checkpoint is None or damaged else step_of(checkpoint)
+        if longer and folder.is_finished():
+            steps = max(steps, TrainerState.load_from_json(str(folder.model / "trainer_state.json")).global_step)
+        if 0 < config.max_steps < steps:
+            raise UsageError(f"{folder.path} has trained {steps} steps, more than max_steps {config.max_steps}")
+        if steps and checkpoint is None:
             raise UsageError(
-                f"{folder.path} has trained {step_of(checkpoint)} steps, more than max_steps {config.max_steps}"
+                f"{folder.path} has trained {steps} steps and has no checkpoint from which it could continue "
+                f"(save_strategy {config.save_strategy.value}): begin a run in another folder"
             )
         # 2. Load everything; then lock the folder, and write what the run consists of.
         stop = StopOnSignal()

@@ -58,6 +58,7 @@ def test_every_other_run_is_compared_with_each_reference_once(tmp_path: Path) ->
         ({"reference": None}, "reference is not set"),
         ({"seeds": [1, 1]}, "seeds must be at least two different ones, got [1, 1]"),
         ({"seeds": 3}, "seeds must be a list of whole numbers, got 3"),
+        ({"seeds": [1, 2**32]}, "seed must be a whole number with 0 <= x < 2^32, got 4294967296"),
         ({"processes": 0}, "processes must be a whole number of at least 1, got 0"),
         ({"runs": {"OPD": {}}}, "a study compares at least two runs, got 1"),
         ({"runs": {"OPD": {}, "B": {"sweep": {"trb_epsilon": [1, 1]}}}}, "two runs are named 'B epsilon=1'"),
@@ -154,14 +155,30 @@ def test_folders_of_runs_are_named_readably_in_any_script_and_never_twice() -> N
         "база-№2",
         "opd-vanilla",
         "🔥",
-        "run",
-        "run-2",
-        "a-b",
-        "a-b-2",
+        "run-5ec1f7e7",
+        "run-732c4e97",
+        "a-b-998d3ed8",
+        "a-b-c8687a08",
     ]
     decomposed, composed = "Lo\u0308sung", "L\u00f6sung"
-    assert folder_names([decomposed, composed, "x" * 300]) == ["l\u00f6sung", "l\u00f6sung-2", "x" * 200]
-    assert max(len(name.encode()) for name in folder_names(["教" * 300, "教" * 300])) < 255
+    names = folder_names([decomposed, composed, "x" * 300])
+    assert [name[:7] for name in names[:2]] == ["l\u00f6sung-"] * 2
+    assert names[0] != names[1]
+    assert names[2] == "x" * 200
+    assert max(len(name.encode()) for name in folder_names(["教" * 300, "教" * 301])) < 255
+
+
+def test_a_run_keeps_its_folder_when_the_runs_change_their_order() -> None:
+    labels = ["OPD", "b > 1", "b < 1"]
+    assert dict(zip(labels, folder_names(labels), strict=True)) == dict(
+        zip(labels[::-1], folder_names(labels[::-1]), strict=True)
+    )
+
+
+def test_a_home_folder_is_that_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    study, _ = read_study(write(tmp_path, declaration(tmp_path, output_dir="~/study")))
+    assert study.folder == tmp_path / "study"
 
 
 def test_a_run_that_could_not_start_is_named_before_the_study_has_a_folder(
@@ -182,6 +199,7 @@ def test_a_run_that_could_not_start_is_named_before_the_study_has_a_folder(
             {"runs": {"OPD": {}, "B": {"rollout_policy": "void:Mine"}}},
             "run 'B': the rollout policy 'void:Mine' could not",
         ),
+        ({"runs": {"OPD": {}, "B": {"loss_top_k": 10**6}}}, "run 'B': loss_top_k"),
     ):
         assert main(["compare", str(write(tmp_path, declaration(tmp_path, **changes)))]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]

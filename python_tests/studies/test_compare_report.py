@@ -18,6 +18,12 @@ from scipy.integrate import trapezoid
 from python_tests.studies import headless_chromium
 from python_tests.studies.study_files import declaration, pretend_finished, write
 from trbext.cli import main
+from trbext.data.yaml_file import read_yaml
+from trbext.errors import UsageError
+from trbext.runs.folder import RunFolder
+from trbext.runs.settings import parse_settings
+from trbext.studies.compare.declaration import read_study
+from trbext.studies.compare.folder import open_folder
 
 GAIN = {"OPD": 0.0, "TRB epsilon=0.1": 0.1, "TRB epsilon=0.5": 0.0, "Fixed": -0.1}
 
@@ -208,3 +214,51 @@ def test_a_full_disk_is_one_line_that_names_the_file(
     assert main(["compare", str(study), "--report"]) == 1
     results = study.parent / "study" / "results.csv"
     assert capsys.readouterr().err == f"trb: [Errno 28] No space left on device: '{results}'\n"
+
+
+def test_names_in_brackets_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {"OPD [/theirs]": {"rollout_policy": "student"}, "TRB [ours]": {"trb_epsilon": 0.5}}
+    changes = {"title": "Both [/b]", "reference": "OPD [/theirs]", "runs": runs, "seeds": [1, 2]}
+    path = write(tmp_path, declaration(tmp_path, **changes))
+    pretend_finished(path, lambda run, seed, step: 0.1)
+    assert main(["compare", str(path), "--report"]) == 0
+    out = capsys.readouterr().out
+    assert "Both [/b]: pass@1" in out
+    assert "Differences are to OPD [/theirs]," in out
+    assert "TRB [ours]" in out.split("Differences are to")[0]
+
+
+def test_a_report_of_no_finished_run_declares_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, declaration(tmp_path))
+    folder = tmp_path / "study"
+    for _ in range(2):
+        assert main(["compare", str(path), "--report"]) == 2
+        assert capsys.readouterr().err == f"trb: no run of {folder} is finished\n"
+        assert not list(folder.glob("*"))
+        folder.mkdir(exist_ok=True)
+
+
+def test_a_study_is_declared_anew_until_a_run_begins(tmp_path: Path) -> None:
+    path = write(tmp_path, declaration(tmp_path))
+    open_folder(*read_study(path))
+    study, declared = read_study(write(tmp_path, declaration(tmp_path, seeds=[1, 2])))
+    open_folder(study, declared)
+    assert read_yaml(tmp_path / "study" / "study.yaml")["seeds"] == [1, 2]
+    study.run_folder(study.runs[0], 1).mkdir(parents=True)
+    open_folder(study, declared)
+    with pytest.raises(UsageError, match=r"holds a study of another configuration \(seeds: "):
+        open_folder(*read_study(write(tmp_path, declaration(tmp_path))))
+
+
+def test_a_folder_of_another_run_is_no_result(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    declared, _ = read_study(study)
+    run = declared.runs[1]
+    folder = RunFolder(declared.run_folder(run, 3))
+    _, _, settings = parse_settings(declared.settings(run, 3))
+    folder.write_settings(settings)
+    assert main(["compare", str(study), "--report"]) == 0
+    folder.write_settings(settings | {"trb_epsilon": 0.5})
+    assert main(["compare", str(study), "--report"]) == 2
+    assert f"{folder.config} must hold the settings of run 'TRB epsilon=0.1', got others (trb_epsilon: 0.5 -> 0.1)" in (
+        capsys.readouterr().err
+    )

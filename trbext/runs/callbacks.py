@@ -55,7 +55,7 @@ class ProgressDisplay(TrainerCallback):
         if not state.is_world_process_zero or not self.console.is_terminal:
             return
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # the name of a folder
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -83,10 +83,15 @@ class ProgressDisplay(TrainerCallback):
             return
         if self._progress is None:
             self.console.print(
-                f"{self.label}  step {state.global_step}/{state.max_steps}  {line}", highlight=False, soft_wrap=True
+                f"{self.label}  step {state.global_step}/{state.max_steps}  {line}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
             )
         elif "eval_loss" in (logs or {}):
-            self._progress.console.print(f"{self.label} step {state.global_step}: {line}", highlight=False)
+            self._progress.console.print(
+                f"{self.label} step {state.global_step}: {line}", highlight=False, markup=False
+            )
         else:
             self._progress.update(self._task, figures=line)
 

@@ -11,7 +11,7 @@ from .console import print_findings
 from .declaration import read_study
 from .figures import plot_all
 from .findings import Findings
-from .folder import check_paths, open_folder
+from .folder import check_folder, check_paths
 from .measurements import read_results
 from .page import write_page
 from .results_csv import write_csv
@@ -39,19 +39,17 @@ def compare(config: Path, *, report_only: bool = False) -> list[str]:
     check_paths(study)
     failures: list[str] = []
     if report_only:
-        if not study.folder.exists():  # it would be declared by the report, before its first run
-            raise UsageError(f"no run of {study.folder} is finished")
-        open_folder(study, declared)
+        check_folder(study, declared)
     else:
         warning = planned_power(study)
         if warning:
-            console.print(warning, style="yellow", soft_wrap=True, highlight=False)
+            console.print(warning, style="yellow", soft_wrap=True, highlight=False, markup=False)
         failures = run_study(study, declared, console)
     results = read_results(study)
     if not results:
         raise UsageError(f"no run of {study.folder} is finished" + "".join(f"; {line}" for line in failures[:1]))
     page = report(Findings.find(study, declared, results), console)
-    console.print(f"Page: {page}", highlight=False, soft_wrap=True)
+    console.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
     return failures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .findings import Findings
@@ -20,7 +21,7 @@ def print_findings(findings: Findings, console: Console) -> None:
         console: Where to print.
     """
     study, metric = findings.study, findings.study.metric
-    table = Table(title=f"{study.title}: {metric.words}, {metric.better} is better", min_width=60)
+    table = Table(title=escape(f"{study.title}: {metric.words}, {metric.better} is better"), min_width=60)
     table.add_column("")
     for view in SHOWN:
         table.add_column(VIEW_TITLES[view], justify="right")
@@ -30,9 +31,10 @@ def print_findings(findings: Findings, console: Console) -> None:
             mean = number(metric, findings.mean(metric, view, run.label))
             contrast = findings.contrast(metric, view, run.label, study.references[0])
             cells.append(mean if contrast is None else f"{mean}  {difference(metric, contrast)}")
-        table.add_row(run.label, *cells)
+        table.add_row(escape(run.label), *cells)
     console.print(table)
-    console.print(f"Differences are to {study.references[0]}, with 95 % intervals.", highlight=False, soft_wrap=True)
+    line = f"Differences are to {study.references[0]}, with 95 % intervals."
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
     for line in warnings_of(findings):
         console.print(line, style="yellow", highlight=False, soft_wrap=True, markup=False)
     for view in VIEWS:

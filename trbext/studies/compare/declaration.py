@@ -141,7 +141,7 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
     threads = declared.get("threads")
     study = Study(
         title=text(declared, "title", path.stem),
-        folder=Path(text(declared, "output_dir", f"runs/{path.stem}")),
+        folder=Path(os.path.expanduser(text(declared, "output_dir", f"runs/{path.stem}"))),  # as `trb train` does
         metric=metric,
         secondary=secondary,
         final_evaluations=final_evaluations,
@@ -161,7 +161,9 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
             raise UsageError(f"base must not hold {name}: a study sets it for each run")
     for run in runs:
         check_overrides(run)
-    configs = {run.label: _parsed(study, run) for run in runs}
+    for seed in study.seeds[1:]:
+        _parsed(study, runs[0], seed)
+    configs = {run.label: _parsed(study, run, study.seeds[0]) for run in runs}
     check_judged_alike(configs, metrics)
     config = next(iter(configs.values()))
     # 3. Check that the evaluations yield what the metrics need.
@@ -247,9 +249,9 @@ def _seeds(declared: Any) -> tuple[int, ...]:
     return tuple(declared)
 
 
-def _parsed(study: Study, run: Run) -> TRBConfig:
+def _parsed(study: Study, run: Run, seed: int) -> TRBConfig:
     try:
-        arguments, config, _ = parse_settings(study.settings(run, study.seeds[0]))
+        arguments, config, _ = parse_settings(study.settings(run, seed))
     except UsageError as error:
         raise UsageError(f"run {run.label!r}: {error}") from error
     if not arguments.eval_prompts:

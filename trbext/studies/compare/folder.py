@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from filelock import FileLock
+
 from ...data.yaml_file import dump_yaml, read_yaml
 from ...errors import UsageError
 from ...runs.folder import RunFolder
@@ -11,7 +13,30 @@ from .declaration import FREE_ON_RESUME, Study
 
 
 def open_folder(study: Study, declared: dict[str, Any]) -> None:
-    """Writes the declaration into a new folder, or checks that the folder holds the same one.
+    """Writes the declaration into a folder in which no run has begun, or checks that the folder holds the same one.
+
+    Args:
+        study: The checked declaration.
+        declared: The contents of its file.
+
+    Raises:
+        UsageError: The folder holds another study, or something else.
+        Timeout: Another process works on a study of another declaration, of which no run has begun.
+    """
+    check_folder(study, declared)
+    file = study.folder / "study.yaml"
+    if file.exists() and not _differences(read_yaml(file), declared):
+        return
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(study.folder / "study.lock", timeout=0):
+        check_folder(study, declared)  # a run may have begun since
+        partial = file.with_suffix(".partial")
+        partial.write_text(dump_yaml(declared, sort_keys=False), encoding="utf-8")
+        partial.replace(file)
+
+
+def check_folder(study: Study, declared: dict[str, Any]) -> None:
+    """Checks that a folder, if there is one, holds the same declaration, or no run of another one.
 
     Args:
         study: The checked declaration.
@@ -26,14 +51,9 @@ def open_folder(study: Study, declared: dict[str, Any]) -> None:
     if not file.exists():
         if study.folder.exists() and any(path.name != "study.lock" for path in study.folder.iterdir()):
             raise UsageError(f"output_dir {study.folder} is not empty and holds no study: name another")
-        study.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(dump_yaml(declared, sort_keys=False), encoding="utf-8")
-        partial.replace(file)
         return
-    before = read_yaml(file)
-    changed = _differences(before, declared)
-    if changed:
+    changed = _differences(read_yaml(file), declared)
+    if changed and any(path.is_dir() for path in study.folder.glob("runs/*/*")):
         raise UsageError(
             f"{study.folder} holds a study of another configuration ({'; '.join(changed)}): name another output_dir. "
             "A study declares its runs, seeds and metric before there are results to see"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 MOST_BYTES = 200  # of a name; file systems take 255, and a suffix may follow
@@ -12,7 +14,7 @@ def folder_names(labels: Sequence[str]) -> list[str]:
     """Makes a name for each label.
 
     Letters, marks, numbers and symbols of any script stay, in lower case, and so do "." "=" and "+"; anything else
-    between them becomes "-". Labels that differ in nothing else get a number.
+    between them becomes "-". Labels that differ in nothing else get a digest: a number would depend on their order.
 
     Args:
         labels: Of runs.
@@ -20,15 +22,12 @@ def folder_names(labels: Sequence[str]) -> list[str]:
     Returns:
         The names, in the order of the labels: different, not empty, and readable if the label is.
     """
-    names: list[str] = []
-    for label in labels:
-        base = _readable(label) or "run"
-        name, number = base, 1
-        while name in names:
-            number += 1
-            name = f"{base}-{number}"
-        names.append(name)
-    return names
+    bases = [_readable(label) or "run" for label in labels]
+    times = Counter(bases)
+    return [
+        base if times[base] == 1 else f"{base}-{hashlib.sha256(label.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+        for base, label in zip(bases, labels, strict=True)
+    ]
 
 
 def _readable(label: str) -> str:

@@ -9,8 +9,10 @@ import numpy as np
 
 from ...errors import UsageError
 from ...runs.folder import RunFolder
+from ...runs.resume_rules import changes
+from ...runs.settings import parse_settings
 from ...training.metrics.metric_table import DIAGNOSTICS, Metrics
-from .declaration import Study
+from .declaration import Run, Study
 from .views import Floats
 from .worker import finished
 
@@ -66,7 +68,7 @@ def read_results(study: Study) -> list[RunResult]:
     """Reads the finished runs of a study, in its order.
 
     Raises:
-        UsageError: A run lacks an evaluation.
+        UsageError: A run lacks an evaluation, or is not the one that its folder is named after.
     """
     results = []
     for run in study.runs:
@@ -74,6 +76,7 @@ def read_results(study: Study) -> list[RunResult]:
             folder = study.run_folder(run, seed)
             if not finished(folder):
                 continue
+            _check_settings(study, run, seed)
             lines = RunFolder(folder).read_metrics()
             results.append(
                 RunResult(
@@ -86,6 +89,20 @@ def read_results(study: Study) -> list[RunResult]:
                 )
             )
     return results
+
+
+def _check_settings(study: Study, run: Run, seed: int) -> None:
+    """Checks that a folder, which may have been renamed or copied, holds the run and seed of its name."""
+    folder = RunFolder(study.run_folder(run, seed))
+    before = folder.settings()
+    if before is None:
+        return
+    _, _, now = parse_settings(study.settings(run, seed))
+    own = {*run.overrides, "seed"}
+    changed = changes({n: v for n, v in before.items() if n in own}, {n: v for n, v in now.items() if n in own})
+    if changed:
+        found = ", ".join(f"{name}: {change}" for name, change in changed.items())
+        raise UsageError(f"{folder.config} must hold the settings of run {run.label!r}, got others ({found})")
 
 
 def _evaluations(study: Study, folder: Path, lines: list[Metrics], name: str) -> Series:

@@ -74,8 +74,8 @@ def run_study(study: Study, declared: dict[str, Any], console: Console) -> list[
     """
     if not any(finished(study.run_folder(run, seed)) for run in study.runs for seed in study.seeds):
         check_inputs(study)
-    open_folder(study, declared)
     try:
+        open_folder(study, declared)
         with FileLock(study.folder / "study.lock", timeout=0), _signals() as stop:
             return _Runner(study, console, stop).all()
     except Timeout:
@@ -91,10 +91,7 @@ def check_inputs(study: Study) -> None:
     for index, run in enumerate(study.runs):
         arguments, config, _ = parse_settings(study.settings(run, study.seeds[0]))
         try:
-            if index == 0:  # all runs share the prompts and how they are judged
-                load_inputs(arguments, config)
-            else:
-                config.policy(total_steps=0)
+            load_inputs(arguments, config)
         except (UsageError, ValueError, OSError) as error:
             where = "" if index == 0 else f"run {run.label!r}: "
             raise UsageError(f"{where}{str(error).strip()}") from error
@@ -112,7 +109,7 @@ class _Runner:
         self.began = time.monotonic()
         self.steps_done = 0  # in this session, of workers that have ended
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # with the labels of runs
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),

@@ -109,3 +109,32 @@ def test_what_is_not_there_is_named(source: str) -> None:
     ):
         with pytest.raises(PromptsNotFound, match=words):
             load_prompts(source, column="question", **options)
+
+
+def test_columns_are_renamed_at_once(source: str, tmp_path: Path) -> None:
+    path = tmp_path / "swapped.jsonl"
+    path.write_text('{"answer": "1+1=", "prompt": "2", "level": 3}\n')
+    assert load_prompts(str(path), column="answer", answer_column="prompt")[0] == {
+        **{"prompt": "1+1=", "answer": "2", "level": 3}
+    }
+    assert load_prompts(str(path), column="answer")[0] == {"prompt": "1+1=", "level": 3}
+    assert load_prompts(source, column="question", answer_column="level")[5]["answer"] == 5
+    with pytest.raises(PromptsNotFound, match="answer_column must be another column than that of the prompts, got 'p"):
+        load_prompts(str(path), answer_column="prompt")
+
+
+def test_values_of_a_file_are_as_they_are_written(tmp_path: Path) -> None:
+    lines = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "2024-01-01", "answer": "1999-12-31T00:00:00"}, {"prompt": "b", "answer": "2000-01-01"}]
+    lines.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\n" for row in rows).encode())
+    assert list(load_prompts(str(lines))) == rows
+    lines.write_text('{"prompt": "a", "level": 1}\n\n{"prompt": "b", "answer": 9007199254740993}\n')
+    assert list(load_prompts(str(lines))) == [
+        {"prompt": "a", "level": 1, "answer": None},
+        {"prompt": "b", "level": None, "answer": 9007199254740993},
+    ]
+    table = tmp_path / "rows.csv"
+    table.write_bytes(b'\xef\xbb\xbfprompt,answer\n007,NA\n"1\n2",\nnull,1e5\n')
+    found = load_prompts(str(table))
+    assert found["prompt"][:] == ["007", "1\n2", "null"]
+    assert found["answer"][:] == ["NA", "", "1e5"]

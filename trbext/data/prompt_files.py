@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import glob
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import datasets
-from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
+from datasets import (
+    Dataset,
+    Features,
+    Value,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_dataset,
+)
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC}
@@ -28,7 +38,7 @@ def read_dataset(source: str, split: str) -> Dataset:
         split: Of a dataset of the Hub.
 
     Returns:
-        The rows.
+        The rows. Values of a .jsonl file are those of JSON, and values of a .csv file are text, as they are written.
 
     Raises:
         PromptsNotFound: It cannot be read. The message is one line that names the file or the dataset, and the line of
@@ -45,8 +55,11 @@ def read_dataset(source: str, split: str) -> Dataset:
         if not is_file:
             with quietly() if path.is_dir() else nullcontext():  # a bar is for downloads
                 return load_dataset(name, configuration or None, split=split)
-        with quietly():  # data_files are patterns, to which run[1].jsonl would be run1.jsonl
-            return load_dataset(FILE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train")
+        if path.suffix == ".jsonl":
+            return _json_lines(path)
+        options = _as_text(path) if path.suffix == ".csv" else {}
+        with quietly():  # data_files are patterns, to which run[1].csv would be run1.csv
+            return load_dataset(FILE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", **options)
     except Exception as error:  # of any kind: StopIteration for an empty file, ArrowInvalid, UnicodeDecodeError, ...
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             raise PromptsNotFound(
@@ -88,6 +101,23 @@ def quietly() -> Iterator[None]:
             enable_progress_bars()
 
 
+def _json_lines(path: Path) -> Dataset:
+    """Reads the lines by json: datasets would make dates of some texts, and round large numbers beside fractions."""
+    with path.open("rb") as file:
+        rows = [json.loads(line.decode("utf-8-sig")) for line in file if line.strip()]
+    names = dict.fromkeys(name for row in rows for name in row)
+    if not names:
+        raise ValueError("the file holds no rows")
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+
+
+def _as_text(path: Path) -> dict[str, Any]:
+    """Returns the options by which datasets keeps every value of a .csv file: it would make 7 of 007, None of NA."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file))
+    return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
+
+
 def _fault_of_json_lines(path: Path) -> str | None:
     """Returns the fault of the first faulty line, by itself or beside those before; None if there is no fault."""
     rows = 0
@@ -95,7 +125,7 @@ def _fault_of_json_lines(path: Path) -> str | None:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                text = line.decode()
+                text = line.decode("utf-8-sig")
                 row = json.loads(text) if text.strip() else {}
             except UnicodeDecodeError as error:
                 return f"line {number} is not UTF-8: {error.reason} {line[error.start : error.start + 1]!r}"

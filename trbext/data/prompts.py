@@ -75,13 +75,14 @@ def load_prompts(
 
         rows = prompts_dataset(limit or DEMO_PROMPTS, demo_seed, "eval" if source == "demo:eval" else "train")
         return Dataset.from_list(rows)
+    if answer_column == column:
+        raise PromptsNotFound(f"answer_column must be another column than that of the prompts, got {answer_column!r}")
     dataset = read_dataset(source, split)
     with quietly(), refused_as_prompts(source):
         if where is not None:
             dataset = _matching(dataset, source, where)
-        dataset = _renamed(dataset, source, column, "prompt")
-        if answer_column is not None:
-            dataset = _renamed(dataset, source, answer_column, "answer")
+        named = {} if answer_column is None else {answer_column: "answer"}
+        dataset = _renamed(dataset, source, {column: "prompt"} | named)
         if len(dataset) > 0 and _is_shared_gpt(dataset[0]["prompt"]):
             dataset = dataset.map(
                 partial(_first_human_turn, source),
@@ -120,11 +121,12 @@ def _matching(dataset: Dataset, source: str, where: str) -> Dataset:
     return dataset.filter(lambda found: str(found) == value, input_columns=[column])
 
 
-def _renamed(dataset: Dataset, source: str, column: str, name: str) -> Dataset:
-    _check_column(dataset, source, column)
-    if column == name:
-        return dataset
-    return (dataset.remove_columns(name) if name in dataset.column_names else dataset).rename_column(column, name)
+def _renamed(dataset: Dataset, source: str, names: dict[str, str]) -> Dataset:
+    """Renames columns at once, so that two may change their names; what had one of the new names is left out."""
+    for column in names:
+        _check_column(dataset, source, column)
+    replaced = [name for name in names.values() if name in dataset.column_names and name not in names]
+    return dataset.remove_columns(replaced).rename_columns(names)
 
 
 def _check_column(dataset: Dataset, source: str, column: str) -> None:

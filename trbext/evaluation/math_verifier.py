@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 
@@ -37,11 +38,16 @@ def math_answer(prompt: object, completion: str, row: Mapping[str, Any]) -> bool
 
     found = row["answer"]
     parts = found if isinstance(found, (list, tuple)) else [found]
-    text = ", ".join(str(part).rpartition("####")[2].strip().strip("$") for part in parts)
+    text = ", ".join(_written(part).rpartition("####")[2].strip().strip("$") for part in parts)
     gold = parse(f"\\boxed{{{text}}}")
     if not gold:
         raise ValueError(f"the column 'answer' must hold a mathematical expression, got {found!r}")
     return bool(verify(gold, parse(completion)))
+
+
+def _written(part: object) -> str:
+    """Writes a part of an answer; a float without an exponent, whose "e" would be read as a variable."""
+    return format(Decimal(repr(part)), "f") if isinstance(part, float) else str(part)
 
 
 def answered_expression(completion: str) -> str | None:

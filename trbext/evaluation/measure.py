@@ -184,7 +184,7 @@ def _progress(
     """Shows a bar with the time left for each benchmark, on a terminal, if anything is left to draw."""
     console = Console(stderr=True)
     bars = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # the name of a benchmark
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

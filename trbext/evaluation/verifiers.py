@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 Verifier = Callable[[Prompt, str, Mapping[str, Any]], bool]  # (prompt, completion text, dataset row) -> is it right?
 
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?")
+# U+2212 is the minus sign of typeset text. Decimal computes with an exponent of five digits at most.
+_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:(?<=\d)[eE][-+\u2212]?\d{1,5}(?!\d))?")
 
 
 def judge(
@@ -139,7 +140,7 @@ def check_verifier(verifier: Verifier, rows: Sequence[Mapping[str, Any]], name: 
 def numeric(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:
     """Returns whether the last number of the completion equals the last number of row["answer"].
 
-    Numbers are compared as exact decimals: "1,234.50" equals "1234.5".
+    Numbers are compared as exact decimals: "1,234.50" equals "1234.5", and "1e-5" equals "0.00001".
 
     Raises:
         KeyError: The row has no answer.
@@ -153,7 +154,7 @@ def numeric(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:
 
 def _last_number(text: str) -> Decimal | None:
     found = [match for match in _NUMBER.findall(text) if any(character.isdigit() for character in match)]
-    return Decimal(found[-1].replace(",", "")) if found else None
+    return Decimal(found[-1].replace(",", "").replace("\u2212", "-")) if found else None
 
 
 def _demo(prompt: Prompt, completion: str, row: Mapping[str, Any]) -> bool:

@@ -60,7 +60,7 @@ def walk_through(
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"Curves: {output / 'plot.png'}   runs: {output}", highlight=False, soft_wrap=True)
+    console.print(f"Curves: {output / 'plot.png'}   runs: {output}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _warmup(steps: int) -> int:

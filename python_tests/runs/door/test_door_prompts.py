@@ -36,7 +36,12 @@ PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
     (b"", {}, "prompts 'rows.jsonl': the file holds no rows"),
     (b"\n\n", {}, "prompts 'rows.jsonl': the file holds no rows"),
     (b'{"prompt": "a"}\n{"prompt": \n', {}, "prompts 'rows.jsonl': line 2 is not JSON: Expecting value"),
-    (b"[1, 2]\n", {}, "have no column 'prompt'"),
+    (b"[1, 2]\n", {}, "line 1 must be a JSON object, got list"),
+    (
+        b'{"prompt": "a", "answer": 9007199254740993}\n{"prompt": "b", "answer": 1.5}\n',
+        {},
+        "line 2: 'answer' is of type float, on line 1 of type int",
+    ),
     (b'{"prompt": "a"}\n[1]\n', {}, "prompts 'rows.jsonl': line 2 must be a JSON object, got list"),
     ('{"prompt": "grü"}\n'.encode("latin-1"), {}, "line 1 is not UTF-8: invalid start byte b'\\xfc'"),
     ([{"prompt": 1}, {"prompt": 2}], {}, "the prompt of row 1 must be text or a list of messages, got 1"),
@@ -138,7 +143,8 @@ def test_a_cache_that_cannot_be_written_is_named(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path("prompts.jsonl").resolve() / "cache")
-    line = refusal(capsys, "train", write(config))
+    Path("prompts.csv").write_text("prompt\n1+1=\n", encoding="utf-8")
+    line = refusal(capsys, "train", write(config, prompts="prompts.csv"))
     assert "read through the cache of datasets, which cannot be written" in line
     assert "set HF_HOME to a folder that can" in line
 

@@ -192,7 +192,7 @@ def _print(found: dict[str, Any], output: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"{output / 'probe.json'}, probe.png, probe.svg", highlight=False, soft_wrap=True)
+    console.print(f"{output / 'probe.json'}, probe.png, probe.svg", highlight=False, soft_wrap=True, markup=False)
 
 
 def _text(value: dict[str, float | None], form: str) -> str:

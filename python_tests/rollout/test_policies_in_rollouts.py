@@ -26,7 +26,7 @@ from python_tests.rollout.policy_cases import (
 )
 from python_tests.rollout.rollout_cases import PAD, assert_same, left_padded, raising, tiny
 from python_tests.rollout.test_policies import TopTokenOfTheTeacher
-from trbext.rollout import Policy, Rollout, TrustRegion, lockstep, speculative
+from trbext.rollout import DraftLength, Policy, Rollout, TrustRegion, draw_from, lockstep, speculative
 from trbext.rollout.policies import (
     STUDENT,
     ArithmeticMixture,
@@ -159,6 +159,69 @@ def test_a_budget_as_a_policy_is_the_budget_to_the_bit() -> None:
     options: dict[str, Any] = {"max_new_tokens": 12, "alignment": ALIGNMENT, "pad_token_id": PAD}
     short = lockstep(student, teacher, *PROMPTS, epsilon=0.15, generator=torch.Generator().manual_seed(0), **options)
     assert_same(short, roll(TrustRegion(Schedule("linear", 0.3, 4)), max_new_tokens=12))
+
+
+BUDGETS = torch.tensor([0.02, 0.4, 0.1, 0.3]).repeat(6)
+
+
+class OfItsOwn(TrustRegion):
+    def epsilon(self, step: int) -> Tensor:
+        return BUDGETS * step / STEP
+
+
+@pytest.mark.parametrize("draft_length", [0, 3])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        TrustRegion(BUDGETS),
+        TrustRegion(BUDGETS.double()),
+        TrustRegion(BUDGETS.clone().requires_grad_()),
+        TrustRegion(lambda step: BUDGETS.double() * step / STEP),
+        OfItsOwn(0.1),
+    ],
+    ids=["float32", "float64", "with a gradient", "function", "subclass"],
+)
+def test_the_budgets_of_the_rows_are_those_of_an_epsilon_whatever_says_them(
+    policy: TrustRegion, draft_length: int
+) -> None:
+    models, prompts = pair(), left_padded(*[[3, 4, 5], [1], [3, 5], [5, 5, 3]] * 6)
+
+    def drawn(**given: Any) -> Rollout:
+        options: Any = {"alignment": ALIGNMENT, "pad_token_id": PAD, "max_new_tokens": 40, "optimizer_step": STEP}
+        return speculative(
+            *models, *prompts, draft_length=draft_length, generator=torch.Generator().manual_seed(1), **options, **given
+        )
+
+    expected = drawn(epsilon=BUDGETS)
+    assert len((expected.lengths // 5).unique()) > 2  # rows leave the batch, more than once
+    assert_same(drawn(policy=policy), expected)
+
+
+@pytest.mark.parametrize("epsilon", ["epsilon", "policy"])
+def test_the_gradient_of_a_budget_ends_at_the_rollout(epsilon: str) -> None:
+    class Begun(DraftLength):
+        def begin(self, epsilon: float | Tensor) -> None:
+            assert not torch.as_tensor(epsilon).requires_grad
+            super().begin(epsilon)
+
+    budgets = BUDGETS[:2].clone().requires_grad_()
+    options: Any = {"alignment": ALIGNMENT, "pad_token_id": PAD, "max_new_tokens": 3, "draft_length": Begun()}
+    given: Any = {"epsilon": budgets} if epsilon == "epsilon" else {"policy": TrustRegion(budgets)}
+    assert not speculative(*pair(), *PROMPTS, **options, **given).log_prob.requires_grad
+
+
+def test_a_policy_may_compute_in_float64_and_draw_a_token_of_int32() -> None:
+    class Wide(Policy):
+        def draw(self, step: int, student_logits: Tensor, teacher_logits: Any, uniforms: Tensor, temperature: float):
+            log_mu = (student_logits.double() / temperature).log_softmax(-1)
+            drawn = draw_from(log_mu, student_logits, teacher_logits, uniforms[0], temperature)
+            again = draw_from(log_mu, student_logits, teacher_logits, uniforms[0], temperature, token=drawn.token.int())
+            return again._replace(token=drawn.token.int())
+
+    models = pair()
+    found, expected = (roll(policy, models=models, max_new_tokens=12) for policy in (Wide(), STUDENT))
+    assert found.tokens.dtype == torch.int64
+    assert torch.equal(found.tokens, expected.tokens)
 
 
 def test_policies_that_need_the_teacher_say_so_and_epsilon_excludes_a_policy() -> None:

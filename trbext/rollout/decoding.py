@@ -51,12 +51,12 @@ class Decoding:
                 f"give epsilon or policy, one of the two, got epsilon = {epsilon} and policy = {given_policy}"
             )
         if isinstance(epsilon, Tensor):
-            given_policy = TrustRegion(epsilon.to(self.prompts.device, torch.float32))
+            given_policy = TrustRegion(epsilon.detach().to(self.prompts.device, torch.float32))
         elif epsilon is not None:
             given_policy = TrustRegion(epsilon)
         assert given_policy is not None
         self._set("policy", given_policy)
-        budget = self.budget if epsilon is None else epsilon
+        budget = self.budget
         if budget is not None:
             check_epsilon(budget, self.prompts)
         check_temperature(self.temperature)
@@ -115,7 +115,8 @@ class Decoding:
             return None
         # A user's class may only use its budget: what it draws is its own, and not what a round of drafts verifies.
         draws = type(policy).draw is TrustRegion.draw and type(policy).begin is TrustRegion.begin
-        return policy.epsilon(self.optimizer_step) if draws else None
+        epsilon = policy.epsilon(self.optimizer_step) if draws else None
+        return epsilon.detach() if isinstance(epsilon, Tensor) else epsilon
 
     def uniforms(self, *shape: int, rows: int = -1) -> Tensor:
         """Draws uniform random numbers in [0, 1) from the generator, float64 of `shape` on the prompts' device.

@@ -153,14 +153,15 @@ def decode_in_lockstep(decoding: Decoding) -> Rollout:
                 drawn = policy.draw(*given)
             else:
                 drawn, memory = policy.draw_after(memory, *given)
-            tokens[rows, step] = drawn.token
+            token = drawn.token.long()
+            tokens[rows, step] = token
             values[:, rows, step] = torch.stack(drawn[1:]).float()
-            event = torch.where(drawn.token < 0, FAULT, (drawn.token == alignment.stop) * ENDED)
+            event = torch.where(token < 0, FAULT, (token == alignment.stop) * ENDED)
             if memory is not None and memory.ended is not None:
                 event = torch.where(memory.ended & (event == RUNNING), ENDED, event)
                 ends[rows] = torch.where(memory.ended, ends[rows].clamp(max=step + 1), ends[rows])
             status = torch.where(status == RUNNING, event, status)
-            token = drawn.token.clamp(min=0)  # a row at fault continues with a harmless id until the next host read
+            token = token.clamp(min=0)  # a row at fault continues with a harmless id until the next host read
             # 5. At a host read, stop if all rows have ended, and drop the rows that have.
             generated = step + 1
             if generated in (read_at, limit):

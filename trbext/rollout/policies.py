@@ -50,25 +50,27 @@ def draw_from(
     """Draws a token per row from a policy that is given by its logits, by the exact inverse of its distribution.
 
     Args:
-        behavior_logits: [n, V] of mu itself, already at its temperature, such as log mu.
+        behavior_logits: [n, V] of mu itself, already at its temperature, such as log mu; any float dtype.
         student_logits: [n, V], as in `Policy.draw`.
         teacher_logits: [n, V] or None, as in `Policy.draw`.
         uniform: [n] float64 in [0, 1).
         temperature: At which the log-probabilities of both models are reported.
-        token: [n] int64, drawn from mu in another way; None draws it here.
+        token: [n] int64 or int32, drawn from mu in another way; None draws it here.
         beta: Is reported as it is.
 
     Returns:
         As `Policy.draw`.
     """
+    behavior_logits = behavior_logits.float()  # the operators take no float64
     if token is None:
         token = sample(behavior_logits, behavior_logits, 0.0, uniform=uniform).token
-    log_mu, log_student = behavior_logits.float().log_softmax(-1), log_probs(student_logits, temperature)
+    log_mu, log_student = behavior_logits.log_softmax(-1), log_probs(student_logits, temperature)
     mu = log_mu.exp()
     # Each term of sum mu log(mu / pi_S) - mu + pi_S is >= 0, up to rounding, which the clamp removes.
     excess = torch.where(mu > 0, mu * (log_mu - log_student - 1), 0.0) + log_student.exp()
     kl = excess.sum(-1).clamp(min=0.0)
     log_teacher = log_student if teacher_logits is None else log_probs(teacher_logits, temperature)
+    token = token.long()
     at = token.clamp(min=0)[:, None]
     mu_at, student_at, teacher_at = (x.gather(-1, at)[:, 0] for x in (log_mu, log_student, log_teacher))
     return Sample(token, mu_at, student_at, teacher_at, torch.full_like(kl, beta), kl)
@@ -83,11 +85,13 @@ class TrustRegion(Policy):
     """The paper's blend within a KL budget, by the fused operator.
 
     Args:
-        budget: epsilon in nats per token: a number, one per row of the batch [B], or a function of the optimizer step
-            such as a `trbext.training.schedule.Schedule`.
+        budget: epsilon in nats per token: a number, one per row of the batch [B] of any float dtype, or a function of
+            the optimizer step such as a `trbext.training.schedule.Schedule`.
     """
 
-    def __init__(self, budget: float | Tensor | Callable[[int], float]) -> None:
+    _part_of: tuple[TrustRegion, Tensor] | None = None  # the policy of the whole batch, and which rows this one has
+
+    def __init__(self, budget: float | Tensor | Callable[[int], float | Tensor]) -> None:
         self._budget = budget
 
     def epsilon(self, step: int) -> float | Tensor:
@@ -99,7 +103,10 @@ class TrustRegion(Policy):
     ) -> Sample:
         # Without a teacher the student takes both places: at epsilon = 0 the operator draws from it.
         teacher_logits = student_logits if teacher_logits is None else teacher_logits
-        return sample(student_logits, teacher_logits, self.epsilon(step), uniform=uniforms[0], temperature=temperature)
+        epsilon = self.epsilon(step)
+        if isinstance(epsilon, Tensor):
+            epsilon = epsilon.to(student_logits.device, torch.float32)
+        return sample(student_logits, teacher_logits, epsilon, uniform=uniforms[0], temperature=temperature)
 
     def needs_teacher(self, step: int) -> bool:
         return not self.is_student(step)
@@ -109,10 +116,15 @@ class TrustRegion(Policy):
         return not isinstance(epsilon, Tensor) and epsilon == 0
 
     def keep_rows(self, rows: Tensor) -> Policy:
-        if not isinstance(self._budget, Tensor):
-            return self
+        whole, index = (self, rows) if self._part_of is None else (self._part_of[0], self._part_of[1][rows])
+
+        def epsilon(step: int) -> float | Tensor:
+            budget = whole.epsilon(step)
+            return budget.to(index.device)[index] if isinstance(budget, Tensor) else budget
+
         kept = copy.copy(self)
-        kept._budget = self._budget[rows]
+        kept._part_of = whole, index
+        kept.epsilon = epsilon  # type: ignore[method-assign]  # a subclass may have an `epsilon` of its own
         return kept
 
 

@@ -65,7 +65,7 @@ def trainer(folder: Path, **fields: Any) -> TRBTrainer:
 
 
 def run(folder: Path) -> None:
-    seen: dict[str, list[Any]] = {"prompts": [], "rollouts": [], "judged": []}
+    seen: dict[str, list[Any]] = {"prompts": [], "rollouts": [], "judged": [], "held_out": []}
 
     def recording(*args: Any, **kwargs: Any) -> Rollout:
         rollout = speculative(*args, **kwargs)
@@ -77,6 +77,8 @@ def run(folder: Path) -> None:
                     rollout.kl[rollout.mask],
                 )
             )
+        else:
+            seen["held_out"].append(rollout.mask.sum(1))
         return rollout
 
     trbext.training.trainer.speculative = recording
@@ -92,6 +94,14 @@ def run(folder: Path) -> None:
         seen["judged"].append((prompt, right := judge(prompt, completion, row)))
         return right
 
+    means = straight._prefix_means["eval"].means
+
+    def telling() -> dict[str, float]:
+        if straight._prefix_means["eval"]._totals is not None:
+            seen["scored"] = int(straight._prefix_means["eval"]._totals[1])
+        return means()
+
+    straight._prefix_means["eval"].means = telling
     straight._generate, straight.verifier = generating, judging
     straight.train()
     trbext.training.trainer.speculative = speculative

@@ -91,6 +91,15 @@ def test_pass_at_1_is_judged_once_per_sample_and_reduced(ranks: list[Rank]) -> N
         assert log["eval_pass@1"] == pytest.approx(share)
 
 
+def test_a_row_that_fills_up_the_last_batch_is_no_part_of_the_held_out_loss(ranks: list[Rank]) -> None:
+    (mine,), (others,) = (rank["held_out"] for rank in ranks)
+    assert len(mine) == len(others) == 4  # accelerate repeats rows, where 4 + 1 are left
+    for rank in ranks:
+        assert rank["scored"] == int(mine.sum() + others[:1].sum())
+        (log,) = [log for log in rank["straight"]["logs"] if "eval_loss" in log]
+        assert log["eval_loss"] == log["eval_trb/reverse_kl"]
+
+
 def test_two_processes_resume_bitwise(ranks: list[Rank]) -> None:
     for rank in ranks:
         assert repeatable(rank["resumed"]["logs"]) == repeatable(rank["straight"]["logs"])

@@ -104,6 +104,8 @@ class LossTrainer(ResumableTrainer):
         input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
         attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
         scored = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        if not self.model.training:
+            scored[self._own_rows(len(scored)) :] = 0
         kept = inputs["completion_ids"].shape[1]
         student_hidden = self._get_last_hidden_state(unwrapped_student, input_ids, attention_mask, kept)
         if self.teacher_model is None:
@@ -132,6 +134,14 @@ class LossTrainer(ResumableTrainer):
         )
         self._prefix_sums, self._scored = terms.prefix_sums, (terms.teacher_log_prob, scored != 0)
         return terms.loss, terms.entropy_sum, prefixes
+
+    def _own_rows(self, rows: int) -> int:
+        """Returns how many rows of a held-out batch of `rows` are no repetitions, by which accelerate fills up the last
+        batch of the processes."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        return min(max(state.remainder - self.accelerator.process_index * rows, 0), rows)
 
     @contextmanager
     def _teacher_for_decoding(self, part: int, rows: int) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from trbext.cli import main as trb
+from trbext.data.demo_models import MODELS
 from trbext.data.prompts import load_prompts
 from trbext.evaluation.outcome import Outcome
 from trbext.evaluation.page import write_page
@@ -41,6 +43,11 @@ def written(folder: Path, text: str) -> Path:
             "benchmarks: {A: {prompts: demo, verifier: }}",
             "verifier of benchmark A must be text, got null: leave its line",
         ),
+        ("benchmarks: {1: {prompts: demo}, '1': {prompts: demo}}", "benchmarks must have different names, got 1, '1'"),
+        ("benchmarks: {/a/b: {prompts: demo}}", "the name of a benchmark must be that of a file, got '/a/b'"),
+        ("benchmarks: {../a: {prompts: demo}}", "the name of a benchmark must be that of a file, got '../a'"),
+        ("benchmarks: {'': {prompts: demo}}", "the name of a benchmark must be that of a file, got ''"),
+        (f"benchmarks: {{{'a' * 201}: {{prompts: demo}}}}", "the name of a benchmark must be that of a file, got 'aa"),
         ("benchmarks: {A: {prompts: }}", "prompts of benchmark A must be text, got null"),
         ("benchmarks: {A: {samples: 3}}", "benchmark A needs prompts"),
         ("benchmarks: {A: {prompts: demo, samples: 0}}", "samples of A must be a whole number of at least 1, got 0"),
@@ -152,3 +159,45 @@ def test_each_prompt_is_encoded_once_for_a_model(tmp_path: Path, monkeypatch: py
     suite = written(tmp_path, f"{benchmark}\nmax_completion_length: 9")
     assert trb(["eval", "demo:student", "--suite", str(suite), "--limit", "5"]) == 0
     assert sorted(encoded) == sorted(load_prompts("demo:eval", limit=5)["prompt"])
+
+
+def test_all_models_and_records_are_looked_at_before_one_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trbext.evaluation.suite.measure", lambda *_: pytest.fail("a model was measured"))
+    suite = written(tmp_path, DEMO)
+    record = tmp_path / "out" / "demo-teacher" / "hard.jsonl"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"settings": {"prompts": "other"}}\n')
+    words = ["--suite", str(suite), "--limit", "2"]
+    for more, message in (
+        (["./none"], "model: there is no folder ./none"),
+        (
+            ["demo:teacher", "--output", str(tmp_path / "out")],
+            "hard.jsonl exists and is not of this evaluation",
+        ),
+    ):
+        assert trb(["eval", "demo:student", *more, *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_each_model_has_a_folder_of_records_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    suite = written(tmp_path, "benchmarks: {'[b]': {prompts: 'demo:eval', verifier: demo}}\nmax_completion_length: 2")
+    long = Path("b" * 120, "c" * 120)
+    for folder in (Path("in/m/a"), Path("in/m--a"), Path("m/a"), Path("in") / long):
+        shutil.copytree(MODELS / "student", folder)
+    monkeypatch.chdir("in")
+    models = ["m/a", "m--a", "m/a/", "./m/a", "../m/a", str(long)]
+    words = ["--suite", str(suite), "--limit", "2", "--output", "out"]
+    assert trb(["eval", *models, *words]) == 0
+    assert "[b]" in capsys.readouterr().out.split("pass@1 with")[1]
+    records = {path.parent.name: json.loads(path.read_text().split("\n")[0]) for path in Path("out").glob("*/*.jsonl")}
+    assert {found["settings"]["model"] for found in records.values()} == {"m/a", "m--a", "../m/a", str(long)}
+    assert len(records) == 4
+    written_at = {path: path.read_bytes() for path in Path("out").glob("*/*.jsonl")}
+    for model in models:
+        assert trb(["eval", model, *words]) == 0
+    assert written_at.items() <= {path: path.read_bytes() for path in Path("out").glob("*/*.jsonl")}.items()

@@ -11,7 +11,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -92,7 +93,7 @@ class Record:
                 try:
                     fields = json.loads(line) if line.endswith(b"\n") else None
                     if number == 0 and fields is not None:
-                        self._check(path, fields)
+                        _check(path, fields, self.settings)
                     elif fields is not None:
                         self._take(fields)
                 except (ValueError, KeyError, TypeError) as error:
@@ -109,15 +110,6 @@ class Record:
                     break
                 whole += len(line)
         return whole
-
-    def _check(self, path: Path, fields: Any) -> None:
-        before = fields.get("settings") if isinstance(fields, dict) else None
-        if not isinstance(before, dict):
-            raise OtherEvaluation(path)
-        now = json.loads(json.dumps(self.settings))
-        for name in (*now, *before):
-            if before.get(name) != now.get(name):
-                raise OtherEvaluation(path, f"{name} was {_short(before.get(name))}, and is {_short(now.get(name))}")
 
     def _take(self, fields: dict[str, Any]) -> None:
         key = (int(fields["prompt"]), int(fields["sample"]))
@@ -221,6 +213,34 @@ class Record:
 def new_session() -> tuple[str, float]:
     """Returns a name for the records that are filled from now on, and the time on the monotonic clock."""
     return f"{time.time_ns():x}", time.monotonic()
+
+
+def check_record(path: Path, settings: Mapping[str, Any], unknown: Set[str] = frozenset()) -> None:
+    """Checks that the header of a file, if there is one, is that of an evaluation.
+
+    Args:
+        path: The file. What `Record` refuses or cuts off is left to it.
+        settings: What the completions depend on.
+        unknown: Names of settings that are not looked at.
+
+    Raises:
+        OtherEvaluation: (a ValueError) it is of another evaluation.
+        OSError: It cannot be read.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file, suppress(json.JSONDecodeError, UnicodeDecodeError):
+        _check(path, json.loads(file.readline()), settings, unknown)
+
+
+def _check(path: Path, fields: Any, settings: Mapping[str, Any], unknown: Set[str] = frozenset()) -> None:
+    before = fields.get("settings") if isinstance(fields, dict) else None
+    if not isinstance(before, dict):
+        raise OtherEvaluation(path)
+    now = json.loads(json.dumps(dict(settings)))
+    for name in (*now, *before):
+        if name not in unknown and before.get(name) != now.get(name):
+            raise OtherEvaluation(path, f"{name} was {_short(before.get(name))}, and is {_short(now.get(name))}")
 
 
 class OtherEvaluation(ValueError):

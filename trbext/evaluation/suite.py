@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -11,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from ..data.demo_models import model_path
 from ..data.prompts import load_prompts
 from ..data.yaml_file import read_yaml
 from ..errors import UsageError
+from ..models.loading import check_model_folder
 from .command import model_settings, subjects_of, summary
 from .measure import Questions, measure
 from .outcome import Outcome
 from .page import write_page
+from .record import check_record
 from .report import Report, interval, sentences
 from .verifiers import check_verifier, verifier_by_name
 
 TEXT = {"prompts", "verifier", "split", "prompt_column", "answer_column", "system_prompt"}  # of fields below
+MOST_BYTES = 200  # of the name of a folder or file; file systems take 255, and a suffix may follow
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,12 @@ class Suite:
         benchmarks = settings.get("benchmarks")
         if not isinstance(benchmarks, dict) or not benchmarks:
             raise ValueError(f"{path}: benchmarks must map names to benchmarks, got {benchmarks!r}")
+        if len(set(map(str, benchmarks))) < len(benchmarks):
+            raise ValueError(f"{path}: benchmarks must have different names, got {', '.join(map(repr, benchmarks))}")
         for name, fields in benchmarks.items():
+            plain = str(name).isprintable() and 0 < len(str(name).encode()) <= MOST_BYTES
+            if not plain or Path(str(name)).name != str(name):
+                raise ValueError(f"{path}: the name of a benchmark must be that of a file, got {name!r:.80}")
             if name == "mean":  # of the benchmarks, in tables and files
                 raise ValueError(f"{path}: a benchmark must have another name than 'mean'")
             _check_fields(path, f"benchmark {name}", Benchmark, fields)
@@ -122,26 +134,32 @@ def evaluate_suite(options: argparse.Namespace) -> Report:
     if options.benchmarks is not None:
         suite = suite.only(options.benchmarks)
     questions = [_questions(name, suite, options) for name in suite.benchmarks]
-    # 2. Measure each model on all benchmarks.
+    # 2. Look at all models and their records, before the first is measured.
+    models = list(dict.fromkeys(map(_normal, options.model)))
+    asked: dict[str, list[Questions]] = {}
+    outputs: dict[str, dict[str, Path] | None] = {}
+    for model, folder in zip(models, _folders(models), strict=True):
+        check_model_folder(model_path(model), "model")
+        settings = model_settings(model)
+        asked[model] = [dataclasses.replace(each, settings={**each.settings, **settings}) for each in questions]
+        outputs[model] = None
+        if options.output is not None:
+            outputs[model] = {each.name: options.output / folder / f"{each.name}.jsonl" for each in questions}
+            for each in asked[model]:
+                check_record(options.output / folder / f"{each.name}.jsonl", each.record_settings(""), {"decoder"})
+    # 3. Measure each model on all benchmarks.
     outcomes: dict[str, dict[str, Outcome]] = {}
     weights: dict[str, str | None] = {}
     with closing(subjects_of(options)) as subjects:
-        for model in options.model:
-            settings = model_settings(model)
-            own = [dataclasses.replace(each, settings={**each.settings, **settings}) for each in questions]
-            subject = subjects.load(model, own)
-            outputs = (
-                None
-                if options.output is None
-                else {each.name: options.output / _folder(model) / f"{each.name}.jsonl" for each in own}
-            )
-            outcomes[model] = measure(own, subject.prompt_ids, subject.decoder, outputs)
+        for model in models:
+            subject = subjects.load(model, asked[model])
+            outcomes[model] = measure(asked[model], subject.prompt_ids, subject.decoder, outputs[model])
             weights[model] = subject.weights()
             found = Report.of({model: outcomes[model]}, {})
             for name, outcome in outcomes[model].items():
                 print(f"{model} {name}: {summary(found, model, name, outcome)}", flush=True)
             print(f"{model}: {found.checkpoints[model].tokens_per_second:.0f} tokens/s", flush=True)
-    # 3. Write and print the figures of all.
+    # 4. Write and print the figures of all.
     report = Report.of(outcomes, weights)
     if options.output is not None:
         report.write(options.output)
@@ -199,16 +217,32 @@ def _check_fields(path: Path, what: str, kind: Any, settings: object) -> None:
             raise ValueError(f"{path}: {name} of {what} {yaml_reads} {value!r}{quote}")
 
 
-def _folder(model: str) -> str:
-    return model.strip("/.").replace("/", "--").replace(":", "-")
+def _normal(model: str) -> str:
+    """Returns the shortest spelling of a path to a model's folder, and another name as it is."""
+    normal = os.path.normpath(model)
+    return normal if os.path.isdir(model) and os.path.isdir(normal) and os.path.samefile(model, normal) else model
+
+
+def _folders(models: Sequence[str]) -> list[str]:
+    """Returns a name for the folder of each model's records; one that others could have too, or too long, is cut and
+    gets a digest."""
+    plain = [model.strip("/.").replace("/", "--").replace(":", "-") for model in models]
+    names = []
+    for model, name in zip(models, plain, strict=True):
+        alone = plain.count(name) == 1 and "--" not in model and not model.startswith("..")
+        if not name or not alone or len(name.encode()) > MOST_BYTES:
+            end = name.encode()[-MOST_BYTES // 2 :].decode(errors="ignore")
+            name = f"{end}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+        names.append(name)
+    return names
 
 
 def _table(report: Report) -> Table:
     table = Table(title="pass@1 with 95 % intervals over prompts")
     table.add_column("")
     for name in [*report.completions, "mean"]:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for model, found in report.checkpoints.items():
         cells = [interval(values["pass@1"]) for values in found.benchmarks.values()]
-        table.add_row(model, *cells, interval(found.mean))
+        table.add_row(escape(model), *cells, interval(found.mean))
     return table

@@ -132,6 +132,31 @@ def test_a_logits_processor_gives_generate_the_blend_at_its_temperature(several:
     assert checked > 12
 
 
+def test_a_padding_id_that_the_teacher_does_not_have_may_follow_the_end_of_a_row() -> None:
+    student, teacher = tiny_llama(0, vocab_size=65), tiny_llama(1)
+    prompts, mask = (part.repeat(8, 1) for part in PROMPTS)
+
+    def drawn(pad: int) -> torch.Tensor:
+        config = GenerationConfig(**SETTINGS | {"pad_token_id": pad, "max_new_tokens": 30})
+        processor = BlendLogitsProcessor(
+            teacher,
+            0.3,
+            student=student,
+            alignment=align(student, teacher),
+            generation_config=config,
+            attention_mask=mask,
+        )
+        torch.manual_seed(2)
+        ids: torch.Tensor = student.generate(
+            prompts, attention_mask=mask, generation_config=config, logits_processor=[processor]
+        )
+        return ids[:, prompts.shape[1] :]
+
+    usual, beyond = drawn(PAD), drawn(64)
+    assert (beyond == 64).any()
+    assert torch.equal(beyond.masked_fill(beyond == 64, PAD), usual)
+
+
 def test_options_that_change_what_is_sampled_are_refused() -> None:
     student, teacher = tiny_llama(0), tiny_llama(1)
     for changed, message in [

@@ -100,7 +100,10 @@ class BlendLogitsProcessor:
         self._seen = input_ids
         if continues:
             position = self._lengths + (before - self._width)
-            logits: Tensor = self._cache.advance(input_ids[:, -1], position, mask)
+            # Only rows that have ended go on with other ids than those shared: padding, which the teacher may not have.
+            token = input_ids[:, -1]
+            token = token.where(token < self.alignment.width, self.alignment.stop)
+            logits: Tensor = self._cache.advance(token, position, mask)
             return logits
         # A new batch of prompts.
         self._width = input_ids.shape[1]

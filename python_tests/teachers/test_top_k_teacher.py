@@ -139,6 +139,27 @@ def test_nobody_is_asked_about_drafts_that_cannot_count(pair: tuple[Any, Any]) -
     assert wrote <= teacher.asked < 2 * wrote
 
 
+@pytest.mark.parametrize("widths", [(2, 4, 1, 6), (6, 3, 1, 2)])
+def test_a_teacher_may_tell_more_tokens_at_one_call_than_at_another(
+    pair: tuple[Any, Any], widths: tuple[int, ...]
+) -> None:
+    class Varying(TopOfModel):
+        def next_tokens(self, prefixes: Sequence[Sequence[int]], alignment: Alignment) -> TopK:
+            self.calls = getattr(self, "calls", -1) + 1
+            self.k = widths[self.calls % len(widths)]
+            return super().next_tokens(prefixes, alignment)
+
+    student, model = pair
+    teacher = Varying(model, 1)
+    rollout = roll(student, teacher, 5, draft_length=0)
+    assert teacher.calls == 3
+    assert rollout.teacher_top_ids is not None
+    assert rollout.teacher_top_log_prob is not None
+    told = (rollout.teacher_top_ids >= 0).sum(-1)
+    assert torch.equal(told, torch.tensor(widths)[: told.shape[1]] * rollout.mask)
+    assert torch.equal(told, (rollout.teacher_top_log_prob > -torch.inf).sum(-1) * rollout.mask)
+
+
 def test_a_server_is_such_a_teacher(pair: tuple[Any, Any]) -> None:
     student, model = pair
     with fake_teacher(model) as server:

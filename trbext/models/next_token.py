@@ -73,7 +73,8 @@ class TopKTeacher(Protocol):
             alignment: The vocabulary that both models share.
 
         Returns:
-            ids and log_probs [n, k], on the CPU, over the common vocabulary at temperature 1.
+            ids and log_probs [n, k], on the CPU, over the common vocabulary at temperature 1. k may differ between
+            the calls of a rollout.
         """
         ...
 

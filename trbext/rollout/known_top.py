@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.next_token import TopKTeacher
@@ -39,7 +40,8 @@ class KnownTop:
             drafts: [n, q] int64.
 
         Returns:
-            [n q, k] of each draft, given those before it; no tokens (-1) at drafts that cannot count.
+            [n q, k] of each draft, given those before it; no tokens (-1) at drafts that cannot count. k is the most
+            that was told in any round so far.
         """
         # 1. Drafts after a stop token or past the limit can be no part of a completion: nobody is asked about them.
         n, q = drafts.shape
@@ -57,16 +59,20 @@ class KnownTop:
                     break
         # 2. Ask, and lay the answers out.
         answer = self._teacher.next_tokens(prefixes, self._alignment)
-        k = answer.ids.shape[1]
+        told, have = answer.ids.shape[1], 0 if self.told is None else self.told.ids.shape[2]
+        k = max(told, have)
         ids = torch.full((n * q, k), -1, dtype=torch.int64)
         log_probs = torch.full((n * q, k), -torch.inf)
-        ids[asked], log_probs[asked] = answer.ids.long(), answer.log_probs.float()
+        ids[asked, :told], log_probs[asked, :told] = answer.ids.long(), answer.log_probs.float()
         found = TopK(ids.to(drafts.device), log_probs.to(drafts.device))
         # 3. Keep them: what is said of a rejected draft's place is the same for the token that replaces it.
         if self.told is None:
-            shape = (len(tokens), self._width, k)
+            empty = torch.empty((len(tokens), self._width, 0), device=drafts.device)
+            self.told = TopK(empty.long(), empty)
+        if told > have:
             self.told = TopK(
-                torch.full(shape, -1, device=drafts.device), torch.full(shape, -torch.inf, device=drafts.device)
+                F.pad(self.told.ids, (0, told - have), value=-1),
+                F.pad(self.told.log_probs, (0, told - have), value=-torch.inf),
             )
         for kept, value in zip(self.told, found, strict=True):
             kept[rows[:, None], places] = value.view(n, q, k)

@@ -213,7 +213,7 @@ def test_the_prompts_are_those_of_the_run(tmp_path: Path, config: dict[str, Any]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--epsilon", "0"], "--epsilon must be KL budgets above 0"),
+        (["--epsilon", "0"], "--epsilon must be finite KL budgets above 0"),
         (["--lengths", "8"], "--lengths must lie between 1 and max_completion_length - 1 = 7, got [8]"),
         ([], "eval_verifier is not set: a probe counts right completions"),
         (["--trb_epsilonn", "1"], "unknown field 'trb_epsilonn'; did you mean 'trb_epsilon'?"),
@@ -234,3 +234,26 @@ def test_bad_probes_give_one_line_and_exit_code_2(
 def test_fields_of_from_pretrained_may_be_those_that_a_run_sets_itself(config: dict[str, Any]) -> None:  # noqa: F811
     arguments, parsed, _ = parse_settings(config | {"model_init_kwargs": {"trust_remote_code": True}})
     assert load_pair(arguments, parsed).student.config.vocab_size == len(VOCABULARY)
+
+
+def test_a_probe_makes_its_folder_first_and_keeps_its_numbers(
+    tmp_path: Path,
+    config: dict[str, Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, output = tmp_path / "config.yaml", tmp_path / "at" / "probe"
+    path.write_text(yaml.safe_dump(config | {"eval_verifier": "numeric"}))
+    words = ["probe", str(path), "--epsilon", "0.5", "--lengths", "2", "--limit", "2", "--output", str(output)]
+
+    def fails(*_: Any) -> Any:
+        assert output.is_dir()
+        raise ValueError("no more")
+
+    for name, left in (("measure", []), ("plot_probe", ["probe.json"])):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"trbext.studies.probe.command.{name}", fails)
+            assert main(words) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == "trb: no more"
+        assert output.exists() == bool(left)
+        assert [file.name for file in output.glob("*")] == left

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from ..errors import USAGE_ERROR
 
+OF_TRAIN = ("--resume=auto", "--fields", "--help")  # options of `trb train` that are no fields
 Subparsers: TypeAlias = "argparse._SubParsersAction[_OneLineParser]"
 
 
@@ -25,7 +27,9 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         SystemExit: The words are wrong (exit code 2, one line on standard error) or ask for help (exit code 0).
     """
     words, rest = _split(list(words))
-    options, fields = parser().parse_known_args(_joined(words))
+    words, fields = _fields_apart(words)
+    options, others = parser().parse_known_args(_joined(words))
+    fields += others
     if options.command in ("vllm-serve", "eval"):
         options.vllm_flags = rest
     else:
@@ -121,7 +125,7 @@ def _add_eval(commands: Subparsers) -> None:
     evaluate.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
     evaluate.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         help="write completions and verdicts to this .jsonl, of a suite to this folder; an interrupted evaluation "
         "resumes",
     )
@@ -154,7 +158,7 @@ def _add_probe(commands: Subparsers) -> None:
         type=_positive,
         help="prompts to use, held-out ones if the run has any (default: its eval_prompts_limit, or 256)",
     )
-    probe.add_argument("--output", type=Path, help="folder (default: runs/CONFIG-probe)")
+    probe.add_argument("--output", type=_path, help="folder (default: runs/CONFIG-probe)")
 
 
 def _add_plot(commands: Subparsers) -> None:
@@ -170,7 +174,7 @@ def _add_plot(commands: Subparsers) -> None:
     )
     plot.add_argument("--prompt", type=int, default=0, help="of the rollout, counted from 0 (default: %(default)s)")
     plot.add_argument("--epsilon", type=float, help="its KL budget, nats per token (default: the run's at step 0)")
-    plot.add_argument("--output", type=Path, default=Path("plot.png"), help=".png or .svg (default: %(default)s)")
+    plot.add_argument("--output", type=_path, default=Path("plot.png"), help=".png or .svg (default: %(default)s)")
 
 
 def _add_demo(commands: Subparsers) -> None:
@@ -181,7 +185,7 @@ def _add_demo(commands: Subparsers) -> None:
         "distillation and once with TRB, and compare them in a table and a plot.",
     )
     demo.add_argument(
-        "--output", type=Path, default=Path("runs/demo"), help="folder for runs and plot (default: %(default)s)"
+        "--output", type=_path, default=Path("runs/demo"), help="folder for runs and plot (default: %(default)s)"
     )
     demo.add_argument("--steps", type=_positive, default=240, help="optimizer steps of each run (default: %(default)s)")
     demo.add_argument("--epsilon", type=float, default=0.5, help="KL budget at step 0, nats (default: %(default)s)")
@@ -239,6 +243,31 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     """The words before and after the first `--`, which begins the flags of another program."""
     at = words.index("--") if "--" in words else len(words)
     return words[:at], words[at + 1 :]
+
+
+def _fields_apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """Takes the fields of a run and their values out of the words of `trb train`: argparse knows no field, and would
+    take the value of the first one for CONFIG.yaml."""
+    if words[:1] != ["train"]:
+        return words, []
+    kept: list[str] = []
+    fields: list[str] = []
+    begun = False  # whether a word that is no option is the value of a field
+    for word in words:
+        if word.startswith("--") and not any(option.startswith(word) for option in OF_TRAIN):
+            fields.append(word)
+            begun = "=" not in word
+        elif begun and not word.startswith("--") and word != "-h":
+            fields.append(word)
+        else:
+            kept.append(word)
+            begun = False
+    return kept, fields
+
+
+def _path(text: str) -> Path:
+    """Returns a path with the home folder in the place of "~", as `trb train` reads output_dir."""
+    return Path(os.path.expanduser(text))
 
 
 def _joined(words: list[str]) -> list[str]:

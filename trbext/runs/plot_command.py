@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
+from ..training.metrics.metric_table import Metrics
 from .folder import RunFolder
 from .plots import plot_runs
 
@@ -23,15 +24,25 @@ def plot_folders(folders: Sequence[Path], output: Path) -> None:
         OSError: The image cannot be written.
     """
     check_picture(output)
-    runs = []
+    runs: list[list[Metrics]] = []
     for path in folders:
         folder = RunFolder(path)
         lines = folder.read_metrics()
         if not lines:
             raise UsageError(f"{path} is not a run folder with metrics: {folder.metrics} is missing or empty")
-        runs.append((path.name, lines))
-    plot_runs(runs, output)
+        runs.append(lines)
+    plot_runs(list(zip(labels_of(folders), runs, strict=True)), output)
     print(output)
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """Returns a label for each folder: the last parts of its path, as many as tell all of them apart if any can."""
+    parts = [path.absolute().parts for path in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(each[-length:]) for each in parts]
+        if len(set(labels)) == len(set(parts)):
+            break
+    return labels
 
 
 def check_picture(output: Path) -> None:

@@ -52,6 +52,13 @@ OTHERS = [
     (["eval", "{student}", *EVAL, "--output", "prompts.jsonl"], "exists and is not of this evaluation; name another"),
     (["eval", "{student}", "{student}", *EVAL], "several models need --suite"),
     (["train"], "model_name_or_path (the student) is not set"),
+    (["train", "--learning_rate", "-1"], "learning_rate must be a number >= 0, and finite, got -1.0"),
+    (["train", "--report_to", "none", "--seed", "-1", "--resume", "config.yaml"], "seed must be a whole number with 0"),
+    (["probe", "config.yaml", "--eval_verifier", "numeric", "--epsilon", "inf"], "must be finite KL budgets above 0"),
+    (
+        ["probe", "config.yaml", "--eval_verifier", "numeric", "--lengths", "2", "--output", "prompts.jsonl/probe"],
+        "Not a directory: 'prompts.jsonl/probe'",
+    ),
     (["train", "config.yaml", "more.yaml"], "unrecognized arguments: more.yaml"),
     (["demo", "--output", "prompts.jsonl"], "prompts.jsonl"),
     (["train", "void.yaml"], "cannot read void.yaml: No such file or directory"),

@@ -62,6 +62,13 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
         {"accelerator_config": "prompts.jsonl"},
         "accelerator_config must be a mapping or a JSON file that holds one, got",
     ),
+    ({"accelerator_config": ""}, "accelerator_config must be a mapping or a JSON file that holds one, got ''"),
+    ({"lr_scheduler_kwargs": ""}, "lr_scheduler_kwargs must be a mapping, got ''"),
+    (
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"a": 1}},
+        "gradient_checkpointing_kwargs must hold options of context_fn, debug, ",
+    ),
+    ({"dataloader_num_workers": 1025}, "dataloader_num_workers must be a whole number from 0 to 1024, got 1025"),
     ({"accelerator_config": {"splits": 1}}, "unexpected keyword argument 'splits'"),
     ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be a whole number of at least 1, got 0"),
     ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be a whole number of at least 1, got 0"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,10 +14,11 @@ from rich.progress import track
 from rich.table import Table
 
 from ...data.prompt_checks import check_encodings
-from ...errors import UsageError
+from ...errors import UsageError, errors_of
 from ...evaluation.statistics import holm
 from ...evaluation.verifiers import check_verifier, verifier_by_name
 from ...models.positions import position_limit
+from ...runs.folder import left_as_it_was
 from ...runs.inputs import sample_prompts
 from ...runs.pair import load_pair
 from ...runs.settings import RunArguments, parse_run
@@ -63,27 +66,32 @@ def probe(
     lengths = sorted(set(lengths if lengths is not None else [max(1, longest * part // 4) for part in (1, 2, 3)]))
     if epsilons is None and budgets[1:] == [0.0]:
         raise UsageError("the run begins with a KL budget of 0, which is OPD: name budgets by --epsilon")
-    if not all(epsilon > 0 for epsilon in budgets[1:]):
-        raise UsageError(f"--epsilon must be KL budgets above 0 (OPD, which is 0, is always probed), got {budgets[1:]}")
+    if not all(0 < epsilon < math.inf for epsilon in budgets[1:]):
+        raise UsageError(
+            f"--epsilon must be finite KL budgets above 0 (OPD, which is 0, is always probed), got {budgets[1:]}"
+        )
     if not all(0 < length < longest for length in lengths):
         raise UsageError(f"--lengths must lie between 1 and max_completion_length - 1 = {longest - 1}, got {lengths}")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} must be a folder, got a file")
     if (output / "probe.json").exists():
         raise UsageError(f"{output} holds a probe already: name another --output")
-    setting = load_probe(arguments, trb_config, limit or arguments.eval_prompts_limit or DEFAULT_PROMPTS)
-    found = {
-        "student": arguments.model_name_or_path,
-        "teacher": trb_config.teacher_model_name_or_path,
-        "prompts": len(setting.rows),
-        "seed": trb_config.seed,
-        "temperature": setting.temperature,
-        "max_completion_length": longest,
-        **measure(setting, budgets, lengths),
-    }
-    output.mkdir(parents=True, exist_ok=True)
+    with left_as_it_was(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with errors_of(output), tempfile.TemporaryFile(dir=output) as file:  # before minutes of measuring
+            file.write(b"x")
+        setting = load_probe(arguments, trb_config, limit or arguments.eval_prompts_limit or DEFAULT_PROMPTS)
+        found = {
+            "student": arguments.model_name_or_path,
+            "teacher": trb_config.teacher_model_name_or_path,
+            "prompts": len(setting.rows),
+            "seed": trb_config.seed,
+            "temperature": setting.temperature,
+            "max_completion_length": longest,
+            **measure(setting, budgets, lengths),
+        }
+        (output / "probe.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     plot_probe(found, output / "probe")
-    (output / "probe.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     _print(found, output)
     return found
 

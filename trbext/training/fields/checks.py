@@ -5,6 +5,7 @@ With a value out of range a run would train nothing, one step too many or NaN, o
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils.checkpoint
 from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
@@ -48,7 +50,7 @@ _RANGES: dict[str, _Range] = {
     "eval_steps": _AT_LEAST_0,  # 0 is logging_steps
     "seed": _SEED,
     "data_seed": _SEED,
-    "dataloader_num_workers": _AT_LEAST_0,
+    "dataloader_num_workers": _Range("a whole number from 0 to 1024", lambda value: 0 <= value <= 1024),
     "temperature": _Range("a number from 1e-6 to 1e6", lambda v: LEAST_TEMPERATURE <= v <= LARGEST_TEMPERATURE),
     "top_p": _Range("a share with 0 < top_p <= 1", lambda value: 0 < value <= 1),
     "top_k": _AT_LEAST_0,
@@ -107,7 +109,7 @@ def check_mappings(config: Any) -> None:
             raise ValueError(f"{name} must be a mapping, got {value!r:.80}")
     for name in _MAPPINGS_OR_FILES:
         value = getattr(config, name, None)
-        if isinstance(value, str) and value and not _is_json_object(value) and not _holds_mapping(Path(value)):
+        if isinstance(value, str) and not _is_json_object(value) and not _holds_mapping(Path(value)):
             raise ValueError(f"{name} must be a mapping or a JSON file that holds one, got {value!r:.80}")
 
 
@@ -180,14 +182,15 @@ def check_reporters(report_to: str | Iterable[str]) -> None:
 
 
 def check_optimization(config: Any) -> None:
-    """Checks that the optimizer and the learning rate schedule of a `TRBConfig` can be made.
+    """Checks that the optimizer and the learning rate schedule of a `TRBConfig` can be made, and the checkpointing.
 
     Raises:
-        ValueError: One cannot.
+        ValueError: One cannot, or torch does not know an option of activation checkpointing.
     """
+    _check_checkpointing(config.gradient_checkpointing_kwargs)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     steps = max(config.max_steps, 1)
-    kwargs = config.lr_scheduler_kwargs or {}
+    kwargs = {} if config.lr_scheduler_kwargs is None else config.lr_scheduler_kwargs
     if not isinstance(kwargs, dict):
         raise ValueError(f"lr_scheduler_kwargs must be a mapping, got {kwargs!r}")
     name = config.lr_scheduler_type.value
@@ -202,6 +205,16 @@ def check_optimization(config: Any) -> None:
         if asks_for_the_model and not isinstance(error, ImportError):
             return
         raise ValueError(f"optim {config.optim.value!r} cannot be used here: {error}") from error
+
+
+def _check_checkpointing(options: Any) -> None:
+    """Checks the options of activation checkpointing, which torch would refuse at the first step."""
+    parameters = inspect.signature(torch.utils.checkpoint.checkpoint).parameters.values()
+    of_torch = {"preserve_rng_state", *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)}
+    known = sorted(of_torch | {"every_n_layers", "offload"})  # which transformers takes out
+    for name in options or ():
+        if name not in known:
+            raise ValueError(f"gradient_checkpointing_kwargs must hold options of {', '.join(known)}, got {name!r}")
 
 
 def device_has_bf16(*, use_cpu: bool) -> bool:

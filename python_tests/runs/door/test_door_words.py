@@ -1,0 +1,51 @@
+"""The words of a command line mean what they say: a field's value is no file, "~" is the home folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trbext.cli.words import parse
+from trbext.runs.plot_command import labels_of
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "fields"),
+    [
+        ("c.yaml --seed 3", "c.yaml", ["--seed", "3"]),
+        ("--seed 3 --report_to a b", None, ["--seed", "3", "--report_to", "a", "b"]),
+        ("--seed=3 c.yaml --trb_epsilon -1e-5", "c.yaml", ["--seed=3", "--trb_epsilon", "-1e-5"]),
+        ("--seed 3 --resume c.yaml", "c.yaml", ["--seed", "3"]),
+        ("c.yaml -- --seed 3", "c.yaml", ["--seed", "3"]),
+        ("c.yaml more.yaml --seed 3", "c.yaml", ["--seed", "3", "more.yaml"]),
+    ],
+)
+def test_a_word_after_a_field_is_its_value(words: str, config: str | None, fields: list[str]) -> None:
+    options, found = parse(["train", *words.split()])
+    assert options.config == (None if config is None else Path(config))
+    assert found == fields
+    assert options.resume == ("--resume" in words)
+
+
+def test_a_resumption_is_no_field() -> None:
+    options, fields = parse(["train", "--seed", "3", "--resume", "auto", "c.yaml"])
+    assert (options.resume, options.config, fields) == ("auto", Path("c.yaml"), ["--seed", "3"])
+
+
+@pytest.mark.parametrize("command", ["eval m", "probe c.yaml", "plot run", "demo"])
+def test_outputs_may_be_in_the_home_folder(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    options, _ = parse([*command.split(), "--output=~/out.png"])
+    assert options.output == Path("/home/me/out.png")
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
+    assert labels_of([Path("x/opd"), Path("x/trb/")]) == ["opd", "trb"]
+    assert labels_of([Path("a/run"), Path("b/run")]) == ["a/run", "b/run"]
+    assert labels_of([Path("a/x/run"), Path("b/x/run"), Path("c/run")]) == [
+        "a/x/run",
+        "b/x/run",
+        f"{Path().absolute().name}/c/run",
+    ]
+    assert labels_of([Path("run"), Path("run")]) == ["run", "run"]

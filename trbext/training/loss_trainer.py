@@ -141,7 +141,7 @@ class LossTrainer(ResumableTrainer):
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return rows
-        return min(max(state.remainder - self.accelerator.process_index * rows, 0), rows)
+        return int(min(max(state.remainder - self.accelerator.process_index * rows, 0), rows))
 
     @contextmanager
     def _teacher_for_decoding(self, part: int, rows: int) -> Iterator[Any]:

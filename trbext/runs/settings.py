@@ -32,7 +32,10 @@ class RunArguments:
     )
     prompts: str = field(
         default="",
-        metadata={"help": "Training prompts: demo, a .jsonl, .json, .parquet or .csv file, or a dataset of the Hub."},
+        metadata={
+            "help": "Training prompts: demo, a .jsonl, .json, .parquet or .csv file, or a dataset of the Hub. Values of "
+            "a .csv file are read as text."
+        },
     )
     eval_prompts: str | None = field(
         default=None, metadata={"help": "Held-out prompts for evaluation, as prompts; demo:eval for the built-in task."}

@@ -116,8 +116,8 @@ def test_what_a_model_says_after_the_end_of_a_completion_does_not_matter(fault: 
             drawn(lockstep, models, seed)
 
 
-@pytest.mark.parametrize("config", [None, SimpleNamespace(vocab_size=12)])
-def test_a_module_without_a_config_of_transformers_is_a_function_of_ids(config: Any) -> None:
+@pytest.mark.parametrize("config", [None, SimpleNamespace(vocab_size=12)])  # one of its own is none of transformers
+def test_a_module_without_a_config_is_a_function_of_ids(config: Any) -> None:
     student, teacher = tiny(seed=0), tiny(seed=1)
 
     class Plain(torch.nn.Module):

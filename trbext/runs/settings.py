@@ -33,8 +33,8 @@ class RunArguments:
     prompts: str = field(
         default="",
         metadata={
-            "help": "Training prompts: demo, a .jsonl, .json, .parquet or .csv file, or a dataset of the Hub. Values of "
-            "a .csv file are read as text."
+            "help": "Training prompts: demo, a .jsonl, .json, .parquet or .csv file, or a dataset of the Hub. Values "
+            "of a .csv file are read as text."
         },
     )
     eval_prompts: str | None = field(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback, TrainerState
 
@@ -282,7 +283,7 @@ def _plot(folder: RunFolder) -> bool:
 def print_summary(folder: RunFolder) -> None:
     """Prints the first and the last value of the metrics that a run is judged by."""
     lines = folder.read_metrics()
-    table = Table(title=f"{folder.path}")
+    table = Table(title=escape(str(folder.path)))
     for heading in ("", "first", "last"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in first_and_last(lines):

@@ -37,6 +37,12 @@ def rows_at_fault(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return fault(student_logits) | fault(teacher_logits)
 
 
+def _tilted(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    # 0 * -inf is NaN, so each end is taken as it is. Between the ends -inf of either model wins: the common support.
+    at_teacher = torch.where(a == -torch.inf, a, b)
+    return torch.where(weight == 0, a, torch.where(weight == 1, at_teacher, (1 - weight) * a + weight * b))
+
+
 def behavior_log_probs(
     student_logits: Tensor, teacher_logits: Tensor, beta: Tensor, temperature: float = 1.0
 ) -> Tensor:
@@ -52,17 +58,16 @@ def behavior_log_probs(
         [..., V] float64, nats; -inf if mu is 0.
     """
     a, b = student_logits.double() / temperature, teacher_logits.double() / temperature
-    # Each model is centered by its largest logit of the common support, beside which an offset of 1e30, or a token that
-    # the other model masks, would leave no digit.
-    common = (a > -torch.inf) & (b > -torch.inf)
-    a, b = (
-        x - torch.where(common, x, -torch.inf).amax(-1, keepdim=True).nan_to_num(neginf=0.0, posinf=0.0) for x in (a, b)
-    )
     weight = beta.double()[..., None]
-    # 0 * -inf is NaN, so each end is taken as it is. Between the ends -inf of either model wins: the common support.
-    mixed = torch.where(
-        weight == 0, a, torch.where(weight == 1, torch.where(a == -torch.inf, a, b), (1 - weight) * a + weight * b)
-    )
+    common = (a > -torch.inf) & (b > -torch.inf)
+    # Between logits of 1e30 (masks, offsets) a difference has digits only if it is small. It is small between the
+    # tokens that share mu's mass, so each model is centered by its logit of one of them: first of the likeliest token
+    # of the common support, then of the likeliest one from there.
+    mixed = _tilted(a, b, weight)
+    for _ in range(3):
+        likeliest = torch.where(common, mixed, -torch.inf).argmax(-1, keepdim=True)
+        a, b = (x - x.gather(-1, likeliest).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for x in (a, b))
+        mixed = torch.where(weight == 0, mixed, _tilted(a, b, weight))
     return mixed.log_softmax(-1)
 
 

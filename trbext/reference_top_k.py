@@ -5,6 +5,7 @@ The k tokens and the rest of the vocabulary are k + 1 outcomes, on which `trbext
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,22 +47,24 @@ def outcomes(student_logits: Tensor, teacher: TopK, temperature: float = 1.0) ->
     # 2. The teacher's. A rest that is lost in the rounding of the k logarithms is the student's as far as they allow.
     log_probs = torch.where(teacher.ids == -1, -torch.inf, teacher.log_probs.double())
     mass = log_probs.exp().sum(-1)
-    rest = torch.where(1 - mass >= ROUNDING_OF_MASS, 1 - mass, student[..., -1].exp().clamp(max=ROUNDING_OF_MASS))
-    rest = rest.masked_fill((count > 0).all(-1), 0.0)
-    of_teacher = torch.cat([log_probs, rest.log()[..., None]], -1) - (mass + rest).log()[..., None]
+    log_rest = torch.where(
+        1 - mass >= ROUNDING_OF_MASS, (1 - mass).log(), student[..., -1].clamp(max=math.log(ROUNDING_OF_MASS))
+    ).masked_fill((count > 0).all(-1), -torch.inf)
+    of_teacher = torch.cat([log_probs, log_rest[..., None]], -1) - (mass + log_rest.exp()).log()[..., None]
     # 3. Mark the rows at fault.
     fault = ((teacher.ids < -1) | (teacher.ids >= vocab)).any(-1) | (count > 1).any(-1)
     fault |= ~(mass <= 1 + LARGEST_EXCESS_OF_MASS) | ((count > 0).all(-1) & (mass == 0))
     return student.masked_fill(fault[..., None], torch.nan), of_teacher.masked_fill(fault[..., None], torch.nan)
 
 
-def _spread(log_student: Tensor, teacher: TopK, student: Tensor, of_outcomes: Tensor) -> Tensor:
+def _spread(student_logits: Tensor, teacher: TopK, temperature: float, of_outcomes: Tensor) -> Tensor:
     """Spreads log-probabilities of the outcomes [..., k + 1] over the vocabulary [..., V], the rest as the
     student's."""
-    vocab = log_student.shape[-1]
-    column, _ = _listed(teacher, vocab)
-    rest = of_outcomes[..., -1:] - student[..., -1:]
-    spread = torch.where(log_student == -torch.inf, -torch.inf, log_student + rest)
+    vocab = student_logits.shape[-1]
+    column, count = _listed(teacher, vocab)
+    rest = (student_logits.double() / temperature).masked_fill(count > 0, -torch.inf)
+    share = rest.log_softmax(-1).masked_fill(rest == -torch.inf, -torch.inf)  # NaN of an empty rest
+    spread = torch.where(share == -torch.inf, -torch.inf, share + of_outcomes[..., -1:])
     padded = torch.cat([spread, spread[..., :1]], -1)
     return padded.scatter(-1, column, of_outcomes[..., :-1])[..., :vocab]
 
@@ -79,8 +82,7 @@ def implied_teacher(student_logits: Tensor, teacher: TopK, temperature: float = 
         listed, the rest is spread evenly over them.
     """
     student, of_teacher = outcomes(student_logits, teacher, temperature)
-    log_student = (student_logits.double() / temperature).log_softmax(-1)
-    implied = _spread(log_student, teacher, student, of_teacher)
+    implied = _spread(student_logits, teacher, temperature, of_teacher)
     _, count = _listed(teacher, student_logits.shape[-1])
     evenly = of_teacher[..., -1:] - (count == 0).sum(-1, keepdim=True).double().log()
     return torch.where((count == 0) & (student[..., -1:] == -torch.inf), evenly, implied)
@@ -131,7 +133,7 @@ def behavior_log_probs(student_logits: Tensor, teacher: TopK, beta: Tensor, temp
     """
     student, of_teacher = outcomes(student_logits, teacher, temperature)
     log_mu = reference.behavior_log_probs(student, of_teacher, beta)
-    spread = _spread((student_logits.double() / temperature).log_softmax(-1), teacher, student, log_mu)
+    spread = _spread(student_logits, teacher, temperature, log_mu)
     return spread.masked_fill(beta.isnan()[..., None], torch.nan)
 
 

@@ -15,14 +15,23 @@ class DoubleRow {
  public:
   DoubleRow(int64_t vocab, bool spread) : blocks_(block_count(vocab)), spread_(spread) {}
 
-  // `answer` must hold the maxima that make the frame, and the number of sweeps so far.
+  // `answer` must hold the maxima, and the number of sweeps so far.
+  //
+  // Between logits of 1e30 (masks, offsets) a difference has digits only if it is small. It is small between the tokens
+  // that share mu's mass, so the origin must be one of them: the maxima may belong to tokens that have none. An answer
+  // from another origin is wrong by what such tokens weigh among each other, not by which tokens share the mass.
   void solve(const Row& row, double epsilon, RowAnswer* answer);
 
  private:
+  void solve_from_origin(const Row& row, double epsilon, RowAnswer* answer);
+  WeighedToken likeliest(const Row& row, const RowAnswer& answer);
+
   int64_t blocks_;
   bool spread_;
-  std::vector<Ends> ends_;   // of the first sweep, per block
-  std::vector<Tilt> tilts_;  // of the last sweep, per block
+  std::vector<Ends> ends_;               // of the first sweep, per block
+  std::vector<Tilt> tilts_;              // of the last sweep, per block
+  std::vector<WeighedToken> likeliest_;  // per block
+  LogSum student_, teacher_;             // of the last solve, from its origin
 };
 
 }  // namespace trb::cpu

@@ -286,8 +286,8 @@ bool FloatRow::solve(const RowPair& row, double epsilon, RowAnswer* answer) {
   bool reached = search(row, epsilon, true, &found);
   if (reached && misses(found.solver, epsilon) && any_gentle()) reached = search(row, epsilon, false, &found);
   answer->sweeps = found.sweeps;
-  answer->max_student = max_student_;
-  answer->max_teacher = max_teacher_;
+  answer->origin_student = answer->max_student = max_student_;
+  answer->origin_teacher = answer->max_teacher = max_teacher_;
   // 2. Six sweeps do not find the answer if f rises almost at once. The row is then solved in double precision.
   if (!reached || misses(found.solver, epsilon)) return false;
   // 3. The answer, with log mu's normalizer and the mass of mu per block: inside (0, 1) from the last sweep, moved by

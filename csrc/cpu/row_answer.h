@@ -12,17 +12,19 @@
 
 namespace trb::cpu {
 
-// The frame is x = (a - max_student) / T, y = (b - max_teacher) / T. In it log mu(i) = (1 - beta) x_i + beta y_i -
-// log_norm on the support of mu.
+// log mu(i) = (1 - beta) x_i + beta y_i - log_norm on the support of mu, with x = (a - origin_student) / T and
+// y = (b - origin_teacher) / T. The origin is at the row's maxima or, in double precision, at a token that decides
+// (double_row.h). log pi_S(i) = (a_i - max_student) / T - log_student, and likewise the teacher's.
 struct RowAnswer {
   Status status = Status::kFault;
   float beta = 0.0f;
   double kl = 0.0;
   int sweeps = 0;
   float max_student = 0.0f, max_teacher = 0.0f;
+  double log_student = 0.0, log_teacher = 0.0;
+  double origin_student = 0.0, origin_teacher = 0.0;
   double log_norm = 0.0;
-  double log_student = 0.0, log_teacher = 0.0;  // log sum of e^x over S, and of e^y over {b > -inf}
-  std::vector<double> mass;                     // of mu per block, all in the same unit
+  std::vector<double> mass;  // of mu per block, all in the same unit
 };
 
 struct TokenLogProbs {  // nats

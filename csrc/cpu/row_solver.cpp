@@ -18,9 +18,11 @@ void block_log_weights(const RowPair& row, const RowAnswer& answer, int64_t begi
   const double beta = answer.beta, scale = row.inverse_temperature;
   for (int64_t i = 0; i < count; ++i) {
     const bool supported = out[i] > -INFINITY && (beta == 0.0 || y[i] > -INFINITY);
-    const double x = (out[i] - answer.max_student) * scale;
+    const double x = (out[i] - answer.origin_student) * scale;
     // At beta = 0 the teacher's logit may be -inf, and 0 * -inf is NaN.
-    out[i] = !supported ? -INFINITY : beta == 0.0 ? x : (1.0 - beta) * x + beta * (y[i] - answer.max_teacher) * scale;
+    out[i] = !supported    ? -INFINITY
+             : beta == 0.0 ? x
+                           : (1.0 - beta) * x + beta * (y[i] - answer.origin_teacher) * scale;
   }
 }
 
@@ -45,24 +47,8 @@ void block_residual(const RowPair& row, const RowAnswer& answer, int64_t begin, 
 const RowAnswer& RowSolver::solve(const RowPair& row, double epsilon) {
   row_ = row;
   in_double_ = !float_row_.solve(row, epsilon, &answer_);
-  if (in_double_) {
-    move_frame_to_common_support();
-    double_row_.solve(row, epsilon, &answer_);
-  }
+  if (in_double_) double_row_.solve(row, epsilon, &answer_);
   return answer_;
-}
-
-// Leaves the maxima of the row if the models have no token in common.
-void RowSolver::move_frame_to_common_support() {
-  frames_.resize(block_count(row_.vocab));
-  for_each_part(spread_, block_count(row_.vocab), [&](int64_t block) { frames_[block] = common_maxima(row_, block); });
-  Maxima most{-INFINITY, -INFINITY};
-  for (const Maxima& part : frames_) {
-    most = {std::max(most.student, part.student), std::max(most.teacher, part.teacher)};
-  }
-  if (most.student == -INFINITY) return;
-  answer_.max_student = static_cast<float>(most.student);
-  answer_.max_teacher = static_cast<float>(most.teacher);
 }
 
 Draw RowSolver::sample(double uniform) const {

@@ -36,15 +36,12 @@ class RowSolver {
   void write_log_probs(float* out) const;
 
  private:
-  void move_frame_to_common_support();
-
   bool spread_, in_double_ = false;
   FloatRow float_row_;
   DoubleRow<RowPair> double_row_;
   RowPair row_{};
   RowAnswer answer_;
   std::vector<double> residual_;  // mass of max(mu - pi_S, 0) per block
-  std::vector<Maxima> frames_;    // of a row in double precision, per block
 };
 
 }  // namespace trb::cpu

@@ -13,14 +13,11 @@ using torch::headeronly::ScalarType;
 
 constexpr uint16_t kMinusInfinityBits = 0xff80;  // of bfloat16
 
-// The mass of mu, or of max(mu - pi_S, 0), on tokens whose student mass is e^log_student and which share one value of
-// log(mu / pi_S). Their logarithms are added first, because either exponential alone may be 0 or infinite. If the two
-// masses are close, their difference is computed from the ratio, because it would cancel otherwise.
-double mass_of(double log_student, double log_ratio, bool residual) {
-  if (!residual) return std::exp(log_student + log_ratio);
-  return !(log_ratio > 0.0) ? 0.0
-         : log_ratio < 1.0  ? std::exp(log_student) * std::expm1(log_ratio)
-                            : std::exp(log_student + log_ratio) - std::exp(log_student);
+// The mass of mu, or of max(mu - pi_S, 0), on tokens whose mass under mu is e^log_mu and which share one value of
+// log(mu / pi_S).
+double mass_of(double log_mu, double log_ratio, bool residual) {
+  if (!residual) return std::exp(log_mu);
+  return log_ratio > 0.0 ? -std::expm1(-log_ratio) * std::exp(log_mu) : 0.0;
 }
 
 }  // namespace
@@ -41,7 +38,7 @@ const RowAnswer& TopKRow::solve(const TopKPair& row, double epsilon) {
     log_mu_.resize(outcomes);
     const double beta = answer_.beta;
     for (int64_t i = 0; i < outcomes; ++i) {
-      const double x = student_[i], y = teacher_[i];
+      const double x = student_[i] - answer_.origin_student, y = teacher_[i] - answer_.origin_teacher;
       const bool supported = x > -INFINITY && (beta == 0.0 || y > -INFINITY);
       // At beta = 0 the teacher's may be -inf, and 0 * -inf is NaN.
       log_mu_[i] = !supported ? -INFINITY : (beta == 0.0 ? x : tilted_logit(x, y, beta)) - answer_.log_norm;
@@ -137,13 +134,15 @@ void TopKRow::set_outcomes() {
     if (student_[i] > -INFINITY) all.merge({student_[i], 1.0});
   }
   student_.back() = rest.empty() ? -INFINITY : rest.log();
+  rest_peak_ = rest.peak;
+  log_rest_ = std::log(rest.mass);
   // 2. The teacher's, which add up to 1.
   const bool all_listed = static_cast<int64_t>(listed_.size()) == vocab_;
-  const double rest_of_teacher = rest_of(mass_, all.share(rest) / all.mass, all_listed);
-  const double total = mass_ + rest_of_teacher;
+  const double log_rest = log_rest_of(mass_, rest.empty() ? -INFINITY : rest.log() - all.log(), all_listed);
+  const double log_total = std::log(mass_ + std::exp(log_rest));
   teacher_.resize(student_.size());
-  for (size_t i = 0; i < listed_.size(); ++i) teacher_[i] = listed_[i].log_prob - std::log(total);
-  teacher_.back() = std::log(rest_of_teacher / total);
+  for (size_t i = 0; i < listed_.size(); ++i) teacher_[i] = listed_[i].log_prob - log_total;
+  teacher_.back() = log_rest - log_total;
 }
 
 std::pair<int64_t, int64_t> TopKRow::listed_in(int64_t begin, int64_t end) const {
@@ -157,25 +156,26 @@ std::vector<double> TopKRow::block_masses(bool residual) const {
   for (int64_t block = 0; block < blocks_; ++block) {
     const BlockWeights& rest = weights_[block];
     if (rest.mass == 0.0) continue;
-    const double log_frame = (rest.peak - max_student_) * row_.inverse_temperature - answer_.log_student;
-    mass[block] = mass_of(log_frame + std::log(rest.mass), rest_ratio_, residual);
+    mass[block] = mass_of(log_mu_.back() + log_share_of_rest(rest.peak) + std::log(rest.mass), rest_ratio_, residual);
   }
   for (size_t i = 0; i < listed_.size(); ++i) mass[listed_[i].token / kBlock] += listed_mass(i, residual);
   return mass;
 }
 
+double TopKRow::log_share_of_rest(double logit) const {
+  if (logit == -INFINITY) return -INFINITY;
+  return (logit - max_student_) * row_.inverse_temperature - rest_peak_ - log_rest_;
+}
+
 double TopKRow::listed_mass(int64_t i, bool residual) const {
-  if (log_mu_[i] == -INFINITY) return 0.0;
-  const double log_student = student_[i] - answer_.log_student;
-  return mass_of(log_student, log_mu_[i] - log_student, residual);
+  return mass_of(log_mu_[i], log_mu_[i] - (student_[i] - answer_.log_student), residual);
 }
 
 Draw TopKRow::draw(bool residual, double uniform) const {
   const auto weigh = [&](int64_t begin, int64_t count, double* out) {
     row_.student.load(begin, count, 1.0, out);
     for (int64_t i = 0; i < count; ++i) {
-      const double log_student = (out[i] - max_student_) * row_.inverse_temperature - answer_.log_student;
-      out[i] = mass_of(log_student, rest_ratio_, residual);
+      out[i] = mass_of(log_mu_.back() + log_share_of_rest(out[i]), rest_ratio_, residual);
     }
     const auto [first, last] = listed_in(begin, begin + count);
     for (int64_t i = first; i < last; ++i) out[listed_[i].token - begin] = listed_mass(i, residual);
@@ -203,8 +203,9 @@ TokenLogProbs TopKRow::log_probs_at(int64_t token) const {
   double logit;
   row_.student.load(token, 1, 1.0, &logit);
   if (logit == -INFINITY) return {-INFINITY, -INFINITY, -INFINITY};
-  const double in_frame = (logit - max_student_) * row_.inverse_temperature, student = in_frame - answer_.log_student;
-  return {student, teacher_.back() + (in_frame - student_.back()), student + rest_ratio_};
+  const double share = log_share_of_rest(logit);
+  return {(logit - max_student_) * row_.inverse_temperature - answer_.log_student, teacher_.back() + share,
+          log_mu_.back() + share};
 }
 
 void TopKRow::write_log_probs(float* out) const {
@@ -219,7 +220,7 @@ void TopKRow::write_log_probs(float* out) const {
   SweepFrame frame{};
   frame.max_student = frame.max_teacher = peak;
   frame.inverse_temperature = static_cast<float>(row_.inverse_temperature);
-  const double at_peak = (peak - max_student_) * row_.inverse_temperature - answer_.log_student + rest_ratio_;
+  const double at_peak = log_mu_.back() + log_share_of_rest(peak);
   frame.shift = static_cast<float>(-at_peak);
   for_each_part(spread_, blocks_, [&](int64_t block) {
     const int64_t begin = block * kBlock, count = std::min(kBlock, vocab_ - begin);

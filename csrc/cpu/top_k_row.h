@@ -50,6 +50,8 @@ class TopKRow {
   void with_block(int64_t block, bool without_listed, const Body& body) const;
   // The places in `listed_` of the tokens from `begin` on, below `end`.
   std::pair<int64_t, int64_t> listed_in(int64_t begin, int64_t end) const;
+  // The logarithm of a token's share of the rest, by its logit: the same under mu and both models.
+  double log_share_of_rest(double logit) const;
   // The mass of mu, or of max(mu - pi_S, 0) if `residual`, of a listed token and of the blocks.
   double listed_mass(int64_t i, bool residual) const;
   std::vector<double> block_masses(bool residual) const;
@@ -65,7 +67,8 @@ class TopKRow {
   double max_student_ = 0.0;           // the largest logit of the row
   // Of the outcomes, the rest last: (a - max_student_) / T, log pi_T and log mu.
   std::vector<double> student_, teacher_, log_mu_;
-  double rest_ratio_ = 0.0;  // log mu / pi_S of every token of the rest; -inf if mu has no mass there
+  double rest_peak_ = 0.0, log_rest_ = 0.0;  // of the rest: its largest (a - max_student_) / T, and the sum from there
+  double rest_ratio_ = 0.0;                  // log mu / pi_S of every token of the rest; -inf if mu has no mass there
   RowAnswer answer_;
 };
 

@@ -111,8 +111,7 @@ __device__ __forceinline__ void write_log_probs(const TopKRow& row, float* out) 
     return;
   }
   const float scale = static_cast<float>(state.temperature.inverse);
-  const double peak = (static_cast<double>(state.rest_peak) - state.max_student) * state.temperature.inverse;
-  const float at_peak = static_cast<float>(peak - state.log_student + state.rest_ratio);
+  const float at_peak = static_cast<float>(state.log_mu_of_rest - state.log_rest);
   for (int32_t token = threadIdx.x; token < vocab; token += kTopKThreads) {
     const float logit = row.student.logit(token);
     const bool supported = logit > -INFINITY && state.rest_ratio > -INFINITY;

@@ -39,16 +39,17 @@ TRB_HD inline bool mass_at_fault(double mass, int64_t listed, int64_t vocab) {
   return !(mass <= 1.0 + kLargestExcessOfMass) || (mass == 0.0 && listed == vocab);
 }
 
-// The teacher's mass on the tokens that are not listed, from the sum of the listed ones and the student's mass there.
-// If every token is listed, the sum is all of its mass, and differs from 1 by rounding.
+// The logarithm of the teacher's mass on the tokens that are not listed, from the sum of the listed ones and the
+// logarithm of the student's mass there, of which e^ may have lost digits or all. If every token is listed, the sum is
+// all of its mass, and differs from 1 by rounding.
 //
 // The float32 logarithms of a teacher that is sure of its k tokens add up to 1, whatever its rest is. A rest that is
 // lost in their rounding is taken to be the student's, as far as the rounding allows, and not 0: at 0 mu could not have
 // any token of the rest, and the budget would then allow nothing but the student.
-TRB_HD inline double rest_of(double mass, double student_rest, bool all_listed) {
-  if (all_listed) return 0.0;
-  if (1.0 - mass >= kRoundingOfMass) return 1.0 - mass;
-  return student_rest < kRoundingOfMass ? student_rest : kRoundingOfMass;
+TRB_HD inline double log_rest_of(double mass, double log_student_rest, bool all_listed) {
+  if (all_listed) return -INFINITY;
+  const double most = ::log(1.0 - mass >= kRoundingOfMass ? 1.0 - mass : kRoundingOfMass);
+  return 1.0 - mass >= kRoundingOfMass || log_student_rest > most ? most : log_student_rest;
 }
 
 }  // namespace trb

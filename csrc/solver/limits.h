@@ -34,6 +34,11 @@ constexpr double kLeastMass = 1e-30;
 // rounding in float32 would show in the KL, so the row is solved in double precision.
 constexpr double kLeastCommonMass = 1e-9;
 
+// In double precision: how far, in nats, the likeliest token of mu may lie from the origin in either model
+// (double precision then leaves it 9 digits after the point), and how many origins are tried.
+constexpr double kFarthestFromOrigin = 1e6;
+constexpr int kMostOrigins = 4;
+
 // The most sweeps in double precision. The limit is for safety only: a search that no interpolation helps bisects the
 // float32 numbers of [0, 1] in some 270 sweeps.
 constexpr int kMaxDoubleSweeps = 320;

@@ -122,6 +122,14 @@ def _nearly_identical(rng: np.random.Generator, x: Array, y: Array, a: Array, b:
     return a * x, a * x * (1 + 1e-7 * y) + _spread(rng, len(x), -8, -2) * y
 
 
+def _huge_masks(rng: np.random.Generator, x: Array, y: Array, a: Array, b: Array) -> Pair:
+    """Masks tokens of either model by one finite number, up to the lowest of float32."""
+    mask = -rng.choice([1e9, 1e13, 1e18, 1e30, float(np.finfo(np.float32).max)], (len(x), 1))
+    masked = [rng.random(x.shape) < rng.random((len(x), 1)) for _ in "xy"]
+    student, teacher = a.clip(0, 20) * x, a.clip(0, 20) * x + b.clip(0, 20) * y
+    return np.where(masked[0], mask, student), np.where(masked[1], mask, teacher)
+
+
 def _constants(rng: np.random.Generator, x: Array, y: Array, a: Array, b: Array) -> Pair:
     return a + 0 * x, np.where(rng.random((len(x), 1)) < 0.5, b + 0 * y, b * y)
 
@@ -152,6 +160,7 @@ FAMILIES: dict[str, Family] = {
         _mask(rng, a.clip(0, 20) * x, -65504.0),
         _mask(rng, a.clip(0, 20) * x + b.clip(0, 20) * y, -65504.0),
     ),
+    "huge masks": _huge_masks,
     "masked student": lambda rng, x, y, a, b: (_mask(rng, a.clip(0, 50) * x, -np.inf), a.clip(0, 50) * x + b * y),
     "masked teacher": lambda rng, x, y, a, b: (a.clip(0, 50) * x, _mask(rng, a.clip(0, 50) * x + b * y, -np.inf)),
     "both masked": lambda rng, x, y, a, b: (

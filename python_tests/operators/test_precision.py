@@ -11,6 +11,8 @@ from trbext import reference
 
 pytestmark = pytest.mark.on_ptx
 
+LOWEST = torch.finfo(torch.float32).min  # what models are masked with where -inf would do
+
 
 # Beside an offset of 1e30, or beside a token of that size that the other model masks, logits keep no digits.
 @pytest.mark.parametrize("name", ["blend", "solve", "sample"])
@@ -22,6 +24,12 @@ pytestmark = pytest.mark.on_ptx
         ([1e30, 1e30], [0.0, 3.0], 0.1),
         ([0.0, 3.0], [1e30, 1e30], 0.1),
         ([1e30, 1e30, -torch.inf, -torch.inf], [-torch.inf, -torch.inf, 1e30, 1e30], 0.1),
+        # mu lives where neither model has its largest logit of the common support.
+        ([LOWEST, LOWEST, 1.0, 0.0, -1.0], [0.0, 1.0, LOWEST, LOWEST, LOWEST], 0.5),
+        ([LOWEST, 1.0, 0.0, -1.0], [0.0, LOWEST, LOWEST, LOWEST], 0.02),
+        # The answer is the student, whose tokens the teacher masks.
+        ([1e30, 1e30, 0.0], [-torch.inf, -torch.inf, 0.0], 0.1),
+        ([0.0, 1.0, 2.0, -1e30], [-torch.inf, -torch.inf, -torch.inf, 0.0], 0.1),
     ],
 )
 def test_huge_logits_of_other_tokens_cost_no_digits(
@@ -58,3 +66,27 @@ def test_means_far_apart_cost_no_digits(trb: Operators) -> None:
     assert (kl <= epsilon * (1 + 1e-4)).all()
     assert (kl >= epsilon * (1 - 3e-4)).all()
     assert torch.allclose(solved.kl.double(), kl, rtol=2e-5)
+
+
+def test_the_reference_keeps_the_digits_of_tokens_that_both_models_mask_apart() -> None:
+    """Between -3.4e38 of one model and as much of the other, mu is pi_S^(1 - beta) on the student's tokens."""
+    student, teacher = torch.tensor([LOWEST, LOWEST, 1.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, *[LOWEST] * 3])
+    own = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
+    for beta in (1e-40, 1e-20, 0.1, 0.4):
+        log_mu = reference.behavior_log_probs(student, teacher, torch.tensor(beta, dtype=torch.float64))
+        assert torch.allclose(log_mu[2:], ((1 - beta) * own).log_softmax(-1), rtol=1e-12)
+        assert (log_mu[:2] < -1e37).all()
+
+
+@pytest.mark.parametrize("bits", [0x7FC00001, 0x7FFFFFFF, -0x3FFFFF])
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, torch.inf])
+def test_a_nan_is_a_fault_whatever_its_payload(trb: Operators, bits: int, epsilon: float) -> None:
+    """Added to an exponent, a payload's bits became those of an ordinary weight."""
+    rows = torch.randn(2, 2, 1100, generator=torch.Generator().manual_seed(0))
+    rows.view(torch.int32)[0, 0, 500] = bits
+    rows.view(torch.int32)[1, 1, 1023] = bits
+    solved = trb.solve(*rows, epsilon)
+    assert solved.beta.isnan().all()
+    assert solved.kl.isnan().all()
+    drawn = trb.sample(*rows, epsilon, uniform=torch.full((2,), 0.5, dtype=torch.float64))
+    assert drawn.token.tolist() == [-1, -1]

@@ -127,7 +127,7 @@ def test_instruction_sets_agree(tmp_path: Path) -> None:
 def test_every_instruction_set_keeps_the_edges_the_law_and_the_bits(isa: str, tmp_path: Path) -> None:
     if isa == trbext._C.cpu_isa or not runs_here(isa):
         pytest.skip(f"{isa} is what the whole suite runs on, or cannot run here")
-    files = [str(TESTS / name) for name in ("test_edges.py", "test_bitwise.py", "test_sample.py")]
+    files = [str(TESTS / name) for name in ("test_edges.py", "test_precision.py", "test_bitwise.py", "test_sample.py")]
     command = [
         sys.executable,
         "-P",

@@ -12,20 +12,20 @@
 namespace trb::cpu {
 namespace {
 
-struct Tokens {  // both models' logits of one block, in the frame of the maxima
+struct Tokens {  // both models' logits of one block, from the origin
   double x[kBlock];
   double y[kBlock];
   int64_t count;
 
   template <typename Row>
-  Tokens(const Row& row, const Maxima& maxima, int64_t block) {
+  Tokens(const Row& row, const Origin& origin, int64_t block) {
     const int64_t begin = block * kBlock;
     count = std::min(kBlock, row.vocab - begin);
     row.student.load(begin, count, 1.0, x);
     row.teacher.load(begin, count, 1.0, y);
     for (int64_t i = 0; i < count; ++i) {
-      x[i] = (x[i] - maxima.student) * row.inverse_temperature;
-      y[i] = (y[i] - maxima.teacher) * row.inverse_temperature;
+      x[i] = (x[i] - origin.student) * row.inverse_temperature;
+      y[i] = (y[i] - origin.teacher) * row.inverse_temperature;
     }
   }
 };
@@ -69,23 +69,28 @@ Tilt moments(const double* t, const double* d, const double* x, int64_t count) {
 
 }  // namespace
 
-Maxima common_maxima(const RowPair& row, int64_t block) {
-  double a[kBlock], b[kBlock];
-  const int64_t begin = block * kBlock, count = std::min(kBlock, row.vocab - begin);
-  row.student.load(begin, count, 1.0, a);
-  row.teacher.load(begin, count, 1.0, b);
-  Maxima maxima{-INFINITY, -INFINITY};
-  for (int64_t i = 0; i < count; ++i) {
-    if (!(a[i] > -INFINITY && b[i] > -INFINITY)) continue;
-    maxima.student = std::max(maxima.student, a[i]);
-    maxima.teacher = std::max(maxima.teacher, b[i]);
+template <typename Row>
+WeighedToken likeliest_token(const Row& row, const Origin& origin, int64_t block, double beta) {
+  const Tokens tokens(row, origin, block);
+  WeighedToken likeliest;
+  int64_t found = -1;
+  for (int64_t i = 0; i < tokens.count; ++i) {
+    const double x = tokens.x[i], y = tokens.y[i];
+    if (!(x > -INFINITY && y > -INFINITY)) continue;
+    const double t = tilted_logit(x, y, beta);
+    if (found >= 0 && !(t > likeliest.t)) continue;
+    likeliest.t = t;
+    found = i;
   }
-  return maxima;
+  if (found < 0) return likeliest;
+  row.student.load(block * kBlock + found, 1, 1.0, &likeliest.logits.student);
+  row.teacher.load(block * kBlock + found, 1, 1.0, &likeliest.logits.teacher);
+  return likeliest;
 }
 
 template <typename Row>
-Ends sweep_ends(const Row& row, const Maxima& maxima, int64_t block) {
-  const Tokens tokens(row, maxima, block);
+Ends sweep_ends(const Row& row, const Origin& origin, int64_t block) {
+  const Tokens tokens(row, origin, block);
   Ends ends;
   double x[kBlock], y[kBlock], d[kBlock];  // the common support, packed
   int64_t common = 0, in_student = 0, in_teacher = 0;
@@ -116,8 +121,8 @@ Ends sweep_ends(const Row& row, const Maxima& maxima, int64_t block) {
 }
 
 template <typename Row>
-Tilt sweep_tilt(const Row& row, const Maxima& maxima, int64_t block, double beta) {
-  const Tokens tokens(row, maxima, block);
+Tilt sweep_tilt(const Row& row, const Origin& origin, int64_t block, double beta) {
+  const Tokens tokens(row, origin, block);
   double t[kBlock], d[kBlock], xs[kBlock];
   int64_t common = 0;
   for (int64_t i = 0; i < tokens.count; ++i) {
@@ -131,9 +136,11 @@ Tilt sweep_tilt(const Row& row, const Maxima& maxima, int64_t block, double beta
   return moments(t, d, xs, common);
 }
 
-template Ends sweep_ends(const RowPair&, const Maxima&, int64_t);
-template Tilt sweep_tilt(const RowPair&, const Maxima&, int64_t, double);
-template Ends sweep_ends(const OutcomePair&, const Maxima&, int64_t);
-template Tilt sweep_tilt(const OutcomePair&, const Maxima&, int64_t, double);
+template WeighedToken likeliest_token(const RowPair&, const Origin&, int64_t, double);
+template Ends sweep_ends(const RowPair&, const Origin&, int64_t);
+template Tilt sweep_tilt(const RowPair&, const Origin&, int64_t, double);
+template WeighedToken likeliest_token(const OutcomePair&, const Origin&, int64_t, double);
+template Ends sweep_ends(const OutcomePair&, const Origin&, int64_t);
+template Tilt sweep_tilt(const OutcomePair&, const Origin&, int64_t, double);
 
 }  // namespace trb::cpu

@@ -9,23 +9,29 @@
 
 namespace trb::cpu {
 
-// Both models' largest logits, finite. The sweeps use x = (a - student) / T and y = (b - teacher) / T, so that an
+// The zeros of both models' logits, finite. The sweeps use x = (a - student) / T and y = (b - teacher) / T, so that an
 // offset of the logits costs no digits of a mean.
-struct Maxima {
+struct Origin {
   double student, teacher;
 };
 
-// The largest logits of a block's tokens that both models have; -inf if there are none. A token that only one model has
-// may lie so far above them that its logit less any of theirs keeps no digit of theirs.
-Maxima common_maxima(const RowPair& row, int64_t block);
+// A token's t_beta and its logits.
+struct WeighedToken {
+  double t = -INFINITY;
+  Origin logits{};
+};
+
+// The token of a block with the largest t_beta, the first of several; t is -inf if the models have none in common.
+template <typename Row>
+WeighedToken likeliest_token(const Row& row, const Origin& origin, int64_t block, double beta);
 
 // The first sweep of a block: both normalizers, and the moments of D at beta = 0 and beta = 1. Two exponentials per
 // token.
 template <typename Row>
-Ends sweep_ends(const Row& row, const Maxima& maxima, int64_t block);
+Ends sweep_ends(const Row& row, const Origin& origin, int64_t block);
 
 // The moments of D under mu_beta. One exponential per token.
 template <typename Row>
-Tilt sweep_tilt(const Row& row, const Maxima& maxima, int64_t block, double beta);
+Tilt sweep_tilt(const Row& row, const Origin& origin, int64_t block, double beta);
 
 }  // namespace trb::cpu

@@ -28,6 +28,7 @@ template <typename Row>
 void scan_segment(const trb::cpu::Segment& segment, float inverse_temperature, trb::cpu::SegmentScan* out) {
   Float max_a = splat(-__builtin_inff()), max_b = max_a, max_gap = max_a;
   Float min_a = splat(__builtin_inff()), min_gap = min_a;
+  Int unordered = {};
   each_pair<Row, false>(segment, 0, segment.blocks * kTokens, [&](Float a, Float b) __attribute__((always_inline)) {
     const Float gap = b - a;
     max_a = larger(max_a, a);
@@ -35,6 +36,7 @@ void scan_segment(const trb::cpu::Segment& segment, float inverse_temperature, t
     min_a = smaller(min_a, a);
     max_gap = larger(max_gap, gap);
     min_gap = smaller(min_gap, gap);
+    unordered |= gap != gap;
   });
   out->max_student = highest(max_a);
   out->max_teacher = highest(max_b);
@@ -45,8 +47,12 @@ void scan_segment(const trb::cpu::Segment& segment, float inverse_temperature, t
   const float low_a = lowest(min_a), range_a = (out->max_student - low_a) * inverse_temperature;
   const float range_b = (out->max_teacher - low_a - out->min_gap) * inverse_temperature;
   const float range = (out->max_gap - out->min_gap) * inverse_temperature;
-  out->masked = !(range_a < kUnclampedRange && range_b < kUnclampedRange);
-  out->gentle = range < kGentleRange && range_a < 0.5f * kUnclampedRange && range_b < 0.5f * kUnclampedRange;
+  // A NaN may not reach the sums of the unmasked form: its payload's bits would become those of an ordinary weight.
+  bool all_ordered = true;
+  for (int64_t lane = 0; lane < kLanes; ++lane) all_ordered = all_ordered && unordered[lane] == 0;
+  out->masked = !(all_ordered && range_a < kUnclampedRange && range_b < kUnclampedRange);
+  out->gentle =
+      !out->masked && range < kGentleRange && range_a < 0.5f * kUnclampedRange && range_b < 0.5f * kUnclampedRange;
 }
 
 // kNodes = 5 sums at every quarter of beta, from fourth roots of the weights at the ends. kNodes = 3 sums at every

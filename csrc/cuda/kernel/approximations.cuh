@@ -14,11 +14,11 @@ __device__ __forceinline__ float reciprocal(float x) {
   return r;
 }
 
-// Rounds x > 0 down to 20 bits, from its upper word: a conversion would use the double-precision unit. The result is
-// negative if x is below the smallest float.
+// Rounds x > 0 down to 20 bits, from its upper word: a conversion would use the double-precision unit. The result is 0
+// if x is below the smallest normal float.
 __device__ __forceinline__ float coarse(double x) {
   constexpr int kBiases = (1023 - 127) << 20;  // of the exponents
-  return __int_as_float((__double2hiint(x) - kBiases) << 3);
+  return __int_as_float(max(__double2hiint(x) - kBiases, 0) << 3);
 }
 
 // The logarithm to base 2, to 22 bits; -inf at 0 and below the normal numbers.

@@ -173,6 +173,7 @@ struct BlockState {
   Solver double_solver;
   bool double_sweeps;  // whether another one follows
   Ends double_ends;
+  double log_of_models[2];  // sums of e^x and e^y from the maxima of the row, not from the answer's frame
   Start start;
   DoubleSums double_sums[kWarps];
 

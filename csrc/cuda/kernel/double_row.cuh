@@ -17,44 +17,6 @@ namespace trb::cuda {
 
 enum class Support { kCommon, kStudent, kTeacher };
 
-// All threads of the block: sets the frame of the answer, whose zeros are the largest logits of the tokens that both
-// models have or, if they have none, of the row. Beside an offset of 1e30, or a token of that size that the other model
-// masks, the logits' differences would have no digits.
-template <typename T, int kWarps>
-__device__ __forceinline__ void set_double_frame(const KernelArgs& args, const RowPair<T>& pair,
-                                                 BlockState<kWarps>& state, int warp, int lane) {
-  float student = -INFINITY, teacher = -INFINITY;
-#pragma unroll 1
-  for (int32_t token = threadIdx.x; token < args.vocab; token += kWarps * kWarp) {
-    const float a = pair.student_logit(token), b = pair.teacher.logit(token);
-    const bool common = a > -INFINITY && b > -INFINITY;
-    student = common ? fmaxf(student, a) : student;
-    teacher = common ? fmaxf(teacher, b) : teacher;
-  }
-  const float largest_student = from_ordered(__reduce_max_sync(kAllLanes, ordered(student)));
-  const float largest_teacher = from_ordered(__reduce_max_sync(kAllLanes, ordered(teacher)));
-  if (lane == 0) {  // they are kept where the warp's sums will be
-    state.double_sums[warp].min_d = largest_student;
-    state.double_sums[warp].max_d = largest_teacher;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-#pragma unroll 1
-    for (int w = 0; w < kWarps; ++w) {
-      student = fmaxf(student, static_cast<float>(state.double_sums[w].min_d));
-      teacher = fmaxf(teacher, static_cast<float>(state.double_sums[w].max_d));
-    }
-    const bool none = student == -INFINITY;
-    Answer& answer = state.answer;
-    answer.max_student = none ? state.row.max_student : student;
-    answer.max_teacher = none ? state.row.max_teacher : teacher;
-    answer.inverse_temperature = state.temperature.inverse;
-    answer.reference_student = answer.max_student * answer.inverse_temperature;
-    answer.reference_teacher = answer.max_teacher * answer.inverse_temperature;
-  }
-  __syncthreads();
-}
-
 // A logit in the frame of the answer.
 __device__ __forceinline__ double in_frame(float logit, float largest, const Answer& answer) {
   return (static_cast<double>(logit) - largest) * answer.inverse_temperature;
@@ -106,6 +68,93 @@ __device__ __forceinline__ void sweep_in_double(const KernelArgs& args, const Ro
       all.max_d = fmax(all.max_d, state.double_sums[w].max_d);
     }
   }
+}
+
+// One thread: the frame of the answer begins at these logits.
+template <int kWarps>
+__device__ __forceinline__ void set_frame(BlockState<kWarps>& state, float student, float teacher) {
+  Answer& answer = state.answer;
+  answer.max_student = student;
+  answer.max_teacher = teacher;
+  answer.inverse_temperature = state.temperature.inverse;
+  answer.reference_student = student * answer.inverse_temperature;
+  answer.reference_teacher = teacher * answer.inverse_temperature;
+}
+
+// All threads of the block: whether the row must be solved again, in the frame that is then set
+// (csrc/cpu/row_solver.cpp says why): from the likeliest token of mu, if it lies far from the origin; or, if the answer
+// is pi_S, from the row's maxima and without a budget. `frames` have been tried.
+template <typename T, int kWarps>
+__device__ __forceinline__ bool set_next_frame(const KernelArgs& args, const RowPair<T>& pair,
+                                               BlockState<kWarps>& state, int frames, int warp, int lane) {
+  // 1. Each lane finds its likeliest common token, and lane 0 that of the warp.
+  const Answer& frame = state.answer;
+  const double beta = frame.beta;
+  double most = -INFINITY, student = 0.0, teacher = 0.0;
+#pragma unroll 1
+  for (int32_t token = threadIdx.x; token < args.vocab; token += kWarps * kWarp) {
+    const float a = pair.student_logit(token), b = pair.teacher.logit(token);
+    if (!(a > -INFINITY && b > -INFINITY)) continue;
+    const double x = in_frame(a, frame.max_student, frame), y = in_frame(b, frame.max_teacher, frame);
+    const double t = tilted_logit(x, y, beta);
+    const bool more = t > most;
+    most = more ? t : most;
+    student = more ? a : student;
+    teacher = more ? b : teacher;
+  }
+#pragma unroll 1
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const double t = from_lane_above(most, distance), a = from_lane_above(student, distance),
+                 b = from_lane_above(teacher, distance);
+    const bool more = t > most;
+    most = more ? t : most;
+    student = more ? a : student;
+    teacher = more ? b : teacher;
+  }
+  if (lane == 0) {  // kept in place of the warp's sums, which are not needed any more
+    DoubleSums& of_warp = state.double_sums[warp];
+    of_warp.tilt.weight.peak = most;
+    of_warp.min_d = student;
+    of_warp.max_d = teacher;
+  }
+  __syncthreads();
+  // 2. Thread 0 finds that of the block and decides.
+  if (threadIdx.x == 0) {
+    int of_warp = 0;
+#pragma unroll 1
+    for (int w = 1; w < kWarps; ++w) {
+      of_warp = state.double_sums[w].tilt.weight.peak > state.double_sums[of_warp].tilt.weight.peak ? w : of_warp;
+    }
+    const DoubleSums& token = state.double_sums[of_warp];
+    const float a = static_cast<float>(token.min_d), b = static_cast<float>(token.max_d);
+    const bool far = token.tilt.weight.peak > -INFINITY &&
+                     fmax(fabs(in_frame(a, frame.max_student, frame)), fabs(in_frame(b, frame.max_teacher, frame))) >
+                         kFarthestFromOrigin;
+    const RowFrame& row = state.row;
+    const bool of_maxima = frame.max_student == row.max_student && frame.max_teacher == row.max_teacher;
+    const bool again = far && frames < kMostOrigins;
+    const bool as_student = !again && frame.status == Status::kStudent && !of_maxima;
+    if (again) set_frame(state, a, b);
+    if (as_student) {
+      set_frame(state, row.max_student, row.max_teacher);
+      state.epsilon = 0.0;
+    }
+    state.double_sweeps = frame.status != Status::kFault && (again || as_student);
+  }
+  __syncthreads();
+  return state.double_sweeps;
+}
+
+// One thread: writes the row's token. The models' own log-probabilities are taken from the maxima of the row: the frame
+// may begin so far from the one or the other that none of their digits is left in it.
+template <int kWarps>
+__device__ __noinline__ void write_double_token(const KernelArgs& args, int64_t row, const BlockState<kWarps>& state,
+                                                const Token& token, Verdict verdict) {
+  const Answer& answer = state.answer;
+  LogProbs of = log_probs_of(answer, token);
+  of.student = in_frame(token.student_logit, state.row.max_student, answer) - state.log_of_models[0];
+  of.teacher = in_frame(token.teacher_logit, state.row.max_teacher, answer) - state.log_of_models[1];
+  write_token(args, row, answer, token, of, verdict);
 }
 
 struct DoubleWeight {
@@ -161,39 +210,55 @@ __device__ __noinline__ void continue_double_search(BlockState<kWarps>& state, i
 template <typename T, int kWarps>
 __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t row, const RowPair<T>& pair,
                                                  BlockState<kWarps>& state, int warp, int lane) {
-  // 1. Sweeps the four ends, then the betas that the solver asks for. One loop does both, so that this much
-  // double-precision code is inlined only once.
-  set_double_frame(args, pair, state, warp, lane);
-  bool sweeps = true;
+  // 1. In one frame after the other, sweeps the four ends, then the betas that the solver asks for. One loop does both,
+  // so that this much double-precision code is inlined only once.
+  if (threadIdx.x == 0) set_frame(state, state.row.max_student, state.row.max_teacher);
+  __syncthreads();
 #pragma unroll 1
-  for (int sweep = 0; sweeps; ++sweep) {
-    const Support support = sweep == 2 ? Support::kStudent : sweep == 3 ? Support::kTeacher : Support::kCommon;
-    const double beta = sweep == 0            ? 0.0
-                        : sweep == 1          ? 1.0
-                        : sweep < kDoubleEnds ? 0.0
-                                              : state.double_solver.swept_beta();
-    sweep_in_double(args, pair, support, beta, state, warp, lane);
-    if (threadIdx.x == 0) continue_double_search(state, sweep, beta);
+  for (int frames = 1, again = 1; again; ++frames) {
+    bool sweeps = true;
+#pragma unroll 1
+    for (int sweep = 0; sweeps; ++sweep) {
+      const Support support = sweep == 2 ? Support::kStudent : sweep == 3 ? Support::kTeacher : Support::kCommon;
+      const double beta = sweep == 0            ? 0.0
+                          : sweep == 1          ? 1.0
+                          : sweep < kDoubleEnds ? 0.0
+                                                : state.double_solver.swept_beta();
+      sweep_in_double(args, pair, support, beta, state, warp, lane);
+      if (threadIdx.x == 0) continue_double_search(state, sweep, beta);
+      __syncthreads();
+      sweeps = state.double_sweeps;
+    }
+    // 2. Keeps the answer.
+    if (threadIdx.x == 0) {
+      Answer& answer = state.answer;
+      const Solver& solver = state.double_solver;
+      answer.sweeps += solver.sweeps();
+      answer.status = solver.status();
+      answer.beta = solver.beta();
+      answer.kl = solver.kl();
+      const Tilt& tilt = state.double_sums[0].tilt;  // of the last sweep
+      answer.log_student = state.double_ends.student.log();
+      answer.log_teacher = state.double_ends.teacher.log();
+      if (frames == 1) {
+        state.log_of_models[0] = answer.log_student;
+        state.log_of_models[1] = answer.log_teacher;
+      }
+      const double h = solver.shift();
+      answer.log_norm = answer.status == Status::kStudent   ? answer.log_student
+                        : answer.status == Status::kTeacher ? state.double_ends.one.weight.log()
+                                                            : tilt.log_mass_shifted_by(h);
+    }
     __syncthreads();
-    sweeps = state.double_sweeps;
+    again = set_next_frame(args, pair, state, frames, warp, lane);
   }
-  // 2. Keeps the answer, and writes what needs no draw.
   if (threadIdx.x == 0) {
-    Answer& answer = state.answer;
-    const Solver& solver = state.double_solver;
-    answer.sweeps += solver.sweeps();
-    answer.status = solver.status();
-    answer.beta = solver.beta();
-    answer.kl = solver.kl();
-    const Tilt& tilt = state.double_sums[0].tilt;  // of the last sweep
-    answer.log_student = state.double_ends.student.log();
-    answer.log_teacher = state.double_ends.teacher.log();
-    const double h = solver.shift();
-    answer.log_norm = answer.status == Status::kStudent   ? answer.log_student
-                      : answer.status == Status::kTeacher ? state.double_ends.one.weight.log()
-                                                          : tilt.log_mass_shifted_by(h);
     state.token_from = token_from(args, state);
-    write_without_a_draw(args, row, state);
+    if (state.token_from == TokenFrom::kDraft) {
+      write_double_token(args, row, state, state.draft, Verdict::kAccepted);
+    } else {
+      write_without_a_draw(args, row, state);
+    }
   }
   __syncthreads();
   // 3. Writes log mu.
@@ -219,7 +284,7 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
     from = TokenFrom::kMu;
     __syncthreads();  // because draw_from has no barrier for a row of one chunk
   }
-  if (threadIdx.x == 0) write_token(args, row, state.answer, state.drawn, Verdict::kDrawn);
+  if (threadIdx.x == 0) write_double_token(args, row, state, state.drawn, Verdict::kDrawn);
 }
 
 }  // namespace trb::cuda

@@ -25,13 +25,12 @@ __device__ __forceinline__ void write_fault(const KernelArgs& args, int64_t row,
 
 // One thread: writes the row's token, as all outputs of `sample` or as a verdict of `verify`.
 __device__ __forceinline__ void write_token(const KernelArgs& args, int64_t row, const Answer& answer,
-                                            const Token& token, Verdict verdict) {
+                                            const Token& token, const LogProbs& of, Verdict verdict) {
   if (token.token < 0) {
     write_fault(args, row, answer.sweeps);
     return;
   }
   write_answer(args, row, answer);
-  const LogProbs of = log_probs_of(answer, token);
   const float student = static_cast<float>(of.student), teacher = static_cast<float>(of.teacher),
               behavior = static_cast<float>(of.behavior);
   if (args.verifies()) {
@@ -54,7 +53,7 @@ __device__ __forceinline__ void write_without_a_draw(const KernelArgs& args, int
   } else if (from == TokenFrom::kNowhere) {
     write_answer(args, row, state.answer);
   } else if (from == TokenFrom::kDraft) {
-    write_token(args, row, state.answer, state.draft, Verdict::kAccepted);
+    write_token(args, row, state.answer, state.draft, log_probs_of(state.answer, state.draft), Verdict::kAccepted);
   }
 }
 

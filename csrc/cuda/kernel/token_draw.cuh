@@ -188,7 +188,9 @@ __device__ __forceinline__ void draw(const KernelArgs& args, int64_t row, const 
     state.drawn = Token{-1, 0.0f, 0.0f};
   }
   __syncthreads();
-  if (threadIdx.x == 0) write_token(args, row, state.answer, state.drawn, Verdict::kDrawn);
+  if (threadIdx.x == 0) {
+    write_token(args, row, state.answer, state.drawn, log_probs_of(state.answer, state.drawn), Verdict::kDrawn);
+  }
 }
 
 }  // namespace trb::cuda

@@ -7,20 +7,18 @@
 
 namespace trb::cuda {
 
-// The mass of mu, or of max(mu - pi_S, 0), on tokens whose student mass is e^log_student and which share one value of
+// The mass of mu, or of max(mu - pi_S, 0), on tokens whose mass under mu is e^log_mu and which share one value of
 // log(mu / pi_S) (csrc/cpu/top_k_row.cpp). Not inlined, because of its exponentials.
-__device__ __noinline__ double mass_of(double log_student, double log_ratio, bool residual) {
-  if (!residual) return ::exp(log_student + log_ratio);
-  if (!(log_ratio > 0.0)) return 0.0;
-  return log_ratio < 1.0 ? ::exp(log_student) * ::expm1(log_ratio)
-                         : ::exp(log_student + log_ratio) - ::exp(log_student);
+__device__ __noinline__ double mass_of(double log_mu, double log_ratio, bool residual) {
+  if (!residual) return ::exp(log_mu);
+  return log_ratio > 0.0 ? -::expm1(-log_ratio) * ::exp(log_mu) : 0.0;
 }
 
 // The mass of a listed token.
 __device__ __forceinline__ double listed_mass(const TopKRow& row, int64_t place, bool residual) {
   const Outcome of = row.outcome(place);
-  const double log_mu = row.log_mu(of), log_student = of.student - row.state.log_student;
-  return log_mu > -INFINITY ? mass_of(log_student, log_mu - log_student, residual) : 0.0;
+  const double log_mu = row.log_mu(of);
+  return mass_of(log_mu, log_mu - (of.student - row.state.log_student), residual);
 }
 
 // All lanes: writes the masses of the token blocks. Lane l has the blocks l, l + 32, .., which `choose` reads by the
@@ -32,11 +30,12 @@ __device__ __forceinline__ void find_masses(const TopKRow& row, bool residual) {
 #pragma unroll 1
   for (int64_t block = row.lane; block < blocks; block += kWarp) {
     const BlockWeight weight = row.weights[block];
-    const double log_frame =
-        (static_cast<double>(weight.peak) - state.max_student) * state.temperature.inverse - state.log_student;
-    row.masses[block] = weight.mass > 0.0f
-                            ? mass_of(log_frame + ::log(static_cast<double>(weight.mass)), state.rest_ratio, residual)
-                            : 0.0;
+    double mass = 0.0;
+    if (weight.mass > 0.0f) {
+      const double share = row.log_share_of_rest(weight.peak) + ::log(static_cast<double>(weight.mass));
+      mass = mass_of(state.log_mu_of_rest + share, state.rest_ratio, residual);
+    }
+    row.masses[block] = mass;
   }
   // 2. Those of the listed tokens, which the lane that has their block adds in the order of the list.
 #pragma unroll 1
@@ -94,7 +93,8 @@ __device__ __forceinline__ int64_t draw_token(const TopKRow& row, bool residual,
   const int64_t begin = block.index * kBlock, count = min(kBlock, row.student.vocab - begin);
 #pragma unroll 1
   for (int64_t i = row.lane; i < count; i += kWarp) {
-    state.weight[i] = mass_of(row.in_frame(begin + i) - state.log_student, state.rest_ratio, residual);
+    const double share = row.log_share_of_rest(row.student.logit(begin + i));
+    state.weight[i] = mass_of(state.log_mu_of_rest + share, state.rest_ratio, residual);
   }
   __syncwarp();
 #pragma unroll 1
@@ -122,9 +122,9 @@ __device__ __forceinline__ LogProbs log_probs_at(const TopKRow& row, int64_t tok
     const Outcome of = row.outcome(first + __ffs(here) - 1);
     return {of.student - state.log_student, of.teacher, row.log_mu(of)};
   }
-  const double x = row.in_frame(token), student = x - state.log_student;
+  const double x = row.in_frame(token), share = row.log_share_of_rest(row.student.logit(token));
   if (x == -INFINITY) return {-INFINITY, -INFINITY, -INFINITY};
-  return {student, state.rest.teacher + (x - state.rest.student), student + state.rest_ratio};
+  return {x - state.log_student, state.rest.teacher + share, state.log_mu_of_rest + share};
 }
 
 }  // namespace trb::cuda

@@ -49,11 +49,13 @@ __device__ __forceinline__ bool gather_outcomes(const TopKRow& row) {
   const double log_rest =
       sum > 0.0 ? (static_cast<double>(peak) - largest) * state.temperature.inverse + ::log(sum) : -INFINITY;
   // 4. The teacher's rest.
-  const double rest = ::exp(log_rest), of_teacher = rest_of(mass, rest / (student + rest), count == row.student.vocab);
+  const double log_of_teacher =
+      log_rest_of(mass, log_rest - ::log(student + ::exp(log_rest)), count == row.student.vocab);
   if (lane == 0) {
     state.rest_peak = peak;
-    state.log_total = ::log(mass + of_teacher);
-    state.rest = {log_rest, ::log(of_teacher / (mass + of_teacher))};
+    state.log_rest = ::log(sum);
+    state.log_total = ::log(mass + ::exp(log_of_teacher));
+    state.rest = {log_rest, log_of_teacher - state.log_total};
   }
   __syncwarp();
   return true;
@@ -68,7 +70,7 @@ __device__ __forceinline__ void sweep_outcomes(const TopKRow& row, Outcomes supp
 #pragma unroll 1
   for (int64_t place = row.lane; place <= row.args.teacher.k; place += kWarp) {
     const Outcome of = row.outcome(place);
-    const double x = of.student, y = of.teacher;
+    const double x = of.student - row.state.origin.student, y = of.teacher - row.state.origin.teacher;
     const bool in_student = x > -INFINITY, in_teacher = y > -INFINITY, common = in_student && in_teacher;
     if (!(support == Outcomes::kCommon ? common : support == Outcomes::kStudent ? in_student : in_teacher)) continue;
     const double t = support == Outcomes::kStudent ? x : support == Outcomes::kTeacher ? y : tilted_logit(x, y, beta);
@@ -125,27 +127,80 @@ __device__ __noinline__ void continue_search(TopKState& state, int sweep, double
   if (sweep >= kOutcomeEnds - 1) state.searching = state.solver.next();
 }
 
+// All lanes: whether the row must be solved again, from the origin that is then set (csrc/cpu/double_row.cpp): the
+// likeliest outcome of mu, if it lies far away; or, if the answer is pi_S, the first one and without a budget.
+// `origins` have been tried.
+__device__ __forceinline__ bool set_next_origin(const TopKRow& row, int origins) {
+  // 1. The common outcome with the largest t_beta.
+  TopKState& state = row.state;
+  const Outcome origin = state.origin;
+  double most = -INFINITY;
+  Outcome likeliest{};
+#pragma unroll 1
+  for (int64_t place = row.lane; place <= row.args.teacher.k; place += kWarp) {
+    const Outcome of = row.outcome(place);
+    if (!(of.student > -INFINITY && of.teacher > -INFINITY)) continue;
+    const double t = tilted_logit(of.student - origin.student, of.teacher - origin.teacher, state.beta);
+    likeliest = t > most ? of : likeliest;
+    most = t > most ? t : most;
+  }
+#pragma unroll 1
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const double t = __shfl_xor_sync(kAllLanes, most, distance);
+    const Outcome of{__shfl_xor_sync(kAllLanes, likeliest.student, distance),
+                     __shfl_xor_sync(kAllLanes, likeliest.teacher, distance)};
+    // Of equal ones that of the lower lane, so that all lanes choose the same.
+    const bool takes = t > most || (t == most && (row.lane & distance) != 0);
+    likeliest = takes ? of : likeliest;
+    most = takes ? t : most;
+  }
+  // 2. Whether it is far away.
+  const double x = likeliest.student - origin.student, y = likeliest.teacher - origin.teacher;
+  const bool far = most > -INFINITY && fmax(fabs(x), fabs(y)) > kFarthestFromOrigin && origins < kMostOrigins;
+  const bool as_student = !far && state.status == Status::kStudent && origin.student != 0.0;
+  const bool again = state.status != Status::kFault && (far || as_student);
+  __syncwarp();
+  if (again && row.lane == 0) {
+    state.origin = far ? likeliest : Outcome{0.0, 0.0};
+    if (as_student) state.epsilon = 0.0;
+    state.searching = true;
+  }
+  __syncwarp();
+  return again;
+}
+
 // All lanes: finds beta and writes the answer to the state. The sweep of the row must have left no fault.
 __device__ __forceinline__ void solve_outcomes(const TopKRow& row) {
   TopKState& state = row.state;
+  if (row.lane == 0) state.origin = {0.0, 0.0};
+  __syncwarp();
+  int origins = 0;
 #pragma unroll 1
-  for (int sweep = 0; state.searching; ++sweep) {
-    const Outcomes support = sweep == 2 ? Outcomes::kStudent : sweep == 3 ? Outcomes::kTeacher : Outcomes::kCommon;
-    const double beta = sweep == 1 ? 1.0 : sweep < kOutcomeEnds ? 0.0 : state.solver.swept_beta();
-    sweep_outcomes(row, support, beta);
-    if (row.lane == 0) continue_search(state, sweep, beta);
+  do {
+    ++origins;
+#pragma unroll 1
+    for (int sweep = 0; state.searching; ++sweep) {
+      const Outcomes support = sweep == 2 ? Outcomes::kStudent : sweep == 3 ? Outcomes::kTeacher : Outcomes::kCommon;
+      const double beta = sweep == 1 ? 1.0 : sweep < kOutcomeEnds ? 0.0 : state.solver.swept_beta();
+      sweep_outcomes(row, support, beta);
+      if (row.lane == 0) continue_search(state, sweep, beta);
+      __syncwarp();
+    }
+    if (row.lane == 0) {
+      const Solver& solver = state.solver;
+      state.status = solver.status();
+      state.beta = solver.beta();
+      state.kl = solver.kl();
+      if (origins == 1) state.log_student = state.ends.student.log();
+      state.log_norm = solver.status() == Status::kStudent   ? state.ends.student.log()
+                       : solver.status() == Status::kTeacher ? state.ends.one.weight.log()
+                                                             : state.tilt.log_mass_shifted_by(solver.shift());
+    }
     __syncwarp();
-  }
+  } while (set_next_origin(row, origins));
   if (row.lane == 0) {
-    const Solver& solver = state.solver;
-    state.status = solver.status();
-    state.beta = solver.beta();
-    state.kl = solver.kl();
-    state.log_student = state.ends.student.log();
-    state.log_norm = solver.status() == Status::kStudent   ? state.log_student
-                     : solver.status() == Status::kTeacher ? state.ends.one.weight.log()
-                                                           : state.tilt.log_mass_shifted_by(solver.shift());
     const double log_mu = row.log_mu(state.rest);
+    state.log_mu_of_rest = log_mu;
     state.rest_ratio = log_mu > -INFINITY ? log_mu - (state.rest.student - state.log_student) : -INFINITY;
   }
   __syncwarp();

@@ -33,6 +33,7 @@ struct TopKState {
   float warp_max[kTopKWarps];         // of all logits; NaN if one is
   float max_student, rest_peak;
   Outcome rest;
+  double log_rest;   // the logarithm of the student's rest, from rest_peak
   double log_total;  // of the teacher's mass, k tokens and rest
   // 3. The search for beta, which one thread runs.
   Tilt tilt;  // of the last sweep over the outcomes
@@ -44,7 +45,9 @@ struct TopKState {
   // 4. The answer.
   Status status;
   float beta;
+  Outcome origin;  // of x and y, from which log_norm is taken (csrc/cpu/double_row.h)
   double kl, log_norm, log_student;
+  double log_mu_of_rest;
   double rest_ratio;  // log mu / pi_S of every token that is not listed; -inf if mu has no mass there
   // 5. The draw of a token.
   double weight[kBlock];  // of the tokens of one block
@@ -126,10 +129,16 @@ struct TopKRow {
   __device__ __forceinline__ double in_frame(int64_t token) const {
     return (static_cast<double>(student.logit(token)) - state.max_student) * state.temperature.inverse;
   }
+  // The logarithm of a token's share of the rest, by its logit: the same under mu and both models.
+  __device__ __forceinline__ double log_share_of_rest(float logit) const {
+    if (!(logit > -INFINITY)) return -INFINITY;
+    return (static_cast<double>(logit) - state.rest_peak) * state.temperature.inverse - state.log_rest;
+  }
   __device__ __forceinline__ double log_mu(const Outcome& of) const {
     const double beta = state.beta;
     if (!(of.student > -INFINITY) || (beta > 0.0 && !(of.teacher > -INFINITY))) return -INFINITY;
-    return (beta == 0.0 ? of.student : tilted_logit(of.student, of.teacher, beta)) - state.log_norm;
+    const double x = of.student - state.origin.student, y = of.teacher - state.origin.teacher;
+    return (beta == 0.0 ? x : tilted_logit(x, y, beta)) - state.log_norm;
   }
 };
 

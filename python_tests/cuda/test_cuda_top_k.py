@@ -71,6 +71,18 @@ def test_families_meet_the_reference(kernels: PtxOperators, vocab: int, every: i
     assert close(blended.log_probs, log_mu, 2e-6, 2e-5)
 
 
+@pytest.mark.parametrize("kernels", [PtxOperators(80), PtxOperators(90)], ids=["80", "90"])
+def test_outcomes_that_lie_1e38_apart_are_solved_from_other_origins(kernels: PtxOperators) -> None:
+    """The first row from the likeliest outcome, the second from it and then, without a budget, from the first."""
+    lowest = torch.finfo(torch.float32).min
+    student = torch.tensor([[lowest, lowest, 1.0, 0.0, -1.0], [0.0, 1.0, 2.0, -1e30, -INF]])
+    teacher = torch.tensor([[0.0, 1.0, *[lowest] * 3], [*[-INF] * 3, 0.0, -INF]]).log_softmax(-1)
+    top = TopK(torch.arange(5).expand(2, -1), teacher)
+    got, exact = (solve(student, top, torch.tensor([0.5, 0.1])) for solve in (kernels.blend, reference_top_k.solve))
+    assert close(got.beta, exact.beta, 3e-4, 0.0)
+    assert close(got.log_probs, reference_top_k.behavior_log_probs(student, top, got.beta), 1e-6, 1e-5)
+
+
 def outcome(trb: PtxOperators, student: Tensor, top: TopK, epsilon: Tensor, uniform: Tensor) -> list[Tensor]:
     return [
         *trb.sample(student, top, epsilon, uniform=uniform),

@@ -7,7 +7,7 @@ import torch
 
 from python_tests.operators.devices import Operators
 from python_tests.operators.test_edges import Operator, Outcome
-from trbext import reference
+from trbext import TopK, reference, reference_top_k
 
 pytestmark = pytest.mark.on_ptx
 
@@ -44,6 +44,31 @@ def test_huge_logits_of_other_tokens_cost_no_digits(
         assert got.student[0].item() == pytest.approx(
             rows[0].double().log_softmax(-1)[0, got.token[0]].item(), rel=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "k", "epsilon"),
+    [
+        ([LOWEST, LOWEST, 1.0, 0.0, -1.0], [0.0, 1.0, LOWEST, LOWEST, LOWEST], 5, 0.5),
+        ([LOWEST, 1.0, 0.0, -1.0], [0.0, LOWEST, LOWEST, LOWEST], 4, 0.02),
+        ([0.0, 1.0, LOWEST, LOWEST], [LOWEST, LOWEST, 0.0, -9.0], 3, 0.1),  # a rest of tokens that the student masks
+        ([0.0, 1.0, 2.0, -1e30], [-torch.inf, -torch.inf, -torch.inf, 0.0], 4, 0.1),
+    ],
+)
+def test_huge_logits_beside_k_tokens_cost_no_digits(
+    trb: Operators, student: list[float], teacher: list[float], k: int, epsilon: float
+) -> None:
+    row, log_probs = torch.tensor([student]), torch.tensor([teacher]).log_softmax(-1)
+    top = TopK(torch.arange(k)[None], log_probs[:, :k].contiguous())
+    got, expected = trb.blend(row, top, epsilon), reference_top_k.solve(row, top, epsilon)
+    assert got.beta.item() == pytest.approx(expected.beta.item(), rel=3e-4)
+    assert got.kl.item() == pytest.approx(expected.kl.item(), rel=3e-4, abs=1e-9)
+    log_mu = reference_top_k.behavior_log_probs(row, top, got.beta)
+    assert torch.allclose(got.log_probs.double(), log_mu, atol=1e-5, rtol=1e-6)
+    drawn = trb.sample(row, top, epsilon, uniform=torch.tensor([0.6], dtype=torch.float64))
+    implied = reference_top_k.implied_teacher(row, top)
+    for of_token, log_p in zip(drawn[1:4], (log_mu, row.double().log_softmax(-1), implied), strict=True):
+        assert of_token.item() == pytest.approx(log_p[0, drawn.token].item(), rel=1e-6, abs=1e-5)
 
 
 def test_the_smallest_beta_is_found(trb: Operators) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from trbext.vllm.requests import EPSILON, HELD_OUT, KEY, NEUTRAL, NO_KEY, check_prompt_ids, check_request
+from trbext.errors import EngineRefused
+from trbext.vllm.requests import EPSILON, HELD_OUT, KEY, NEUTRAL, NO_KEY, check_draw, check_request
 from trbext.vocab import Alignment
 
 # Values that change the law of a token, or that ask for what the engine does not have.
@@ -90,7 +91,8 @@ def test_ids_that_one_model_lacks_are_refused() -> None:
     check_request(parameters(extra_args={HELD_OUT: 9}), tokens=10)
     with pytest.raises(ValueError, match=f"{HELD_OUT} must be one of the 10 ids that both models have, got 10"):
         check_request(parameters(extra_args={HELD_OUT: 10}), tokens=10)
-    check_prompt_ids([[1, 9], [3]], Alignment(10, (2,), ()))
+    alignment = Alignment(10, (2,), ())
+    check_draw([[1, 9], [3, 4]], [0.1, 0.1], 1, 1.0, alignment)
     for token in (11, -1):
-        with pytest.raises(ValueError, match=f"ids from 0 and below 10, which both models have, got {token}"):
-            check_prompt_ids([[1, 9], [token, 3]], Alignment(10, (2,), ()))
+        with pytest.raises(EngineRefused, match=f"ids from 0 and below 10, which both models have, got {token}"):
+            check_draw([[1, 9], [token, 3]], [0.1, 0.1], 1, 1.0, alignment)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from trbext.data.prompt_files import PromptsNotFound
+from trbext.data.prompt_files import PromptsNotFound, read_dataset
 from trbext.data.prompts import load_prompts
 
 
@@ -133,7 +133,13 @@ def test_values_of_a_file_are_as_they_are_written(tmp_path: Path) -> None:
         {"prompt": "a", "level": 1, "answer": None},
         {"prompt": "b", "level": None, "answer": 9007199254740993},
     ]
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [{"x": 1}]}]
+    for rows in ([{"prompt": said, "day": "1999-12-31"}], [{"prompt": said, "day": "no date"}]):
+        lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert read_dataset(str(lines), "train")[0] == rows[0]  # no message gets keys of another one
     table = tmp_path / "rows.csv"
+    table.write_text(",prompt,answer\n0,a,7\n")  # with the index of pandas
+    assert load_prompts(str(table))["answer"][:] == ["7"]
     table.write_bytes(b'\xef\xbb\xbfprompt,answer\n007,NA\n"1\n2",\nnull,1e5\n')
     found = load_prompts(str(table))
     assert found["prompt"][:] == ["007", "1\n2", "null"]

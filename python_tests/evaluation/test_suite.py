@@ -200,4 +200,6 @@ def test_each_model_has_a_folder_of_records_of_its_own(
     written_at = {path: path.read_bytes() for path in Path("out").glob("*/*.jsonl")}
     for model in models:
         assert trb(["eval", model, *words]) == 0
-    assert written_at.items() <= {path: path.read_bytes() for path in Path("out").glob("*/*.jsonl")}.items()
+    assert written_at == {path: path.read_bytes() for path in Path("out").glob("*/*.jsonl")}
+    assert trb(["eval", "m/a", str(Path("m/a").absolute()), *words]) == 0
+    assert len(list(Path("out").glob("*/*.jsonl"))) == 5

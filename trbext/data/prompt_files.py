@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import glob
 import json
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import (
     Dataset,
     Features,
@@ -38,7 +40,8 @@ def read_dataset(source: str, split: str) -> Dataset:
         split: Of a dataset of the Hub.
 
     Returns:
-        The rows. Values of a .jsonl file are those of JSON, and values of a .csv file are text, as they are written.
+        The rows. Texts of a .jsonl file that look like dates stay texts, and all values of a .csv file are texts, as
+        they are written.
 
     Raises:
         PromptsNotFound: It cannot be read. The message is one line that names the file or the dataset, and the line of
@@ -55,11 +58,10 @@ def read_dataset(source: str, split: str) -> Dataset:
         if not is_file:
             with quietly() if path.is_dir() else nullcontext():  # a bar is for downloads
                 return load_dataset(name, configuration or None, split=split)
-        if path.suffix == ".jsonl":
-            return _json_lines(path)
         options = _as_text(path) if path.suffix == ".csv" else {}
         with quietly():  # data_files are patterns, to which run[1].csv would be run1.csv
-            return load_dataset(FILE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", **options)
+            rows = load_dataset(FILE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", **options)
+            return _json_lines(path) if path.suffix == ".jsonl" and _was_changed(rows) else rows
     except Exception as error:  # of any kind: StopIteration for an empty file, ArrowInvalid, UnicodeDecodeError, ...
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             raise PromptsNotFound(
@@ -101,20 +103,28 @@ def quietly() -> Iterator[None]:
             enable_progress_bars()
 
 
+def _was_changed(rows: Dataset) -> bool:
+    """Returns whether datasets has made dates of texts, or may have rounded whole numbers beside fractions."""
+    fields = rows.data.schema
+    if any(
+        word in str(field.type) for field in fields for word in ("timestamp[", "date32", "date64", "time32", "time64")
+    ):
+        return True
+    floats = [field.name for field in fields if pa.types.is_floating(field.type)]
+    return any(pc.any(pc.greater_equal(pc.abs(rows.data.column(name)), 2.0**53)).as_py() for name in floats)
+
+
 def _json_lines(path: Path) -> Dataset:
-    """Reads the lines by json: datasets would make dates of some texts, and round large numbers beside fractions."""
+    """Reads the lines by json, into memory."""
     with path.open("rb") as file:
         rows = [json.loads(line.decode("utf-8-sig")) for line in file if line.strip()]
     names = dict.fromkeys(name for row in rows for name in row)
-    if not names:
-        raise ValueError("the file holds no rows")
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, on_mixed_types="use_json")
 
 
 def _as_text(path: Path) -> dict[str, Any]:
     """Returns the options by which datasets keeps every value of a .csv file: it would make 7 of 007, None of NA."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file))
+    names = pd.read_csv(path, nrows=0).columns  # as datasets will read them: an index has no name in the file
     return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
 
 

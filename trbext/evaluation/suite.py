@@ -138,7 +138,11 @@ def evaluate_suite(options: argparse.Namespace) -> Report:
     models = list(dict.fromkeys(map(_normal, options.model)))
     asked: dict[str, list[Questions]] = {}
     outputs: dict[str, dict[str, Path] | None] = {}
-    for model, folder in zip(models, _folders(models), strict=True):
+    folders: dict[str, str] = {}
+    for model in models:
+        folder = _folder(model)
+        if folders.setdefault(folder, model) != model and options.output is not None:
+            raise ValueError(f"models must have records in folders of their own, got {folders[folder]} and {model}")
         check_model_folder(model_path(model), "model")
         settings = model_settings(model)
         asked[model] = [dataclasses.replace(each, settings={**each.settings, **settings}) for each in questions]
@@ -223,18 +227,14 @@ def _normal(model: str) -> str:
     return normal if os.path.isdir(model) and os.path.isdir(normal) and os.path.samefile(model, normal) else model
 
 
-def _folders(models: Sequence[str]) -> list[str]:
-    """Returns a name for the folder of each model's records; one that others could have too, or too long, is cut and
-    gets a digest."""
-    plain = [model.strip("/.").replace("/", "--").replace(":", "-") for model in models]
-    names = []
-    for model, name in zip(models, plain, strict=True):
-        alone = plain.count(name) == 1 and "--" not in model and not model.startswith("..")
-        if not name or not alone or len(name.encode()) > MOST_BYTES:
-            end = name.encode()[-MOST_BYTES // 2 :].decode(errors="ignore")
-            name = f"{end}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
-        names.append(name)
-    return names
+def _folder(model: str) -> str:
+    """Returns a name for the folder of a model's records; one that others could have too, or too long, has a digest."""
+    name = model.strip("/.").replace("/", "--").replace(":", "-")
+    shared = "--" in model or model.startswith("..") or (":" in model and not model.startswith("demo:"))
+    if not name or shared or len(name.encode()) > MOST_BYTES:
+        end = name.encode()[-MOST_BYTES // 2 :].decode(errors="ignore")
+        name = f"{end}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+    return name
 
 
 def _table(report: Report) -> Table:

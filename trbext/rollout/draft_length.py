@@ -89,7 +89,8 @@ class DraftLength:
 
         Args:
             rows: Rows of the batch.
-            left: The most tokens that any row may still write.
+            left: The most tokens that the round may feed to a row: those that any may still write, or, beside a model
+                that must not be asked past the limit, those that every row may.
         """
         most, bucket = min(self.longest, left - 1), _bucket(rows)
         probe = self._probe(bucket)

@@ -81,7 +81,9 @@ def kl_of_logits(student: Tensor, teacher: Tensor) -> Tensor:
     common = (student > -torch.inf) & (teacher > -torch.inf)
     some = common.any(-1, keepdim=True)
     # A softmax over nothing has the gradient NaN, also where its value is not used.
-    student, teacher = student.masked_fill(~some, 0.0), teacher.masked_fill(~some, 0.0)
+    student = student.masked_fill(~some, 0.0)
+    if teacher.requires_grad:
+        teacher = teacher.masked_fill(~some, 0.0)
     inside = student.masked_fill(~common & some, -torch.inf)
     log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)  # log pi_S(C); exactly 0 if C is everything
     log_student = inside.log_softmax(-1)

@@ -194,10 +194,9 @@ class TRBTrainer(EvaluatingTrainer):
             self.teacher_model = prepare_teacher(teacher, self.accelerator, routed=args.teacher_column is not None)
             for dataset in (train_dataset, eval_dataset):
                 check_labels(dataset, args.teacher_column, teacher)
-        # Models of FSDP and DeepSpeed are on their devices, and can be gathered, from the first rollout on.
-        self._models_checked = False
-        if not self._sharded:
-            self._check_models()
+        # Models of FSDP and DeepSpeed are checked when they are gathered for a rollout.
+        if not (self._dist.is_fsdp or self.is_deepspeed_enabled):
+            self._check_models(self.model, self.teacher_model)
         if self.teacher_model is not None:
             self._offloaded = offloaded(self.teacher_model, args, self.accelerator)
         # 5. What is kept over the run: its cost, its draft length and the length of its rollouts.
@@ -220,27 +219,21 @@ class TRBTrainer(EvaluatingTrainer):
         self._generation = Generation()
         self._warned_of_idle_budget = False
 
-    def _models_of_loss(self) -> list[tuple[str, Any]]:
-        """Returns the models of transformers that the loss reads; a `self_teacher` is the student."""
-        models = [("student", self.model_wrapped), *named_models("teacher", self.teacher_model)]
+    @staticmethod
+    def _models_of_loss(student: Any, teacher: Any) -> list[tuple[str, Any]]:
+        """Returns those that are of transformers; a `self_teacher` is the student."""
+        models = [("student", student), *named_models("teacher", teacher)]
         return [each for each in models if is_transformers(each[1]) and not isinstance(each[1], SelfTeacher)]
 
-    @property
-    def _sharded(self) -> bool:
-        return bool(self._dist.is_fsdp or self.is_deepspeed_enabled)
-
-    def _check_models(self) -> None:
-        """Probes the models, one at a time with whole weights. Every process calls it."""
-        self._models_checked, args = True, self.args
-        for name, model in self._models_of_loss() if args.check_models else []:
-            with whole_for_decoding(model, self.accelerator, args) if self._sharded else nullcontext(model) as whole:
-                check_model(whole, name, loss=True, decode=not args.use_vllm)
+    def _check_models(self, student: Any, teacher: Any) -> None:
+        for name, model in self._models_of_loss(student, teacher) if self.args.check_models else []:
+            check_model(model, name, loss=True, decode=not self.args.use_vllm)
 
     def _check_rotary(self, prompt_ids: list[list[int]]) -> None:
         """Checks that no row of a batch would be scored with the rotary factors of another one."""
         lengths, args = [len(ids) for ids in prompt_ids], self.args
         size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-        for name, model in self._models_of_loss():
+        for name, model in self._models_of_loss(self.model_wrapped, self.teacher_model):
             inner = unwrap(model)
             for rows in [lengths] if size > 1 else [[length] for length in lengths]:
                 longest = max(rows) + self._longest_rollout()
@@ -303,7 +296,9 @@ class TRBTrainer(EvaluatingTrainer):
             teacher = None
             if policy.needs_teacher(step):
                 teacher = stack.enter_context(self._teacher_for_decoding(part, len(prompt_ids)))
-                with self.compute.paused():  # a process that resumes tries the models anew
+            with self.compute.paused():  # a process that resumes tries the models anew
+                self._check_models(student, teacher)
+                if teacher is not None:
                     self.drafting.try_models(student, teacher)
             rollout = speculative(
                 student,
@@ -350,9 +345,6 @@ class TRBTrainer(EvaluatingTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # 1. Decode; TRL calls `_generate_single_turn` once per turn of the conversations.
         self._generation = generation = Generation()
-        if not self._models_checked:
-            with self.compute.paused():
-                self._check_models()
         column = self.args.teacher_column
         if column is not None:
             self._teacher_weights = weights_of_rows(inputs, column, self.teacher_model)

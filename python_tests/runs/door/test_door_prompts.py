@@ -36,7 +36,7 @@ PROMPTS: list[tuple[list[Any] | bytes, dict[str, Any], str]] = [
     (b"", {}, "prompts 'rows.jsonl': the file holds no rows"),
     (b"\n\n", {}, "prompts 'rows.jsonl': the file holds no rows"),
     (b'{"prompt": "a"}\n{"prompt": \n', {}, "prompts 'rows.jsonl': line 2 is not JSON: Expecting value"),
-    (b"[1, 2]\n", {}, "line 1 must be a JSON object, got list"),
+    (b"[1, 2]\n", {}, "have no column 'prompt'"),
     (
         b'{"prompt": "a", "answer": 9007199254740993}\n{"prompt": "b", "answer": 1.5}\n',
         {},

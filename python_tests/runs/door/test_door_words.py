@@ -18,6 +18,7 @@ from trbext.runs.plot_command import labels_of
         ("--seed=3 c.yaml --trb_epsilon -1e-5", "c.yaml", ["--seed=3", "--trb_epsilon", "-1e-5"]),
         ("--seed 3 --resume c.yaml", "c.yaml", ["--seed", "3"]),
         ("c.yaml -- --seed 3", "c.yaml", ["--seed", "3"]),
+        ("--bf16 c.yaml --seed 3", "c.yaml", ["--bf16", "--seed", "3"]),
         ("c.yaml more.yaml --seed 3", "c.yaml", ["--seed", "3", "more.yaml"]),
     ],
 )

@@ -21,7 +21,7 @@ void DoubleRow<Row>::solve(const Row& row, double epsilon, RowAnswer* answer) {
     const double scale = row.inverse_temperature, x = (token.logits.student - answer->origin_student) * scale,
                  y = (token.logits.teacher - answer->origin_teacher) * scale;
     const bool far = token.t > -INFINITY && std::max(std::fabs(x), std::fabs(y)) > kFarthestFromOrigin;
-    if (!far || origins == kMostOrigins) break;
+    if (!far || origins == kMostOrigins || !(epsilon > 0.0)) break;
     answer->origin_student = token.logits.student;
     answer->origin_teacher = token.logits.teacher;
   }

@@ -17,9 +17,10 @@ class DoubleRow {
 
   // `answer` must hold the maxima, and the number of sweeps so far.
   //
-  // Between logits of 1e30 (masks, offsets) a difference has digits only if it is small. It is small between the tokens
-  // that share mu's mass, so the origin must be one of them: the maxima may belong to tokens that have none. An answer
-  // from another origin is wrong by what such tokens weigh among each other, not by which tokens share the mass.
+  // Between logits of 1e30 (masks, offsets) a difference has digits only if it is small. Tokens that share mu's mass
+  // have nearly the same t_beta. Unless beta is 1, or huge numbers happen to balance, their logits are then close as
+  // well, and keep their digits from an origin among them. The maxima may belong to tokens without mass. From a distant
+  // origin the solve still finds which tokens have the mass, but not how they share it.
   void solve(const Row& row, double epsilon, RowAnswer* answer);
 
  private:

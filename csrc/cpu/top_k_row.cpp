@@ -126,19 +126,18 @@ bool TopKRow::sweep_rest() {
 void TopKRow::set_outcomes() {
   // 1. The student's.
   const double scale = row_.inverse_temperature;
-  LogSum rest;
-  for (const BlockWeights& block : weights_) rest.merge({(block.peak - max_student_) * scale, block.mass});
-  LogSum all = rest;
-  for (size_t i = 0; i < listed_.size(); ++i) {
-    student_[i] = (student_[i] - max_student_) * scale;
-    if (student_[i] > -INFINITY) all.merge({student_[i], 1.0});
-  }
-  student_.back() = rest.empty() ? -INFINITY : rest.log();
-  rest_peak_ = rest.peak;
-  log_rest_ = std::log(rest.mass);
+  rest_peak_ = -INFINITY;
+  for (const BlockWeights& block : weights_) rest_peak_ = std::max(rest_peak_, static_cast<double>(block.peak));
+  LogSum rest;  // from its own peak: beside a listed token 1e30 above it, its tokens would keep no digits
+  for (const BlockWeights& block : weights_) rest.merge({(block.peak - rest_peak_) * scale, block.mass});
+  log_rest_ = rest.log();
+  student_.back() = rest.empty() ? -INFINITY : (rest_peak_ - max_student_) * scale + log_rest_;
+  LogSum all;
+  for (size_t i = 0; i < listed_.size(); ++i) student_[i] = (student_[i] - max_student_) * scale;
+  for (const double x : student_) all.merge({x, x > -INFINITY ? 1.0 : 0.0});
   // 2. The teacher's, which add up to 1.
   const bool all_listed = static_cast<int64_t>(listed_.size()) == vocab_;
-  const double log_rest = log_rest_of(mass_, rest.empty() ? -INFINITY : rest.log() - all.log(), all_listed);
+  const double log_rest = log_rest_of(mass_, student_.back() - all.log(), all_listed);
   const double log_total = std::log(mass_ + std::exp(log_rest));
   teacher_.resize(student_.size());
   for (size_t i = 0; i < listed_.size(); ++i) teacher_[i] = listed_[i].log_prob - log_total;
@@ -163,8 +162,7 @@ std::vector<double> TopKRow::block_masses(bool residual) const {
 }
 
 double TopKRow::log_share_of_rest(double logit) const {
-  if (logit == -INFINITY) return -INFINITY;
-  return (logit - max_student_) * row_.inverse_temperature - rest_peak_ - log_rest_;
+  return logit > -INFINITY ? (logit - rest_peak_) * row_.inverse_temperature - log_rest_ : -INFINITY;
 }
 
 double TopKRow::listed_mass(int64_t i, bool residual) const {
@@ -215,13 +213,10 @@ void TopKRow::write_log_probs(float* out) const {
   }
   // The rest is written as the student's own log-probabilities, moved by the one ratio. In the frame of the rest's
   // maximum no digits are lost if all of it lies far below the row's.
-  float peak = -INFINITY;
-  for (const BlockWeights& rest : weights_) peak = std::max(peak, rest.peak);
   SweepFrame frame{};
-  frame.max_student = frame.max_teacher = peak;
+  frame.max_student = frame.max_teacher = static_cast<float>(rest_peak_);
   frame.inverse_temperature = static_cast<float>(row_.inverse_temperature);
-  const double at_peak = log_mu_.back() + log_share_of_rest(peak);
-  frame.shift = static_cast<float>(-at_peak);
+  frame.shift = static_cast<float>(log_rest_ - log_mu_.back());
   for_each_part(spread_, blocks_, [&](int64_t block) {
     const int64_t begin = block * kBlock, count = std::min(kBlock, vocab_ - begin);
     if (rest_ratio_ == -INFINITY) {

@@ -67,7 +67,7 @@ class TopKRow {
   double max_student_ = 0.0;           // the largest logit of the row
   // Of the outcomes, the rest last: (a - max_student_) / T, log pi_T and log mu.
   std::vector<double> student_, teacher_, log_mu_;
-  double rest_peak_ = 0.0, log_rest_ = 0.0;  // of the rest: its largest (a - max_student_) / T, and the sum from there
+  double rest_peak_ = 0.0, log_rest_ = 0.0;  // of the rest: its largest logit, and log sum of e^((a - rest_peak_) / T)
   double rest_ratio_ = 0.0;                  // log mu / pi_S of every token of the rest; -inf if mu has no mass there
   RowAnswer answer_;
 };

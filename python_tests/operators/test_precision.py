@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
 from python_tests.operators.devices import Operators
-from python_tests.operators.test_edges import Operator, Outcome
 from trbext import TopK, reference, reference_top_k
 
 pytestmark = pytest.mark.on_ptx
@@ -15,7 +17,7 @@ LOWEST = torch.finfo(torch.float32).min  # what models are masked with where -in
 
 
 # Beside an offset of 1e30, or beside a token of that size that the other model masks, logits keep no digits.
-@pytest.mark.parametrize("name", ["blend", "solve", "sample"])
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
 @pytest.mark.parametrize(
     ("student", "teacher", "epsilon"),
     [
@@ -30,20 +32,59 @@ LOWEST = torch.finfo(torch.float32).min  # what models are masked with where -in
         # The answer is the student, whose tokens the teacher masks.
         ([1e30, 1e30, 0.0], [-torch.inf, -torch.inf, 0.0], 0.1),
         ([0.0, 1.0, 2.0, -1e30], [-torch.inf, -torch.inf, -torch.inf, 0.0], 0.1),
+        # The answer is the teacher, whose likeliest token the student masks.
+        ([LOWEST, -5.0, 0.0], [0.0, -3.0, -10.0], torch.inf),
     ],
 )
 def test_huge_logits_of_other_tokens_cost_no_digits(
-    name: str, trb: Operators, student: list[float], teacher: list[float], epsilon: float
+    trb: Operators, student: list[float], teacher: list[float], epsilon: float, temperature: float
 ) -> None:
     rows = torch.tensor([student]), torch.tensor([teacher])
-    got, expected = Outcome(Operator(name, trb), *rows, epsilon), reference.solve(*rows, epsilon)
+    got = trb.blend(*rows, epsilon, temperature=temperature)
+    expected = reference.solve(*rows, epsilon, temperature=temperature)
     assert got.beta.item() == pytest.approx(expected.beta.item(), rel=3e-4)
     assert got.kl.item() == pytest.approx(expected.kl.item(), rel=3e-4)
-    assert got.follows(0, reference.behavior_log_probs(*rows, got.beta)[0])
-    if got.token is not None:
-        assert got.student[0].item() == pytest.approx(
-            rows[0].double().log_softmax(-1)[0, got.token[0]].item(), rel=1e-6
-        )
+    log_mu = reference.behavior_log_probs(*rows, got.beta, temperature)
+    assert torch.allclose(got.log_probs.double(), log_mu, atol=1e-5, rtol=1e-6)
+    solved = trb.solve(*rows, epsilon, temperature=temperature)
+    assert torch.equal(solved.beta, got.beta)
+    models = [(row.double() / temperature).log_softmax(-1) for row in rows]
+    for uniform in (0.05, 0.6, 0.95):
+        u = torch.tensor([uniform], dtype=torch.float64)
+        drawn = trb.sample(*rows, epsilon, uniform=u, temperature=temperature)
+        assert_log_probs_are(drawn[1:4], [log_mu, *models], int(drawn.token))
+    assert_a_draft_follows_the_law(trb, rows, epsilon, temperature, log_mu.exp(), models)
+
+
+def assert_log_probs_are(got: Sequence[Tensor], expected: Sequence[Tensor], token: int) -> None:
+    for value, log_p in zip(got, expected, strict=True):
+        assert value.item() == pytest.approx(log_p[0, token].item(), rel=1e-6, abs=1e-5)
+
+
+def assert_a_draft_follows_the_law(
+    trb: Operators, rows: Sequence[Tensor], epsilon: float, temperature: float, mu: Tensor, models: Sequence[Tensor]
+) -> None:
+    """A draft is accepted with probability min(1, mu / pi_S), and else replaced by a token of max(mu - pi_S, 0)."""
+    pi = models[0].exp()
+    excess = (mu - pi).clamp(min=0.0)[0]
+    chances = [(draft, min(1.0, float(mu[0, draft] / pi[0, draft]))) for draft in pi[0].nonzero()[:, 0].tolist()]
+    cases = [(draft, u, u < p) for draft, p in chances for u in (p - 1e-3, p + 1e-3) if 0 <= u < 1]
+    verified = trb.verify(
+        *(row.expand(len(cases), -1) for row in rows),
+        torch.tensor([draft for draft, _, _ in cases], dtype=torch.int32),
+        torch.arange(len(cases) + 1, dtype=torch.int32),
+        epsilon,
+        temperature=temperature,
+        accept_uniform=torch.tensor([u for _, u, _ in cases], dtype=torch.float64),
+        draw_uniform=torch.full((len(cases),), 0.5, dtype=torch.float64),
+        width=1,
+        log_probs=True,
+    )
+    for i, (draft, _, accepted) in enumerate(cases):
+        token = int(verified.tokens[i])
+        assert bool(verified.accepted[i]) == accepted, draft
+        assert token == draft if accepted else excess[token] > 0 or float(excess.sum()) < 1e-6
+        assert_log_probs_are(list(verified.log_probs[i, 0]), [*models, mu.log()], token)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +94,7 @@ def test_huge_logits_of_other_tokens_cost_no_digits(
         ([LOWEST, 1.0, 0.0, -1.0], [0.0, LOWEST, LOWEST, LOWEST], 4, 0.02),
         ([0.0, 1.0, LOWEST, LOWEST], [LOWEST, LOWEST, 0.0, -9.0], 3, 0.1),  # a rest of tokens that the student masks
         ([0.0, 1.0, 2.0, -1e30], [-torch.inf, -torch.inf, -torch.inf, 0.0], 4, 0.1),
+        ([1e30, 0.0, 1.0, 2.0], [0.0, -1.0, -1.0, -1.0], 1, torch.inf),  # a rest far below a listed token
     ],
 )
 def test_huge_logits_beside_k_tokens_cost_no_digits(

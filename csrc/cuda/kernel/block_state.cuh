@@ -48,7 +48,8 @@ __device__ __forceinline__ int words_of(Form form) {
   return form == Form::kStable ? StableSweep::kSums : DirectSweep::kSums;
 }
 
-// The row's answer, in the frame x = a / T - reference_student, y = b / T - reference_teacher, in nats.
+// The row's answer, in the frame x = a / T - reference_student, y = b / T - reference_teacher, in nats. In double
+// precision max_student, max_teacher and the references are the origin of csrc/cpu/double_row.h, and no maxima.
 struct Answer {
   Status status;
   float beta;
@@ -171,9 +172,9 @@ struct BlockState {
   Token drawn;
   // 7. The solve in double precision.
   Solver double_solver;
-  bool double_sweeps;  // whether another one follows
+  bool double_sweeps;  // whether another sweep follows, and after the last one whether another solve does
   Ends double_ends;
-  double log_of_models[2];  // sums of e^x and e^y from the maxima of the row, not from the answer's frame
+  double log_sums[2];  // log sum of e^x, and of e^y, from the maxima of the row and not from the answer's origin
   Start start;
   DoubleSums double_sums[kWarps];
 

@@ -17,11 +17,6 @@ namespace trb::cuda {
 
 enum class Support { kCommon, kStudent, kTeacher };
 
-// A logit in the frame of the answer.
-__device__ __forceinline__ double in_frame(float logit, float largest, const Answer& answer) {
-  return (static_cast<double>(logit) - largest) * answer.inverse_temperature;
-}
-
 // All threads of the block: leaves in state.double_sums[0] the distribution proportional to e^x, e^y or e^{t_beta} over
 // the tokens of `support`. Only thread 0 may read it, and must have read it before the caller's next barrier.
 template <typename T, int kWarps>
@@ -82,7 +77,7 @@ __device__ __forceinline__ void set_frame(BlockState<kWarps>& state, float stude
 }
 
 // All threads of the block: whether the row must be solved again, in the frame that is then set
-// (csrc/cpu/row_solver.cpp says why): from the likeliest token of mu, if it lies far from the origin; or, if the answer
+// (csrc/cpu/double_row.h says why): from the likeliest token of mu, if it lies far from the origin; or, if the answer
 // is pi_S, from the row's maxima and without a budget. `frames` have been tried.
 template <typename T, int kWarps>
 __device__ __forceinline__ bool set_next_frame(const KernelArgs& args, const RowPair<T>& pair,
@@ -132,7 +127,7 @@ __device__ __forceinline__ bool set_next_frame(const KernelArgs& args, const Row
                          kFarthestFromOrigin;
     const RowFrame& row = state.row;
     const bool of_maxima = frame.max_student == row.max_student && frame.max_teacher == row.max_teacher;
-    const bool again = far && frames < kMostOrigins;
+    const bool again = far && frames < kMostOrigins && state.epsilon > 0.0;
     const bool as_student = !again && frame.status == Status::kStudent && !of_maxima;
     if (again) set_frame(state, a, b);
     if (as_student) {
@@ -145,34 +140,17 @@ __device__ __forceinline__ bool set_next_frame(const KernelArgs& args, const Row
   return state.double_sweeps;
 }
 
-// One thread: writes the row's token. The models' own log-probabilities are taken from the maxima of the row: the frame
-// may begin so far from the one or the other that none of their digits is left in it.
+// The weight of a token under mu, or under max(mu - pi_S, 0).
 template <int kWarps>
-__device__ __noinline__ void write_double_token(const KernelArgs& args, int64_t row, const BlockState<kWarps>& state,
-                                                const Token& token, Verdict verdict) {
-  const Answer& answer = state.answer;
-  LogProbs of = log_probs_of(answer, token);
-  of.student = in_frame(token.student_logit, state.row.max_student, answer) - state.log_of_models[0];
-  of.teacher = in_frame(token.teacher_logit, state.row.max_teacher, answer) - state.log_of_models[1];
-  write_token(args, row, answer, token, of, verdict);
-}
-
 struct DoubleWeight {
-  const Answer& answer;
+  const BlockState<kWarps>& state;
   bool residual;
 
-  // log mu of a token, -inf outside its support. At the ends no factor of 0 meets an -inf.
-  __device__ __forceinline__ double log(float a, float b) const {
-    const double beta = answer.beta, x = in_frame(a, answer.max_student, answer),
-                 y = in_frame(b, answer.max_teacher, answer);
-    if (!(a > -INFINITY) || (beta > 0.0 && !(b > -INFINITY))) return -INFINITY;
-    return (beta == 0.0 ? x : tilted_logit(x, y, beta)) - answer.log_norm;
-  }
   // Not inlined, because eight of them at a time would take all registers.
   __device__ __noinline__ double operator()(float a, float b) const {
-    const double log_mu = log(a, b), mu = ::exp(log_mu);
+    const double log_mu = log_mu_in_double(state.answer, a, b), mu = ::exp(log_mu);
     if (!residual || mu == 0.0) return mu;
-    const double above = log_mu - (in_frame(a, answer.max_student, answer) - answer.log_student);
+    const double above = log_mu - (in_frame(a, state.row.max_student, state.answer) - state.log_sums[0]);
     return above > 0.0 ? -::expm1(-above) * mu : 0.0;
   }
 };
@@ -241,8 +219,8 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
       answer.log_student = state.double_ends.student.log();
       answer.log_teacher = state.double_ends.teacher.log();
       if (frames == 1) {
-        state.log_of_models[0] = answer.log_student;
-        state.log_of_models[1] = answer.log_teacher;
+        state.log_sums[0] = answer.log_student;
+        state.log_sums[1] = answer.log_teacher;
       }
       const double h = solver.shift();
       answer.log_norm = answer.status == Status::kStudent   ? answer.log_student
@@ -253,9 +231,9 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
     again = set_next_frame(args, pair, state, frames, warp, lane);
   }
   if (threadIdx.x == 0) {
-    state.token_from = token_from(args, state);
+    state.token_from = token_from<true>(args, state);
     if (state.token_from == TokenFrom::kDraft) {
-      write_double_token(args, row, state, state.draft, Verdict::kAccepted);
+      write_token(args, row, state.answer, state.draft, double_log_probs_of(state, state.draft), Verdict::kAccepted);
     } else {
       write_without_a_draw(args, row, state);
     }
@@ -265,11 +243,11 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
   TokenFrom from = state.token_from;
   const bool fault = from == TokenFrom::kFault;
   if (args.log_probs != nullptr) {
-    const DoubleWeight weight{state.answer, false};
     float* const log_probs = args.log_probs + row * args.vocab;
     for (int32_t token = threadIdx.x; token < args.vocab; token += kWarps * kWarp) {
-      log_probs[token] =
-          fault ? NAN : static_cast<float>(weight.log(pair.student_logit(token), pair.teacher.logit(token)));
+      log_probs[token] = fault ? NAN
+                               : static_cast<float>(log_mu_in_double(state.answer, pair.student_logit(token),
+                                                                     pair.teacher.logit(token)));
     }
   }
   if (!is_drawn(from)) return;
@@ -278,13 +256,15 @@ __device__ __forceinline__ void solve_double_row(const KernelArgs& args, int64_t
   for (bool again = true; again;) {
     const bool residual = from == TokenFrom::kResidual;
     draw_from<T>(StreamedRow<T>(pair), chunks_of_row<T>(args.vocab), state.uniform,
-                 DoubleWeight{state.answer, residual}, state, warp, lane);
+                 DoubleWeight<kWarps>{state, residual}, state, warp, lane);
     __syncthreads();
     again = residual && state.drawn.token < 0;
     from = TokenFrom::kMu;
     __syncthreads();  // because draw_from has no barrier for a row of one chunk
   }
-  if (threadIdx.x == 0) write_double_token(args, row, state, state.drawn, Verdict::kDrawn);
+  if (threadIdx.x == 0) {
+    write_token(args, row, state.answer, state.drawn, double_log_probs_of(state, state.drawn), Verdict::kDrawn);
+  }
 }
 
 }  // namespace trb::cuda

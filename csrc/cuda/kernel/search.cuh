@@ -243,7 +243,9 @@ __device__ __forceinline__ void finish(const KernelArgs& args, BlockState<kWarps
   next.form = last.form;
   next.action = Action::kOutputs;
   next.swept = last.swept;
-  const TokenFrom from = args.draws() ? token_from(args, state) : fault ? TokenFrom::kFault : TokenFrom::kNowhere;
+  const TokenFrom from = args.draws() ? token_from<false>(args, state)
+                         : fault      ? TokenFrom::kFault
+                                      : TokenFrom::kNowhere;
   state.token_from = from;
   if (from == TokenFrom::kResidual) frame_residual<T>(state, next.frame, row, units);
   if (writes & args.draws()) write_without_a_draw(args, row_index, state);

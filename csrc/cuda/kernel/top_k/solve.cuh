@@ -127,8 +127,8 @@ __device__ __noinline__ void continue_search(TopKState& state, int sweep, double
   if (sweep >= kOutcomeEnds - 1) state.searching = state.solver.next();
 }
 
-// All lanes: whether the row must be solved again, from the origin that is then set (csrc/cpu/double_row.cpp): the
-// likeliest outcome of mu, if it lies far away; or, if the answer is pi_S, the first one and without a budget.
+// All lanes: whether the row must be solved again, from the origin that is then set (csrc/cpu/double_row.h says why):
+// the likeliest outcome of mu, if it lies far away; or, if the answer is pi_S, the first one and without a budget.
 // `origins` have been tried.
 __device__ __forceinline__ bool set_next_origin(const TopKRow& row, int origins) {
   // 1. The common outcome with the largest t_beta.
@@ -156,7 +156,8 @@ __device__ __forceinline__ bool set_next_origin(const TopKRow& row, int origins)
   }
   // 2. Whether it is far away.
   const double x = likeliest.student - origin.student, y = likeliest.teacher - origin.teacher;
-  const bool far = most > -INFINITY && fmax(fabs(x), fabs(y)) > kFarthestFromOrigin && origins < kMostOrigins;
+  const bool far =
+      most > -INFINITY && fmax(fabs(x), fabs(y)) > kFarthestFromOrigin && origins < kMostOrigins && state.epsilon > 0.0;
   const bool as_student = !far && state.status == Status::kStudent && origin.student != 0.0;
   const bool again = state.status != Status::kFault && (far || as_student);
   __syncwarp();

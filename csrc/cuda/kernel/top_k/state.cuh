@@ -127,7 +127,8 @@ struct TopKRow {
     return {in_frame(token), args.teacher.log_prob(state.task.teacher_row, place) - state.log_total};
   }
   __device__ __forceinline__ double in_frame(int64_t token) const {
-    return (static_cast<double>(student.logit(token)) - state.max_student) * state.temperature.inverse;
+    // Not fused with what is subtracted from it: from an origin of 1e30, which was rounded, the result must be 0.
+    return __dmul_rn(static_cast<double>(student.logit(token)) - state.max_student, state.temperature.inverse);
   }
   // The logarithm of a token's share of the rest, by its logit: the same under mu and both models.
   __device__ __forceinline__ double log_share_of_rest(float logit) const {

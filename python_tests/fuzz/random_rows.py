@@ -123,11 +123,12 @@ def _nearly_identical(rng: np.random.Generator, x: Array, y: Array, a: Array, b:
 
 
 def _huge_masks(rng: np.random.Generator, x: Array, y: Array, a: Array, b: Array) -> Pair:
-    """Masks tokens of either model by one finite number, up to the lowest of float32."""
+    """Masks tokens of either model by a finite number, up to the lowest of float32. The models' numbers differ: equal
+    ones balance at beta = 1/2, where the rounding of their difference decides between that beta and the one below."""
     mask = -rng.choice([1e9, 1e13, 1e18, 1e30, float(np.finfo(np.float32).max)], (len(x), 1))
     masked = [rng.random(x.shape) < rng.random((len(x), 1)) for _ in "xy"]
     student, teacher = a.clip(0, 20) * x, a.clip(0, 20) * x + b.clip(0, 20) * y
-    return np.where(masked[0], mask, student), np.where(masked[1], mask, teacher)
+    return np.where(masked[0], mask, student), np.where(masked[1], 0.75 * mask, teacher)
 
 
 def _constants(rng: np.random.Generator, x: Array, y: Array, a: Array, b: Array) -> Pair:

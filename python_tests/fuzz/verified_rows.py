@@ -104,7 +104,8 @@ def _by_the_law(batch: Batch, logits: Tensor, got: Verification, drafts: Tensor,
     # Both log-probabilities are differences of float32 numbers of that size.
     size = sum(values.abs().nan_to_num(0.0, 0.0, 0.0) for values in (log_mu_draft, log_student_draft))
     doubt = ratio * (1e-5 + 3e-6 * size) + 1e-12
-    judged = drafted & done
+    # No student draws a token of probability e^-1e12, and the difference of two such logarithms has no digits.
+    judged = drafted & done & (size < 1e12)
 
     token = got.tokens[:, 0].clamp(0, batch.vocab - 1)
     mu = log_mu.exp()

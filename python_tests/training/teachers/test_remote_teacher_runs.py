@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +115,21 @@ def test_completions_without_what_was_told_are_scored_as_a_whole() -> None:
     rest = float((1 - torch.tensor([-1.0, -2.0]).exp().sum()).log())
     assert found["rest_log_prob"][0].tolist() == pytest.approx([rest] * 3)
     assert found["rest_log_prob"][1].tolist() == pytest.approx([rest, 0, 0])
+
+
+def test_rollouts_of_one_batch_may_have_been_told_different_numbers_of_tokens() -> None:
+    batch = {
+        "prompt_ids": torch.tensor([[5], [4]]),
+        "prompt_mask": torch.ones(2, 1, dtype=torch.int64),
+        "completion_ids": torch.tensor([[7, 8], [3, 0]]),
+        "completion_mask": torch.tensor([[1, 1], [1, 0]]),
+    }
+    one, two = torch.tensor([[[1], [2]]]), torch.tensor([[[3, 6]]])
+    rollouts: Any = [SimpleNamespace(teacher_top_ids=ids, teacher_top_log_prob=-ids.float()) for ids in (one, two)]
+    nobody: Any = None  # is asked
+    found = told_at_prefixes(nobody, rollouts, batch, Alignment(16, (1,), ()))
+    assert found["top_ids"].tolist() == [[[1, -1], [2, -1]], [[3, 6], [-1, -1]]]
+    assert found["top_log_prob"].exp().sum(-1)[1, 1] == 0
 
 
 def served_run(folder: Path, server: FakeServer) -> dict[str, Any]:

@@ -107,12 +107,18 @@ def _with_rest(ids: Tensor, log_probs: Tensor) -> dict[str, Tensor]:
 
 def _of_rollouts(rollouts: Sequence[Rollout], completions: Tensor) -> TopK | None:
     rows, width = completions.shape
+    told = [rollout.teacher_top_ids.shape[2] for rollout in rollouts if rollout.teacher_top_ids is not None]
     parts = []
     for rollout in rollouts:
         ids, log_probs = rollout.teacher_top_ids, rollout.teacher_top_log_prob
         if ids is None or log_probs is None:
             return None
-        padding = (0, 0, 0, width - ids.shape[1])
+        padding = (
+            0,
+            max(told) - ids.shape[2],
+            0,
+            width - ids.shape[1],
+        )  # a teacher may tell more to one than to another
         if padding[3] < 0:
             return None
         parts.append((F.pad(ids, padding, value=-1), F.pad(log_probs, padding, value=-torch.inf)))

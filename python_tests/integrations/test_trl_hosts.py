@@ -34,6 +34,19 @@ BATCH = {
     "prompts": torch.tensor([[PAD, 5, 6], [7, 8, 9]]),
     "prompt_attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
 }
+
+
+class GRPOHost(BehaviorRatio, Host):
+    processing_class, chat_template_kwargs = tiny_tokenizer(), None
+    max_completion_length, temperature = 4, 1.0
+    top_p, top_k, min_p, repetition_penalty = 1.0, 0, None, 1.0
+    args = SimpleNamespace(generation_kwargs=None)
+
+    def __init__(self, teacher: Any) -> None:
+        super().__init__(teacher)
+        self.model = tiny_llama(0)
+
+
 CONFIG = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=6, pad_token_id=PAD, eos_token_id=1)
 
 
@@ -62,22 +75,35 @@ def test_hosts_that_would_be_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) 
             with pytest.raises(ValueError, match=message):
                 BlendedHost(teacher, policy=0.1)
 
-    class GRPOHost(BehaviorRatio, Host):
-        model, processing_class, chat_template_kwargs = student, tiny_tokenizer(), None
-        max_completion_length, temperature = 4, 1.0
-        top_p, top_k, min_p, repetition_penalty = 1.0, 0, None, 1.0
-        args = SimpleNamespace(generation_kwargs=None)
 
+def test_the_teacher_writes_rollouts_of_grpo_in_training_only() -> None:
+    teacher = tiny_llama(1)
+    calls: list[int] = []
+    teacher.register_forward_pre_hook(lambda *_: calls.append(1))
+    rollouts, host = rollout_func(teacher, float("inf")), GRPOHost(teacher)
+    for training in (True, False):
+        calls.clear()
+        host.model.train(training)
+        found = rollouts(["1+1=", "2="], host)
+        assert bool(calls) == training
+        for prompt, ids, log_mu in zip(found["prompt_ids"], found["completion_ids"], found["logprobs"], strict=True):
+            logits = host.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+            log_student = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+            difference = (torch.tensor(log_mu) - log_student).abs()
+            assert (difference > 1e-2).any() if training else (difference < 1e-4).all()
+
+
+def test_a_grpo_trainer_that_would_be_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = tiny_llama(1)
     rollouts = rollout_func(teacher, 0.1)
-    found = rollouts(["1+1=", "2="], GRPOHost(teacher))
-    assert [len(ids) for ids in found["completion_ids"]] == [len(values) for values in found["logprobs"]]
     for name, value, message in [
         ("use_vllm", True, "set use_vllm=False"),
+        ("tools", [len], "one turn: leave tools and environments out"),
         ("top_k", 50, "top_k=50 changes the distribution"),
         ("args", SimpleNamespace(generation_kwargs={"min_p": 0.1}), "takes no generation_kwargs"),
     ]:
         with monkeypatch.context() as patch:
-            patch.setattr(GRPOHost, name, value)
+            patch.setattr(GRPOHost, name, value, raising=False)
             with pytest.raises(ValueError, match=message):
                 rollouts(["1+1="], GRPOHost(teacher))
     with pytest.raises(ValueError, match=r"the same EOS id, got \[1, 2\]"):

@@ -16,7 +16,7 @@ from torch import nn
 from ..data.encoding import encode_prompts, left_padded
 from ..models.unsharded import unsharded
 from ..rollout import Policy, speculative
-from ..rollout.policies import as_policy
+from ..rollout.policies import STUDENT, as_policy
 from ..vocab import align
 
 
@@ -47,13 +47,14 @@ def rollout_func(
 
     Args:
         teacher: As of `trbext.lockstep`.
-        policy: Draws the tokens at each optimizer step; a number is a constant KL budget in nats per token.
+        policy: Draws the tokens at each optimizer step; a number is a constant KL budget in nats per token. The student
+            alone writes the completions of an evaluation.
         draft_length: 0 decodes in lockstep, a number of drafts by speculation.
 
     Returns:
         The function. It raises ValueError for a trainer without `BehaviorRatio`, one that samples another distribution
-        than the softmax or has vLLM, and for models with different EOS ids (a merged stop event has one log-prob and
-        several ids).
+        than the softmax, has tools or vLLM, and for models with different EOS ids (a merged stop event has one log-prob
+        and several ids).
     """
     drawn = as_policy(policy)
 
@@ -74,7 +75,7 @@ def rollout_func(
                 student,
                 teacher,
                 *left_padded(prompt_ids, tokenizer.pad_token_id, trainer.accelerator.device),
-                policy=drawn,
+                policy=drawn if trainer.model.training else STUDENT,
                 optimizer_step=trainer.state.global_step,
                 max_new_tokens=trainer.max_completion_length,
                 alignment=alignment,
@@ -100,6 +101,8 @@ def _check(trainer: Any) -> None:
         )
     if trainer.use_vllm:
         raise ValueError("trbext's rollout_func decodes with both models itself: set use_vllm=False")
+    if getattr(trainer, "tools", None):
+        raise ValueError("trbext's rollout_func writes completions of one turn: leave tools and environments out")
     plain = {"top_p": (1.0,), "top_k": (0, None), "min_p": (None, 0.0), "repetition_penalty": (1.0,)}
     for name, values in plain.items():
         if getattr(trainer, name) not in values:

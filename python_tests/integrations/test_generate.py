@@ -229,6 +229,54 @@ def test_a_logits_processor_checks_its_teacher_before_it_decodes() -> None:
         processor(torch.full((1, 2), 64), torch.zeros((1, 64)))
 
 
+def masked(student: Any, teacher: Any, mask: torch.Tensor) -> BlendLogitsProcessor:
+    return BlendLogitsProcessor(
+        teacher,
+        0.3,
+        student=student,
+        alignment=align(student, teacher),
+        generation_config=GenerationConfig(**SETTINGS),
+        attention_mask=mask,
+    )
+
+
+def test_a_mask_of_other_prompts_is_refused() -> None:
+    student, teacher = tiny_llama(0), tiny_llama(1)
+    (ids, mask), scores = PROMPTS, torch.zeros((3, 64))
+    processor = masked(student, teacher, mask)
+    first = processor(ids, scores)
+    assert torch.equal(processor(ids, scores), first)  # the same batch once more
+    longer = torch.cat([ids, ids[:, :2]], 1)
+    processor(longer, scores)  # after tokens that were taken back, as by a draft model
+    for others in (ids + 1, longer + 1):
+        with pytest.raises(ValueError, match="attention_mask must be that of the prompts, got others: make one"):
+            processor(others, scores)
+    with pytest.raises(ValueError, match=r"one shape \[B, P\] .*, got \[3, 6\] and \[3, 4\]"):
+        masked(student, teacher, mask)(longer, scores)
+    for wrong in (mask.flip(1), mask * 0):
+        with pytest.raises(ValueError, match="attention_mask must be left padded"):
+            masked(student, teacher, wrong)(ids, scores)
+
+
+def test_a_mask_is_repeated_for_each_returned_sequence() -> None:
+    student, teacher = tiny_llama(0), tiny_llama(1)
+    rows = [part.repeat_interleave(2, 0) for part in PROMPTS]
+    found = [
+        student.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(**SETTINGS, num_return_sequences=each),
+            logits_processor=[masked(student, teacher, mask)],
+            output_scores=True,
+            return_dict_in_generate=True,
+        ).scores[0]
+        for ids, mask, each in ((*PROMPTS, 2), (*rows, 1))
+    ]
+    torch.testing.assert_close(*found)
+    with pytest.raises(ValueError, match=r"got \[6, 4\] and \[3, 4\]"):  # prompts of six
+        masked(student, teacher, PROMPTS[1])(PROMPTS[0].repeat(2, 1), torch.zeros((6, 64)))
+
+
 def test_every_field_of_a_generation_config_is_plain_or_changes_no_distribution() -> None:
     """A field that transformers adds must be sorted: one that warps the logits and is not known is not refused."""
     known = {*PLAIN, "temperature", "do_sample", *HARMLESS}

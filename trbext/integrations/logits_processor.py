@@ -11,7 +11,7 @@ from ..models.eval_mode import evaluating
 from ..models.model_check import probe_models
 from ..ops import blend
 from ..rollout.caches import named_models, one_lockstep_cache
-from ..rollout.checks import check_epsilon, check_ids, check_models, check_not_itself
+from ..rollout.checks import check_epsilon, check_ids, check_models, check_not_itself, check_prompts
 from ..vocab import Alignment
 from .plain_sampling import check_plain_sampling
 
@@ -30,7 +30,8 @@ class BlendLogitsProcessor:
         alignment: The vocabulary that both models share (`trbext.align`). Both models need the same EOS ids, since the
             sequence that is generated holds ids and no merged stop event.
         generation_config: The one with which `generate` is called.
-        attention_mask: [B, P] of the prompts; None if none has padding.
+        attention_mask: [B, P] of the prompts, for which `generate` is then called, with any `num_return_sequences`;
+            None if none has padding.
 
     Raises:
         ValueError: The generation config changes the distribution that is sampled (`top_k` is 50 unless it is set to
@@ -59,6 +60,7 @@ class BlendLogitsProcessor:
         self.epsilon = epsilon.float() if isinstance(epsilon, Tensor) else epsilon
         self.teacher, self.alignment = teacher, alignment
         self._prompt_mask = attention_mask
+        self._prompts: Tensor | None = None  # [B, P] those of the mask, once `generate` has shown them
         self._modules = [model for _, model in named_models("teacher", teacher) if hasattr(model, "modules")]
         # The tokens that generate may add, or if it counts all, prompt and completion.
         configs = (generation_config, getattr(student, "generation_config", None))  # the first that has a value counts
@@ -91,12 +93,12 @@ class BlendLogitsProcessor:
 
     def _advance(self, input_ids: Tensor) -> Tensor:
         before = self._seen.shape[1]
-        mask = self._mask(input_ids)
         continues = (
             self._cache is not None
             and input_ids.shape == (len(self._seen), before + 1)
             and torch.equal(input_ids[:, :-1], self._seen)
         )
+        mask = self._mask(input_ids, continues)
         self._seen = input_ids
         if continues:
             position = self._lengths + (before - self._width)
@@ -121,14 +123,16 @@ class BlendLogitsProcessor:
         first: Tensor = self._cache.prefill(input_ids, whole)
         return first
 
-    def _mask(self, input_ids: Tensor) -> Tensor | None:
+    def _mask(self, input_ids: Tensor, continues: bool) -> Tensor | None:
         if self._prompt_mask is None:
             return None
-        added = input_ids.shape[1] - self._prompt_mask.shape[1]
-        if added < 0 or len(self._prompt_mask) != len(input_ids):
-            raise ValueError(
-                f"attention_mask of the prompts is {list(self._prompt_mask.shape)}, and generate has "
-                f"{list(input_ids.shape)} tokens: make one processor for each batch"
-            )
+        if self._prompts is None:
+            each = max(1, len(input_ids) // max(1, len(self._prompt_mask)))  # num_return_sequences
+            if torch.equal(input_ids, input_ids[::each].repeat_interleave(each, 0)):
+                self._prompt_mask = self._prompt_mask.repeat_interleave(each, 0)
+            check_prompts(input_ids, self._prompt_mask)
+            self._prompts = input_ids
+        elif not continues and not torch.equal(input_ids[:, : self._prompts.shape[1]], self._prompts):
+            raise ValueError("attention_mask must be that of the prompts, got others: make one processor per batch")
         mask = self._prompt_mask.to(input_ids.device, torch.int64)
-        return torch.nn.functional.pad(mask, (0, added), value=1)
+        return torch.nn.functional.pad(mask, (0, input_ids.shape[1] - mask.shape[1]), value=1)

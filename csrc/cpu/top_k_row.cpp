@@ -1,6 +1,7 @@
 #include "top_k_row.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <limits>
 
@@ -155,7 +156,10 @@ std::vector<double> TopKRow::block_masses(bool residual) const {
   for (int64_t block = 0; block < blocks_; ++block) {
     const BlockWeights& rest = weights_[block];
     if (rest.mass == 0.0) continue;
-    mass[block] = mass_of(log_mu_.back() + log_share_of_rest(rest.peak) + std::log(rest.mass), rest_ratio_, residual);
+    const double log_mass = log_mu_.back() + log_share_of_rest(rest.peak) + std::log(rest.mass);
+    const double of_rest = mass_of(log_mass, rest_ratio_, residual);
+    // A subnormal mass counts as none: its tokens' shares could all be 0, and no token would be drawn.
+    if (of_rest >= DBL_MIN) mass[block] = of_rest;
   }
   for (size_t i = 0; i < listed_.size(); ++i) mass[listed_[i].token / kBlock] += listed_mass(i, residual);
   return mass;

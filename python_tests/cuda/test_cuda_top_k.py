@@ -13,7 +13,7 @@ from python_tests.cuda import ptx_rows
 from python_tests.cuda.ptx_rows import PtxOperators
 from python_tests.operators.row_families import families
 from python_tests.operators.top_k.test_verify_top_k import against_top_k
-from python_tests.operators.top_k.top_k_teachers import top_k_of
+from python_tests.operators.top_k.top_k_teachers import rows_with_a_block_of_little_mass, top_k_of
 from python_tests.operators.verify_calls import assert_follows_the_law, ordinary, ragged
 from trbext import TopK, reference, reference_top_k
 
@@ -81,6 +81,16 @@ def test_outcomes_that_lie_1e38_apart_are_solved_from_other_origins(kernels: Ptx
     got, exact = (solve(student, top, torch.tensor([0.5, 0.1])) for solve in (kernels.blend, reference_top_k.solve))
     assert close(got.beta, exact.beta, 3e-4, 0.0)
     assert close(got.log_probs, reference_top_k.behavior_log_probs(student, top, got.beta), 1e-6, 1e-5)
+
+
+@pytest.mark.parametrize("kernels", [PtxOperators(80), PtxOperators(90)], ids=["80", "90"])
+def test_a_block_of_subnormal_mass_is_passed_over_by_the_smallest_uniform(kernels: PtxOperators) -> None:
+    student, top = rows_with_a_block_of_little_mass()
+    uniform = torch.zeros(len(student), dtype=torch.float64)
+    drawn = kernels.sample(student, top, torch.full((len(student),), 0.1), uniform=uniform)
+    assert drawn.token[0] == 0
+    assert ((drawn.token == 0) | (drawn.token == 1024)).all(), drawn.token
+    assert drawn.kl.isfinite().all()
 
 
 def outcome(trb: PtxOperators, student: Tensor, top: TopK, epsilon: Tensor, uniform: Tensor) -> list[Tensor]:

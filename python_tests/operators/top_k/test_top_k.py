@@ -12,7 +12,7 @@ from torch import Tensor
 import trbext
 from python_tests.operators.devices import Operators
 from python_tests.operators.row_families import families
-from python_tests.operators.top_k.top_k_teachers import teacher, top_k_of
+from python_tests.operators.top_k.top_k_teachers import rows_with_a_block_of_little_mass, teacher, top_k_of
 from trbext import TopK, reference, reference_top_k
 
 INF, NAN = float("inf"), float("nan")
@@ -261,6 +261,15 @@ def test_tokens_without_student_mass_are_never_drawn(trb: Operators) -> None:
         for u in (0.0, 1 - 2.0**-53):
             drawn = trb.sample(student, top, epsilon, uniform=torch.full((4,), u, dtype=torch.float64))
             assert (drawn.token % 2 == 1).all()
+
+
+def test_a_block_of_subnormal_mass_is_passed_over_by_the_smallest_uniform(trb: Operators) -> None:
+    """Its tokens, each with a part of that mass, have none: a healthy row gave -1."""
+    student, top = rows_with_a_block_of_little_mass()
+    drawn = trb.sample(student, top, 0.1, uniform=torch.zeros(len(student), dtype=torch.float64))
+    assert drawn.token[0] == 0
+    assert ((drawn.token == 0) | (drawn.token == 1024)).all(), drawn.token
+    assert drawn.kl.isfinite().all()
 
 
 def test_supports_without_a_common_token_leave_the_student(trb: Operators) -> None:

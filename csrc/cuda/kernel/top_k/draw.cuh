@@ -3,6 +3,8 @@
 // token.
 #pragma once
 
+#include <cfloat>
+
 #include "state.cuh"
 
 namespace trb::cuda {
@@ -34,6 +36,8 @@ __device__ __forceinline__ void find_masses(const TopKRow& row, bool residual) {
     if (weight.mass > 0.0f) {
       const double share = row.log_share_of_rest(weight.peak) + ::log(static_cast<double>(weight.mass));
       mass = mass_of(state.log_mu_of_rest + share, state.rest_ratio, residual);
+      // A subnormal mass counts as none: its tokens' shares could all be 0, and no token would be drawn.
+      if (mass < DBL_MIN) mass = 0.0;
     }
     row.masses[block] = mass;
   }

@@ -106,7 +106,10 @@ class Alignment:
         columns = torch.stack([sliced[..., token] for token in (self.stop, *self.duplicates)], -1)
         precise = columns.to(torch.promote_types(logits.dtype, torch.float32))
         merged = sliced if in_place else sliced.clone()
-        merged[..., self.stop] = (temperature * (precise / temperature).logsumexp(-1)).to(logits.dtype)
+        scaled = precise / temperature
+        none = (scaled == -torch.inf).all(-1)  # their logsumexp has the gradient NaN
+        log_mass = scaled.masked_fill(none[..., None], 0.0).logsumexp(-1).masked_fill(none, -torch.inf)
+        merged[..., self.stop] = (temperature * log_mass).to(logits.dtype)
         for token in self.duplicates:
             merged[..., token] = -torch.inf
         return merged

@@ -115,6 +115,19 @@ def test_stop_mass_is_the_mass_of_both_models_eos_ids() -> None:
     torch.testing.assert_close(probabilities, torch.tensor([0.1, 0.5, 0.15, 0.0, 0.25], dtype=torch.float64))
 
 
+def test_a_row_whose_eos_ids_are_all_masked_has_a_gradient() -> None:
+    alignment = Alignment(5, (1,), (4,))
+    logits = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    # Added, as models mask tokens: masked_fill would also stop the gradient.
+    mask = torch.zeros(2, 5, dtype=torch.float64)
+    mask[0, [1, 4]] = -torch.inf
+    common = alignment.canonical(logits + mask)
+    assert common[0, 1] == -torch.inf
+    common.logsumexp(-1).sum().backward()
+    expected = (logits + mask).detach().softmax(-1)
+    torch.testing.assert_close(logits.grad, expected)
+
+
 def test_gradients_flow_through_the_merge() -> None:
     alignment = Alignment(5, (1,), (4,))
     logits = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -29,6 +29,7 @@ from ._operators.arguments import (
     check_uniform,
     code_of_kind,
     overload,
+    teacher_tensors,
 )
 from ._operators.dtensor import register_where_needed
 from .results import Blend, Sample, Solution, Verification
@@ -216,13 +217,15 @@ def verify(
     # 1. Check the arguments that the operator does not check, and spread single numbers over the requests.
     register_where_needed()
     student_kind = code_of_kind(student_kind)
-    teacher = (teacher_logits,) if isinstance(teacher_logits, Tensor) else tuple(teacher_logits)
+    teacher = teacher_tensors(teacher_logits)
     requests = max(offsets.numel() - 1, 0)
 
     def per_request(value: float | Tensor, check: Callable[[float], None]) -> Tensor:
         if isinstance(value, Tensor):
             return value
         check(value)
+        if value > torch.finfo(torch.float32).max:  # a budget: float32 has none above but inf
+            value = torch.inf
         return torch.full((requests,), value, dtype=torch.float32, device=student_logits.device)
 
     # 2. Call the operator of that kind of teacher.

@@ -282,3 +282,26 @@ def test_logits_must_be_tensors(given: Any) -> None:
         trbext.solve(given, tensor, 0.1)
     with pytest.raises(TypeError, match="teacher_logits must be a tensor, got "):
         trbext.solve(tensor, trbext.TopK(torch.zeros(1, 1, dtype=torch.int64), given), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"teacher_logits": None}, "teacher_logits must be a tensor or a TopK, got NoneType"),
+        ({"teacher_logits": (torch.zeros(4, 1),) * 3}, "teacher_logits must be a tensor or a TopK, got tuple"),
+        ({"epsilon": None}, "epsilon must be .* got None"),
+        ({"epsilon": "0.1"}, "epsilon must be .* got 0.1"),
+        ({"temperature": None}, "temperature must be between 1e-6 and 1e6, got None"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("operator", ["solve", "verify"])
+def test_arguments_of_another_kind_are_named(operator: str, changed: Arguments, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        getattr(trbext, operator)(**{**(pair() if operator == "solve" else verified()), **changed})
+
+
+def test_a_float_budget_beyond_float32_is_no_limit_for_verify_either() -> None:
+    assert (trbext.solve(**pair(epsilon=1e39)).beta == 1).all()
+    found, unlimited = (trbext.verify(**verified(epsilon=budget)) for budget in (1e39, torch.inf))
+    assert torch.equal(found.tokens, unlimited.tokens)

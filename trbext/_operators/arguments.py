@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ def check_epsilon(epsilon: float) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    if not LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:  # NaN too
+    is_number = isinstance(temperature, Real | torch.SymFloat | Tensor)
+    if not (is_number and LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE):  # NaN too
         raise ValueError(f"trbext: temperature must be between 1e-6 and 1e6, got {temperature}")
 
 
@@ -46,6 +48,18 @@ def code_of_kind(student_kind: int | str) -> int:
     if student_kind not in STUDENT_KINDS:
         raise ValueError(f"trbext.verify: student_kind must be one of {list(STUDENT_KINDS)}, got {student_kind!r}")
     return STUDENT_KINDS[student_kind]
+
+
+def teacher_tensors(teacher_logits: Tensor | TopK) -> tuple[Tensor, ...]:
+    """Returns the teacher's logits, or the two tensors of a top-k teacher. TypeError if it is neither."""
+    if isinstance(teacher_logits, Tensor):
+        return (teacher_logits,)
+    if not isinstance(teacher_logits, Sequence) or len(teacher_logits) != 2:
+        raise TypeError(f"trbext: teacher_logits must be a tensor or a TopK, got {type(teacher_logits).__name__}")
+    for values in teacher_logits:
+        if not isinstance(values, Tensor):
+            raise TypeError(f"trbext: teacher_logits must be a tensor, got {type(values).__name__}")
+    return tuple(teacher_logits)
 
 
 def as_rows(
@@ -60,7 +74,7 @@ def as_rows(
     if not isinstance(student_logits, Tensor):
         raise TypeError(f"trbext: student_logits must be a tensor, got {type(student_logits).__name__}")
     shape = student_logits.shape
-    teacher = (teacher_logits,) if isinstance(teacher_logits, Tensor) else tuple(teacher_logits)
+    teacher = teacher_tensors(teacher_logits)
     if isinstance(teacher_logits, Tensor):
         if student_logits.dim() < 1 or shape != teacher_logits.shape:
             raise ValueError(
@@ -69,9 +83,6 @@ def as_rows(
                 "(trbext.vocab aligns vocabularies of different width)"
             )
     else:
-        for values in teacher:
-            if not isinstance(values, Tensor):
-                raise TypeError(f"trbext: teacher_logits must be a tensor, got {type(values).__name__}")
         _check_top_k(student_logits, *teacher)
     if shape[-1] == 0:
         raise ValueError(f"trbext: the vocabulary must have at least one token, got shape {list(shape)}")

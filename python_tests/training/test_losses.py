@@ -150,6 +150,25 @@ def test_a_row_of_which_something_is_empty_has_a_gradient(case: str, top_k: int 
             assert (slope[0] == 0).all()
 
 
+@pytest.mark.parametrize("excluded_by", ["student", "teacher", "both"])
+@pytest.mark.parametrize("log_ratio_cap", [None, 1.0])
+def test_a_row_without_tokens_is_infinite_from_one_token_too_and_has_gradient_zero(
+    excluded_by: str, log_ratio_cap: float | None
+) -> None:
+    student, teacher = logits(13)
+    mask = torch.zeros_like(student).index_fill_(0, torch.tensor([0]), -torch.inf)
+    a = student + mask if excluded_by != "teacher" else student
+    b = teacher + mask if excluded_by != "student" else teacher
+    tokens, weights = torch.arange(ROWS), torch.zeros(ROWS, dtype=torch.float64)
+    loss = sampled_reverse_kl(a, b, tokens, weights, log_ratio_cap=log_ratio_cap)
+    assert loss[0] == torch.inf
+    ordinary = sampled_reverse_kl(student, teacher, tokens, weights, log_ratio_cap=log_ratio_cap)
+    assert torch.equal(loss[1:], ordinary[1:])
+    slope = gradient(loss, student)
+    assert torch.equal(slope[0], torch.zeros(VOCABULARY, dtype=torch.float64))
+    assert torch.equal(slope[1:], gradient(ordinary[1:], student)[1:])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_computed_in_float32(dtype: torch.dtype) -> None:
     student, teacher = logits(7, dtype=dtype)

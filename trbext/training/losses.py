@@ -78,18 +78,26 @@ def reverse_kl(
 
 def kl_of_logits(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(pi_S || pi_T) `[...]` in nats of logits `[..., N]` over any N outcomes, as `reverse_kl` says."""
-    common = (student > -torch.inf) & (teacher > -torch.inf)
+    student, teacher, common = with_common_tokens(student, teacher)
     some = common.any(-1, keepdim=True)
-    # A softmax over nothing has the gradient NaN, also where its value is not used.
-    student = student.masked_fill(~some, 0.0)
-    if teacher.requires_grad:
-        teacher = teacher.masked_fill(~some, 0.0)
     inside = student.masked_fill(~common & some, -torch.inf)
     log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)  # log pi_S(C); exactly 0 if C is everything
     log_student = inside.log_softmax(-1)
     gap = torch.where(common, log_student - teacher.log_softmax(-1), 0.0)
     kl = (log_student.exp() * gap).sum(-1) - log_inside_mass
     return torch.where(some[..., 0], kl, torch.inf)
+
+
+def with_common_tokens(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns both logits `[..., N]`, and which outcomes both models allow, bool.
+
+    Rows that have none become 0: a softmax over nothing has the gradient NaN, also where its value is not used.
+    """
+    common = (student > -torch.inf) & (teacher > -torch.inf)
+    none = ~common.any(-1, keepdim=True)
+    if teacher.requires_grad:
+        teacher = teacher.masked_fill(none, 0.0)
+    return student.masked_fill(none, 0.0), teacher, common
 
 
 def sampled_reverse_kl(
@@ -121,8 +129,9 @@ def sampled_reverse_kl(
         `[...]` nats.
     """
     student, teacher = tempered(student_logits, temperature), tempered(teacher_logits, temperature)
-    common = (student > -torch.inf) & (teacher > -torch.inf)
-    inside = student.masked_fill(~common, -torch.inf)
+    student, teacher, common = with_common_tokens(student, teacher)
+    some = common.any(-1, keepdim=True)
+    inside = student.masked_fill(~common & some, -torch.inf)
     log_inside_mass = inside.logsumexp(-1) - student.logsumexp(-1)
     at = token[..., None]
     allowed = common.gather(-1, at)[..., 0]
@@ -136,7 +145,7 @@ def sampled_reverse_kl(
     else:
         signal = weight * gap.detach().clamp(-log_ratio_cap, log_ratio_cap)
         estimate = signal * (1 + gap - gap.detach()) - log_inside_mass
-    return torch.where(common.any(-1), estimate, torch.inf)
+    return torch.where(some[..., 0], estimate, torch.inf)
 
 
 def cross_entropy(student_logits: Tensor, token: Tensor, *, temperature: float = 1.0) -> Tensor:

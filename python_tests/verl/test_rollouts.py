@@ -12,8 +12,8 @@ import torch
 from python_tests.vllm.chi_square import assert_deviates, assert_follows
 from python_tests.vllm.fake_engine import ALIGNMENT, STOP, TOP_K, FakeEngine, law_after, teacher_top
 from python_tests.vllm.test_repair import EPSILON, LENGTH, PROMPT, against_the_law
-from trbext.verl.rollouts import Answer, Drawn, ReplicaRollouts
-from trbext.vllm.transport import Completion, Records, RolloutRequest
+from trbext.verl.rollouts import Drawn, ReplicaAnswer, ReplicaRollouts
+from trbext.vllm.transport import EngineCompletion, Records, RolloutRequest
 
 ROLLOUTS = 2500
 
@@ -33,9 +33,9 @@ def draw(engine: FakeEngine, number: int, *, top_k: int = 0, repair: bool = True
     prompt = asked.pop("prompt", PROMPT)
     rollouts = rollouts_of(engine, top_k=top_k, repair=repair)
 
-    async def ask(request: RolloutRequest, name: int) -> Answer:
+    async def ask(request: RolloutRequest, name: int) -> ReplicaAnswer:
         await asyncio.sleep(0)
-        return Answer(engine.generate([dataclasses.replace(request, key=name)])[0])
+        return ReplicaAnswer(engine.generate([dataclasses.replace(request, key=name)])[0])
 
     async def together() -> list[Drawn]:
         return await asyncio.gather(*(rollouts.draw(prompt, ask, **asked) for _ in range(number)))
@@ -76,9 +76,9 @@ def test_a_completion_that_was_aborted_keeps_what_follows_mu() -> None:
     engine = FakeEngine()
     rollouts = rollouts_of(engine)
 
-    async def ask(request: RolloutRequest, name: int) -> Answer:
+    async def ask(request: RolloutRequest, name: int) -> ReplicaAnswer:
         whole = engine.generate([dataclasses.replace(request, key=name)])[0]
-        return Answer(Completion(whole.tokens[:kept], finished=False), aborted=True)
+        return ReplicaAnswer(EngineCompletion(whole.tokens[:kept], finished=False), aborted=True)
 
     for kept in (0, 1, 3):
         drawn = asyncio.run(rollouts.draw(PROMPT, ask, epsilon=EPSILON, max_new_tokens=9, temperature=1.0))
@@ -106,7 +106,8 @@ def test_what_cannot_be_repaired_raises(engine: FakeEngine, asked: dict[str, Any
     ("asked", "message"),
     [
         ({"epsilon": -0.1}, "epsilon .* got -0.1"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
+        ({"max_new_tokens": 8.0}, r"max_new_tokens must be a whole number of at least 1, got 8\.0"),
         ({"temperature": 0.0}, "temperature .* got 0.0"),
         ({"prompt": [4]}, "must have two tokens, .* got 1"),
         ({"prompt": [4] * 52}, r"at most 54 tokens, .* got 52 \+ 3: raise rollout.max_model_len"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from python_tests.vllm.token_law import Distributions, blend_by_bisection
-from trbext.vllm.transport import Completion, Records, RolloutRequest
+from trbext.vllm.transport import EngineCompletion, Records, RolloutRequest
 from trbext.vocab import Alignment
 
 VOCABULARY, STOP, TOP_K = 6, 2, 2
@@ -65,11 +65,11 @@ class FakeEngine:
         self.top_k = settings["top_k"]
         return {"draft_length": 3, "max_model_len": self.max_model_len, **settings}
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Completion]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[EngineCompletion]:
         self.requests += requests
         return [self._complete(request, number % 2) for number, request in enumerate(requests)]
 
-    def _complete(self, request: RolloutRequest, replica: int) -> Completion:
+    def _complete(self, request: RolloutRequest, replica: int) -> EngineCompletion:
         assert request.epsilon is not None
         law = law_after(request.epsilon + self.excess)
         tokens = [request.prompt[-1] if self.holds_out else 0]
@@ -84,7 +84,7 @@ class FakeEngine:
             tokens.append(token)
         # A block of drafts may go on past the end of its rollout. The engine drops these tokens, but records them.
         self._record(replica, request, law, len(tokens), tokens[-1], 0)
-        return Completion(tokens, tokens[-1] == request.stop)
+        return EngineCompletion(tokens, tokens[-1] == request.stop)
 
     def _record(
         self, replica: int, request: RolloutRequest, law: Distributions, index: int, last: int, token: int

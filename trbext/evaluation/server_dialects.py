@@ -15,7 +15,7 @@ from .tasks import Task
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ServerCompletion:
     """What a server answers for a task."""
 
     ids: list[int] | None  # the stop token included; None if the server does not tell ids
@@ -32,7 +32,7 @@ class CompletionDialect(Protocol):
     def ask(self, model: str, task: Task, stop: Sequence[int], temperature: float) -> dict[str, Any]:
         """Returns the body of the request for a task; any id of `stop` ends the completion."""
 
-    def read(self, answer: Any) -> Drawn:
+    def read(self, answer: Any) -> ServerCompletion:
         """Reads an answer."""
 
 
@@ -55,12 +55,12 @@ class OpenAICompletions:
             "return_token_ids": True,
         }
 
-    def read(self, answer: Any) -> Drawn:
+    def read(self, answer: Any) -> ServerCompletion:
         """See `CompletionDialect`."""
         (choice,) = answer["choices"]
         ids = choice.get("token_ids")
         tokens = len(ids) if ids is not None else int(answer["usage"]["completion_tokens"])
-        return Drawn(ids, str(choice["text"]), tokens, str(choice["finish_reason"]))
+        return ServerCompletion(ids, str(choice["text"]), tokens, str(choice["finish_reason"]))
 
 
 class SGLangGenerate:
@@ -82,10 +82,10 @@ class SGLangGenerate:
             },
         }
 
-    def read(self, answer: Any) -> Drawn:
+    def read(self, answer: Any) -> ServerCompletion:
         """See `CompletionDialect`."""
         about, ids = answer["meta_info"], list(answer["output_ids"])
-        return Drawn(ids, str(answer["text"]), len(ids), str(about["finish_reason"]["type"]))
+        return ServerCompletion(ids, str(answer["text"]), len(ids), str(about["finish_reason"]["type"]))
 
 
 def completion_dialect(owner: str) -> CompletionDialect:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -124,8 +125,8 @@ def check_models(models: list[tuple[str, Any]], lengths: Tensor, max_new_tokens:
         ValueError: A model is of a kind that cannot decode, holds too few positions, or is on another device.
     """
     prompt = int(lengths.max())
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
     devices = {}
     for name, model in models:
         if not is_transformers(model):

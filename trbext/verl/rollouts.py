@@ -20,7 +20,7 @@ from ..vllm.assembly import Assembly
 from ..vllm.engine import slack
 from ..vllm.requests import check_draw
 from ..vllm.sampler.teacher_top import TeacherTop
-from ..vllm.transport import Completion, Records, RolloutRequest
+from ..vllm.transport import EngineCompletion, Records, RolloutRequest
 from ..vocab import Alignment
 
 STALLED_ROUNDS = 50  # repairs of one completion without a new token, after which the engine is too small for it
@@ -28,10 +28,10 @@ NOT_COUNTED = Speculation(rounds=0, row_passes=0, drafted=0, accepted=0)  # the 
 
 
 @dataclass(frozen=True)
-class Answer:
+class ReplicaAnswer:
     """What a replica said to one request."""
 
-    completion: Completion
+    completion: EngineCompletion
     aborted: bool = False  # verl ended it before its end, to load new weights
 
 
@@ -81,7 +81,7 @@ class ReplicaRollouts:
     async def draw(
         self,
         prompt: Sequence[int],
-        ask: Callable[[RolloutRequest, int], Awaitable[Answer]],
+        ask: Callable[[RolloutRequest, int], Awaitable[ReplicaAnswer]],
         *,
         epsilon: float,
         max_new_tokens: int,

@@ -17,9 +17,9 @@ from ..vllm.engine import VERL_WORKER_EXTENSION, engine_args
 from ..vllm.in_process import ENVIRONMENT
 from ..vllm.server.replicas import replica_seed
 from ..vllm.server.stored_alignment import align_stored
-from ..vllm.transport import Completion, Records, RolloutRequest
+from ..vllm.transport import EngineCompletion, Records, RolloutRequest
 from .answers import extra_fields_of, log_probs_of
-from .rollouts import Answer, ReplicaRollouts
+from .rollouts import ReplicaAnswer, ReplicaRollouts
 from .run_checks import ROLLOUT
 from .sampling import Asked
 from .server_checks import check_engine_kwargs, check_rollout_config
@@ -195,7 +195,7 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
         preempted: list[int] = []
         fields: dict[str, Any] = {}
 
-        async def ask(request: RolloutRequest, number: int) -> Answer:
+        async def ask(request: RolloutRequest, number: int) -> ReplicaAnswer:
             output = await super(TRBServer, self).generate(
                 prompt_ids=request.prompt[:-1],
                 sampling_params=asked.of_engine(request, number),
@@ -206,7 +206,9 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
             preempted.append(output.num_preempted or 0)
             for name, value in output.extra_fields.items():
                 fields.setdefault(name, value)  # of the first request, whose prompt is the caller's
-            return Answer(Completion(tokens, tokens[-1:] == [request.stop]), output.stop_reason == "aborted")
+            return ReplicaAnswer(
+                EngineCompletion(tokens, tokens[-1:] == [request.stop]), output.stop_reason == "aborted"
+            )
 
         drawn = await self.rollouts.draw(
             prompt,

@@ -13,7 +13,7 @@ from ..errors import EngineFailed, NonFiniteLogits
 from ..rollout.events import accepted_drafts
 from ..rollout.output import Rollout, Speculation
 from .sampler.teacher_top import TeacherTop
-from .transport import Completion, Records, RolloutRequest
+from .transport import EngineCompletion, Records, RolloutRequest
 
 # In the order that `Rollout.trim` takes them.
 VALUES = ("log_prob", "student_log_prob", "teacher_log_prob", "beta", "kl")
@@ -49,7 +49,7 @@ class Assembly:
         return int(self._lengths[row])
 
     def add(
-        self, requests: Sequence[RolloutRequest], completions: Sequence[Completion], records: Sequence[Records]
+        self, requests: Sequence[RolloutRequest], completions: Sequence[EngineCompletion], records: Sequence[Records]
     ) -> tuple[int, list[int]]:
         """Adds what the engine answered to `requests`, up to the first token that the teacher drew.
 

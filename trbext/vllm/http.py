@@ -16,7 +16,7 @@ from ..errors import EngineFailed, EngineRefused, UsageError
 from ..rollout.plain_sampling import PLAIN_COMPLETIONS
 from .server.calls import LENGTHS, PROTOCOL, STATE
 from .server.connection import Reply, ServerConnection, Unreachable
-from .transport import Completion, Records, RolloutRequest
+from .transport import EngineCompletion, Records, RolloutRequest
 
 POLL_SECONDS = 2.0  # between two looks for a server that is starting
 MOST_AT_A_TIME = 2048  # requests under way, each of which has a thread that sleeps
@@ -100,7 +100,7 @@ class HTTPEngine:
         first: dict[str, Any] = self._call("enable", settings)[0][0]
         return first
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Completion]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[EngineCompletion]:
         """Decodes all requests. The server shares them among its replicas.
 
         Raises:
@@ -218,7 +218,7 @@ class HTTPEngine:
         message = f"the server at {self.url} {what} with status {reply.status}: {reply.error()}"
         raise EngineRefused(message) if reply.status in (400, 404, 422) else EngineFailed(message)
 
-    def _completion(self, reply: Reply, request: RolloutRequest) -> Completion:
+    def _completion(self, reply: Reply, request: RolloutRequest) -> EngineCompletion:
         (choice,) = reply.json()["choices"]
         tokens, reason = choice["token_ids"], choice["finish_reason"]
         if reason not in ("stop", "length"):
@@ -228,7 +228,7 @@ class HTTPEngine:
                 f"the server at {self.url} must draw rollouts of up to {request.max_new_tokens} tokens, and ended one "
                 f"after {len(tokens) - 1}: it has a limit of its own"
             )
-        return Completion(tokens, reason == "stop")
+        return EngineCompletion(tokens, reason == "stop")
 
     def _body(self, request: RolloutRequest) -> dict[str, Any]:
         """A request of /v1/completions. What the server would otherwise take from a generation config is said here."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import EngineFailed
 from .in_process import keeping_random_state, reset_prefix_cache, shut_down, worker_of
 from .requests import check_request
-from .transport import Completion, Records, RolloutRequest
+from .transport import EngineCompletion, Records, RolloutRequest
 
 
 class LocalEngine:
@@ -35,7 +35,7 @@ class LocalEngine:
             raise EngineFailed(f"all workers of an engine must give the same handshake, got {answers}")
         return answers[0]
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Completion]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[EngineCompletion]:
         """Decodes all requests.
 
         Raises:
@@ -58,7 +58,7 @@ class LocalEngine:
             check_request(parameters[-1])
         prompts = [{"prompt_token_ids": request.prompt[:-1]} for request in requests]
         outputs = [answer.outputs[0] for answer in self.llm.generate(prompts, parameters, use_tqdm=False)]
-        return [Completion(list(output.token_ids), output.finish_reason == "stop") for output in outputs]
+        return [EngineCompletion(list(output.token_ids), output.finish_reason == "stop") for output in outputs]
 
     def set_epsilon(self, epsilon: float) -> None:
         """Sets the budget of requests that name none, nats per token."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from ..errors import EngineRefused
@@ -17,7 +18,7 @@ EPSILON = "trb_epsilon"  # float: a KL budget of this request's own, nats per to
 NO_KEY = -1  # of a request that is not recorded
 
 # vLLM raises lower temperatures to this one, with a warning only.
-LEAST_TEMPERATURE = 0.01
+LEAST_ENGINE_TEMPERATURE = 0.01
 
 # Each parameter that would change the law of a token, with the values under which it does not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -69,8 +70,8 @@ def check_draw(
     for budget in budgets:
         if not is_epsilon(budget):
             raise EngineRefused(not_an_epsilon(budget))
-    if max_new_tokens < 1:
-        raise EngineRefused(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise EngineRefused(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
     if not prompts:
         raise EngineRefused("a draw needs at least one prompt, got none")
     shortest = min(map(len, prompts))
@@ -90,11 +91,13 @@ def check_temperature(temperature: float) -> None:
     Raises:
         EngineRefused: It does not.
     """
-    if not LEAST_TEMPERATURE <= temperature < float("inf"):
-        raise EngineRefused(f"a TRB rollout needs a temperature of at least {LEAST_TEMPERATURE}, got {temperature}")
+    if not LEAST_ENGINE_TEMPERATURE <= temperature < float("inf"):
+        raise EngineRefused(
+            f"a TRB rollout needs a temperature of at least {LEAST_ENGINE_TEMPERATURE}, got {temperature}"
+        )
 
 
-class Asked(NamedTuple):
+class RequestTerms(NamedTuple):
     """What a request asks for."""
 
     held_out: int
@@ -102,7 +105,7 @@ class Asked(NamedTuple):
     epsilon: float | None  # None: the engine's own budget
 
 
-def check_request(parameters: Any, tokens: int | None = None) -> Asked:
+def check_request(parameters: Any, tokens: int | None = None) -> RequestTerms:
     """Checks that the tokens of a request can follow mu.
 
     Args:
@@ -142,4 +145,4 @@ def check_request(parameters: Any, tokens: int | None = None) -> Asked:
             epsilon = float(epsilon)  # of JSON, which has integers of any size
         except OverflowError:
             raise ValueError(f"{EPSILON} must be a number that a float can hold, got one of over 300 digits") from None
-    return Asked(held_out, key, epsilon)
+    return RequestTerms(held_out, key, epsilon)

@@ -32,7 +32,7 @@ class RolloutRequest:
 
 
 @dataclass(frozen=True)
-class Completion:
+class EngineCompletion:
     """What an engine answers to a `RolloutRequest`."""
 
     tokens: list[int]  # the held-out token is the first
@@ -45,7 +45,7 @@ class Engine(Protocol):
     def enable(self, **settings: Any) -> dict[str, Any]:
         """Calls `WorkerExtension.trb_enable` on every worker; returns its answer, which must be the same from all."""
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Completion]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[EngineCompletion]:
         """Decodes all requests, in any order, and returns their completions in the order given."""
 
     def set_epsilon(self, epsilon: float) -> None:

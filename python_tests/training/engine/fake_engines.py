@@ -20,7 +20,7 @@ from trbext.rollout import Rollout, speculative
 from trbext.training.config import TRBConfig
 from trbext.training.engine.build import EngineModels
 from trbext.training.fields.engine import engine_draft_length
-from trbext.vllm.transport import Completion, Records, RolloutRequest
+from trbext.vllm.transport import EngineCompletion, Records, RolloutRequest
 from trbext.vocab import Alignment
 
 PAD = 0
@@ -105,7 +105,7 @@ class FakeEngine(OneOfThem):
     def set_epsilon(self, epsilon: float) -> None:
         raise AssertionError("each request names its own budget")
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Completion]:
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[EngineCompletion]:
         self.book.asked.append(list(requests))
         prompts, mask = left_padded([request.prompt for request in requests], PAD, torch.device("cpu"))
         longest = max(request.max_new_tokens for request in requests)
@@ -133,7 +133,7 @@ class FakeEngine(OneOfThem):
         completions = []
         for row, request in enumerate(requests):
             tokens = rollout.tokens[row][rollout.mask[row]][: request.max_new_tokens].tolist()
-            completions.append(Completion([request.prompt[-1], *tokens], tokens[-1] == request.stop))
+            completions.append(EngineCompletion([request.prompt[-1], *tokens], tokens[-1] == request.stop))
         return completions
 
     def _records(

@@ -15,7 +15,7 @@ import pytest
 from trbext.vllm.completions.endpoints import WeightCalls
 from trbext.vllm.server import replicas as replicas_module
 from trbext.vllm.server.access import is_allowed, key_digests
-from trbext.vllm.server.calls import LENGTHS, STATE, Answer, ServerCalls
+from trbext.vllm.server.calls import LENGTHS, STATE, HTTPAnswer, ServerCalls
 from trbext.vllm.server.endpoints import TRBEndpoints
 from trbext.vllm.server.replicas import Replicas, replica_seed
 
@@ -57,11 +57,11 @@ def calls_of(engines: Engines) -> ServerCalls:
     return ServerCalls(Replicas(engines), {"replicas": len(engines.core_engines)}, seed=5, sizes=(40, 30))
 
 
-def ask(calls: ServerCalls, name: str, body: Any = None) -> Answer:
+def ask(calls: ServerCalls, name: str, body: Any = None) -> HTTPAnswer:
     return asyncio.run(calls.answer(name, b"" if body is None else json.dumps(body).encode()))
 
 
-def message(answer: Answer) -> str:
+def message(answer: HTTPAnswer) -> str:
     return str(json.loads(answer.body)["error"])
 
 

@@ -19,7 +19,7 @@ from trbext.errors import EngineFailed, UsageError
 from trbext.teachers.remote.http_session import HTTPSession
 from trbext.vllm import http as http_module
 from trbext.vllm.http import KEYS, HTTPEngine
-from trbext.vllm.transport import Completion, RolloutRequest
+from trbext.vllm.transport import EngineCompletion, RolloutRequest
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def key_of(body: dict[str, Any]) -> int:
 def test_a_rollout_is_asked_for_with_all_that_a_generation_config_could_change(server: FakeServer) -> None:
     server.answers["/v1/completions"] = completed
     assert HTTPEngine(server.url).generate([request(9, epsilon=math.inf), request(8, epsilon=None)]) == [
-        Completion([7, 9], True),
-        Completion([7, 8], True),
+        EngineCompletion([7, 9], True),
+        EngineCompletion([7, 8], True),
     ]
     bodies = {key_of(body): body for body in server.of("/v1/completions")}
     keys = {key: body["vllm_xargs"].pop("trb_key") for key, body in bodies.items()}
@@ -79,7 +79,7 @@ def test_as_many_rollouts_as_the_replicas_decode_are_under_way_and_answers_keep_
 
     server.answers["/v1/completions"] = answer
     completions = HTTPEngine(server.url).generate([request(key) for key in range(16)])
-    assert completions == [Completion([7, key, key, key], False) for key in range(16)]
+    assert completions == [EngineCompletion([7, key, key, key], False) for key in range(16)]
 
 
 def test_settings_and_weights_reach_the_server(

@@ -37,7 +37,7 @@ class Dialect(Protocol):
         """Returns a row for each token from the start of its sequence on."""
 
 
-class Completions:
+class OpenAICompletions:
     """OpenAI's /v1/completions, with ids in the place of texts as vLLM writes them."""
 
     path = "/v1/completions"
@@ -134,7 +134,7 @@ class SGLang:
 
 def dialect_of(owner: str) -> Dialect:
     """Returns the dialect of a server, by the `owned_by` of its models."""
-    return SGLang() if owner == "sglang" else Completions()
+    return SGLang() if owner == "sglang" else OpenAICompletions()
 
 
 def _in_order(answer: Any) -> list[Any]:

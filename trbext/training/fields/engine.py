@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...vllm.engine import DRAFT_LENGTH
-from ...vllm.requests import LEAST_TEMPERATURE
+from ...vllm.requests import LEAST_ENGINE_TEMPERATURE
 from .teacher import BUDGETED
 
 MODES = ("colocate", "server")
@@ -94,8 +94,9 @@ def _refusals(config: Any) -> Iterator[str]:
         yield "use_vllm samples the whole softmax, which vllm_structured_outputs_regex would change: leave it out"
     if config.vllm_enable_sleep_mode:
         yield "vllm_enable_sleep_mode drops the weights of the teacher, which nothing brings back: leave it out"
-    if not config.temperature >= LEAST_TEMPERATURE:
-        yield f"vLLM samples at temperatures of at least {LEAST_TEMPERATURE}, got temperature={config.temperature}"
+    if not config.temperature >= LEAST_ENGINE_TEMPERATURE:
+        least = LEAST_ENGINE_TEMPERATURE
+        yield f"vLLM samples at temperatures of at least {least}, got temperature={config.temperature}"
     if config.draft_length == 0:
         yield "vLLM draws rollouts by speculation, for which draft_length must be at least 1, got 0"
     if config.vllm_mode == "colocate" and config.vllm_tensor_parallel_size != 1:

@@ -26,7 +26,7 @@ TRANSFER_STEPS = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class HTTPAnswer:
     """An HTTP answer."""
 
     status: int
@@ -66,7 +66,7 @@ class ServerCalls:
             "digest": self._digest,
         }
 
-    async def answer(self, name: str, body: bytes) -> Answer:
+    async def answer(self, name: str, body: bytes) -> HTTPAnswer:
         """Answers POST /trb/`name`.
 
         Args:
@@ -95,14 +95,14 @@ class ServerCalls:
         except Exception as error:  # of the engine, which may live on: its client decides
             answer = _error(500, f"{error or type(error).__name__}")
         return self._stamped(
-            answer if isinstance(answer, Answer) else Answer(200, json.dumps({"answers": answer}).encode())
+            answer if isinstance(answer, HTTPAnswer) else HTTPAnswer(200, json.dumps({"answers": answer}).encode())
         )
 
-    def handshake(self) -> Answer:
+    def handshake(self) -> HTTPAnswer:
         """Answers GET /trb/handshake."""
-        return self._stamped(Answer(200, json.dumps({"trb": PROTOCOL, **self._facts, **self._handshake}).encode()))
+        return self._stamped(HTTPAnswer(200, json.dumps({"trb": PROTOCOL, **self._facts, **self._handshake}).encode()))
 
-    def _stamped(self, answer: Answer) -> Answer:
+    def _stamped(self, answer: HTTPAnswer) -> HTTPAnswer:
         """Adds what changes if the server starts again, or if anyone changes its weights or settings."""
         settings = {name: value for name, value in self._settings.items() if name != "epsilon"}
         state = json.dumps([self._started, self._changes, settings], sort_keys=True)
@@ -154,7 +154,7 @@ class ServerCalls:
         _check_fields("counters", arguments, {"clear": _FLAG})
         return await self._replicas.call("trb_counters", arguments)
 
-    async def _records(self, arguments: Mapping[str, Any]) -> Answer:
+    async def _records(self, arguments: Mapping[str, Any]) -> HTTPAnswer:
         _check_fields("records", arguments, {})
         if self._half_loaded:
             raise RuntimeError("the last load of the student's weights failed: load them again before a draw")
@@ -162,7 +162,7 @@ class ServerCalls:
         # All workers of a replica have the same records, and only the first one gives them.
         parts = [next(part for part in workers if part is not None) for workers in answers]
         lengths = ",".join(str(len(part)) for part in parts)
-        return Answer(200, b"".join(parts), "application/octet-stream", {LENGTHS: lengths})
+        return HTTPAnswer(200, b"".join(parts), "application/octet-stream", {LENGTHS: lengths})
 
     async def _student(self, arguments: Mapping[str, Any]) -> list[list[Any]]:
         _check_fields("student", arguments, {"path": _TEXT}, needed=("path",))
@@ -198,8 +198,8 @@ class ServerCalls:
         return await self._replicas.call("trb_digest")
 
 
-def _error(status: int, message: str) -> Answer:
-    return Answer(status, json.dumps({"error": message}).encode())
+def _error(status: int, message: str) -> HTTPAnswer:
+    return HTTPAnswer(status, json.dumps({"error": message}).encode())
 
 
 Rule = tuple[Callable[[Any], bool], str]

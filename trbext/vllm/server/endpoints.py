@@ -10,7 +10,7 @@ from typing import Any
 
 from ...models.stored_digest import model_digest
 from .access import is_allowed, key_digests
-from .calls import Answer, ServerCalls
+from .calls import HTTPAnswer, ServerCalls
 from .flags import check_parsed
 from .replicas import Replicas
 from .stored_alignment import align_stored
@@ -29,7 +29,7 @@ class TRBEndpoints:
         from starlette.responses import JSONResponse, Response
         from starlette.routing import Route
 
-        def response(answer: Answer) -> Any:
+        def response(answer: HTTPAnswer) -> Any:
             return Response(answer.body, answer.status, answer.headers, media_type=answer.media_type)
 
         async def handshake(request: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,6 +167,33 @@ def test_a_server_is_such_a_teacher(pair: tuple[Any, Any]) -> None:
     expected = roll(student, TopOfModel(model, 2), 3)
     assert torch.equal(found.tokens, expected.tokens)
     torch.testing.assert_close(found.beta, expected.beta)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda top: TopK(top.ids[:1], top.log_probs[:1]), r"each a tensor \[\d, k\], got torch.int64 \[1, 2\]"),
+        (lambda top: TopK(*(each.repeat(2, 1) for each in top)), r"each a tensor \[\d, k\], got torch.int64 \["),
+        (lambda top: TopK(*(each[:, 0] for each in top)), r"each a tensor \[\d, k\], got torch.int64 \["),
+        (lambda top: tuple(each.tolist() for each in top), r"each a tensor \[\d, k\], got list, list"),
+        (lambda top: top.ids, r"each a tensor \[\d, k\], got torch.int64 \["),
+        (lambda top: TopK(top.ids.float(), top.log_probs), "whole ids and log_probs"),
+        (lambda top: TopK(top.ids[:, :1].expand(-1, 2), top.log_probs), r"each id once per row, got \[.*\] in row 0"),
+        (lambda top: TopK(top.ids + 6, top.log_probs), r"ids in \[0, 6\), -1 for none, got"),
+        (lambda top: TopK(top.ids, top.log_probs * 0), r"add up to at most 1, got 2\.0 in row 0"),
+        (lambda top: TopK(top.ids, top.log_probs * torch.nan), "add up to at most 1, got nan"),
+    ],
+)
+def test_an_answer_that_is_no_top_k_of_the_prefixes_is_refused(
+    pair: tuple[Any, Any], change: Callable[[TopK], Any], message: str
+) -> None:
+    class Wrong(TopOfModel):
+        def next_tokens(self, prefixes: Sequence[Sequence[int]], alignment: Alignment) -> Any:
+            return change(super().next_tokens(prefixes, alignment))
+
+    student, model = pair
+    with pytest.raises(ValueError, match=rf"the teacher Wrong must return .*{message}"):
+        roll(student, Wrong(model, 2), 1)
 
 
 def test_what_it_cannot_do_is_refused(pair: tuple[Any, Any]) -> None:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..limits import LARGEST_EXCESS_OF_MASS
+from ..top_k import TopK
 from .cached_model import has_config, unwrap
 
 if TYPE_CHECKING:
-    from ..top_k import TopK
     from ..vocab import Alignment
 
 # input_ids [B, S] int64 -> logits [B, S, V]. Padding follows the tokens of a row, so a causal model needs no mask.
@@ -74,7 +75,7 @@ class TopKTeacher(Protocol):
 
         Returns:
             ids and log_probs [n, k], on the CPU, over the common vocabulary at temperature 1. k may differ between
-            the calls of a rollout.
+            the calls of a rollout. What `trbext.TopK` calls a fault is refused.
         """
         ...
 
@@ -108,6 +109,43 @@ class TokenScorer(Protocol):
             [n, k] float32, nats, at temperature 1. Tokens that the student lacks keep their mass: it is not known.
         """
         ...
+
+
+def checked_top(answer: Any, teacher: TopKTeacher, rows: int, width: int) -> TopK:
+    """Checks what a top-k teacher has answered, whose faults the operators cannot name.
+
+    Args:
+        answer: What it returned.
+        teacher: The error names it.
+        rows: The prefixes that it was asked about.
+        width: Tokens of the common vocabulary.
+
+    Returns:
+        The answer, as int64 and float32.
+
+    Raises:
+        ValueError: It is no `TopK` of these prefixes.
+    """
+    name, parts = type(teacher).__name__, tuple(answer) if isinstance(answer, Sequence) else (answer,)
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.dim() == 2 and len(part) == rows]
+    if len(parts) != 2 or len(tensors) != 2 or tensors[0].shape != tensors[1].shape or tensors[0].is_floating_point():
+        got = ", ".join(f"{p.dtype} {list(p.shape)}" if isinstance(p, Tensor) else type(p).__name__ for p in parts)
+        raise ValueError(
+            f"the teacher {name} must return whole ids and log_probs, each a tensor [{rows}, k], got {got}"
+        )
+    ids, log_probs = tensors[0].long(), tensors[1].float()
+    in_order = ids.sort(-1).values
+    twice = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)
+    mass = log_probs.double().exp().masked_fill(ids < 0, 0.0).sum(-1)
+    for wrong, rule, shown in (
+        (((ids < -1) | (ids >= width)).any(-1), f"ids in [0, {width}), -1 for none", ids),
+        (twice.any(-1), "each id once per row", ids),
+        (~(mass <= 1 + LARGEST_EXCESS_OF_MASS), "log-probs whose probabilities add up to at most 1", mass),
+    ):
+        if wrong.any():
+            row = int(wrong.int().argmax())
+            raise ValueError(f"the teacher {name} must return {rule}, got {shown[row].tolist()} in row {row}")
+    return TopK(ids, log_probs)
 
 
 def is_transformers(model: Any) -> bool:

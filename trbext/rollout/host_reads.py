@@ -64,6 +64,6 @@ def _next_token_exists(model: Any, name: str, prefix: Tensor) -> bool:
     if is_transformers(model):
         return next_token_exists(model, prefix)
     if isinstance(model, TopKTeacher):
-        return True  # its client checks what it is told
+        return True  # `checked_top` has looked at its answers
     logits, _ = as_next_token_model(model, name).prefill(prefix, torch.ones_like(prefix))
     return bool(logits.amax().isfinite())

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.next_token import TopKTeacher
+from ..models.next_token import TopKTeacher, checked_top
 from ..top_k import TopK
 from .decoding import Decoding
 
@@ -58,12 +58,13 @@ class KnownTop:
                 if new[row][place] == stop:
                     break
         # 2. Ask, and lay the answers out.
-        answer = self._teacher.next_tokens(prefixes, self._alignment)
+        said = self._teacher.next_tokens(prefixes, self._alignment)
+        answer = checked_top(said, self._teacher, len(prefixes), self._alignment.width)
         told, have = answer.ids.shape[1], 0 if self.told is None else self.told.ids.shape[2]
         k = max(told, have)
         ids = torch.full((n * q, k), -1, dtype=torch.int64)
         log_probs = torch.full((n * q, k), -torch.inf)
-        ids[asked, :told], log_probs[asked, :told] = answer.ids.long(), answer.log_probs.float()
+        ids[asked, :told], log_probs[asked, :told] = answer
         found = TopK(ids.to(drafts.device), log_probs.to(drafts.device))
         # 3. Keep them: what is said of a rejected draft's place is the same for the token that replaces it.
         if self.told is None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Picture
 
 from trbext.data.prompt_files import PromptsNotFound, read_dataset
 from trbext.data.prompts import load_prompts
+from trbext.data.prompts_digest import prompts_digest
 
 
 @pytest.fixture
@@ -144,3 +147,78 @@ def test_values_of_a_file_are_as_they_are_written(tmp_path: Path) -> None:
     found = load_prompts(str(table))
     assert found["prompt"][:] == ["007", "1\n2", "null"]
     assert found["answer"][:] == ["NA", "", "1e5"]
+
+
+def rows_of(answers: list[Any], path: Path, *, as_list: bool) -> list[Any]:
+    """Writes and reads rows that have the answers, and returns them as they were written."""
+    rows = [{"prompt": f"{number}?", "answer": answer, "share": 2 / 3} for number, answer in enumerate(answers)]
+    path.write_text(json.dumps(rows, indent=1) if as_list else "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return rows
+
+
+FORMS = pytest.mark.parametrize(("name", "as_list"), [("a.json", True), ("a.json", False), ("a.jsonl", False)])
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["2024-01-02", "2024-01-03"],
+        [["2024-01-02"], ["2024-01-03"]],
+        ["007", "1e5"],
+        [9007199254740993, 5],
+        [0.12345678901234568, 1.0],
+        [[0.5], [{"b": 1}]],
+        [[{"a": 1}], [{"b": {"c": 1}}]],
+    ],
+    ids=str,
+)
+def test_values_of_json_are_as_they_are_written(answers: list[Any], name: str, as_list: bool, tmp_path: Path) -> None:
+    rows = rows_of(answers, tmp_path / name, as_list=as_list)
+    assert list(load_prompts(str(tmp_path / name))) == rows
+
+
+@FORMS
+@pytest.mark.parametrize("of", [lambda x: x, lambda x: [x], lambda x: {"a": [x]}], ids=["number", "list", "object"])
+def test_whole_numbers_that_fractions_beside_them_would_round_are_refused(
+    of: Any, name: str, as_list: bool, tmp_path: Path
+) -> None:
+    rows_of([of(2**53 + 1), of(0.5)], tmp_path / name, as_list=as_list)
+    with pytest.raises(
+        PromptsNotFound, match=r"value 9007199254740993 is outside of the range|is of type float, on li"
+    ):
+        load_prompts(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("row", [1, 2, 3])
+def test_a_csv_row_longer_than_the_header_is_named(row: int, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    for wide in ([row], range(row, 4)):
+        path.write_text("prompt,answer\n" + "".join(f"{n},7{',' if n in wide else ''}\n" for n in range(1, 4)))
+        with pytest.raises(PromptsNotFound, match=f"Expected 2 fields in line {row + 1}, saw 3") as refused:
+            load_prompts(str(path))
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_a_file_is_read_again_if_only_its_content_has_changed(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows{suffix}"
+    writers = {".csv": Dataset.to_csv, ".parquet": Dataset.to_parquet}
+    for prompt in ("aaa", "bbb"):
+        writers.get(suffix, Dataset.to_json)(Dataset.from_dict({"prompt": [prompt]}), str(path))
+        os.utime(path, (1e9, 1e9))
+        assert load_prompts(str(path))["prompt"][:] == [prompt]
+
+
+def test_a_digest_of_prompts_with_pictures_is_that_of_their_content() -> None:
+    def rows(color: str) -> Dataset:
+        pictures = [Picture.new("RGB", (2, 2), color), None]
+        features = Features({"prompt": Value("string"), "figure": Image()})
+        return Dataset.from_dict({"prompt": ["a", "b"], "figure": pictures}, features=features)
+
+    assert prompts_digest(rows("red")) == prompts_digest(rows("red")) != prompts_digest(rows("blue"))
+    nested = Dataset.from_dict(
+        {"figures": [[Picture.new("RGB", (2, 2))]]}, features=Features({"figures": List(Image())})
+    )
+    with pytest.raises(ValueError, match=r"prompts must hold values of JSON, dates or bytes, got a PngImageFile$"):
+        prompts_digest(nested)

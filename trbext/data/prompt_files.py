@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,8 +41,8 @@ def read_dataset(source: str, split: str) -> Dataset:
         split: Of a dataset of the Hub.
 
     Returns:
-        The rows. Texts of a .jsonl file that look like dates stay texts, and all values of a .csv file are texts, as
-        they are written.
+        The rows as the file holds them now. Texts of JSON that look like dates stay texts, its numbers are not
+        rounded outside of lists of unlike objects, and all values of a .csv file are texts, as they are written.
 
     Raises:
         PromptsNotFound: It cannot be read. The message is one line that names the file or the dataset, and the line of
@@ -59,9 +60,10 @@ def read_dataset(source: str, split: str) -> Dataset:
             with quietly() if path.is_dir() else nullcontext():  # a bar is for downloads
                 return load_dataset(name, configuration or None, split=split)
         options = _as_text(path) if path.suffix == ".csv" else {}
+        options["description"] = _digest(path)  # or datasets takes a file of equal path and time from its cache
         with quietly():  # data_files are patterns, to which run[1].csv would be run1.csv
             rows = load_dataset(FILE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", **options)
-            return _json_lines(path) if path.suffix == ".jsonl" and _was_changed(rows) else rows
+            return _json_rows(path) if FILE_FORMATS[path.suffix] == "json" and _was_changed(rows, path) else rows
     except Exception as error:  # of any kind: StopIteration for an empty file, ArrowInvalid, UnicodeDecodeError, ...
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             raise PromptsNotFound(
@@ -103,27 +105,63 @@ def quietly() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _was_changed(rows: Dataset) -> bool:
-    """Returns whether datasets has made dates of texts, or may have rounded whole numbers beside fractions."""
+def _was_changed(rows: Dataset, path: Path) -> bool:
+    """Returns whether datasets has made dates of texts, or may have rounded numbers of a file of JSON.
+
+    It rounds whole numbers beside fractions, and all fractions of a file that is a list, or that holds lists of unlike
+    objects: in those it always rounds them, to 10 digits.
+    """
     fields = rows.data.schema
     if any(
         word in str(field.type) for field in fields for word in ("timestamp[", "date32", "date64", "time32", "time64")
     ):
         return True
-    floats = [field.name for field in fields if pa.types.is_floating(field.type)]
-    return any(pc.any(pc.greater_equal(pc.abs(rows.data.column(name)), 2.0**53)).as_py() for name in floats)
+    exact = path.suffix == ".jsonl" and "Json(" not in str(rows.features)
+    fractions = (values for name in fields.names for values in _fractions(rows.data.column(name)))
+    return any(pc.any(pc.greater_equal(pc.abs(values), 2.0**53 if exact else 0.0)).as_py() for values in fractions)
 
 
-def _json_lines(path: Path) -> Dataset:
-    """Reads the lines by json, into memory."""
-    with path.open("rb") as file:
-        rows = [json.loads(line.decode("utf-8-sig")) for line in file if line.strip()]
+def _fractions(column: pa.ChunkedArray) -> Iterator[pa.ChunkedArray]:
+    """Yields the floats of a column, also those in its lists and objects."""
+    if pa.types.is_floating(column.type):
+        yield column
+    elif pa.types.is_struct(column.type):
+        for part in column.flatten():
+            yield from _fractions(part)
+    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        yield from _fractions(pc.list_flatten(column))
+
+
+def _json_rows(path: Path) -> Dataset:
+    """Reads the objects of a file, or of the list that it is, by json, into memory."""
+    text, at = path.read_text(encoding="utf-8-sig").strip(), 0
+    rows: list[Any] = []
+    while at < len(text):
+        value, end = json.JSONDecoder().raw_decode(text, at)
+        rows += value if isinstance(value, list) else [value]
+        at = end + len(text[end:]) - len(text[end:].lstrip())
+    rows = [row if isinstance(row, dict) else {"text": row} for row in rows]  # as datasets names a list of texts
     names = dict.fromkeys(name for row in rows for name in row)
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, on_mixed_types="use_json")
 
 
+def _digest(path: Path) -> str:
+    """Returns a digest of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _as_text(path: Path) -> dict[str, Any]:
-    """Returns the options by which datasets keeps every value of a .csv file: it would make 7 of 007, None of NA."""
+    """Returns the options by which datasets keeps every value of a .csv file: it would make 7 of 007, None of NA.
+
+    Raises:
+        ParserError: (a ValueError) the first row is longer than the header, of whose first columns pandas would make
+            an index. It refuses a later one by itself.
+    """
+    pd.read_csv(path, header=None, nrows=2, dtype=str)
     names = pd.read_csv(path, nrows=0).columns  # as datasets will read them: an index has no name in the file
     return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
 

@@ -74,6 +74,17 @@ def test_the_student_s_adapter_and_gradients_are_as_they_were_after_a_forward_of
     assert not any(getattr(module, "_disable_adapters", False) for module in student.modules())
 
 
+def test_adapters_that_were_added_after_the_teacher_are_off_as_well() -> None:
+    student, copied = lora_student()
+    teacher = self_teacher(student)
+    expected = copied(PROMPTS[0]).logits
+    assert torch.equal(teacher(input_ids=PROMPTS[0]).logits, expected)
+    student.add_adapter("other", LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
+    student.set_adapter("other")
+    assert not torch.equal(student(PROMPTS[0]).logits, expected)
+    assert torch.equal(teacher(input_ids=PROMPTS[0]).logits, expected)
+
+
 def test_only_the_base_under_this_very_student_may_share_its_weights() -> None:
     student, copied = lora_student()
     check_separate(student, self_teacher(student))

@@ -24,7 +24,8 @@ class SelfTeacher:
     def __init__(self, student: PeftModel) -> None:
         self.student = student
         self.running = False  # whether the adapters are off, so that a forward is the teacher's
-        self._adapted = [module for module in student.modules() if _is_adapted(module)]
+        self._adapters: dict[str, Any] = {}  # of the student, when `_adapted` was listed
+        self._adapted: list[nn.Module] = []
 
     @property
     def config(self) -> Any:
@@ -45,6 +46,14 @@ class SelfTeacher:
         modules: Iterator[nn.Module] = self.student.modules()
         return modules
 
+    def adapted(self) -> list[nn.Module]:
+        """Returns the layers with adapters, which are listed anew only if an adapter was added: a rollout asks for each
+        token."""
+        if self._adapters != self.student.peft_config:
+            self._adapters = dict(self.student.peft_config)
+            self._adapted = [module for module in self.student.modules() if _is_adapted(module)]
+        return self._adapted
+
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
         """Makes the student's forward that of its base model inside.
@@ -52,15 +61,16 @@ class SelfTeacher:
         PEFT's own `disable_adapter` also changes which parameters require a gradient, and takes milliseconds, which a
         rollout would pay for each token.
         """
-        before = [module._disable_adapters for module in self._adapted]
+        adapted: list[Any] = self.adapted()
+        before = [module._disable_adapters for module in adapted]
         try:
             self.running = True
-            for module in self._adapted:
+            for module in adapted:
                 module._disable_adapters = True
             yield
         finally:
             self.running = False
-            for module, disabled in zip(self._adapted, before, strict=True):
+            for module, disabled in zip(adapted, before, strict=True):
                 module._disable_adapters = disabled
 
     def __call__(self, **inputs: Any) -> Any:
@@ -88,7 +98,7 @@ def self_teacher(student: PeftModel) -> SelfTeacher:
         raise UnsupportedModel(f"self_teacher needs a PeftModel, got {type(student).__name__}")
     check_kind(student, "student")
     teacher = SelfTeacher(student)
-    if not teacher._adapted:
+    if not teacher.adapted():
         raise UnsupportedModel(f"self_teacher needs layers with adapters, and {type(student).__name__} has none")
     for name, module in student.named_modules():
         if getattr(module, "merged", False):

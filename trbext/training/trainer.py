@@ -30,7 +30,7 @@ from ..models.cached_model import unwrap
 from ..models.model_check import check_model
 from ..models.model_kind import check_rotary
 from ..models.next_token import NextTokenModel, TopKTeacher, is_transformers
-from ..rollout import Policy, TrustRegion, speculative
+from ..rollout import Policy, speculative
 from ..rollout.caches import named_models
 from ..rollout.policies import STUDENT
 from ..teachers import Mixture, SelfTeacher
@@ -62,7 +62,7 @@ from .supervision.facts import facts_of_tokens
 from .supervision.prefix import cut_to_prefix
 from .teachers.loading import DescribedTeacher, offloaded, prepare_teacher, teacher_and_tokenizer
 from .teachers.routes import check_labels, weights_of_rows
-from .trainer_arguments import TrainerArguments
+from .trainer_arguments import TrainerArguments, budget_of
 from .trl_decoding import check_completions, keep_to_alignment, without_engine, without_leftovers
 
 if TYPE_CHECKING:
@@ -252,8 +252,7 @@ class TRBTrainer(EvaluatingTrainer):
 
         It is a pure function of `state.global_step`.
         """
-        budget = self.policy.epsilon(self.state.global_step) if isinstance(self.policy, TrustRegion) else None
-        return budget if budget is None else float(budget)
+        return budget_of(self.policy, self.state.global_step)
 
     @property
     def served_teacher(self) -> str | None:

@@ -8,6 +8,7 @@ import torch
 from trl.trainer.utils import get_config_model_id
 
 from ..evaluation.verifiers import Verifier, check_verifier_signature, verifier_by_name
+from ..limits import is_epsilon, not_an_epsilon
 from ..models.model_kind import check_kind
 from ..models.next_token import is_transformers
 from ..rollout import Policy, TrustRegion
@@ -70,10 +71,10 @@ class TrainerArguments(NamedTuple):
                 raise TypeError(f"policy must be an object of trbext.rollout.Policy, got {got:.80}")
             args.refuse_altered_sampling("a policy")
             check_policy_methods(type(policy).__name__, policy)
-            if isinstance(policy, TrustRegion) and isinstance(policy.epsilon(0), torch.Tensor):
-                raise ValueError("policy must have one budget for all rows of a run: give a number, got a tensor")
         elif ":" in args.rollout_policy:  # a user's class is made once; it may fail, so before anything is loaded
             policy = args.policy(total_steps=0)
+        if policy is not None:
+            budget_of(policy, 0)
         if verifier is not None:
             if not callable(verifier):
                 raise TypeError(f"verifier must be a function, got {verifier!r:.80}")
@@ -87,3 +88,17 @@ class TrainerArguments(NamedTuple):
                 if not isinstance(each, (str, dict)) and is_transformers(each):
                     check_kind(each, role)
         return cls(args, teacher, policy, verifier)
+
+
+def budget_of(policy: Policy, step: int) -> float | None:
+    """Returns the KL budget of a policy at an optimizer step in nats per token; None for a policy without a budget.
+
+    Raises:
+        ValueError: It is none, or differs from row to row, which the log of a run does not show.
+    """
+    budget = policy.epsilon(step) if isinstance(policy, TrustRegion) else None
+    if isinstance(budget, torch.Tensor):
+        raise ValueError("policy must have one budget for all rows of a run: give a number, got a tensor")
+    if budget is not None and not is_epsilon(budget):
+        raise ValueError(not_an_epsilon(budget))
+    return None if budget is None else float(budget)

@@ -18,9 +18,11 @@ from trbext.cli import main
 from trbext.rollout import Policy, TrustRegion
 from trbext.training.config import TRBConfig
 from trbext.training.trainer import TRBTrainer
+from trbext.training.trainer_arguments import budget_of
 
 MODULE = """
-from trbext.rollout import Policy
+import torch
+from trbext.rollout import Policy, TrustRegion
 from trbext.rollout.policies import FixedBeta
 
 def two(prompt, completion): return True
@@ -41,6 +43,10 @@ class Needs(FixedBeta):
     def needs_teacher(self): return True
 class Strict(FixedBeta):
     def __init__(self, beta): raise RuntimeError("no")
+class PerRow(TrustRegion):
+    def __init__(self): super().__init__(torch.full((4,), 0.1))
+class Negative(TrustRegion):
+    def __init__(self): super().__init__(lambda step: -0.1)
 def function(beta=0.5): return beta
 """
 
@@ -83,6 +89,8 @@ POLICIES: list[tuple[str, dict[str, Any] | None, str]] = [
     ("Needs", {"beta": 0.5, "alpha": 1}, "got rollout_policy_kwargs alpha, beta: got an unexpected keyword argument"),
     ("Strict", {"beta": 0.5}, "the rollout policy 'mine:Strict' could not be made: RuntimeError: no"),
     ("function", None, "the rollout policy 'mine:function' must make a trbext.rollout.Policy, got float"),
+    ("PerRow", None, "policy must have one budget for all rows of a run: give a number, got a tensor"),
+    ("Negative", None, "epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -0.1"),
     ("void", None, "the rollout policy 'mine:void' could not be imported"),
     ("unclosed:f", None, "the rollout policy 'unclosed:f' could not be imported: SyntaxError: '(' was never closed"),
 ]
@@ -178,5 +186,9 @@ def test_the_trainer_refuses_objects_that_cannot_write_or_judge(models: dict[str
         make(policy=TrustRegion(torch.tensor(0.1)))
     with pytest.raises(ValueError, match=r"the rollout policy NoDraw must define draw\(step, student_logits"):
         make(policy=NoDraw())
+    policy = TrustRegion(lambda step: 0.1 if step == 0 else torch.full((4,), 0.1))
+    assert budget_of(policy, 0) == 0.1
+    with pytest.raises(ValueError, match="policy must have one budget for all rows of a run: give a number"):
+        budget_of(policy, 1)
     with pytest.raises(ValueError, match=r"the verifier '<lambda>' must take \(prompt, completion, row\)"):
         make(verifier=lambda prompt, completion: True)

@@ -131,7 +131,7 @@ def test_a_checkpoint_without_answers_has_its_numbers_under_their_headings(tmp_p
             answers=[[answer, answer]] * 2,
             verifier_errors=0,
             first_error=None,
-            seconds={"": 1.0},
+            drawn={"": (1.0, 20)},
         )
 
     for order in (("7", None), (None, "7")):
@@ -203,3 +203,7 @@ def test_each_model_has_a_folder_of_records_of_its_own(
     assert written_at == {path: path.read_bytes() for path in Path("out").glob("*/*.jsonl")}
     assert trb(["eval", "m/a", str(Path("m/a").absolute()), *words]) == 0
     assert len(list(Path("out").glob("*/*.jsonl"))) == 5
+    # A path from the root has no folder that one from here could have.
+    shutil.copytree(MODELS / "student", Path(*Path("m/a").absolute().parts[1:]))
+    assert trb(["eval", *(str(Path("m/a").absolute())[cut:] for cut in (0, 1)), *words]) == 0
+    assert len(list(Path("out").glob("*/*.jsonl"))) == 6

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..data.prompt_checks import check_encodings
 from ..data.prompts_digest import prompts_digest
 from .outcome import Outcome
-from .record import Record, new_session
+from .record import Record, Session
 from .tasks import Decoder, Task, tasks_of
 from .verifiers import Verifier, answers_of, check_verified, judge_one, verifier_digest
 
@@ -86,7 +86,7 @@ def measure(
     records: dict[str, Record] = {}
     try:
         # 1. Open the records, and list what belongs to them.
-        session = new_session()
+        session = Session()
         for benchmark in benchmarks:
             path = None if outputs is None else outputs[benchmark.name]
             settings, digest = benchmark.record_settings(decoder.name), verifier_digest(benchmark.verifier)

@@ -26,7 +26,7 @@ class Outcome:
     finished: NDArray[np.bool_]  # [P, n]
     verifier_errors: int
     first_error: str | None
-    seconds: dict[str, float]  # of decoding, by session
+    drawn: dict[str, tuple[float, int]]  # by session, as `Record.drawn`
 
     @classmethod
     def of(cls, record: Record, prompts: int, samples: int, *, votes: bool) -> Outcome:
@@ -47,7 +47,7 @@ class Outcome:
             np.array([[one.finished for one in row] for row in rows]),
             len(errors),
             errors[0] if errors else None,
-            record.seconds,
+            record.drawn,
         )
 
     @property

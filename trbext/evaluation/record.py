@@ -36,13 +36,22 @@ class Judged:
     text: str | None = None  # None once it is judged without an error
 
 
+class Session:
+    """Begins a stretch of drawing, and counts the tokens of all records that it fills."""
+
+    def __init__(self) -> None:
+        self.name, self.start = f"{time.time_ns():x}", time.monotonic()
+        self.tokens = 0
+        self.lock = Lock()
+
+
 class Record:
     """The file of one model on one benchmark, or a record in memory only.
 
     Args:
         path: A .jsonl file; None keeps everything in memory.
         settings: What the completions depend on.
-        session: Of all records that one command fills together: its name, and when it began on the monotonic clock.
+        session: Of all records that one command fills together.
         verifier: A digest of the verifier (`verifier_digest`). Verdicts of another one do not count.
 
     Raises:
@@ -54,14 +63,13 @@ class Record:
         self,
         path: Path | None,
         settings: Mapping[str, Any],
-        session: tuple[str, float] | None = None,
+        session: Session | None = None,
         verifier: str | None = None,
     ) -> None:
         self.path, self.settings, self._verifier = path, dict(settings), verifier
         self.found: dict[Key, Judged] = {}
-        self._seconds: dict[str, float] = {}  # of decoding, by session
-        self._session, self._start = session or new_session()
-        self._lock = Lock()
+        self._drawn: dict[str, tuple[float, int]] = {}
+        self._session = session or Session()
         self._file: int | None = None
         if path is not None:
             self._open(path)
@@ -115,8 +123,8 @@ class Record:
         key = (int(fields["prompt"]), int(fields["sample"]))
         if "completion" in fields:
             self.found[key] = Judged(int(fields["tokens"]), bool(fields["finished"]), text=str(fields["completion"]))
-            session = str(fields["session"])
-            self._seconds[session] = max(self._seconds.get(session, 0.0), float(fields["seconds"]))
+            if "session_tokens" in fields:  # trbext 0.1 did not write it at first
+                self._count(str(fields["session"]), float(fields["seconds"]), int(fields["session_tokens"]))
         else:
             correct = bool(fields["correct"])
             if fields.get("verifier") == self._verifier:
@@ -144,11 +152,13 @@ class Record:
         Raises:
             OSError: It cannot be written. What was written of it is removed at the next start.
         """
-        seconds = round(time.monotonic() - self._start, 3)
-        with self._lock:
+        session = self._session
+        with session.lock:
             key = task.prompt, task.sample
             if key in self.found:
                 return
+            seconds = round(time.monotonic() - session.start, 3)
+            session.tokens += completion.tokens
             self._append(
                 {
                     "prompt": task.prompt,
@@ -156,12 +166,13 @@ class Record:
                     "seed": task.seed,
                     "tokens": completion.tokens,
                     "finished": completion.finished,
-                    "session": self._session,
+                    "session": session.name,
                     "seconds": seconds,
+                    "session_tokens": session.tokens,
                     "completion": completion.text,
                 }
             )
-            self._seconds[self._session] = seconds
+            self._count(session.name, seconds, session.tokens)
             self.found[key] = Judged(completion.tokens, completion.finished, text=completion.text)
 
     def judge(self, task: Task, correct: bool, answer: str | None, error: str | None) -> None:
@@ -179,7 +190,7 @@ class Record:
         verdict: dict[str, Any] = {"prompt": task.prompt, "sample": task.sample, "correct": correct}
         known = {"answer": answer, "error": error, "verifier": self._verifier}
         verdict |= {name: value for name, value in known.items() if value is not None}
-        with self._lock:
+        with self._session.lock:
             self._append(verdict)
             self._judge((task.prompt, task.sample), correct, answer, error)
 
@@ -198,21 +209,19 @@ class Record:
                     self.close()  # nothing may follow half a line
                     raise
 
+    def _count(self, session: str, seconds: float, tokens: int) -> None:
+        self._drawn[session] = max(self._drawn.get(session, (0.0, 0)), (seconds, tokens))
+
     @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds from the start of each session to its last completion."""
-        return dict(self._seconds)
+    def drawn(self) -> dict[str, tuple[float, int]]:
+        """Of each session, the seconds to its last completion here, and the tokens drawn by then for all records."""
+        return dict(self._drawn)
 
     def close(self) -> None:
         """Closes the file, after which nothing more is written."""
         if self._file is not None:
             opened, self._file = self._file, None
             os.close(opened)
-
-
-def new_session() -> tuple[str, float]:
-    """Returns a name for the records that are filled from now on, and the time on the monotonic clock."""
-    return f"{time.time_ns():x}", time.monotonic()
 
 
 def check_record(path: Path, settings: Mapping[str, Any], unknown: Set[str] = frozenset()) -> None:

@@ -24,7 +24,7 @@ class Checkpoint:
     length_p90: dict[str, float]  # by benchmark, tokens
     verifier_errors: dict[str, int]  # by benchmark
     mean: Estimate  # of pass@1 over the benchmarks
-    tokens_per_second: float  # of drawing all benchmarks
+    tokens_per_second: float  # of drawing
     weights: str | None  # a digest of the weights that answered; None if the decoder does not tell it
 
 
@@ -86,13 +86,16 @@ class Report:
 
 
 def tokens_per_second(outcomes: Outcomes) -> float:
-    """Tokens of all benchmarks in a second of drawing them, over all sessions that drew some."""
-    seconds: dict[str, float] = {}
+    """Tokens in a second of drawing, over all sessions that drew some of the benchmarks.
+
+    A session counts to its last completion for one of them, with all that it drew by then, also for others.
+    """
+    drawn: dict[str, tuple[float, int]] = {}
     for outcome in outcomes.values():
-        for session, each in outcome.seconds.items():
-            seconds[session] = max(seconds.get(session, 0.0), each)
-    total = sum(seconds.values())
-    return sum(int(outcome.tokens.sum()) for outcome in outcomes.values()) / total if total > 0 else float("nan")
+        for session, each in outcome.drawn.items():
+            drawn[session] = max(drawn.get(session, each), each)
+    total = sum(seconds for seconds, _ in drawn.values())
+    return sum(tokens for _, tokens in drawn.values()) / total if total > 0 else float("nan")
 
 
 def sentences(report: Report) -> list[str]:

@@ -229,8 +229,9 @@ def _normal(model: str) -> str:
 
 def _folder(model: str) -> str:
     """Returns a name for the folder of a model's records; one that others could have too, or too long, has a digest."""
-    name = model.strip("/.").replace("/", "--").replace(":", "-")
-    shared = "--" in model or model.startswith("..") or (":" in model and not model.startswith("demo:"))
+    bare = model.strip("/.")
+    name = bare.replace("/", "--").replace(":", "-")
+    shared = "--" in model or bare != model or (":" in model and not model.startswith("demo:"))
     if not name or shared or len(name.encode()) > MOST_BYTES:
         end = name.encode()[-MOST_BYTES // 2 :].decode(errors="ignore")
         name = f"{end}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"

@@ -115,7 +115,7 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"rollout_policy_kwargs": {"share": 1}}, "belong to a 'module:Class', got rollout_policy 'trb'"),
         ({"rollout_policy": "a:B", "rollout_policy_kwargs": "share=1"}, "rollout_policy_kwargs must be a mapping"),
         ({"fixed_beta": 1.5}, "fixed_beta: beta must be a number with 0 <= beta <= 1, got 1.5"),
-        ({"skd_top_k": 0}, "skd_top_k, skd_teacher_temperature: top_k must be at least 1 token, got 0"),
+        ({"skd_top_k": 0}, "skd_top_k must be a whole number of at least 1, got 0"),
         (
             {"skd_teacher_temperature": 0.0},
             "skd_top_k, skd_teacher_temperature: teacher_temperature must be .* got 0.0",
@@ -125,8 +125,8 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"temperature_warmup_steps": 2.5}, "temperature_warmup_steps must be a whole number .* got 2.5"),
         ({"sft_steps": -1}, "sft_steps must be a whole number"),
         ({"gkd_lambda": 1.1}, "gkd_lambda, gkd_coin: student_share must be .* got 1.1"),
-        ({"relay_top_k": 0}, "relay: top_k must be at least 1, got 0"),
-        ({"switching_turn_tokens": 0}, "switching: turn must be at least 1 token, got 0"),
+        ({"relay_top_k": 0}, "relay_top_k must be a whole number of at least 1, got 0"),
+        ({"switching_turn_tokens": 0}, "switching_turn_tokens must be a whole number of at least 1, got 0"),
         ({"gkd_coin": "token"}, "gkd_lambda, gkd_coin: per must be one of batch, sequence, got 'token'"),
         ({"trb_epsilon": -0.01}, "trb_epsilon must be a KL budget in nats, 0 <= epsilon <= inf, got -0.01"),
         ({"trb_epsilon": math.nan}, "trb_epsilon .* got nan"),
@@ -139,7 +139,7 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"trb_schedule": "piecewise", "trb_schedule_points": "0.1,0.2"}, "trb_schedule_points must be a mapping"),
         ({"trb_schedule": "piecewise", "trb_schedule_points": {"soon": 0.1}}, "must map optimizer steps to budgets"),
         ({"trb_schedule": "piecewise", "trb_schedule_points": {0: -0.1}}, "must be >= 0"),
-        ({"loss_top_k": 0}, "loss_top_k must be at least 1, or unset"),
+        ({"loss_top_k": 0}, "loss_top_k must be a whole number of at least 1, got 0"),
         ({"loss_top_k": 16, "beta": 0.5}, "loss_top_k estimates the reverse KL, .* got beta = 0.5"),
         ({"loss_estimator": "k3"}, "loss_estimator must be one of full, top_k, sampled, routed, got 'k3'"),
         ({"loss_estimator": "full", "loss_top_k": 4}, "loss_top_k belongs to loss_estimator 'top_k', got 'full'"),
@@ -149,11 +149,28 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
         ({"veto_start": 1.0}, "veto_start must be an exponent with 0 <= veto_start < 1, got 1.0"),
         ({"veto_start": 0.4, "beta": 0.5}, "veto_start=0.4 is of the reverse KL, which is beta = 1.0, got beta = 0.5"),
         ({"veto_steps": 1.5}, "veto_steps must be a whole number"),
-        ({"rollouts_per_prompt": 0}, "rollouts_per_prompt must be at least 1, got 0"),
-        ({"rollout_batch_size": 0}, "rollout_batch_size must be at least 1, or unset for all, got 0"),
-        ({"eval_samples": 0}, "eval_samples must be at least 1, got 0"),
+        ({"rollouts_per_prompt": 0}, "rollouts_per_prompt must be a whole number of at least 1, got 0"),
+        ({"rollout_batch_size": 0}, "rollout_batch_size must be a whole number of at least 1, got 0"),
+        ({"eval_samples": 0}, "eval_samples must be a whole number of at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be a number from 1e-6 to 1e6, got 0.0"),
-        ({"max_completion_length": None}, "max_completion_length must be at least 1 token, got None"),
+        ({"max_completion_length": None}, "max_completion_length must be a whole number of at least 1, got None"),
+        *(
+            ({name: value}, f"{name} must be a whole number of at least 1, got {value}")
+            for name in (
+                *("max_completion_length", "rollouts_per_prompt", "rollout_batch_size", "rollout_length_start"),
+                *(
+                    "rollout_length_window",
+                    "loss_prefix_tokens",
+                    "loss_top_k",
+                    "skd_top_k",
+                    "relay_top_k",
+                    "relay_legs",
+                ),
+                *("switching_turn_tokens", "teacher_top_k", "eval_samples", "gradient_accumulation_steps"),
+            )
+            for value in (2.5, True)
+        ),
+        ({"relay_leg_length": 1.5}, "relay_leg_length must be a whole number of at least 0, got 1.5"),
     ],
 )
 def test_refuses_out_of_range(fields: dict[str, Any], words: str) -> None:

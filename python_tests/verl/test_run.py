@@ -67,6 +67,30 @@ def test_an_agent_loop_must_leave_its_one_answer_whole() -> None:
             check_whole(given, [1, 2], [5, 2])
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"epsilon": "abc", "warmup_steps": 3}, "epsilon must be a KL budget in nats, .* got abc"),
+        ({"epsilon": 0.1, "warmup_steps": 2.5}, "warmup_steps must be an int, .* got 2.5"),
+        ({"epsilon": 0.1, "schedule": "piecewise", "points": 5}, "points must be pairs .* got 5"),
+        ({"epsilon": 0.1, "schedule": "piecewise", "points": [3]}, "points must be pairs .* got 3"),
+        ({"epsilon": 0.1, "schedule": "piecewise", "points": [["a", 0.1]]}, "points must be pairs .* got"),
+        ({"epsilon": 0.1, "schedule": 5}, "the schedule must be one of linear, .* got 5"),
+    ],
+    ids=str,
+)
+def test_a_schedule_that_cannot_be_made_is_named_with_where_it_is_said(said: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=rf"^actor_rollout_ref\.rollout\.custom\.trb: {words}"):
+        RolloutSettings.of({"trb": {"teacher": "T", **said}})
+
+
+def test_a_constant_schedule_needs_no_warmup() -> None:
+    settings = RolloutSettings.of(
+        {"trb": {"teacher": "T", "epsilon": 0.1, "schedule": "constant", "warmup_steps": None}}
+    )
+    assert settings.schedule(99) == 0.1
+
+
 def test_a_resumed_run_must_have_its_schedule_and_its_teacher(tmp_path: Path) -> None:
     settings = RolloutSettings("T", Schedule("piecewise", points=((0, 0.5), (3, 0.0))))
     record = CheckpointRecord.of(settings, ["a", "b"])

@@ -191,12 +191,8 @@ class TRBConfig(
             needed, reason = _OF_A_ROLLOUT.get(name, (value, ""))
             if value not in (needed, None):
                 raise ValueError(f"generation_kwargs[{name!r}] must be {needed}, got {value!r}: {reason}")
-        if self.rollouts_per_prompt < 1:
-            raise ValueError(f"rollouts_per_prompt must be at least 1, got {self.rollouts_per_prompt}")
-        if self.eval_samples < 1:
-            raise ValueError(f"eval_samples must be at least 1, got {self.eval_samples}")
-        if self.max_completion_length is None or self.max_completion_length < 1:
-            raise ValueError(f"max_completion_length must be at least 1 token, got {self.max_completion_length}")
+        if self.max_completion_length is None:
+            raise ValueError("max_completion_length must be a whole number of at least 1, got None")
         self.check_length()
         if not self.student_writes:
             self.refuse_altered_sampling(f"rollout_policy={self.rollout_policy!r}")

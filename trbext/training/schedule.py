@@ -58,18 +58,27 @@ class Schedule:
             points: As `Schedule`, but pairs may be lists, as a YAML file gives them.
 
         Raises:
-            ValueError: As `Schedule`, and for a point that is no pair.
+            ValueError: As `Schedule`, and for a point that is no pair or an epsilon that is no number.
             TypeError: As `Schedule`.
         """
+        try:
+            budget = float(epsilon)
+        except (TypeError, ValueError):
+            raise ValueError(not_an_epsilon(epsilon)) from None
         if points is None:
-            return cls(kind, float(epsilon), warmup_steps)
+            return cls(kind, budget, warmup_steps)
         pairs = []
-        for point in points:
-            pair = tuple(point)
-            if len(pair) != 2 or int(pair[0]) != pair[0]:
-                raise ValueError(f"each schedule point must be a pair (whole step, epsilon), got {pair}")
-            pairs.append((int(pair[0]), float(pair[1])))
-        return cls(kind, float(epsilon), warmup_steps, tuple(pairs))
+        for point in points if isinstance(points, Iterable) else (points,):
+            try:
+                step, value = point
+                pair = (int(step), float(value))
+                whole = pair[0] == step
+            except (TypeError, ValueError, OverflowError):
+                whole = False
+            if not whole:
+                raise ValueError(f"points must be pairs (whole step, epsilon), got {point!r}")
+            pairs.append(pair)
+        return cls(kind, budget, warmup_steps, tuple(pairs))
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -48,7 +48,6 @@ def check_run(config: Any) -> RolloutSettings:
 
     Raises:
         ValueError: A setting does not fit. Names it, what it must be and why.
-        TypeError: A number of steps is not whole.
     """
     rollout, distillation = config.actor_rollout_ref.rollout, config.distillation
     loss = distillation.distillation_loss

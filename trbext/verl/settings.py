@@ -48,7 +48,6 @@ class RolloutSettings:
 
         Raises:
             ValueError: Nothing is said of TRB, a name is unknown, or a value does not fit. Names it.
-            TypeError: A number of steps is not whole.
         """
         given = dict((custom or {}).get("trb") or {})
         if not given:
@@ -60,7 +59,14 @@ class RolloutSettings:
         for name in ("teacher", "epsilon", *["warmup_steps"] * falls):
             if given.get(name) is None:
                 raise ValueError(f"{WHERE}.{name} must be given, got nothing")
-        schedule = Schedule.make(
-            given.get("schedule", "linear"), given["epsilon"], given.get("warmup_steps", 0), given.get("points")
-        )
+        warmup_steps = given.get("warmup_steps")
+        try:
+            schedule = Schedule.make(
+                given.get("schedule", "linear"),
+                given["epsilon"],
+                0 if warmup_steps is None else warmup_steps,
+                given.get("points"),
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{WHERE}: {error}") from None
         return cls(schedule=schedule, **{name: given[name] for name in OF_ROLLOUTS if name in given})

@@ -190,7 +190,7 @@ WRONG = [
     ({"proximal_alpha": 0.5, "beta": 0.0}, "proximal_alpha=0.5 is of the reverse KL, .* got beta = 0.0"),
     ({"position_gamma": 0.5, "beta": 0.0}, "position_gamma=0.5 is of the reverse KL, .* got beta = 0.0"),
     ({"position_gamma": -0.5}, "position_gamma must be a finite number >= 0, got -0.5"),
-    ({"loss_prefix_tokens": 0}, "loss_prefix_tokens must be at least 1, or unset for all, got 0"),
+    ({"loss_prefix_tokens": 0}, "loss_prefix_tokens must be a whole number of at least 1, got 0"),
     ({"loss_log_ratio_cap": 10.0}, "loss_log_ratio_cap belongs to loss_estimator 'sampled' or 'routed', got .*'full'"),
     ({"loss_estimator": "sampled", "loss_log_ratio_cap": 0.0}, "loss_log_ratio_cap must be a number .* got 0.0"),
 ]

@@ -195,7 +195,7 @@ def test_a_server_that_takes_too_few_tokens_is_refused_before_the_run(
         ({"teachers": {"a": "b"}}, "teacher_url names one teacher, got teachers"),
         ({"teacher_model_name_or_path": "self"}, "is on no server"),
         ({"teacher_offload": "cpu"}, "with teacher_url it has none"),
-        ({"teacher_top_k": 0}, "teacher_top_k must be at least 1, got 0"),
+        ({"teacher_top_k": 0}, "teacher_top_k must be a whole number of at least 1, got 0"),
         ({"teacher_url": None, "teacher_top_k": 5}, "teacher_top_k belongs to a teacher on a server"),
     ],
 )

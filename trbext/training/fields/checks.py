@@ -21,12 +21,16 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 from ...limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class _Range(NamedTuple):
     words: str
     holds: Callable[[Any], bool]
 
 
-_COUNT = _Range("a whole number of at least 1", lambda value: value >= 1 and value == int(value))
+_COUNT = _Range("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1)
 _AT_LEAST_0 = _Range("a number >= 0, and finite", lambda value: 0 <= value < math.inf)
 _ABOVE_0 = _Range("a number > 0, and finite", lambda value: 0 < value < math.inf)
 _SHARE = _Range("a number with 0 <= x < 1", lambda value: 0 <= value < 1)
@@ -58,6 +62,21 @@ _RANGES: dict[str, _Range] = {
     "repetition_penalty": _ABOVE_0,
     "beta": _Range("a number from 0 to 1", lambda value: 0 <= value <= 1),
     "neftune_noise_alpha": _AT_LEAST_0,
+    # of the rollouts and the loss
+    "max_completion_length": _COUNT,
+    "rollouts_per_prompt": _COUNT,
+    "rollout_batch_size": _COUNT,
+    "rollout_length_start": _COUNT,
+    "rollout_length_window": _COUNT,
+    "loss_prefix_tokens": _COUNT,
+    "loss_top_k": _COUNT,
+    "skd_top_k": _COUNT,
+    "relay_top_k": _COUNT,
+    "relay_legs": _COUNT,
+    "relay_leg_length": _Range("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0),
+    "switching_turn_tokens": _COUNT,
+    "teacher_top_k": _COUNT,
+    "eval_samples": _COUNT,
     # of a run's prompts
     "prompts_limit": _COUNT,
     "eval_prompts_limit": _COUNT,

@@ -62,8 +62,6 @@ class DecodingFields:
         check_draft_length(self.draft_length)
         if not self.teacher_states_gib >= 0:
             raise ValueError(f"teacher_states_gib is a size in GiB and must be >= 0, got {self.teacher_states_gib}")
-        if self.rollout_batch_size is not None and self.rollout_batch_size < 1:
-            raise ValueError(f"rollout_batch_size must be at least 1, or unset for all, got {self.rollout_batch_size}")
 
     @property
     def teacher_states_limit(self) -> float:

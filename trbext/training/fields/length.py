@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,14 +66,12 @@ class LengthFields:
         longest, points, start = given.max_completion_length, self.rollout_length_points, self.rollout_length_start
         if points is not None:
             yield from _wrong_points(points, longest)
-        if start is not None and not 1 <= start < longest:
-            yield f"rollout_length_start must be at least 1 and below max_completion_length = {longest}, got {start}"
+        if start is not None and start >= longest:
+            yield f"rollout_length_start must be below max_completion_length = {longest}, got {start}"
         if points is not None and start is not None:
             yield "rollout_length_points is a fixed plan, and rollout_length_start adapts: leave one of them out"
-        if not self.rollout_length_growth > 1:
-            yield f"rollout_length_growth must be above 1, got {self.rollout_length_growth}"
-        if self.rollout_length_window < 1:
-            yield f"rollout_length_window must be at least 1 optimizer step, got {self.rollout_length_window}"
+        if not 1 < self.rollout_length_growth < math.inf:
+            yield f"rollout_length_growth must be a number > 1, and finite, got {self.rollout_length_growth}"
         if not 0 <= self.rollout_length_plateau < 1:
             yield f"rollout_length_plateau must be a share with 0 <= x < 1, got {self.rollout_length_plateau}"
         if not 0 < self.rollout_length_use <= 1:

@@ -62,8 +62,6 @@ class LossFields:
         Raises:
             ValueError: A field is out of range, or needs the reverse KL.
         """
-        if self.loss_top_k is not None and self.loss_top_k < 1:
-            raise ValueError(f"loss_top_k must be at least 1, or unset for the whole vocabulary, got {self.loss_top_k}")
         if self.loss_top_k is not None and beta != 1.0:
             raise ValueError(f"loss_top_k estimates the reverse KL, which is beta = 1.0, got beta = {beta}")
         if self.loss_estimator is None:

@@ -87,8 +87,6 @@ class SupervisionFields:
             yield f"loss_weight_cap={given.loss_weight_cap} cuts weights, and loss_weighted=False has none"
         if not 0 < self.proximal_alpha <= 1:
             yield f"proximal_alpha must be a share with 0 < proximal_alpha <= 1, got {self.proximal_alpha}"
-        if self.loss_prefix_tokens is not None and self.loss_prefix_tokens < 1:
-            yield f"loss_prefix_tokens must be at least 1, or unset for all, got {self.loss_prefix_tokens}"
         if not 0 <= self.position_gamma < math.inf:
             yield f"position_gamma must be a finite number >= 0, got {self.position_gamma}"
 

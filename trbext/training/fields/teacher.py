@@ -143,8 +143,6 @@ class TeacherFields:
 
     def _wrong_server(self) -> Iterator[str]:
         given: Any = self
-        if self.teacher_top_k < 1:
-            yield f"teacher_top_k must be at least 1, got {self.teacher_top_k}"
         if self.loss_tokens_of not in TOKENS_OF:
             yield f"loss_tokens_of must be one of {', '.join(TOKENS_OF)}, got {self.loss_tokens_of!r}"
         if self.teacher_url is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from python_tests.runs.run_files import repeatable, same_weights, tiny_run, trained, trb, written
+from trbext.runs.callbacks import StopOnSignal
 from trbext.runs.folder import RunFolder
 from trbext.runs.warmup import cost_of, warmup_folder
 
@@ -104,6 +107,41 @@ def test_a_finished_warmed_up_run_continues_to_more_steps(tmp_path: Path) -> Non
     longer = {**settings, "max_steps": 6, "output_dir": str(tmp_path / "longer")}
     assert trb("train", written(tmp_path / "longer.yaml", longer)) == 0
     assert same_weights(RunFolder(tmp_path / "run"), RunFolder(tmp_path / "longer"))
+
+
+def test_a_finished_warmed_up_run_continues_to_more_epochs(tmp_path: Path) -> None:
+    settings = tiny_run(tmp_path, save_steps=1, **WARM, num_train_epochs=1) | {"max_steps": -1}
+    assert trb("train", written(tmp_path / "config.yaml", settings)) == 0
+    warmup = RunFolder(warmup_folder(tmp_path / "run"))
+    before = (warmup.model / "trainer_state.json").read_bytes()
+    assert trb("train", str(tmp_path / "config.yaml"), "--resume", "--num_train_epochs", "2") == 0
+    assert RunFolder(tmp_path / "run").read_metrics()[-1]["step"] == 20
+    assert (warmup.model / "trainer_state.json").read_bytes() == before  # nothing of it depends on the epochs
+    assert trb("train", str(tmp_path / "config.yaml"), "--resume", "--num_train_epochs", "2") == 0
+
+
+@pytest.mark.parametrize("in_run", [True, False])
+def test_a_signal_in_the_last_step_of_a_warmup_keeps_the_run_from_beginning(
+    in_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def on_step_begin(self: StopOnSignal, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.output_dir.endswith("-warmup") != in_run and state.global_step == state.max_steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = written(tmp_path / "config.yaml", tiny_run(tmp_path, **WARM))
+    with monkeypatch.context() as sent:
+        sent.setattr(StopOnSignal, "on_step_begin", on_step_begin)
+        code = trb("train", config)
+    run, warmup = RunFolder(tmp_path / "run"), RunFolder(warmup_folder(tmp_path / "run"))
+    assert warmup.is_finished()
+    if in_run:  # the run's own last step, after which there is nothing to end
+        assert (code, run.is_finished()) == (0, True)
+        return
+    assert (code, run.path.exists()) == (130, False)
+    words = f"trb: stopped when {warmup.path} was finished; the run after it begins with --resume"
+    assert capsys.readouterr().err.splitlines()[-1] == words
+    assert trb("train", config, "--resume") == 0
+    assert run.is_finished()
 
 
 def test_a_warmup_does_not_take_over_what_needs_evaluations_or_alters_sampling(tmp_path: Path) -> None:

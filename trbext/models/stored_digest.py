@@ -17,14 +17,16 @@ _BLOCKS = 64  # of a file of weights that are read: its digest must not take a m
 def model_digest(path: str) -> str | None:
     """Returns a digest of the files in a model's folder, None for a name on the Hub.
 
-    Of an adapter, the folder of its base model is read as well. Of a large file, its size and 64 blocks are read.
+    Of an adapter, the folder of its base model is read as well. Of a large file, its size and 64 blocks are read. The
+    trainer's state is left out: it holds the times of the training, and decides nothing that the model does.
     """
     folder = Path(path)
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if (file.suffix in _SUFFIXES or file.name in _NAMES) and file.is_file():
+        of_model = file.suffix in _SUFFIXES or file.name in _NAMES
+        if of_model and file.name != "trainer_state.json" and file.is_file():
             digest.update(f"{file.name} {file.stat().st_size}".encode())
             for block in _blocks(file):
                 digest.update(block)

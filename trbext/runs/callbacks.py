@@ -106,20 +106,21 @@ class ProgressDisplay(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """Ends the run after the current optimizer step, with a checkpoint, on Ctrl-C or SIGTERM; at once on a second one.
 
-    Afterwards `stopped` says whether it did. All processes stop at the same step, or one would wait for the others.
+    Afterwards `stopped` says whether it did, and `requested` whether there was a signal, which in the last step stops
+    nothing. All processes stop at the same step, or one would wait for the others.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.stopped = False
-        self._requested = False
+        self.requested = False
         self._before: dict[signal.Signals, Any] = {}
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
+        if self.requested:
             raise KeyboardInterrupt
-        self._requested = True
+        self.requested = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -127,11 +128,7 @@ class StopOnSignal(TrainerCallback):
         self._before = {number: signal.signal(number, self._request) for number in self.SIGNALS}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        requested = self._requested
-        if PartialState().num_processes > 1:
-            flag = torch.tensor(float(requested), device=PartialState().device)
-            requested = bool(reduce(flag, reduction="sum") > 0)
-        if requested and state.global_step < state.max_steps:
+        if self._of_any_process() and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
@@ -141,3 +138,10 @@ class StopOnSignal(TrainerCallback):
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self.requested = self._of_any_process()
+
+    def _of_any_process(self) -> bool:
+        if PartialState().num_processes == 1:
+            return self.requested
+        flag = torch.tensor(float(self.requested), device=PartialState().device)
+        return bool(reduce(flag, reduction="sum") > 0)

@@ -29,9 +29,13 @@ _DURATIONS = ("warmup_steps", "trb_warmup_steps", "temperature_warmup_steps", "s
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the settings that differ, by name, as "old -> new"."""
+    """Returns the settings that differ, by name, as "old -> new"; num_train_epochs only if it decides the length."""
+    by_steps = all(type(each.get("max_steps")) is int and each["max_steps"] > 0 for each in (before, now))
     pairs = {name: (before.get(name, "unset"), now.get(name, "unset")) for name in sorted({*before, *now})}
-    return {name: f"{old} -> {new}" for name, (old, new) in pairs.items() if old != new}
+    found = {name: f"{old} -> {new}" for name, (old, new) in pairs.items() if old != new}
+    if by_steps:
+        found.pop("num_train_epochs", None)
+    return found
 
 
 def check_changes(changed: Mapping[str, str], config: TRBConfig, *, other_processes: bool = False) -> None:

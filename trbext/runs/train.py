@@ -51,6 +51,7 @@ def train_run(
     resume: Resume = False,
     plot: bool = True,
     carried: Mapping[str, float] | None = None,
+    followed: bool = False,
 ) -> RunFolder:
     """Trains in `config.output_dir` and returns the folder.
 
@@ -63,6 +64,7 @@ def train_run(
             written.
         plot: Whether to make plot.png. If it cannot be made, there is a warning: the model is saved before.
         carried: What a warmup of the student has cost, by metric, from which the run's cost is counted.
+        followed: Whether this process trains another run afterwards, which a signal in the last step keeps from that.
 
     Returns:
         The folder of the run.
@@ -70,7 +72,8 @@ def train_run(
     Raises:
         UsageError: The folder is not empty, holds other settings or is another process's; a model or prompts cannot be
             loaded or have changed; a checkpoint lacks a part; the tokenizers differ.
-        Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step.
+        Interrupted: Ctrl-C or SIGTERM; the folder then holds a checkpoint of the last finished step, or, of a run that
+            is followed by another one, maybe the whole run.
         NonFiniteTraining: A loss or gradient is NaN or infinite; checkpoints of earlier steps are as they were.
         DiskFailed: A checkpoint, the metrics or the model cannot be written; earlier checkpoints are as they were.
     """
@@ -145,6 +148,8 @@ def train_run(
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; {_continuation(folder)}"
         )
+    if followed and stop.requested:
+        raise Interrupted(f"stopped when {folder.path} was finished; the run after it begins")
     return folder
 
 

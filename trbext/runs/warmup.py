@@ -101,7 +101,7 @@ def train_warmed_up(
         "eval_strategy": "no",
         "learning_rate": arguments.lora_learning_rate or config.learning_rate,
     }
-    warmup = train_run(*parse_settings(of_warmup), resume="auto", plot=False)
+    warmup = train_run(*parse_settings(of_warmup), resume="auto", plot=False, followed=True)
     # 3. Train the merged student.
     warmed_up = dataclasses.replace(
         arguments, model_name_or_path=str(warmup.model), lora_rank=None, lora_sft_steps=None, lora_learning_rate=None

@@ -48,7 +48,7 @@ def walk_through(
     for name, policy in RUNS.items():
         folder = RunFolder(output / name.lower())
         arguments, config, settings = parse_settings(_settings(folder, policy, steps, epsilon, seed, draft_length))
-        train_run(arguments, config, settings, resume="auto")
+        train_run(arguments, config, settings, resume="auto", followed=name != list(RUNS)[-1])
         results.append((name, folder.read_metrics()))
     plot_runs(
         results, output / "plot.png", f"Counting sort, one seed, epsilon {epsilon} to 0 in {_warmup(steps)} steps"

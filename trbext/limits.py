@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 
 # Of verify's requests (csrc/operators/verify_requests.h), as float32 has them.
@@ -17,8 +19,8 @@ STUDENT_KINDS = {"logits": 0, "probabilities": 1, "scaled_logits": 2}
 
 
 def is_epsilon(value: float) -> bool:
-    """Returns whether `value` is a KL budget; NaN is none."""
-    return value >= 0
+    """Returns whether `value` is a KL budget; NaN is none. A tracer may not know a number yet."""
+    return isinstance(value, Real | torch.SymFloat | torch.SymInt) and value >= 0
 
 
 def not_an_epsilon(value: object, name: str = "epsilon") -> str:

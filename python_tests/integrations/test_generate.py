@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
@@ -169,11 +170,22 @@ def test_options_that_change_what_is_sampled_are_refused() -> None:
         ({"max_time": 1.0}, "max_time=1.0"),
         ({"top_h": 0.4}, "top_h=0.4 changes the distribution .*: leave it out, here and in the model's"),
         ({"exponential_decay_length_penalty": (2, 1.1)}, "exponential_decay_length_penalty"),
+        *(
+            ({f"output_{name}": True, "return_dict_in_generate": True}, f"gives no {name}, .*: see on_rollout")
+            for name in ("scores", "logits", "attentions", "hidden_states")
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             generated(student, custom_generate=blended_generate(teacher, 0.1), **SETTINGS | changed)
     with pytest.raises(ValueError, match=r"got -0\.1"):
         blended_generate(teacher, -0.1)
+    for policy in ("0.1", [0.1], torch.tensor([0.1])):
+        with pytest.raises(ValueError, match=r"policy must be a trbext.rollout.Policy or a number, its KL budget, got"):
+            blended_generate(teacher, policy)  # type: ignore[arg-type]
+    for length in (-1, 2.5):
+        with pytest.raises(ValueError, match=f"draft_length must be .*, got {length}"):
+            blended_generate(teacher, 0.1, draft_length=length)  # type: ignore[arg-type]
+    generated(student, custom_generate=blended_generate(teacher, np.float32(0.1)), **SETTINGS)  # type: ignore[arg-type]
 
 
 def test_eos_ids_that_would_not_end_a_row_alone_are_refused() -> None:

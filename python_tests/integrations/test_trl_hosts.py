@@ -106,5 +106,7 @@ def test_a_grpo_trainer_that_would_be_wrong_is_refused(monkeypatch: pytest.Monke
             patch.setattr(GRPOHost, name, value, raising=False)
             with pytest.raises(ValueError, match=message):
                 rollouts(["1+1="], GRPOHost(teacher))
+    with pytest.raises(ValueError, match=r"draft_length must be .*, got -1"):
+        rollout_func(teacher, 0.1, draft_length=-1)
     with pytest.raises(ValueError, match=r"the same EOS id, got \[1, 2\]"):
         rollout_func(tiny_llama(1, eos=2), 0.1)(["1+1="], GRPOHost(teacher))

@@ -180,3 +180,5 @@ def test_a_length_without_any_measurement_is_lockstep() -> None:
 def test_bad_bounds_are_named() -> None:
     with pytest.raises(ValueError, match="longest must be at least 1 draft, got 0"):
         DraftLength(longest=0)
+    with pytest.raises(ValueError, match=r"longest must be a whole number, got 2\.5"):
+        DraftLength(longest=2.5)  # type: ignore[arg-type]

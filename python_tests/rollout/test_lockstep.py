@@ -9,6 +9,7 @@ import importlib
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -327,6 +328,10 @@ def test_logits_after_the_end_of_a_row_do_not_matter() -> None:
         ({"epsilon": math.nan}, "epsilon must be .* got nan"),
         ({"epsilon": torch.tensor([0.1, 0.1, -1.0, 0.1, 0.1, 0.1])}, "epsilon must be .* got -1.0 in row 2"),
         ({"epsilon": torch.full((5,), 0.1)}, r"one budget per prompt, \[6\], got shape \[5\]"),
+        *(({"epsilon": each}, r"must be a float or a tensor \[B\] .* got") for each in ("0.1", [0.1, 0.2], (0.1,), 1j)),
+        ({"epsilon": np.array([0.1])}, r"must be a float or a tensor \[B\] .* got array\(\[0\.1\]\)"),
+        ({"epsilon": None, "policy": 0.1}, r"policy must be a trbext.rollout.Policy, got 0\.1: give epsilon"),
+        ({"pad_token_id": None}, "pad_token_id must be a whole number, got None: alignment.stop will do"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
         ({"max_new_tokens": 8.0}, r"max_new_tokens must be a whole number of at least 1, got 8\.0"),
         ({"max_new_tokens": 59}, r"student has 64 positions, .*\(6 tokens\).*\(59\) need 65"),

@@ -191,6 +191,7 @@ def test_the_coin_per_batch_is_a_function_of_seed_and_step_with_the_right_share(
         (lambda: FixedBeta(math.nan), "beta must be .* got nan"),
         (lambda: ArithmeticMixture(-0.1), "alpha must be a number with 0 <= alpha <= 1, got -0.1"),
         (lambda: InterleavedTeacher(0), "top_k must be at least 1 token, got 0"),
+        (lambda: InterleavedTeacher(2.5), r"top_k must be a whole number, got 2\.5"),  # type: ignore[arg-type]
         (lambda: InterleavedTeacher(5, 0.0), "teacher_temperature must be .* 1e-06 <= teacher_temperature <= 1e"),
         (lambda: InterleavedTeacher(5, 1e-39), "teacher_temperature must be .* got 1e-39"),
         (lambda: StudentTemperature(0.0, 5), r"start must be a number with 1e-06 <= start <= 1e\+06, got 0.0"),

@@ -220,6 +220,8 @@ def test_arguments_out_of_range_are_refused() -> None:
         (lambda: Relay(None, top_k=0), "top_k must be at least 1, got 0"),
         (lambda: Relay(None, legs=0), "legs must be at least 1, got 0"),
         (lambda: Relay(None, leg_length=-1), "leg_length must be at least 0, got -1"),
+        (lambda: Relay(None, legs=1.5), r"legs must be a whole number, got 1\.5"),  # type: ignore[arg-type]
+        (lambda: Switching(2.5, 1, 1, 1, 1), r"turn must be a whole number, got 2\.5"),  # type: ignore[arg-type]
         (lambda: Switching(0, 1, 1, 1, 1), "turn must be at least 1 token, got 0"),
         (lambda: Switching(1, -1, 1, 1, 1), "drift_threshold must be a finite number of nats >= 0, got -1"),
         (lambda: Switching(1, 1, 1, 1, math.inf), "recovery_allowance must be a finite number of nats >= 0, got inf"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..models.unsharded import unsharded
 from ..rollout import DraftLength, Policy, Rollout, speculative
 from ..rollout.policies import as_policy
+from ..rollout.speculative import check_draft_length
 from ..vocab import Alignment, align
 from .plain_sampling import check_no_processors, check_plain_sampling
 
@@ -21,6 +22,7 @@ OF_GENERATE = {
     "cache_params",  # transformers 5.5, for models named Mamba
     *("output_attentions", "output_hidden_states", "return_dict", "tokenizer", "synced_gpus"),
 }
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that `generate` may return
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # of some tokenizers, all 0 for text
 KEPT_CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")  # a rollout ends by them anyway
 
@@ -56,9 +58,11 @@ def blended_generate(
         logits processor or a stopping criterion would change what is sampled or where a row ends.
 
     Raises:
-        ValueError: The budget is negative or NaN.
+        ValueError: The budget is negative or NaN, or the draft length is none.
     """
     drawn = as_policy(policy)
+    if not isinstance(draft_length, DraftLength):
+        check_draft_length(draft_length)
 
     def generate(
         model: Any,
@@ -71,6 +75,9 @@ def blended_generate(
         # 1. Refuse what would draw from another distribution, read more than tokens, or stop for another reason.
         temperature = check_plain_sampling(generation_config)
         check_no_processors(logits_processor)
+        for name in OUTPUTS if generation_config.return_dict_in_generate else ():
+            if getattr(generation_config, name, None):
+                raise ValueError(f"a blended rollout gives no {name[7:]}, got {name}=True: see on_rollout")
         for name, given in inputs.items():
             if given is None or name in OF_GENERATE:
                 continue

@@ -17,6 +17,7 @@ from ..data.encoding import encode_prompts, left_padded
 from ..models.unsharded import unsharded
 from ..rollout import Policy, speculative
 from ..rollout.policies import STUDENT, as_policy
+from ..rollout.speculative import check_draft_length
 from ..vocab import align
 
 
@@ -57,6 +58,7 @@ def rollout_func(
         and several ids).
     """
     drawn = as_policy(policy)
+    check_draft_length(draft_length)
 
     def rollouts(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         _check(trainer)

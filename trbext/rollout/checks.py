@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
         ValueError: A budget is negative or NaN, or their number is not that of the prompts.
     """
     if not isinstance(epsilon, Tensor):
+        if not isinstance(epsilon, Real):
+            raise ValueError(f"epsilon must be a float or a tensor [B] of KL budgets in nats, got {epsilon!r:.80}")
         if not is_epsilon(epsilon):
             raise ValueError(not_an_epsilon(epsilon))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import InitVar, dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -54,12 +55,15 @@ class Decoding:
             given_policy = TrustRegion(epsilon.detach().to(self.prompts.device, torch.float32))
         elif epsilon is not None:
             given_policy = TrustRegion(epsilon)
-        assert given_policy is not None
+        if not isinstance(given_policy, Policy):
+            raise ValueError(f"policy must be a trbext.rollout.Policy, got {given_policy!r:.80}: give epsilon")
         self._set("policy", given_policy)
         budget = self.budget
         if budget is not None:
             check_epsilon(budget, self.prompts)
         check_temperature(self.temperature)
+        if not isinstance(self.pad_token_id, Integral):
+            raise ValueError(f"pad_token_id must be a whole number, got {self.pad_token_id!r}: alignment.stop will do")
         # 2. The teacher, which stays out of everything below if it is not needed.
         if not given_policy.needs_teacher(self.optimizer_step):
             self._set("teacher", None)

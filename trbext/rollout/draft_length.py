@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .policy import whole_number
+
 LONGEST = 15  # drafts of a round: with 0.95 of them accepted, 16 rows already emit two thirds of what 64 would
 _SAMPLES = 8  # latest measurements kept of each cost
 _PRIOR = 16.0  # drafts that the acceptance expected from epsilon counts for, so that a lucky few do not decide
@@ -37,9 +39,7 @@ class DraftLength:
     """
 
     def __init__(self, longest: int = LONGEST) -> None:
-        if longest < 1:
-            raise ValueError(f"longest must be at least 1 draft, got {longest}")
-        self.longest = longest
+        self.longest = whole_number("longest", longest, 1, " draft")
         self.frozen = False
         self._student: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))  # by _bucket(rows)
         self._teacher: dict[int, dict[int, deque[float]]] = defaultdict(

@@ -27,6 +27,7 @@ import copy
 import math
 import random
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ from torch import Tensor
 from ..limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE, is_epsilon, not_an_epsilon
 from ..ops import sample
 from ..results import Sample
-from .policy import Policy
+from .policy import Policy, whole_number
 
 
 def draw_from(
@@ -139,7 +140,9 @@ def as_policy(policy: Policy | float) -> Policy:
     """
     if isinstance(policy, Policy):
         return policy
-    if not isinstance(policy, (int, float)) or not is_epsilon(policy):
+    if not isinstance(policy, Real):
+        raise ValueError(f"policy must be a trbext.rollout.Policy or a number, its KL budget, got {policy!r:.80}")
+    if not is_epsilon(policy):
         raise ValueError(not_an_epsilon(policy))
     return TrustRegion(policy)
 
@@ -205,9 +208,7 @@ class InterleavedTeacher(Policy):
     uniforms_per_token = 2
 
     def __init__(self, top_k: int, teacher_temperature: float = 1.0) -> None:
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1 token, got {top_k}")
-        self.top_k = top_k
+        self.top_k = whole_number("top_k", top_k, 1, " token")
         self.teacher_temperature = _temperature("teacher_temperature", teacher_temperature)
 
     def draw(

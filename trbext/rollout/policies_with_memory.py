@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..ops import sample
 from ..results import Sample
-from .policy import Memory, Policy
+from .policy import Memory, Policy, whole_number
 
 
 class Relay(Policy):
@@ -49,8 +49,7 @@ class Relay(Policy):
         boundary: Sequence[int] | None = None,
     ) -> None:
         for name, value, least in (("top_k", top_k, 1), ("legs", legs, 1), ("leg_length", leg_length, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            whole_number(name, value, least)
         self.words, self.boundary = words, boundary
         self._words, self._boundary = _TokenSet(words), _TokenSet(boundary)
         self.top_k, self.legs, self.leg_length = top_k, legs, leg_length
@@ -120,8 +119,6 @@ class Switching(Policy):
         recovery_threshold: float,
         recovery_allowance: float,
     ) -> None:
-        if turn < 1:
-            raise ValueError(f"turn must be at least 1 token, got {turn}")
         for name, value in (
             ("drift_threshold", drift_threshold),
             ("drift_allowance", drift_allowance),
@@ -130,7 +127,7 @@ class Switching(Policy):
         ):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number of nats >= 0, got {value}")
-        self.turn = turn
+        self.turn = whole_number("turn", turn, 1, " token")
         self.drift_threshold, self.drift_allowance = drift_threshold, drift_allowance
         self.recovery_threshold, self.recovery_allowance = recovery_threshold, recovery_allowance
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -101,3 +102,12 @@ class Policy:
             dropped, so nothing may be read from it.
         """
         raise NotImplementedError
+
+
+def whole_number(name: str, value: int, least: int, unit: str = "") -> int:
+    """Returns `value` if it is a whole number of at least `least`, and raises ValueError if not."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}{unit}, got {value}")
+    return value

@@ -135,9 +135,10 @@ def test_a_checkpoint_without_answers_has_its_numbers_under_their_headings(tmp_p
         )
 
     for order in (("7", None), (None, "7")):
-        report = Report.of({f"model {n}": {"sums": outcome(answer)} for n, answer in enumerate(order)}, {})
+        report = Report.of({f"model$_$ {n}": {"sums": outcome(answer)} for n, answer in enumerate(order)}, {})
         write_page(report, tmp_path)
         page = (tmp_path / "index.html").read_text(encoding="utf-8")
+        assert "<!-- model$_$ 0 -->" in page  # a name, and no formula
         table = page[page.index("<h2>sums") :]
         heads, *models = [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
         assert heads[3] == "maj@2"

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from python_tests.models.tiny_models import VOCABULARY, tiny_tokenizer
 from python_tests.runs.run_files import tiny_run, trb
 from trbext.build_info import build_info
+from trbext.runs.callbacks import StopOnSignal
 from trbext.runs.folder import RunFolder
 
 
@@ -297,3 +298,26 @@ def test_the_demo_runs_compares_and_continues(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert trb(*words, "--seed", "1") == 2
     assert "was started with other settings (seed: 0 -> 1)" in one_line(capsys)
+
+
+def test_a_signal_in_the_last_step_of_the_demos_first_run_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def on_step_begin(self: StopOnSignal, args: Any, state: Any, control: Any, **_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StopOnSignal, "on_step_begin", on_step_begin, raising=False)
+    assert trb("demo", "--steps", "1", "--output", str(tmp_path)) == 130
+    assert (RunFolder(tmp_path / "opd").is_finished(), (tmp_path / "trb").exists()) == (True, False)
+    assert one_line(capsys).endswith("opd was finished; the run after it begins when the command is repeated")
+
+
+def test_names_of_runs_are_no_formulas(tmp_path: Path) -> None:
+    for name in ("a$_$", "b$x$"):
+        RunFolder(tmp_path / name).path.mkdir()
+        RunFolder(tmp_path / name).append_metrics({"step": 1, "trb/reverse_kl": 1.0})
+    picture = tmp_path / "curves.svg"
+    assert trb("plot", str(tmp_path / "a$_$"), str(tmp_path / "b$x$"), "--output", str(picture)) == 0
+    text = picture.read_text(encoding="utf-8")
+    assert "<!-- a$_$ -->" in text
+    assert "<!-- b$x$ -->" in text

@@ -228,6 +228,18 @@ def test_names_in_brackets_are_no_markup(tmp_path: Path, capsys: pytest.CaptureF
     assert "TRB [ours]" in out.split("Differences are to")[0]
 
 
+def test_names_with_dollars_are_no_formulas(tmp_path: Path) -> None:
+    names = ["a$_$", "b$x$"]
+    runs = {name: {"trb_epsilon": number} for number, name in enumerate(names)}
+    path = write(tmp_path, declaration(tmp_path, reference=names[0], runs=runs, seeds=[1, 2]))
+    pretend_finished(path, lambda run, seed, step: 0.1)
+    assert main(["compare", str(path), "--report"]) == 0
+    figures = (tmp_path / "study" / "figures").glob("*.svg")
+    text = " ".join(path.read_text(encoding="utf-8") for path in figures)
+    assert all(f">{name}<" in text for name in names)
+    assert "difference to a$_$<" in text
+
+
 def test_a_report_of_no_finished_run_declares_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, declaration(tmp_path))
     folder = tmp_path / "study"
@@ -248,6 +260,24 @@ def test_a_study_is_declared_anew_until_a_run_begins(tmp_path: Path) -> None:
     open_folder(study, declared)
     with pytest.raises(UsageError, match=r"holds a study of another configuration \(seeds: "):
         open_folder(*read_study(write(tmp_path, declaration(tmp_path))))
+
+
+def test_a_study_keeps_the_names_of_its_runs(tmp_path: Path) -> None:
+    def declared(sweep: dict[str, Any]) -> Path:
+        runs = {"OPD": {"rollout_policy": "student"}, "TRB": {"sweep": sweep}}
+        return write(tmp_path, declaration(tmp_path, runs=runs))
+
+    sweep = {"trb_epsilon": [0.5, 1], "trb_warmup_steps": [2]}
+    study, contents = read_study(declared(sweep))
+    open_folder(study, contents)
+    study.run_folder(study.runs[0], 1).mkdir(parents=True)
+    open_folder(*read_study(declared(sweep)))
+    for other in (sweep | {"trb_epsilon": [0.5, 1.0]}, dict(reversed(sweep.items()))):
+        words = (
+            r"holds a study of another configuration \(runs are named OPD, TRB epsilon=0.5 warmup_steps=2, TRB epsil"
+        )
+        with pytest.raises(UsageError, match=words):
+            open_folder(*read_study(declared(other)))
 
 
 def test_a_folder_of_another_run_is_no_result(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

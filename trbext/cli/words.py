@@ -247,7 +247,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _fields_apart(words: list[str]) -> tuple[list[str], list[str]]:
     """Takes the fields of a run and their values out of the words of `trb train`: argparse knows no field, and would
-    take the value of the first one for CONFIG.yaml. A first word in .yaml is that file, also after --bf16."""
+    take the value of the first one for CONFIG.yaml. The first word in .yaml is that file, also after --bf16."""
     if words[:1] != ["train"]:
         return words, []
     kept: list[str] = []
@@ -257,7 +257,7 @@ def _fields_apart(words: list[str]) -> tuple[list[str], list[str]]:
         if word.startswith("--") and not any(option.startswith(word) for option in OF_TRAIN):
             fields.append(word)
             begun = "=" not in word
-        elif len(kept) == 1 and word.endswith((".yaml", ".yml")):
+        elif word.endswith((".yaml", ".yml")) and all(other.startswith("-") for other in _joined(kept)[1:]):
             kept.append(word)
             begun = False
         elif begun and not word.startswith("--") and word != "-h":

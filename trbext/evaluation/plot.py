@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import matplotlib.ticker
 from matplotlib.figure import Figure
 
@@ -15,6 +16,7 @@ from .report import Report
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a name may hold "$"
 def plot_checkpoints(report: Report, path: Path) -> str:
     """Plots the mean of the suite and each benchmark.
 

@@ -34,6 +34,7 @@ UNITS = {"trb/beta_mean": "mean, p10 to p90", "eval_pass@1": "share of samples"}
 STYLES = ("-", "--")
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a name may hold "$"
 def plot_runs(runs: Sequence[tuple[str, Sequence[Metrics]]], output: Path, title: str | None = None) -> None:
     """Plots the curves of `runs`, pairs (name, lines of metrics.jsonl), over optimizer steps into one PNG or SVG.
 

@@ -29,6 +29,20 @@ def test_a_word_after_a_field_is_its_value(words: str, config: str | None, field
     assert options.resume == ("--resume" in words)
 
 
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        ("--resume auto --trb_epsilon 0.1 c.yaml", ["--trb_epsilon", "0.1"]),
+        ("--resume=auto --trb_epsilon 0.1 c.yaml --seed 3", ["--trb_epsilon", "0.1", "--seed", "3"]),
+        ("--resume --bf16 c.yaml", ["--bf16"]),
+    ],
+)
+def test_a_configuration_after_a_field_may_follow_a_resumption(words: str, fields: list[str]) -> None:
+    options, found = parse(["train", *words.split()])
+    assert (options.config, found) == (Path("c.yaml"), fields)
+    assert options.resume == ("auto" if "auto" in words else True)
+
+
 def test_a_resumption_is_no_field() -> None:
     options, fields = parse(["train", "--seed", "3", "--resume", "auto", "c.yaml"])
     assert (options.resume, options.config, fields) == ("auto", Path("c.yaml"), ["--seed", "3"])

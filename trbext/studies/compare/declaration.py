@@ -132,7 +132,7 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
     for key in declared:
         if key not in KEYS:
             raise UsageError(f"{path}: unknown key {key!r}; a study has {', '.join(sorted(KEYS))}")
-    base, runs = mapping(declared, "base"), _runs(mapping(declared, "runs"))
+    base, runs = mapping(declared, "base"), runs_of(declared)
     metric, final_evaluations = _metric(mapping(declared, "metric"))
     secondary = tuple(_known_metric(name) for name in as_list(declared.get("secondary_metrics") or []))
     metrics = (metric, *secondary)
@@ -171,10 +171,15 @@ def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
     return dataclasses.replace(study, max_steps=config.max_steps, eval_every=every), declared
 
 
-def _runs(declared: dict[str, Any]) -> tuple[Run, ...]:
+def runs_of(declared: dict[str, Any]) -> tuple[Run, ...]:
+    """Returns the runs that the contents of a study's file declare.
+
+    Raises:
+        UsageError: They are not right.
+    """
     # 1. Make a run of every combination of a sweep's values.
     runs: list[tuple[str, dict[str, Any]]] = []
-    for label, fields in declared.items():
+    for label, fields in mapping(declared, "runs").items():
         if not isinstance(label, str):
             raise UsageError(f"names of runs must be text, got {label!r}: quote it")
         if fields is None:

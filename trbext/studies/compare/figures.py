@@ -44,6 +44,7 @@ class Picture:
     svg: str
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a name may hold "$"
 def plot_all(findings: Findings, folder: Path) -> list[Picture]:
     """Plots every figure of a study.
 
@@ -122,7 +123,8 @@ def _forest(metric: Metric, rows: Sequence[Contrast], title: str) -> Figure:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     unit = "percentage points" if metric.is_share else "in the metric's unit"
     axes.set_xlabel(f"{unit}; {metric.better} is better; filled: resolved", fontsize=8)
-    axes.set_title(title, fontsize=9, loc="left", wrap=True)
+    escaped = title.replace("$", r"\$")  # matplotlib takes a title that it wraps for a formula in any case
+    axes.set_title(escaped, fontsize=9, loc="left", wrap=True, parse_math=True)
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", alpha=0.3)
     return figure

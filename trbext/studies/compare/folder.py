@@ -9,7 +9,7 @@ from filelock import FileLock
 from ...data.yaml_file import dump_yaml, read_yaml
 from ...errors import UsageError
 from ...runs.folder import RunFolder
-from .declaration import FREE_ON_RESUME, Study
+from .declaration import FREE_ON_RESUME, Study, runs_of
 
 
 def open_folder(study: Study, declared: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def open_folder(study: Study, declared: dict[str, Any]) -> None:
     """
     check_folder(study, declared)
     file = study.folder / "study.yaml"
-    if file.exists() and not _differences(read_yaml(file), declared):
+    if file.exists() and not _changes(read_yaml(file), declared):
         return
     study.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(study.folder / "study.lock", timeout=0):
@@ -52,7 +52,7 @@ def check_folder(study: Study, declared: dict[str, Any]) -> None:
         if study.folder.exists() and any(path.name != "study.lock" for path in study.folder.iterdir()):
             raise UsageError(f"output_dir {study.folder} is not empty and holds no study: name another")
         return
-    changed = _differences(read_yaml(file), declared)
+    changed = _changes(read_yaml(file), declared)
     if changed and any(path.is_dir() for path in study.folder.glob("runs/*/*")):
         raise UsageError(
             f"{study.folder} holds a study of another configuration ({'; '.join(changed)}): name another output_dir. "
@@ -77,6 +77,16 @@ def check_paths(study: Study) -> None:
     for name in ("runs", "figures"):
         if (study.folder / name).is_file():
             raise UsageError(f"{study.folder / name} must be a folder, got a file: move it away")
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns what differs, and of equal runs their names, as a sweep of 1.0 names them unlike one of 1."""
+    found = _differences(before, now)
+    if not found:
+        labels = [[run.label for run in runs_of(each)] for each in (before, now)]
+        if set(labels[0]) != set(labels[1]):
+            found = [f"runs are named {', '.join(labels[0])} -> {', '.join(labels[1])}"]
+    return found
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:

@@ -175,7 +175,8 @@ def mixed(
         else:
             part = temperature * (share.log() + (logits / temperature).log_softmax(-1))
             here = teachers_of_row if index is None else teachers_of_row[index.to(first.device)]
-            part = torch.where((here == 1).to(logits.device).view(shape), logits, part)
+            alone = (here == 1).to(logits.device).view(shape) & (share > 0)
+            part = torch.where(alone, logits, part)
         if index is None and found is None:
             found = part
             continue
@@ -188,6 +189,6 @@ def mixed(
             found[every] = before + part
         else:
             both = temperature * torch.logaddexp(before / temperature, part / temperature)
-            found[every] = torch.where(before == -math.inf, part, both)
+            found[every] = torch.where(before == -math.inf, part, torch.where(part == -math.inf, before, both))
     assert found is not None
     return found

@@ -41,6 +41,10 @@ def choose_fused_loss(
         ValueError: The divergence that `args.beta` names needs the fused loss, or the loss estimator or top k is wrong.
     """
     args.check_top_k(alignment.width)
+    if tools and args.loss_estimator in ("sampled", "routed"):
+        raise ValueError(
+            f"tools write tokens nobody sampled: loss_estimator={args.loss_estimator!r} needs rollouts without tools"
+        )
     if isinstance(teacher, Mixture) or not is_transformers(teacher):
         if args.beta != 1.0:
             raise ValueError(
@@ -66,9 +70,5 @@ def choose_fused_loss(
         raise ValueError(
             "student and teacher stop with different EOS ids, and only the reverse KL (beta = 1.0) merges them, "
             f"got beta = {args.beta}"
-        )
-    if tools and args.loss_estimator in ("sampled", "routed"):
-        raise ValueError(
-            f"tools write tokens nobody sampled: loss_estimator={args.loss_estimator!r} needs rollouts without tools"
         )
     return alignment.is_slice and not excluding and not cannot_cut

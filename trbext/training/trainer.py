@@ -373,14 +373,14 @@ class TRBTrainer(EvaluatingTrainer):
             self._eval_batches += 1
         if self.model.training and self.length.is_limited:
             metrics["trb/rollout_length"] = float(self._longest_rollout())
-        if self._top_k_teacher is not None:
-            output |= self._told_of_teacher(generation.rollouts, output)
         if self.engines is not None:
             metrics |= engine_metrics(generation, self.accelerator)
             if self.args.teacher_from_engine:
                 output |= generation.teacher_top(output["completion_ids"])
         if self.model.training and self.args.loss_prefix_tokens is not None:
             cut_to_prefix(output, self.args.loss_prefix_tokens, self.accelerator)
+        if self._top_k_teacher is not None:  # is asked about the tokens of the loss only
+            output |= self._told_of_teacher(generation.rollouts, output)
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         return output

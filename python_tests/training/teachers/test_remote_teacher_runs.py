@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +116,44 @@ def test_completions_without_what_was_told_are_scored_as_a_whole() -> None:
     rest = float((1 - torch.tensor([-1.0, -2.0]).exp().sum()).log())
     assert found["rest_log_prob"][0].tolist() == pytest.approx([rest] * 3)
     assert found["rest_log_prob"][1].tolist() == pytest.approx([rest, 0, 0])
+
+
+class Counting:
+    """A top-k teacher that counts the tokens that it is asked about."""
+
+    vocab_size, eos_token_ids = 64, (EOS,)
+
+    def __init__(self) -> None:
+        self.model, self.asked = tiny_llama(1), 0
+
+    def log_probs(self, ids: Sequence[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return self.model(torch.tensor([list(ids)])).logits[0].log_softmax(-1)
+
+    def next_tokens(self, prefixes: Any, alignment: Alignment) -> TopK:
+        raise AssertionError("the student writes by itself")
+
+    def score(self, sequences: Any, starts: Any, alignment: Alignment) -> TopK:
+        rows = torch.cat([self.log_probs(ids)[at - 1 : -1] for ids, at in zip(sequences, starts, strict=True)])
+        self.asked += len(rows)
+        top = rows.topk(64)
+        return TopK(top.indices, top.values)
+
+    def log_probs_of(self, prefixes: Any, ids: torch.Tensor, alignment: Alignment) -> torch.Tensor:
+        self.asked += len(prefixes)
+        return torch.stack([self.log_probs(prefix)[-1] for prefix in prefixes]).gather(-1, ids)
+
+
+@pytest.mark.parametrize("fields", [{"loss_top_k": 64}, {"loss_top_k": 5, "loss_tokens_of": "student"}], ids=str)
+def test_a_loss_of_prefixes_asks_about_no_later_token(tmp_path: Path, fields: dict[str, Any]) -> None:
+    teacher = Counting()
+    fields = {"rollout_policy": "student", "loss_estimator": "top_k", "loss_prefix_tokens": 2, "max_steps": 1, **fields}
+    trainer = make_trainer(tmp_path, teacher=teacher, **fields)  # type: ignore[arg-type]
+    teacher.asked = 0
+    trainer.train()
+    (log,) = steps(trainer)
+    assert log["completions/mean_length"] > 2
+    assert 0 < teacher.asked <= 4 * 2
 
 
 def test_rollouts_of_one_batch_may_have_been_told_different_numbers_of_tokens() -> None:

@@ -16,9 +16,12 @@ from python_tests.models.tiny_models import EOS, tiny_llama
 from python_tests.training.trainer_cases import make_trainer, steps, weights, without_timings
 from trbext import mixture, self_teacher
 from trbext.models.next_token import FunctionModel
+from trbext.training.config import TRBConfig
+from trbext.training.fused_loss import choose_fused_loss
 from trbext.training.teachers.loading import prepare_teacher
 from trbext.training.teachers.offload import OffloadedWeights
 from trbext.training.trainer import TRBTrainer
+from trbext.vocab import align
 
 
 def lora_student() -> Any:
@@ -127,6 +130,18 @@ def test_a_column_routes_each_row_to_its_teacher(tmp_path: Path) -> None:
         assert not any(text.startswith(prompt) for text in texts for prompt in others), label
 
 
+def test_routed_rows_train_alike_whatever_the_mean(tmp_path: Path) -> None:
+    """Each row has one teacher, and the mean of one teacher is that teacher."""
+    rows = Dataset.from_list([{"prompt": f"{n}+1=", "domain": "ab"[n % 2]} for n in range(16)])
+    found = []
+    for mean in ("geometric", "arithmetic"):
+        teachers = mixture({"a": tiny_llama(1), "b": tiny_llama(2)}, mean=mean)  # type: ignore[arg-type]
+        trainer = make_trainer(tmp_path / mean, teacher=teachers, rows=rows, teacher_column="domain", temperature=0.7)
+        trainer.train()
+        found.append(logs(trainer))
+    assert found[0][:-1] == found[1][:-1]  # but for the summary, each log is the same
+
+
 class Declared(FunctionModel):
     vocab_size = 64
     eos_token_ids = (EOS,)
@@ -145,6 +160,32 @@ def test_a_model_that_yields_only_logits_teaches_as_itself(tmp_path: Path) -> No
             assert one[name] == pytest.approx(two[name], rel=1e-4), name
     with pytest.raises(ValueError, match=r"without an lm_head of its own, Declared, trains by the reverse KL"):
         make_trainer(tmp_path / "c", teacher=other, beta=0.5)
+
+
+def test_a_function_is_asked_about_no_padding_behind_the_completions(tmp_path: Path) -> None:
+    teacher, widths = tiny_llama(1), []
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        widths.append(ids.shape[1])
+        return teacher(ids, use_cache=False).logits
+
+    fields: dict[str, Any] = {"max_steps": 1, "rollout_policy": "student", "check_models": False}
+    found = []
+    for number, multiple in enumerate((None, 32)):
+        other = make_trainer(tmp_path / str(number), teacher=Declared(logits), pad_to_multiple_of=multiple, **fields)
+        other.train()
+        found.append((max(widths), steps(other)[0]["loss"]))
+        widths.clear()
+    (longest, loss), (padded, padded_loss) = found
+    assert longest == padded
+    assert padded_loss == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("teacher", [tiny_llama(1), mixture([tiny_llama(1)]), Declared(tiny_llama(1))], ids=repr)
+def test_a_loss_of_sampled_tokens_refuses_tools_whatever_the_teacher(tmp_path: Path, teacher: Any) -> None:
+    student, args = tiny_llama(0), TRBConfig(output_dir=str(tmp_path), loss_estimator="sampled")
+    with pytest.raises(ValueError, match=r"^tools write tokens nobody sampled: loss_estimator='sampled'"):
+        choose_fused_loss(student, teacher, align(student, teacher), args, zero3=False, tools=True)
 
 
 def test_a_function_computes_in_its_own_precision_for_rollouts_and_loss(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.cached_model import unwrap
@@ -143,13 +144,18 @@ def head_of(teacher: Any, alignment: Alignment, *, gather_zero3: bool = True) ->
 
 def _logits(teacher: Any, batch: CompletionBatch, alignment: Alignment, device: torch.device) -> tuple[Tensor, Head]:
     modules = [teacher] if hasattr(teacher, "modules") else []
+    # Columns of padding only, which `pad_to_multiple_of` adds, are left out: it may know no positions so far on.
+    prompt, completion = (int(mask.sum(1).max()) for mask in (batch.prompt_mask, batch.completion_mask))
     # It computes as in rollouts, in a precision of its own, although the loss is under autocast.
     with evaluating(modules), torch.autocast(batch.prompt_ids.device.type, enabled=False):
-        first, prefixes = as_next_token_model(teacher, "teacher").prefill(batch.prompt_ids, batch.prompt_mask)
+        first, prefixes = as_next_token_model(teacher, "teacher").prefill(
+            batch.prompt_ids[:, -prompt:], batch.prompt_mask[:, -prompt:]
+        )
         logits = first[:, None, : alignment.width]
-        if batch.completion_ids.shape[1] > 1:
-            more = prefixes.advance(batch.completion_ids[:, :-1], batch.prompt_mask.sum(1))
+        if completion > 1:
+            more = prefixes.advance(batch.completion_ids[:, : completion - 1], batch.prompt_mask.sum(1))
             logits = torch.cat([logits, more[..., : alignment.width]], 1)
+        logits = F.pad(logits, (0, 0, 0, batch.completion_ids.shape[1] - logits.shape[1]))
     return logits.to(device), LogitsHead(alignment.width, device)
 
 

@@ -113,14 +113,8 @@ def _of_rollouts(rollouts: Sequence[Rollout], completions: Tensor) -> TopK | Non
         ids, log_probs = rollout.teacher_top_ids, rollout.teacher_top_log_prob
         if ids is None or log_probs is None:
             return None
-        padding = (
-            0,
-            max(told) - ids.shape[2],
-            0,
-            width - ids.shape[1],
-        )  # a teacher may tell more to one than to another
-        if padding[3] < 0:
-            return None
+        # A teacher may tell more to one than to another, and the completions may be cut to a prefix.
+        padding = (0, max(told) - ids.shape[2], 0, width - ids.shape[1])
         parts.append((F.pad(ids, padding, value=-1), F.pad(log_probs, padding, value=-torch.inf)))
     # More rows than completions: conversations of several turns, whose tokens are not those of one rollout.
     if sum(len(ids) for ids, _ in parts) != rows:

@@ -206,6 +206,14 @@ def test_a_resumed_run_repeats_the_uninterrupted_run_bitwise(
         assert torch.equal(found[name], weight), name
 
 
+def test_each_evaluation_has_the_same_order_also_with_workers_that_stay(tmp_path: Path) -> None:
+    """Or that of a resumed run, whose workers are new, would be another than that of the uninterrupted run."""
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = make_trainer(tmp_path, held_out=prompts(9), **workers)
+    first, second = (trainer.evaluate()["eval_loss"] for _ in range(2))
+    assert first == second
+
+
 def test_epochs_visit_every_prompt_in_a_new_order(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, rows=8, max_steps=4)
     batches: list[list[str]] = []

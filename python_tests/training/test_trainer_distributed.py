@@ -13,7 +13,7 @@ from trl.distributed import DistributedBackend
 
 from python_tests.models.tiny_models import prompts
 from python_tests.processes.two_processes import run_two_processes
-from python_tests.training import distributed_run
+from python_tests.training import distributed_run, streamed_run
 from python_tests.training.distributed_run import ACCUMULATION, CHECKPOINT, HELD_OUT, PROMPTS_PER_PROCESS, STEPS
 from trbext.training.sharding import check_can_unshard
 
@@ -98,6 +98,18 @@ def test_a_row_that_fills_up_the_last_batch_is_no_part_of_the_held_out_loss(rank
         assert rank["scored"] == int(mine.sum() + others[:1].sum())
         (log,) = [log for log in rank["straight"]["logs"] if "eval_loss" in log]
         assert log["eval_loss"] == log["eval_trb/reverse_kl"]
+
+
+def test_rows_that_fill_up_the_last_batch_of_a_stream_are_no_part_of_the_held_out_loss(tmp_path: Path) -> None:
+    run_two_processes(Path(streamed_run.__file__), str(tmp_path), timeout=1800)
+    both = [torch.load(tmp_path / f"streamed{rank}.pt") for rank in range(2)]
+    for (rows, shards), mine in both[0].items():
+        counted = []
+        for found in (mine, both[1][rows, shards]):
+            assert len(found["prompts"]) == 2 * len(found["own"])
+            for batch, own in enumerate(found["own"]):
+                counted += found["prompts"][2 * batch : 2 * batch + own]
+        assert sorted(counted) == sorted(prompts(rows)["prompt"]), (rows, shards)
 
 
 def test_two_processes_resume_bitwise(ranks: list[Rank]) -> None:

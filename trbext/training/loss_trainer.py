@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.data_loader import IterableDatasetShard
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -139,9 +140,14 @@ class LossTrainer(ResumableTrainer):
         """Returns how many rows of a held-out batch of `rows` are no repetitions, by which accelerate fills up the last
         batch of the processes."""
         state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
+        if not state.end_of_dataloader:
             return rows
-        return int(min(max(state.remainder - self.accelerator.process_index * rows, 0), rows))
+        remainder, dataset = state.remainder, state.active_dataloader.dataset
+        if isinstance(dataset, IterableDatasetShard):  # of a stream, whose length accelerate does not know
+            remainder = dataset.dataset.count % (rows * self.accelerator.num_processes)
+        if remainder <= 0:
+            return rows
+        return int(min(max(remainder - self.accelerator.process_index * rows, 0), rows))
 
     @contextmanager
     def _teacher_for_decoding(self, part: int, rows: int) -> Iterator[Any]:

@@ -49,6 +49,20 @@ class OwnCadence(TrainerCallback):
     on_epoch_end = on_step_end
 
 
+class HeldOutStream(torch.utils.data.IterableDataset[dict[str, Any]]):
+    """The rows of a held-out stream, in the same order each time, and how many there were."""
+
+    def __init__(self, rows: IterableDataset) -> None:
+        self._rows = rows
+        self.count = 0  # of the rows that have been read in the present pass
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.count = 0
+        for row in self._rows:
+            self.count += 1
+            yield row
+
+
 class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is untyped
     """TRL's trainer, which trains after a checkpoint exactly what it would have trained without an interruption."""
 
@@ -174,6 +188,16 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
             is_training=True,
         )
         return endless
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        # Only a held-out stream comes as it is. accelerate would give each process another share of it.
+        rows = HeldOutStream(dataset) if isinstance(dataset, IterableDataset) else dataset
+        loader: DataLoader[Any] = super()._get_dataloader(rows, *args, **kwargs)
+        return loader
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> ResumableSampler:
+        # Each evaluation has the same order, also if persistent workers keep the sampler between two of them.
+        return ResumableSampler(data_source=eval_dataset, mini_repeat_count=1, seed=self.args.seed, epoch=lambda: 0)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> ResumableSampler:
         dataset = self.train_dataset if dataset is None else dataset

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -113,9 +114,21 @@ def test_completions_without_what_was_told_are_scored_as_a_whole() -> None:
     }
     found = told_at_prefixes(Recorder(), [], batch, Alignment(16, (1,), ()))
     assert found["top_ids"].tolist() == [[[1, 2], [3, -1], [4, 5]], [[6, 7], [-1, -1], [-1, -1]]]
-    rest = float((1 - torch.tensor([-1.0, -2.0]).exp().sum()).log())
-    assert found["rest_log_prob"][0].tolist() == pytest.approx([rest] * 3)
+    assert found["top_log_prob"][0, 1].tolist() == [-1.0, -torch.inf]
+    rest, alone = (math.log(1 - sum(map(math.exp, told))) for told in ([-1.0, -2.0], [-1.0]))
+    assert found["rest_log_prob"][0].tolist() == pytest.approx([rest, alone, rest])
     assert found["rest_log_prob"][1].tolist() == pytest.approx([rest, 0, 0])
+
+
+def test_one_row_for_a_completion_of_three_tokens_is_refused() -> None:
+    class Once:
+        def score(self, *_: Any) -> TopK:
+            return TopK(torch.tensor([[1, 2]]), torch.tensor([[-1.0, -2.0]]))
+
+    ids, ones, teacher = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.int64), cast(Any, Once())
+    batch = {"prompt_ids": ids, "prompt_mask": ones, "completion_ids": ids, "completion_mask": ones}
+    with pytest.raises(ValueError, match=r"the teacher Once must return .* \[3, k\], got torch.int64 \[1, 2\]"):
+        told_at_prefixes(teacher, [], batch, Alignment(16, (1,), ()))
 
 
 class Counting:

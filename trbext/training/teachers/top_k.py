@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import EngineFailed, UsageError
 from ...limits import ROUNDING_OF_MASS
-from ...models.next_token import TokenScorer, TopKTeacher
+from ...models.next_token import TokenScorer, TopKTeacher, checked_top
 from ...rollout import Rollout
 from ...top_k import TopK
 from ...vocab import Alignment
@@ -100,6 +100,7 @@ def require_token_scores(teacher: TopKTeacher, k: int, alignment: Alignment) -> 
 
 
 def _with_rest(ids: Tensor, log_probs: Tensor) -> dict[str, Tensor]:
+    log_probs = log_probs.masked_fill(ids < 0, -torch.inf)  # `trbext.TopK`: not looked at where there is no token
     # A sum of float32 numbers does not know a smaller rest; `trbext.TopK` says the same of the operators.
     rest = (1 - log_probs.double().exp().sum(-1)).clamp(min=ROUNDING_OF_MASS).log()
     return {"top_ids": ids, "top_log_prob": log_probs, "rest_log_prob": rest.float()}
@@ -125,12 +126,13 @@ def _of_rollouts(rollouts: Sequence[Rollout], completions: Tensor) -> TopK | Non
 def _scored(teacher: TopKTeacher, batch: Mapping[str, Tensor], alignment: Alignment) -> TopK:
     prompts, completions, lengths = _texts(batch)
     sequences = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    told = teacher.score(sequences, [len(prompt) for prompt in prompts], alignment)
+    said = teacher.score(sequences, [len(prompt) for prompt in prompts], alignment)
+    told = checked_top(said, teacher, int(lengths.sum()), alignment.width)
     k = told.ids.shape[1]
     ids = torch.full((*batch["completion_ids"].shape, k), -1)
     log_probs = torch.full(ids.shape, -torch.inf)
     inside = torch.arange(ids.shape[1]) < lengths[:, None]
-    ids[inside], log_probs[inside] = told.ids.long(), told.log_probs.float()
+    ids[inside], log_probs[inside] = told
     return TopK(ids, log_probs)
 
 

@@ -136,10 +136,12 @@ def _json_rows(path: Path) -> Dataset:
     """Reads the objects of a file, or of the list that it is, by json, into memory."""
     text, at = path.read_text(encoding="utf-8-sig").strip(), 0
     rows: list[Any] = []
+    decoder = json.JSONDecoder()
     while at < len(text):
-        value, end = json.JSONDecoder().raw_decode(text, at)
+        value, at = decoder.raw_decode(text, at)
         rows += value if isinstance(value, list) else [value]
-        at = end + len(text[end:]) - len(text[end:].lstrip())
+        while at < len(text) and text[at].isspace():
+            at += 1
     rows = [row if isinstance(row, dict) else {"text": row} for row in rows]  # as datasets names a list of texts
     names = dict.fromkeys(name for row in rows for name in row)
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, on_mixed_types="use_json")

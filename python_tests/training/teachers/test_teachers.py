@@ -181,7 +181,11 @@ def test_a_function_is_asked_about_no_padding_behind_the_completions(tmp_path: P
     assert padded_loss == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("teacher", [tiny_llama(1), mixture([tiny_llama(1)]), Declared(tiny_llama(1))], ids=repr)
+@pytest.mark.parametrize(
+    "teacher",
+    [tiny_llama(1), mixture([tiny_llama(1)]), Declared(tiny_llama(1))],
+    ids=["a model", "a mixture", "a function"],
+)
 def test_a_loss_of_sampled_tokens_refuses_tools_whatever_the_teacher(tmp_path: Path, teacher: Any) -> None:
     student, args = tiny_llama(0), TRBConfig(output_dir=str(tmp_path), loss_estimator="sampled")
     with pytest.raises(ValueError, match=r"^tools write tokens nobody sampled: loss_estimator='sampled'"):

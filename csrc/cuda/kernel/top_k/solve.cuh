@@ -56,6 +56,7 @@ __device__ __forceinline__ bool gather_outcomes(const TopKRow& row) {
     state.log_rest = ::log(sum);
     state.log_total = ::log(mass + ::exp(log_of_teacher));
     state.rest = {log_rest, log_of_teacher - state.log_total};
+    state.origin = {0.0, 0.0};  // from which the first solve is
   }
   __syncwarp();
   return true;
@@ -173,8 +174,6 @@ __device__ __forceinline__ bool set_next_origin(const TopKRow& row, int origins)
 // All lanes: finds beta and writes the answer to the state. The sweep of the row must have left no fault.
 __device__ __forceinline__ void solve_outcomes(const TopKRow& row) {
   TopKState& state = row.state;
-  if (row.lane == 0) state.origin = {0.0, 0.0};
-  __syncwarp();
   int origins = 0;
 #pragma unroll 1
   do {

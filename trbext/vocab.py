@@ -106,13 +106,18 @@ class Alignment:
         columns = torch.stack([sliced[..., token] for token in (self.stop, *self.duplicates)], -1)
         precise = columns.to(torch.promote_types(logits.dtype, torch.float32))
         merged = sliced if in_place else sliced.clone()
-        scaled = precise / temperature
-        none = (scaled == -torch.inf).all(-1)  # their logsumexp has the gradient NaN
-        log_mass = scaled.masked_fill(none[..., None], 0.0).logsumexp(-1).masked_fill(none, -torch.inf)
-        merged[..., self.stop] = (temperature * log_mass).to(logits.dtype)
+        merged[..., self.stop] = (temperature * _logsumexp(precise / temperature)).to(logits.dtype)
         for token in self.duplicates:
             merged[..., token] = -torch.inf
         return merged
+
+
+def _logsumexp(values: Tensor) -> Tensor:
+    """The logsumexp over the last dimension, whose gradient at nothing but -inf is 0 and not NaN."""
+    if not values.requires_grad:  # as in a rollout, for each token
+        return values.logsumexp(-1)
+    none = (values == -torch.inf).all(-1)
+    return values.masked_fill(none[..., None], 0.0).logsumexp(-1).masked_fill(none, -torch.inf)
 
 
 def align(

@@ -77,7 +77,8 @@ def blended_generate(
         check_no_processors(logits_processor)
         for name in OUTPUTS if generation_config.return_dict_in_generate else ():
             if getattr(generation_config, name, None):
-                raise ValueError(f"a blended rollout gives no {name[7:]}, got {name}=True: see on_rollout")
+                kind = name.removeprefix("output_")
+                raise ValueError(f"a blended rollout gives no {kind}, got {name}=True: see on_rollout")
         for name, given in inputs.items():
             if given is None or name in OF_GENERATE:
                 continue

@@ -337,6 +337,16 @@ def test_logits_after_the_end_of_a_row_do_not_matter() -> None:
         ({"max_new_tokens": 59}, r"student has 64 positions, .*\(6 tokens\).*\(59\) need 65"),
         ({"prompts": (torch.full((2, 3), 99), torch.ones(2, 3).long())}, r"of the \d+ ids that the student embeds.*99"),
         ({"prompts": (torch.full((2, 3), -100), torch.ones(2, 3).long())}, "input_ids must be of the .*got -100"),
+        ({"prompts": (PROMPTS[0].float(), PROMPTS[1])}, r"input_ids must be token ids, \[B, P\] int64, got torch.float32"),
+        ({"prompts": (PROMPTS[0].tolist(), PROMPTS[1])}, r"input_ids must be a tensor \[B, P\], got list"),
+        ({"prompts": (PROMPTS[0], None)}, r"attention_mask must be a tensor \[B, P\], got NoneType"),
+        ({"prompts": (PROMPTS[0], PROMPTS[1] * 0.5)}, "left padded.* row 0 is not"),
+        ({"alignment": None}, "alignment must be a trbext.vocab.Alignment, got None: see trbext.align"),
+        ({"optimizer_step": None}, "optimizer_step must be a whole number, got None"),
+        ({"optimizer_step": -1}, "optimizer_step must be at least 0, got -1"),
+        ({"generator": 3}, "generator must be a torch.Generator, a list of them or None, got 3"),
+        ({"generator": [None] * 6 + [1]}, "generator must be a torch.Generator, a list of them or None, got 1"),
+        ({"teacher_states_limit": None}, "teacher_states_limit must be a number of bytes, got None"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"prompts": (PROMPTS[0], PROMPTS[1][:, 1:])}, r"one shape \[B, P\].* got \[6, 6\] and \[6, 5\]"),
         ({"prompts": (torch.zeros(2, 0).long(), torch.zeros(2, 0).long())}, r"got \[2, 0\]"),
@@ -348,6 +358,19 @@ def test_logits_after_the_end_of_a_row_do_not_matter() -> None:
 def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         roll(tiny(seed=1), tiny(seed=2), **changed)
+
+
+def test_ids_of_any_whole_dtype_are_the_same_prompts() -> None:
+    ids, mask = PROMPTS
+    student, teacher = tiny(seed=1), tiny(seed=2)
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        return teacher(ids).logits
+
+    for each in (teacher, logits):
+        usual = roll(student, each, (ids, mask))
+        for dtype, mask_dtype in ((torch.int32, torch.bool), (torch.uint8, torch.float32)):
+            assert_same(usual, roll(student, each, (ids.to(dtype), mask.to(mask_dtype))))
 
 
 def test_a_budget_needs_a_teacher_on_the_same_device() -> None:

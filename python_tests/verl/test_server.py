@@ -161,6 +161,7 @@ def test_pictures_are_refused(module: Any) -> None:
         ({"custom": {"trb": {"teacher": "T", "epsilon": 0.1, "draft": 3}}}, "has the names .*, got draft"),
         ({"custom": {"trb": {"epsilon": 0.1}}}, "custom.trb.teacher must be given"),
         ({"custom": {"trb": {"teacher": "T", "epsilon": 0.1}}}, "custom.trb.warmup_steps must be given"),
+        ({"custom": {"trb": {"teacher": "T", "epsilon": 1, "schedule": "piecewise"}}}, "custom.trb.points must be given"),
         ({"custom": {"trb": {"teacher": "T", "epsilon": -1, "warmup_steps": 4}}}, "0 <= epsilon <= inf, got -1"),
         (
             {"custom": {"trb": {"teacher": "T", "epsilon": 1, "schedule": "constant", "draft_length": 0}}},

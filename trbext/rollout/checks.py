@@ -41,6 +41,19 @@ def check_epsilon(epsilon: float | Tensor, input_ids: Tensor) -> None:
         raise ValueError(not_an_epsilon(f"{float(epsilon[wrong[0]])} in row {wrong[0]}"))
 
 
+def check_token_ids(input_ids: Any, attention_mask: Any) -> None:
+    """Checks that the prompts and their mask are tensors, the prompts of whole numbers.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, given in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} must be a tensor [B, P], got {type(given).__name__}")
+    if input_ids.dtype == torch.bool or input_ids.is_floating_point() or input_ids.is_complex():
+        raise ValueError(f"input_ids must be token ids, [B, P] int64, got {input_ids.dtype}")
+
+
 def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Checks the prompts, and cuts off the columns that are padding in every row.
 
@@ -49,7 +62,7 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Te
         attention_mask: [B, P], 1 or True for tokens, 0 or False for padding.
 
     Returns:
-        The prompts [B, longest], their mask [B, longest] int64, and their lengths [B] int64 on the CPU.
+        The prompts [B, longest] int64, their mask [B, longest] int64, and their lengths [B] int64 on the CPU.
 
     Raises:
         ValueError: The shapes differ or hold a 0, or a row is not left padded or is empty.
@@ -59,9 +72,8 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Te
             "input_ids and attention_mask must have one shape [B, P] with B, P >= 1, got "
             f"{list(input_ids.shape)} and {list(attention_mask.shape)}"
         )
-    mask = attention_mask.to(input_ids.device, torch.int64)
-    host = mask.cpu()
-    lengths = host.sum(1)
+    host = attention_mask.cpu()
+    lengths = (host != 0).sum(1)
     left_padded = (host == (torch.arange(host.shape[1]) >= host.shape[1] - lengths[:, None])).all(1) & (lengths > 0)
     if not left_padded.all():
         row = int(left_padded.int().argmin())
@@ -69,7 +81,8 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Te
             f"attention_mask must be left padded, zeros and then at least one 1 in every row; row {row} is not"
         )
     longest = int(lengths.max())
-    return input_ids[:, -longest:], mask[:, -longest:], lengths
+    mask = attention_mask[:, -longest:].to(input_ids.device, torch.int64)
+    return input_ids[:, -longest:].long(), mask, lengths
 
 
 def check_ids(models: list[tuple[str, Any]], input_ids: Tensor) -> None:

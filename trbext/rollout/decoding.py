@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import InitVar, dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from ..models.next_token import TopKTeacher, is_transformers
 from ..teachers.mixture import Mixture
 from ..vocab import Alignment
 from .caches import named_models
-from .checks import check_epsilon, check_ids, check_models, check_not_itself, check_prompts
+from .checks import check_epsilon, check_ids, check_models, check_not_itself, check_prompts, check_token_ids
 from .hidden_states import HiddenStates
 from .policies import TrustRegion
-from .policy import Policy
+from .policy import Policy, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class Decoding:
     policy: Policy = field(init=False)
 
     def __post_init__(self, epsilon: float | Tensor | None, given_policy: Policy | None, check: bool) -> None:
+        self._check_types()
         # 1. Make the policy; an epsilon stands for TrustRegion(epsilon).
         if (epsilon is None) == (given_policy is None):
             raise ValueError(
@@ -62,8 +63,6 @@ class Decoding:
         if budget is not None:
             check_epsilon(budget, self.prompts)
         check_temperature(self.temperature)
-        if not isinstance(self.pad_token_id, Integral):
-            raise ValueError(f"pad_token_id must be a whole number, got {self.pad_token_id!r}: alignment.stop will do")
         # 2. The teacher, which stays out of everything below if it is not needed.
         if not given_policy.needs_teacher(self.optimizer_step):
             self._set("teacher", None)
@@ -84,6 +83,19 @@ class Decoding:
         check_ids(self.named_models, prompts)
         if check:
             probe_models(self.named_models, int(lengths.max()) + self.max_new_tokens)
+
+    def _check_types(self) -> None:
+        check_token_ids(self.prompts, self.prompt_mask)
+        if not isinstance(self.alignment, Alignment):
+            raise ValueError(f"alignment must be a trbext.vocab.Alignment, got {self.alignment!r:.80}: see trbext.align")
+        whole_number("optimizer_step", self.optimizer_step, 0)
+        if not isinstance(self.pad_token_id, Integral):
+            raise ValueError(f"pad_token_id must be a whole number, got {self.pad_token_id!r}: alignment.stop will do")
+        for one in self.generator if isinstance(self.generator, Sequence) else (self.generator,):
+            if not isinstance(one, torch.Generator | None):
+                raise ValueError(f"generator must be a torch.Generator, a list of them or None, got {one!r:.80}")
+        if not isinstance(self.teacher_states_limit, Real):
+            raise ValueError(f"teacher_states_limit must be a number of bytes, got {self.teacher_states_limit!r:.80}")
 
     def _check_top_k_teacher(self) -> None:
         if self.budget is None:

@@ -55,18 +55,15 @@ class RolloutSettings:
         unknown = sorted(given.keys() - {*OF_ROLLOUTS, *OF_SCHEDULE})
         if unknown:
             raise ValueError(f"{WHERE} has the names {', '.join(OF_ROLLOUTS + OF_SCHEDULE)}, got {unknown[0]}")
-        falls = given.get("schedule", "linear") in ("linear", "cosine")  # to 0, at once if no step were named
-        for name in ("teacher", "epsilon", *["warmup_steps"] * falls):
+        kind = given.get("schedule", "linear")
+        # Without a step named, those that fall would be at 0 at once. The points of "piecewise" are all of its budgets.
+        needed = {"piecewise": ["points"], "linear": ["epsilon", "warmup_steps"], "cosine": ["epsilon", "warmup_steps"]}
+        for name in ("teacher", *needed.get(str(kind), ["epsilon"])):
             if given.get(name) is None:
                 raise ValueError(f"{WHERE}.{name} must be given, got nothing")
-        warmup_steps = given.get("warmup_steps")
+        epsilon, warmup_steps = (0 if given.get(name) is None else given[name] for name in ("epsilon", "warmup_steps"))
         try:
-            schedule = Schedule.make(
-                given.get("schedule", "linear"),
-                given["epsilon"],
-                0 if warmup_steps is None else warmup_steps,
-                given.get("points"),
-            )
+            schedule = Schedule.make(kind, epsilon, warmup_steps, given.get("points"))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{WHERE}: {error}") from None
         return cls(schedule=schedule, **{name: given[name] for name in OF_ROLLOUTS if name in given})

@@ -190,6 +190,39 @@ def test_whole_numbers_that_fractions_beside_them_would_round_are_refused(
         load_prompts(str(tmp_path / name))
 
 
+@FORMS
+@pytest.mark.parametrize(
+    ("answers", "fault"),
+    [
+        ([{"a": 1}, "3.10"], "holds '3.10' beside values of another type, and would be read as 3.1"),
+        ([["a"], "[1, 2]"], r"holds '\[1, 2\]' beside .* as \[1, 2\]"),
+        ([5, "null"], "holds 'null' beside .* as None"),
+        ([True, "true"], "holds 'true' beside .* as True"),
+        ([2.5, "007"], "holds '007' beside .* as 7"),
+        (["1/2", 0.12345678901234], "holds 0.12345678901234 beside .* as 0.123456789"),
+        ([[{"a": 1}], [{"a": "1e5"}]], "holds '1e5' beside .* as 100000.0"),
+        ([{"a": {"b": 5}}, {"a": {"b": "5"}}], "holds '5' beside .* as 5"),
+    ],
+    ids=str,
+)
+def test_a_value_that_others_of_another_type_would_change_is_refused(
+    answers: list[Any], fault: str, name: str, as_list: bool, tmp_path: Path
+) -> None:
+    rows_of(answers, tmp_path / name, as_list=as_list)
+    with pytest.raises(PromptsNotFound, match=f"row 2: 'answer' {fault}"):
+        load_prompts(str(tmp_path / name))
+    rows = rows_of([5, "five", True, ["1.50"], {"a": "007"}, None], tmp_path / name, as_list=as_list)
+    assert list(load_prompts(str(tmp_path / name))) == rows  # none of these is changed
+
+
+@FORMS
+def test_a_whole_number_of_more_than_64_bits_is_named(name: str, as_list: bool, tmp_path: Path) -> None:
+    for of in (lambda x: x, lambda x: {"a": [x]}):
+        rows_of([of(5), of(2**64)], tmp_path / name, as_list=as_list)
+        with pytest.raises(PromptsNotFound, match="row 2: 'answer' holds a whole number of more than 64 bits"):
+            load_prompts(str(tmp_path / name))
+
+
 @pytest.mark.parametrize("row", [1, 2, 3])
 def test_a_csv_row_longer_than_the_header_is_named(row: int, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"

@@ -7,7 +7,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ import pyarrow.compute as pc
 from datasets import (
     Dataset,
     Features,
+    Json,
+    LargeList,
+    List,
     Value,
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -42,11 +45,12 @@ def read_dataset(source: str, split: str) -> Dataset:
 
     Returns:
         The rows as the file holds them now. Texts of JSON that look like dates stay texts, its numbers are not
-        rounded outside of lists of unlike objects, and all values of a .csv file are texts, as they are written.
+        rounded outside of unlike objects (there to 10 digits), and all values of a .csv file are texts, as they are
+        written.
 
     Raises:
-        PromptsNotFound: It cannot be read. The message is one line that names the file or the dataset, and the line of
-            a .jsonl file.
+        PromptsNotFound: It cannot be read, or a value beside those of other types would be changed. The message is one
+            line that names the file or the dataset, and the line of a .jsonl file or the row.
     """
     path = Path(source)
     is_file = path.suffix in FILE_FORMATS
@@ -63,7 +67,8 @@ def read_dataset(source: str, split: str) -> Dataset:
         options["description"] = _digest(path)  # or datasets takes a file of equal path and time from its cache
         with quietly():  # data_files are patterns, to which run[1].csv would be run1.csv
             rows = load_dataset(FILE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", **options)
-            return _json_rows(path) if FILE_FORMATS[path.suffix] == "json" and _was_changed(rows, path) else rows
+            if FILE_FORMATS[path.suffix] == "json" and _was_changed(rows, path):
+                rows = _json_rows(path)
     except Exception as error:  # of any kind: StopIteration for an empty file, ArrowInvalid, UnicodeDecodeError, ...
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             raise PromptsNotFound(
@@ -72,6 +77,8 @@ def read_dataset(source: str, split: str) -> Dataset:
             ) from error
         if is_file:
             reason = _fault_of_json_lines(path) if path.suffix == ".jsonl" else None
+            if reason is None and FILE_FORMATS[path.suffix] == "json":
+                reason = _fault_of_long_numbers(path)
             raise PromptsNotFound(f"prompts {source!r}: {reason or _reason(error)}") from error
         formats = ", ".join(FILE_FORMATS)
         what = "folder" if path.is_dir() else "dataset"
@@ -79,6 +86,9 @@ def read_dataset(source: str, split: str) -> Dataset:
             f"prompts {source!r} are neither 'demo', a {formats} file, nor a {what} that can be loaded: "
             f"{_reason(error)}"
         ) from error
+    if "Json(" in str(rows.features) and (fault := _fault_of_mixed_values(rows.features, path)):
+        raise PromptsNotFound(f"prompts {source!r}: {fault}")
+    return rows
 
 
 @contextmanager
@@ -134,6 +144,12 @@ def _fractions(column: pa.ChunkedArray) -> Iterator[pa.ChunkedArray]:
 
 def _json_rows(path: Path) -> Dataset:
     """Reads the objects of a file, or of the list that it is, by json, into memory."""
+    rows = _objects(path)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, on_mixed_types="use_json")
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
     text, at = path.read_text(encoding="utf-8-sig").strip(), 0
     rows: list[Any] = []
     decoder = json.JSONDecoder()
@@ -142,9 +158,49 @@ def _json_rows(path: Path) -> Dataset:
         rows += value if isinstance(value, list) else [value]
         while at < len(text) and text[at].isspace():
             at += 1
-    rows = [row if isinstance(row, dict) else {"text": row} for row in rows]  # as datasets names a list of texts
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, on_mixed_types="use_json")
+    return [row if isinstance(row, dict) else {"text": row} for row in rows]  # as datasets names a list of texts
+
+
+def _fault_of_long_numbers(path: Path) -> str | None:
+    """Returns the first whole number that no column of numbers holds; None if there is none, or no JSON."""
+    with suppress(ValueError):
+        for number, row in enumerate(_objects(path), 1):
+            for name, value in row.items():
+                if _exceeds_64_bits(value):
+                    return f"row {number}: {name!r} holds a whole number of more than 64 bits"
+    return None
+
+
+def _exceeds_64_bits(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value
+    if isinstance(value, dict | list):
+        return any(map(_exceeds_64_bits, parts))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
+def _fault_of_mixed_values(features: Features, path: Path) -> str | None:
+    """Returns the first value, of a file whose values are of unlike types, that datasets would change."""
+    for number, row in enumerate(_objects(path), 1):
+        for name, feature in features.items():
+            for value, found in _changed(feature, row.get(name)):
+                beside = "beside values of another type"
+                return f"row {number}: {name!r} holds {value!r:.80} {beside}, and would be read as {found!r:.80}"
+    return None
+
+
+def _changed(feature: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields the values that datasets would change in a column of unlike types, and what it makes of them: it takes the
+    text 007 for JSON, and rounds fractions. In objects it only rounds."""
+    if isinstance(feature, Json) and value is not None and not isinstance(value, dict):
+        found = feature.decode_example(feature.encode_example(value))
+        if found != value:
+            yield value, found
+    elif isinstance(feature, dict):
+        for name, part in feature.items():
+            yield from _changed(part, (value or {}).get(name))
+    elif isinstance(feature, List | LargeList):
+        for each in value or ():
+            yield from _changed(feature.feature, each)
 
 
 def _digest(path: Path) -> str:

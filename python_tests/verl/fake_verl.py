@@ -60,7 +60,7 @@ class Server:
             key=extra["trb_key"],
             max_new_tokens=sampling_params["max_tokens"] - 1,
             temperature=sampling_params["temperature"],
-            stop=sampling_params["stop_token_ids"][0],
+            stop=(sampling_params["stop_token_ids"] or [ALIGNMENT.width])[0],  # no id is the width
             epsilon=extra["trb_epsilon"],
         )
         answer = self.engine.fake.generate([request])[0]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from python_tests.verl.fake_verl import RPCEngine, installed, model_config, rollout_config
-from python_tests.vllm.fake_engine import FakeEngine, law_after
+from python_tests.verl.fake_verl import RPCEngine, TokenOutput, installed, model_config, rollout_config
+from python_tests.vllm.fake_engine import STOP, FakeEngine, law_after
 from trbext.verl.answers import facts_of
 from trbext.verl.metrics import check_rollouts
 from trbext.verl.teacher_rows import REST
@@ -99,6 +99,28 @@ def test_an_answer_has_what_was_computed_of_its_tokens(module: Any) -> None:
         assert output.num_preempted == 2 * (1 + facts.repaired)
 
 
+def test_a_prompt_that_ends_with_the_stop_token_is_continued(module: Any) -> None:
+    server = started(module)
+    outputs = [asyncio.run(server.generate([4, STOP], SAMPLING, "r")) for _ in range(20)]
+    assert all(asked["stop_token_ids"] == [] for asked in server.asked)
+    for output in outputs:
+        assert STOP not in output.token_ids[:-1]
+        assert output.token_ids[-1] == STOP or len(output.token_ids) == 3
+
+
+def test_a_completion_that_was_aborted_past_its_end_is_whole(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def generate(self: Any, **asked: Any) -> Any:
+        return TokenOutput((await real(self, **asked)).token_ids, stop_reason="aborted")
+
+    server = started(module)
+    real = module.vLLMHttpServer.generate
+    monkeypatch.setattr(module.vLLMHttpServer, "generate", generate)
+    outputs = [asyncio.run(server.generate([4, STOP], SAMPLING, "r")) for _ in range(20)]
+    reasons = [output.stop_reason == "completed" for output in outputs]
+    assert reasons == [output.token_ids[-1] == STOP for output in outputs]
+    assert len(set(reasons)) == 2
+
+
 def test_log_probs_come_only_if_they_are_asked_for(module: Any) -> None:
     assert asyncio.run(started(module).generate(PROMPT, {**SAMPLING, "logprobs": False}, "r")).log_probs is None
 
@@ -161,7 +183,10 @@ def test_pictures_are_refused(module: Any) -> None:
         ({"custom": {"trb": {"teacher": "T", "epsilon": 0.1, "draft": 3}}}, "has the names .*, got draft"),
         ({"custom": {"trb": {"epsilon": 0.1}}}, "custom.trb.teacher must be given"),
         ({"custom": {"trb": {"teacher": "T", "epsilon": 0.1}}}, "custom.trb.warmup_steps must be given"),
-        ({"custom": {"trb": {"teacher": "T", "epsilon": 1, "schedule": "piecewise"}}}, "custom.trb.points must be given"),
+        (
+            {"custom": {"trb": {"teacher": "T", "epsilon": 1, "schedule": "piecewise"}}},
+            "custom.trb.points must be given",
+        ),
         ({"custom": {"trb": {"teacher": "T", "epsilon": -1, "warmup_steps": 4}}}, "0 <= epsilon <= inf, got -1"),
         (
             {"custom": {"trb": {"teacher": "T", "epsilon": 1, "schedule": "constant", "draft_length": 0}}},

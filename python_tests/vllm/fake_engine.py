@@ -1,7 +1,8 @@
 """Stands in for a TRB engine: draws tokens of a known law, loses the drafts of some, and records as the hook does.
 
-The distributions after a prefix depend on its last token only. An engine loses the drafts of a request without regard
-to what they are, and so does this one.
+The distributions after a prefix depend on its last token only. Like vLLM, it stops at any token of its output, of which
+the first is the one held out. An engine loses the drafts of a request without regard to what they are, and so does this
+one.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class FakeEngine:
         assert request.epsilon is not None
         law = law_after(request.epsilon + self.excess)
         tokens = [request.prompt[-1] if self.holds_out else 0]
-        while len(tokens) <= request.max_new_tokens and tokens[1:][-1:] != [request.stop]:
+        while len(tokens) <= request.max_new_tokens and tokens[-1] not in request.stop_token_ids:
             lost = self._random.random() < self.lost
             log_probs = (law.teacher if lost else law.mu)[tokens[-1]]
             token = int(self._random.choice(VOCABULARY, p=log_probs.exp().numpy()))
@@ -84,7 +85,7 @@ class FakeEngine:
             tokens.append(token)
         # A block of drafts may go on past the end of its rollout. The engine drops these tokens, but records them.
         self._record(replica, request, law, len(tokens), tokens[-1], 0)
-        return EngineCompletion(tokens, tokens[-1] == request.stop)
+        return EngineCompletion.of(request, tokens)
 
     def _record(
         self, replica: int, request: RolloutRequest, law: Distributions, index: int, last: int, token: int

@@ -28,14 +28,14 @@ def completions(drawn: EngineDraw) -> list[list[int]]:
     return [tokens[mask].tolist() for tokens, mask in zip(rollout.tokens, rollout.mask, strict=True)]
 
 
-def against_the_law(tokens: list[list[int]], epsilon: float = EPSILON) -> ChiSquare:
-    """Tests whole completions of at most three tokens against their probabilities."""
+def against_the_law(tokens: list[list[int]], epsilon: float = EPSILON, last: int = PROMPT[-1]) -> ChiSquare:
+    """Tests whole completions of at most three tokens, after a prompt's `last`, against their probabilities."""
     mu = law_after(epsilon).mu.exp()
     law: dict[tuple[int, ...], float] = {}
     for three in itertools.product(range(VOCABULARY), repeat=LENGTH):
         completion = three[: three.index(STOP) + 1] if STOP in three else three
-        steps = zip((PROMPT[-1], *completion), completion, strict=False)
-        law[completion] = float(torch.stack([mu[last, token] for last, token in steps]).prod())
+        steps = zip((last, *completion), completion, strict=False)
+        law[completion] = float(torch.stack([mu[before, token] for before, token in steps]).prod())
     assert abs(sum(law.values()) - 1) < 1e-9
     number = {completion: index for index, completion in enumerate(law)}
     return chi_square(torch.tensor([number[tuple(row)] for row in tokens]), torch.tensor(list(law.values())))
@@ -124,6 +124,13 @@ def test_rollouts_end_with_the_stop_token_or_at_their_length() -> None:
         assert bool(drawn.rollout.finished[row]) == (tokens[-1] == STOP)
         assert tokens[-1] == STOP or len(tokens) == 6
         assert (drawn.rollout.tokens[row, len(tokens) :] == PAD).all()
+
+
+def test_rollouts_of_a_prompt_that_ends_with_the_stop_token_follow_mu() -> None:
+    drawn = draw(FakeEngine(lost=0.3), prompts=[[4, STOP]] * ROLLOUTS)
+    assert_follows(against_the_law(completions(drawn), last=STOP))
+    for row, tokens in enumerate(completions(drawn)):
+        assert bool(drawn.rollout.finished[row]) == (tokens[-1] == STOP)
 
 
 def test_records_of_an_interrupted_draw_are_dropped() -> None:

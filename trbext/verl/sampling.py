@@ -80,7 +80,7 @@ class Asked:
             "top_k": -1,
             "max_tokens": request.max_new_tokens + 1,  # and the held-out token
             "ignore_eos": True,  # vLLM's is the teacher's
-            "stop_token_ids": [request.stop],
+            "stop_token_ids": request.stop_token_ids,
             "detokenize": False,
             "extra_args": request.extra_args(number),
         }

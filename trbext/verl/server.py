@@ -202,13 +202,11 @@ class TRBServer(vLLMHttpServer):  # type: ignore[misc]  # verl is untyped
                 request_id=f"{request_id}-{number}",
                 priority=asked.priority,
             )
-            tokens = list(output.token_ids)
             preempted.append(output.num_preempted or 0)
             for name, value in output.extra_fields.items():
                 fields.setdefault(name, value)  # of the first request, whose prompt is the caller's
-            return ReplicaAnswer(
-                EngineCompletion(tokens, tokens[-1:] == [request.stop]), output.stop_reason == "aborted"
-            )
+            completion = EngineCompletion.of(request, list(output.token_ids))
+            return ReplicaAnswer(completion, output.stop_reason == "aborted" and not completion.finished)
 
         drawn = await self.rollouts.draw(
             prompt,

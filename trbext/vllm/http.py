@@ -228,7 +228,7 @@ class HTTPEngine:
                 f"the server at {self.url} must draw rollouts of up to {request.max_new_tokens} tokens, and ended one "
                 f"after {len(tokens) - 1}: it has a limit of its own"
             )
-        return EngineCompletion(tokens, reason == "stop")
+        return EngineCompletion.of(request, tokens)
 
     def _body(self, request: RolloutRequest) -> dict[str, Any]:
         """A request of /v1/completions. What the server would otherwise take from a generation config is said here."""
@@ -238,7 +238,7 @@ class HTTPEngine:
             "temperature": request.temperature,
             **PLAIN_COMPLETIONS,
             "ignore_eos": True,  # vLLM's is the teacher's
-            "stop_token_ids": [request.stop],
+            "stop_token_ids": request.stop_token_ids,
             "return_token_ids": True,
             "vllm_xargs": request.extra_args(self._first_key),
         }

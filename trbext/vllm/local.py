@@ -50,15 +50,18 @@ class LocalEngine:
                     temperature=request.temperature,
                     max_tokens=request.max_new_tokens + 1,  # and the held-out token
                     ignore_eos=True,  # vLLM's is the teacher's
-                    stop_token_ids=[request.stop],
+                    stop_token_ids=request.stop_token_ids,
                     detokenize=False,
                     extra_args=request.extra_args(),
                 )
             )
             check_request(parameters[-1])
         prompts = [{"prompt_token_ids": request.prompt[:-1]} for request in requests]
-        outputs = [answer.outputs[0] for answer in self.llm.generate(prompts, parameters, use_tqdm=False)]
-        return [EngineCompletion(list(output.token_ids), output.finish_reason == "stop") for output in outputs]
+        answers = self.llm.generate(prompts, parameters, use_tqdm=False)
+        return [
+            EngineCompletion.of(request, list(answer.outputs[0].token_ids))
+            for request, answer in zip(requests, answers, strict=True)
+        ]
 
     def set_epsilon(self, epsilon: float) -> None:
         """Sets the budget of requests that name none, nats per token."""

@@ -25,6 +25,16 @@ class RolloutRequest:
     stop: int  # the id that ends it
     epsilon: float | None = None  # KL budget, nats per token; None is the engine's
 
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The ids at which the engine is to stop.
+
+        vLLM takes the held-out token for one that it drew. It would end the rollout of a prompt that ends with `stop`
+        at once, and min_tokens, which masks ids, would not help. Such a rollout goes on to its length, and
+        `EngineCompletion.of` cuts it.
+        """
+        return [] if self.prompt[-1] == self.stop else [self.stop]
+
     def extra_args(self, first_key: int = 0) -> dict[str, Any]:
         """Returns what the engine's hook reads of the request. Its key counts from `first_key`."""
         extra: dict[str, Any] = {HELD_OUT: self.prompt[-1], KEY: first_key + self.key}
@@ -37,6 +47,12 @@ class EngineCompletion:
 
     tokens: list[int]  # the held-out token is the first
     finished: bool  # by the stop token, not by the length
+
+    @classmethod
+    def of(cls, request: RolloutRequest, tokens: list[int]) -> EngineCompletion:
+        """Returns the completion that ends with the first stop token which the engine drew, or with all `tokens`."""
+        finished = request.stop in tokens[1:]
+        return cls(tokens[: tokens.index(request.stop, 1) + 1] if finished else tokens, finished)
 
 
 class Engine(Protocol):

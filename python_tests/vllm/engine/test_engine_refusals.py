@@ -125,6 +125,12 @@ def test_a_stop_token_inside_a_block_of_drafts_ends_the_rollout(engine: LocalEng
     assert past_the_end > 50
 
 
+def test_a_prompt_that_ends_with_the_stop_token_is_continued(engine: LocalEngine, pair: ModelPair) -> None:
+    tokens = drawn_tokens(client(engine, pair), 400, 0.2, prompt=[*PROMPT, EOS], max_new_tokens=10)
+    assert all(EOS not in row[:-1] and (row[-1] == EOS or len(row) == 10) for row in tokens)
+    assert sum(len(row) > 1 for row in tokens) > 100
+
+
 @pytest.mark.nightly
 def test_an_engine_that_drafts_greedily_is_refused(engines: Engines, pair: ModelPair) -> None:
     engines.close()

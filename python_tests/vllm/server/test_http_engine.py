@@ -45,7 +45,9 @@ def key_of(body: dict[str, Any]) -> int:
 
 def test_a_rollout_is_asked_for_with_all_that_a_generation_config_could_change(server: FakeServer) -> None:
     server.answers["/v1/completions"] = completed
-    assert HTTPEngine(server.url).generate([request(9, epsilon=math.inf), request(8, epsilon=None)]) == [
+    assert HTTPEngine(server.url).generate(
+        [request(9, stop=9, epsilon=math.inf), request(8, stop=8, epsilon=None)]
+    ) == [
         EngineCompletion([7, 9], True),
         EngineCompletion([7, 8], True),
     ]
@@ -63,11 +65,18 @@ def test_a_rollout_is_asked_for_with_all_that_a_generation_config_could_change(s
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "ignore_eos": True,
-        "stop_token_ids": [2],
+        "stop_token_ids": [9],
         "return_token_ids": True,
         "vllm_xargs": {"trb_held_out": 7, "trb_epsilon": math.inf},
     }
     assert bodies[8]["vllm_xargs"] == {"trb_held_out": 7}
+
+
+def test_a_rollout_of_a_prompt_that_ends_with_the_stop_token_is_cut_here(server: FakeServer) -> None:
+    server.answers["/v1/completions"] = lambda body: completed(body, "length", 3)
+    completions = HTTPEngine(server.url).generate([request(2, prompt=[5, 2])])  # the answer is of the key only
+    assert completions == [EngineCompletion([2, 2], True)]
+    assert server.of("/v1/completions")[0]["stop_token_ids"] == []
 
 
 def test_as_many_rollouts_as_the_replicas_decode_are_under_way_and_answers_keep_their_order(server: FakeServer) -> None:
@@ -78,7 +87,7 @@ def test_as_many_rollouts_as_the_replicas_decode_are_under_way_and_answers_keep_
         return completed(body, "length", 3)
 
     server.answers["/v1/completions"] = answer
-    completions = HTTPEngine(server.url).generate([request(key) for key in range(16)])
+    completions = HTTPEngine(server.url).generate([request(key, stop=16) for key in range(16)])
     assert completions == [EngineCompletion([7, key, key, key], False) for key in range(16)]
 
 

@@ -214,6 +214,27 @@ def test_each_evaluation_has_the_same_order_also_with_workers_that_stay(tmp_path
     assert first == second
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_workers_that_stay_are_of_one_dataset(tmp_path: Path, stream: bool) -> None:
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 2}
+    first, other = prompts(4), prompts(9).select(range(5, 9))
+    first = first.to_iterable_dataset() if stream else first
+    trainer = make_trainer(tmp_path, held_out=first, **workers)
+    expected = [make_trainer(tmp_path, held_out=each).evaluate()["eval_loss"] for each in (first, other)]
+    assert expected[0] != expected[1]
+    assert [trainer.evaluate(each)["eval_loss"] for each in (None, other, None)] == [*expected, expected[0]]
+    both = trainer.evaluate({"x": first, "y": other})
+    assert [both["eval_x_loss"], both["eval_y_loss"]] == expected
+    assert trainer.args.dataloader_persistent_workers
+
+
+def test_a_stream_is_read_without_workers_whatever_is_said_of_them(tmp_path: Path) -> None:
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 2}
+    trainer = make_trainer(tmp_path, rows=prompts(8).to_iterable_dataset(), max_steps=1, **workers)
+    trainer.train()
+    assert len(steps(trainer)) == 1
+
+
 def test_epochs_visit_every_prompt_in_a_new_order(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, rows=8, max_steps=4)
     batches: list[list[str]] = []

@@ -189,10 +189,20 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         )
         return endless
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        # TRL keeps the loader whose workers stay, and would take it for any other dataset without a name.
+        held_out = eval_dataset is None or isinstance(eval_dataset, str)
+        with _with_fields(self.args, **({} if held_out else {"dataloader_persistent_workers": False})):
+            loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+        return loader
+
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         # Only a held-out stream comes as it is. accelerate would give each process another share of it.
         rows = HeldOutStream(dataset) if isinstance(dataset, IterableDataset) else dataset
-        loader: DataLoader[Any] = super()._get_dataloader(rows, *args, **kwargs)
+        # TRL reads streams without workers, and torch refuses what would be said of them.
+        of_workers: dict[str, Any] = {"dataloader_persistent_workers": False, "dataloader_prefetch_factor": None}
+        with _with_fields(self.args, **({} if self.args.dataloader_num_workers else of_workers)):
+            loader: DataLoader[Any] = super()._get_dataloader(rows, *args, **kwargs)
         return loader
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> ResumableSampler:
@@ -240,6 +250,17 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
                 "" if best is None else f" {best}",
                 self.state.global_step,
             )
+
+
+@contextmanager
+def _with_fields(args: TrainingArguments, **values: Any) -> Iterator[None]:
+    """Sets fields for a while."""
+    before = {name: getattr(args, name) for name in values}
+    try:
+        vars(args).update(values)
+        yield
+    finally:
+        vars(args).update(before)
 
 
 @contextmanager

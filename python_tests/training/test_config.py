@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import HfArgumentParser
@@ -171,11 +173,32 @@ def test_budget_active(fields: dict[str, Any], active: bool) -> None:
             for value in (2.5, True)
         ),
         ({"relay_leg_length": 1.5}, "relay_leg_length must be a whole number of at least 0, got 1.5"),
+        *(
+            ({name: value}, f"{name} must be a whole number .*got {value}$")
+            for name, value in (
+                *(("max_steps", 2.0), ("max_steps", 1e3), ("seed", 1.5), ("data_seed", True), ("top_k", 2.5)),
+                ("dataloader_num_workers", 0.5),
+            )
+        ),
+        ({"learning_rate": "1e-5"}, "learning_rate must be a number >= 0, and finite, got '1e-5'"),
+        ({"trb_warmup_steps": "50"}, "trb_warmup_steps must be a whole number .*, got '50'"),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers needs dataloader_num_workers of at"),
+        *(
+            ({"trb_schedule": "piecewise", "trb_schedule_points": points}, "each whole step once, got {")
+            for points in ({0: 0.05, 2.5: 0}, {0: 0.05, 20.2: 0.04, 20.7: 0}, {0: 0.05, math.inf: 0}, {"1": 0.1, 1: 0})
+        ),
+        ({"rollout_length_points": {"0": 1, 0: 2}}, "rollout_length_points must have each step once, got '0', 0"),
     ],
 )
 def test_refuses_out_of_range(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         config(**fields)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    made = config(per_device_train_batch_size=np.int64(4), seed=np.int32(3))
+    assert made == config(per_device_train_batch_size=4, seed=3)
+    assert json.loads(made.to_json_string())["per_device_train_batch_size"] == 4
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "routed"])

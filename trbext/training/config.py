@@ -289,6 +289,12 @@ def _points_by_step(points: dict[Any, Any] | str) -> dict[int, float]:
     if not isinstance(points, dict):
         raise ValueError(f'trb_schedule_points must be a mapping such as {{"0": 0.05, "50": 0}}, got {points!r}')
     try:
-        return {int(step): float(points[step]) for step in sorted(points, key=int)}
-    except (TypeError, ValueError):
-        raise ValueError(f"trb_schedule_points must map optimizer steps to budgets in nats, got {points!r}") from None
+        found = {int(step): float(points[step]) for step in sorted(points, key=int)}
+        whole = all(isinstance(step, str) or int(step) == step for step in points)
+    except (TypeError, ValueError, OverflowError):
+        found, whole = {}, False
+    if not whole or len(found) < len(points):
+        raise ValueError(
+            f"trb_schedule_points must map optimizer steps to budgets in nats, each whole step once, got {points!r}"
+        )
+    return found

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 
 from ..limits import is_epsilon, not_an_epsilon
 
@@ -110,8 +111,8 @@ def check_duration(name: str, value: float) -> None:
     Raises:
         ValueError: It is neither; the error calls it `name`.
     """
-    if not 0 <= value < math.inf or (value >= 1 and value != int(value)):
-        raise ValueError(f"{name} must be a whole number of optimizer steps or a share of them below 1, got {value}")
+    if not isinstance(value, Real) or not 0 <= value < math.inf or (value >= 1 and value != int(value)):
+        raise ValueError(f"{name} must be a whole number of optimizer steps or a share of them below 1, got {value!r}")
 
 
 def duration(value: float, total_steps: int) -> int:

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from ...limits import LARGEST_TEMPERATURE, LEAST_TEMPERATURE
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class _Range(NamedTuple):
@@ -31,16 +32,20 @@ class _Range(NamedTuple):
 
 
 _COUNT = _Range("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1)
+_WHOLE = _Range("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0)
 _AT_LEAST_0 = _Range("a number >= 0, and finite", lambda value: 0 <= value < math.inf)
 _ABOVE_0 = _Range("a number > 0, and finite", lambda value: 0 < value < math.inf)
 _SHARE = _Range("a number with 0 <= x < 1", lambda value: 0 <= value < 1)
-_SEED = _Range("a whole number with 0 <= x < 2^32", lambda value: 0 <= value < 2**32)
+_SEED = _Range("a whole number with 0 <= x < 2^32", lambda value: _is_whole(value) and 0 <= value < 2**32)
 
 _RANGES: dict[str, _Range] = {
     "per_device_train_batch_size": _COUNT,
     "per_device_eval_batch_size": _COUNT,
     "gradient_accumulation_steps": _COUNT,
-    "max_steps": _Range("at least 1, or -1 for num_train_epochs", lambda value: value >= 1 or value == -1),
+    "max_steps": _Range(
+        "a whole number of at least 1, or -1 for num_train_epochs",
+        lambda value: _is_whole(value) and (value >= 1 or value == -1),
+    ),
     "num_train_epochs": _ABOVE_0,
     "learning_rate": _AT_LEAST_0,
     "weight_decay": _AT_LEAST_0,
@@ -54,10 +59,12 @@ _RANGES: dict[str, _Range] = {
     "eval_steps": _AT_LEAST_0,  # 0 is logging_steps
     "seed": _SEED,
     "data_seed": _SEED,
-    "dataloader_num_workers": _Range("a whole number from 0 to 1024", lambda value: 0 <= value <= 1024),
+    "dataloader_num_workers": _Range(
+        "a whole number from 0 to 1024", lambda value: _is_whole(value) and 0 <= value <= 1024
+    ),
     "temperature": _Range("a number from 1e-6 to 1e6", lambda v: LEAST_TEMPERATURE <= v <= LARGEST_TEMPERATURE),
     "top_p": _Range("a share with 0 < top_p <= 1", lambda value: 0 < value <= 1),
-    "top_k": _AT_LEAST_0,
+    "top_k": _WHOLE,
     "min_p": _Range("a share with 0 <= min_p <= 1", lambda value: 0 <= value <= 1),
     "repetition_penalty": _ABOVE_0,
     "beta": _Range("a number from 0 to 1", lambda value: 0 <= value <= 1),
@@ -73,7 +80,7 @@ _RANGES: dict[str, _Range] = {
     "skd_top_k": _COUNT,
     "relay_top_k": _COUNT,
     "relay_legs": _COUNT,
-    "relay_leg_length": _Range("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0),
+    "relay_leg_length": _WHOLE,
     "switching_turn_tokens": _COUNT,
     "teacher_top_k": _COUNT,
     "eval_samples": _COUNT,
@@ -107,13 +114,19 @@ _OF_THE_TRAINER = {"conversation", "tools", "add_generation_prompt", "tokenize",
 def check_ranges(fields: Any) -> None:
     """Checks the fields of the dataclass `fields`; None is left to its default.
 
+    Whole numbers of numpy become int, which can be saved.
+
     Raises:
         ValueError: A field is out of its range.
     """
     for name, range_ in _RANGES.items():
         value = getattr(fields, name, None)
-        if value is not None and not range_.holds(value):
-            raise ValueError(f"{name} must be {range_.words}, got {value}")
+        if value is not None and not (isinstance(value, Real) and range_.holds(value)):
+            raise ValueError(f"{name} must be {range_.words}, got {value!r}")
+        if _is_whole(value):
+            setattr(fields, name, int(value))
+    if getattr(fields, "dataloader_persistent_workers", False) and not fields.dataloader_num_workers:
+        raise ValueError("dataloader_persistent_workers needs dataloader_num_workers of at least 1, got 0")
 
 
 def check_mappings(config: Any) -> None:

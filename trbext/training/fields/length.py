@@ -100,5 +100,7 @@ def _wrong_points(points: Any, longest: int) -> Iterator[str]:
                 f"{step!r}: {tokens!r}"
             )
             return
+    if len({int(step) for step in points}) < len(points):
+        yield f"{name} must have each step once, got {', '.join(map(repr, points))}"
     if "0" not in map(str, points):
         yield f"{name} must begin at step 0, got {', '.join(map(str, points))}"

@@ -5,6 +5,7 @@ Each fault planted here gave wrong numbers without an error message, or a hang, 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -279,6 +280,25 @@ def test_models_that_give_no_finite_logits_are_left_to_the_rollout() -> None:
     check_model(model, "student", loss=True)
     with pytest.raises(RuntimeError, match="row 0, token 0: no token can be drawn"):
         roll(model, tiny(seed=2))
+
+
+@pytest.mark.parametrize(
+    ("question", "failing"), [("decode", 0), ("decode", 1), ("decode", 2), ("loss", 0), ("loss", 1)]
+)
+def test_a_check_that_runs_out_of_memory_says_nothing_of_the_model(question: str, failing: int) -> None:
+    """In any of its forwards."""
+    model, calls = tiny(seed=1), itertools.count()
+
+    def fail(*_: Any) -> None:
+        if next(calls) == failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = model.model.register_forward_pre_hook(fail)
+    asked = {"loss": question == "loss", "decode": question == "decode"}
+    with pytest.raises(torch.OutOfMemoryError):
+        check_model(model, "student", **asked)
+    hook.remove()
+    check_model(model, "student", **asked)
 
 
 def test_wrapped_models_align_and_decode_as_the_model_inside() -> None:

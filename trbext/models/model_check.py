@@ -133,6 +133,8 @@ def _loss_fault(model: PreTrainedModel, scored: Scored) -> str:
             by_itself = _difference(
                 head(backbone(inner)(input_ids=row[None], use_cache=False)[0][0]), expected, precise=precision[0]
             )
+        except torch.OutOfMemoryError:  # which says nothing of the model, and a verdict is kept
+            raise
         except FAILURES as error:
             return f"cannot be trained: the loss got {_line(error)}"
     if by_itself:
@@ -158,6 +160,8 @@ def _decoding_fault(model: PreTrainedModel, scored: Scored, switch: int) -> str:
                 expected = model(input_ids=row[None], **options).logits[0, -new - 1 :]
             else:
                 expected = _scored(model, row, scored, precision)[-new - 1 :]
+        except torch.OutOfMemoryError:  # which says nothing of the model, and a verdict is kept
+            raise
         except FAILURES as error:
             return f"cannot score a plain row: {_line(error)}"
         if expected.isnan().any() or expected.isposinf().any():
@@ -168,6 +172,8 @@ def _decoding_fault(model: PreTrainedModel, scored: Scored, switch: int) -> str:
             try:
                 found = _decoded(model, row, other, prompt, calling)
                 fault = _difference(found, expected, precise=precision[0])
+            except torch.OutOfMemoryError:  # which says nothing of the model, and a verdict is kept
+                raise
             except FAILURES as error:
                 fault = _line(error)
             if not fault:

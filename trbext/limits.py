@@ -23,6 +23,11 @@ def is_epsilon(value: float) -> bool:
     return isinstance(value, Real | torch.SymFloat | torch.SymInt) and value >= 0
 
 
+def in_float32(value: float) -> float:
+    """Returns a number for a float32 tensor, in which a budget above the largest finite number is inf."""
+    return torch.inf if value > torch.finfo(torch.float32).max else torch.sym_float(value)
+
+
 def not_an_epsilon(value: object, name: str = "epsilon") -> str:
     """Returns the message of every error about a value that is no KL budget; `name` is the user's name for the
     argument."""

@@ -26,12 +26,14 @@ from ._operators.arguments import (
     as_rows,
     check_epsilon,
     check_temperature,
+    check_tensors,
     check_uniform,
     code_of_kind,
     overload,
     teacher_tensors,
 )
 from ._operators.dtensor import register_where_needed
+from .limits import in_float32
 from .results import Blend, Sample, Solution, Verification
 from .top_k import TopK
 
@@ -111,7 +113,7 @@ def sample(
         teacher_logits: [..., V], as in `blend`.
         epsilon: KL budget in nats, as in `blend`.
         uniform: [...] float64 in [0, 1), which makes the draw a pure function; a value out of this range puts its row
-            at fault. None draws it by torch.rand.
+            at fault. None draws it by torch.rand, which DTensors do not allow.
         generator: Of `uniform` if that is None; None is the default generator of the device. Give one or the other.
         temperature: 1e-6 to 1e6, divides both models' logits.
 
@@ -129,6 +131,8 @@ def sample(
     student, teacher, budget = as_rows(student_logits, teacher_logits, epsilon, temperature)
     shape = student_logits.shape[:-1]
     if uniform is None:
+        if hasattr(student_logits, "placements"):  # a DTensor, of whose rows each rank would draw its own numbers
+            raise ValueError("trbext.sample: uniform must be given if the logits are DTensors, got None")
         uniform = torch.rand(shape, dtype=torch.float64, device=student_logits.device, generator=generator)
     elif generator is not None:
         raise ValueError("trbext.sample: give uniform or generator, not both")
@@ -217,6 +221,10 @@ def verify(
     # 1. Check the arguments that the operator does not check, and spread single numbers over the requests.
     register_where_needed()
     student_kind = code_of_kind(student_kind)
+    check_tensors(student_logits=student_logits, draft_tokens=draft_tokens, offsets=offsets)
+    check_tensors(accept_uniform=accept_uniform, draw_uniform=draw_uniform)
+    rows = {"student_rows": student_rows, "teacher_rows": teacher_rows}
+    check_tensors(**{name: values for name, values in rows.items() if values is not None})
     teacher = teacher_tensors(teacher_logits)
     requests = max(offsets.numel() - 1, 0)
 
@@ -224,9 +232,7 @@ def verify(
         if isinstance(value, Tensor):
             return value
         check(value)
-        if value > torch.finfo(torch.float32).max:  # a budget: float32 has none above but inf
-            value = torch.inf
-        return torch.full((requests,), value, dtype=torch.float32, device=student_logits.device)
+        return student_logits.new_full((requests,), in_float32(value), dtype=torch.float32)  # a DTensor if they are
 
     # 2. Call the operator of that kind of teacher.
     operator = torch.ops.trb.verify if len(teacher) == 1 else torch.ops.trb.verify_top_k

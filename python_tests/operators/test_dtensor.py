@@ -68,6 +68,12 @@ def on_one_rank(rank: int, port: int, folder: str) -> None:
         width=4,
     )
     found["verify"] = [output.full_tensor() for output in verified]
+    verified = trbext.verify(
+        student, teacher, drafts, offsets, 0.1, accept_uniform=uniform, draw_uniform=uniform, width=4
+    )
+    found["verify, numbers"] = [output.full_tensor() for output in verified]
+    with pytest.raises(ValueError, match="uniform must be given if the logits are DTensors, got None"):
+        trbext.sample(student, teacher, 0.1)
     if rank == 0:
         torch.save(found, Path(folder) / "found")
     dist.destroy_process_group()
@@ -91,7 +97,8 @@ def test_rows_sharded_over_two_processes(tmp_path: Path) -> None:
         student, teacher, torch.tensor([1, 2, 3, 4, 5, -1]), torch.tensor([0, 2, 6]), 0.1, accept_uniform=uniform,
         draw_uniform=uniform, width=4,
     )  # fmt: skip
-    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(found.pop("verify"), verified, strict=True))
+    for name in ("verify", "verify, numbers"):
+        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(found.pop(name), verified, strict=True))
     assert len(found) == 3
     for placement, outputs in found.items():
         assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True)), placement

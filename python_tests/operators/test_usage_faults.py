@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -282,6 +283,24 @@ def test_logits_must_be_tensors(given: Any) -> None:
         trbext.solve(given, tensor, 0.1)
     with pytest.raises(TypeError, match="teacher_logits must be a tensor, got "):
         trbext.solve(tensor, trbext.TopK(torch.zeros(1, 1, dtype=torch.int64), given), 0.1)
+    with pytest.raises(TypeError, match="uniform must be a tensor, got "):
+        trbext.sample(tensor, tensor, 0.1, uniform=given)
+    for name in ("student_logits", "draft_tokens", "offsets", "accept_uniform", "draw_uniform", "student_rows"):
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, got "):
+            trbext.verify(**verified(**{name: given}))
+
+
+@pytest.mark.parametrize("operator", [trbext.solve, trbext.blend, trbext.sample])
+def test_a_temperature_for_each_row_is_refused(operator: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"temperature must be one number, got shape \[3\]"):
+        operator(**pair(temperature=torch.ones(3)))
+
+
+def test_a_number_of_any_kind_is_a_budget_and_a_temperature() -> None:
+    numbers = ((Fraction(1, 4), Fraction(1, 2)), (0.25, 0.5))
+    for operator, made in ((trbext.solve, pair), (trbext.verify, verified)):
+        found, expected = (operator(**made(epsilon=e, temperature=t)) for e, t in numbers)
+        assert torch.equal(found.beta, expected.beta)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,13 @@ def test_zero_drafts_a_zero_budget_and_other_policies_are_lockstep() -> None:
     assert earlier.speculation is not None
 
 
+def test_a_budget_beyond_float32_is_no_limit() -> None:
+    student, teacher = tiny(seed=1), tiny(seed=2)
+    found, unlimited = (roll(student, teacher, epsilon=epsilon, draft_length=2) for epsilon in (1e39, math.inf))
+    assert_same(found, unlimited)
+    assert found.speculation is not None
+
+
 def test_a_policy_that_draws_by_itself_is_asked() -> None:
     """Drafts are verified against the blend of a budget, so a user's `draw` decides in lockstep only."""
 

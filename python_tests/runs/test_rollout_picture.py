@@ -63,11 +63,12 @@ def test_a_run_is_drawn_before_and_after_training(
     monkeypatch.setattr(rollout_command, "draw_colored_texts", draw)
     config = written(tmp_path / "config.yaml", tiny_run(tmp_path))
     assert trb("plot", "--rollout", config, "--output", str(tmp_path / "before.svg")) == 0
+    assert trb("plot", "--rollout", config, "--epsilon", "1e39", "--output", str(tmp_path / "teacher.svg")) == 0
     assert trb("train", config) == 0
     words = ("plot", "--rollout", str(tmp_path / "run"), "--epsilon", "0", "--prompt", "3")
     assert trb(*words, "--output", str(tmp_path / "both.png")) == 0
-    assert replaced[1] == [False, False]  # at a budget of 0 every token is the student's
-    assert titles == [["before training"], ["before training", "after training"]]
+    assert replaced[2] == [False, False]  # at a budget of 0 every token is the student's
+    assert titles == [["before training"], ["before training"], ["before training", "after training"]]
     assert (tmp_path / "before.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path / "both.png") in capsys.readouterr().out

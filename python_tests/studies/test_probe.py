@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def test_at_budget_0_the_rollouts_are_the_students_own_with_the_teachers_opinion
 def test_a_larger_budget_makes_the_teacher_find_the_rollouts_likelier(probe: Probe) -> None:
     means = [float(np.mean(probe.roll_out(epsilon).teacher_log_prob)) for epsilon in (0.0, 0.1, 1.0)]
     assert means[0] < means[1] < means[2]
+    assert probe.roll_out(1e39).tokens == probe.roll_out(math.inf).tokens
 
 
 @pytest.mark.parametrize("by", ["teacher", "student"])

@@ -20,7 +20,14 @@ def overload(operator: Any, epsilon: float | Tensor) -> Any:
     return operator.per_row if isinstance(epsilon, Tensor) else operator.default
 
 
+def check_tensors(**arguments: object) -> None:
+    for name, values in arguments.items():
+        if not isinstance(values, Tensor):
+            raise TypeError(f"trbext: {name} must be a tensor, got {type(values).__name__}")
+
+
 def check_uniform(uniform: Tensor, shape: torch.Size) -> None:
+    check_tensors(uniform=uniform)
     message = f"trbext.sample: uniform must have shape {list(shape)}, got {list(uniform.shape)}"
     if uniform.dim() != len(shape):
         raise ValueError(message)
@@ -37,6 +44,8 @@ def check_epsilon(epsilon: float) -> None:
 
 
 def check_temperature(temperature: float) -> None:
+    if isinstance(temperature, Tensor) and temperature.numel() != 1:
+        raise ValueError(f"trbext: temperature must be one number, got shape {list(temperature.shape)}")
     is_number = isinstance(temperature, Real | torch.SymFloat | Tensor)
     if not (is_number and LEAST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE):  # NaN too
         raise ValueError(f"trbext: temperature must be between 1e-6 and 1e6, got {temperature}")
@@ -57,8 +66,7 @@ def teacher_tensors(teacher_logits: Tensor | TopK) -> tuple[Tensor, ...]:
     if not isinstance(teacher_logits, Sequence) or len(teacher_logits) != 2:
         raise TypeError(f"trbext: teacher_logits must be a tensor or a TopK, got {type(teacher_logits).__name__}")
     for values in teacher_logits:
-        if not isinstance(values, Tensor):
-            raise TypeError(f"trbext: teacher_logits must be a tensor, got {type(values).__name__}")
+        check_tensors(teacher_logits=values)
     return tuple(teacher_logits)
 
 
@@ -71,8 +79,7 @@ def as_rows(
         The student's rows; the teacher's, one tensor of logits or the two of a top-k teacher; epsilon, a float or [N].
     """
     register_where_needed()
-    if not isinstance(student_logits, Tensor):
-        raise TypeError(f"trbext: student_logits must be a tensor, got {type(student_logits).__name__}")
+    check_tensors(student_logits=student_logits)
     shape = student_logits.shape
     teacher = teacher_tensors(teacher_logits)
     if isinstance(teacher_logits, Tensor):

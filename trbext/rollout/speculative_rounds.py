@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..limits import in_float32
 from ..models.next_token import TopKTeacher, is_transformers
 from ..ops import sample, verify
 from ..top_k import TopK
@@ -59,7 +60,7 @@ class Rounds:
         self.level = True  # whether all running rows are known to have written equally many tokens
         budget = decoding.budget
         assert budget is not None
-        per_row = budget if isinstance(budget, Tensor) else torch.full((batch,), float(budget))
+        per_row = budget if isinstance(budget, Tensor) else torch.full((batch,), in_float32(budget))
         self.budget = per_row.to(device, torch.float32)
         self.last_position = lengths[:, None] + self.limit - 1
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)  # drafts accepted, drafts tested

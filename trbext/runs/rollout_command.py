@@ -9,6 +9,7 @@ import torch
 
 from ..data.encoding import encode_prompts, left_padded
 from ..errors import UsageError
+from ..limits import in_float32
 from ..rollout import Rollout, lockstep
 from ..training.config import TRBConfig
 from .folder import RunFolder
@@ -79,7 +80,7 @@ def _completed(pair: Pair, ids: list[list[int]], config: TRBConfig, epsilon: flo
         input_ids,
         mask,
         # A budget of one row, and not a number: at the number 0 the teacher would not be called.
-        epsilon=torch.full((1,), epsilon),
+        epsilon=torch.full((1,), in_float32(epsilon)),
         max_new_tokens=config.max_completion_length,
         alignment=pair.alignment,
         pad_token_id=pad,

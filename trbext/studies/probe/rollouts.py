@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.encoding import encode_prompts, left_padded
 from ...evaluation.verifiers import Verifier, check_verified, judge
+from ...limits import in_float32
 from ...rollout import Rollout, lockstep
 from ...vocab import Alignment, align
 
@@ -62,7 +63,7 @@ class Probe:
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
             # A budget per row, although all are equal: at the float 0 the teacher would not be evaluated.
-            budget = torch.full((len(batch),), epsilon)
+            budget = torch.full((len(batch),), in_float32(epsilon))
             rollout = self._decode(self.student, self.teacher, batch, budget, self.max_new_tokens, (ROLLOUTS, start))
             assert rollout.teacher_log_prob is not None
             tokens += _kept(rollout)

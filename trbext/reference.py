@@ -209,6 +209,26 @@ def sample(
     )
 
 
+def requests_of_rows(offsets: Tensor, count: int) -> tuple[Tensor, list[bool]]:
+    """Returns the request of each of `count` rows, -1 for none, and which requests are not in their place: offsets
+    must not fall behind those before, nor go beyond the rows."""
+    owner, reached, out_of_place = torch.full((count,), -1), 0, []
+    for r, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        out_of_place.append(not reached <= begin <= end <= count)
+        if not out_of_place[r]:
+            owner[begin:end] = r
+        reached = max(reached, end) if end <= count else reached
+    return owner, out_of_place
+
+
+def rows_at(values: Tensor, rows: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+    """Returns the rows [count, ...] of `values` that are meant, and which of them are not there."""
+    index = torch.arange(count) if rows is None else rows.long()
+    missing = (index < 0) | (index >= len(values))
+    there = values if len(values) else values.new_zeros(1, *values.shape[1:])
+    return there[index.masked_fill(missing, 0)], missing
+
+
 def verify(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -258,23 +278,11 @@ def verify(
     columns = vocab or min(student_logits.shape[1], teacher_logits.shape[1])
     budget, heat = (torch.as_tensor(v, dtype=torch.float32).expand(requests).double() for v in (epsilon, temperature))
     request_fault = ~(budget >= 0) | ~((heat >= LEAST_TEMPERATURE) & (heat <= LARGEST_TEMPERATURE))
-    begins, ends, owner, reached = offsets[:-1].tolist(), offsets[1:].tolist(), torch.full((count,), -1), 0
-    out_of_place = [False] * requests
-    for r, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-        out_of_place[r] = not reached <= begin <= end <= count
-        if not out_of_place[r]:
-            owner[begin:end] = r
-        reached = max(reached, end) if end <= count else reached
+    owner, out_of_place = requests_of_rows(offsets, count)
 
     # 2. Compute the policy of each row, and the rows that are at fault.
-    def chosen(logits: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        index = torch.arange(count) if rows is None else rows.long()
-        missing = (index < 0) | (index >= len(logits))
-        there = logits if len(logits) else logits.new_zeros(1, columns)
-        return there[index.masked_fill(missing, 0), :columns].double(), missing
-
-    student, no_student = chosen(student_logits, student_rows)
-    teacher, no_teacher = chosen(teacher_logits, teacher_rows)
+    student, no_student = rows_at(student_logits[:, :columns].double(), student_rows, count)
+    teacher, no_teacher = rows_at(teacher_logits[:, :columns].double(), teacher_rows, count)
     per_row = heat[owner] if requests else heat.new_ones(count)
     teacher = teacher / per_row[:, None]
     student = {0: student / per_row[:, None], 1: student.log(), 2: student}[kind]
@@ -298,7 +306,7 @@ def verify(
     beta, kl = torch.full((2, count), torch.nan, dtype=torch.float64)
     emitted, accepted = torch.zeros(2, requests, dtype=torch.int32)
     values = torch.full((requests, width, 3), torch.nan, dtype=torch.float64)
-    for r, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+    for r, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
         if out_of_place[r] or (end > begin and (request_fault[r] or end - begin > width)):
             emitted[r] = -1
             continue

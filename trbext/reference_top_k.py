@@ -209,28 +209,19 @@ def verify(
     # 1. The temperature of each row; 1 for the rows of no request.
     count, requests = len(draft_tokens), len(offsets) - 1
     heat = torch.as_tensor(temperature, dtype=torch.float32).expand(requests)
+    owner, _ = reference.requests_of_rows(offsets, count)
     of_row = torch.ones(count, dtype=torch.float64)
-    for request, (begin, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-        of_row[max(begin, 0) : max(end, 0)] = heat[request].double()
-
+    of_row[owner >= 0] = heat[owner[owner >= 0]].double()
     # 2. Both models' log-probabilities of each row; NaN for a row that is not there.
-    def chosen(values: Tensor, rows: Tensor | None) -> Tensor:
-        index = torch.arange(count) if rows is None else rows.long()
-        return values[index.clamp(0, max(len(values) - 1, 0))]
-
-    def missing(values: Tensor, rows: Tensor | None) -> Tensor:
-        index = torch.arange(count) if rows is None else rows.long()
-        return (index < 0) | (index >= len(values))
-
     columns = vocab or student_logits.shape[1]
     kind = STUDENT_KINDS[student_kind] if isinstance(student_kind, str) else student_kind
-    raw = chosen(student_logits, student_rows)[:, :columns].double()
+    raw, no_student = reference.rows_at(student_logits[:, :columns].double(), student_rows, count)
     scaled = {0: raw / of_row[:, None], 1: raw.log(), 2: raw}[kind]
-    implied = implied_teacher(scaled, TopK(*(chosen(values, teacher_rows) for values in teacher)))
-    absent = missing(student_logits, student_rows) | missing(teacher.ids, teacher_rows)
+    (ids, no_teacher), (listed, _) = (reference.rows_at(values, teacher_rows, count) for values in teacher)
+    implied = implied_teacher(scaled, TopK(ids, listed))
     # 3. The dense reference divides the teacher by the temperature.
     return reference.verify(
-        scaled.masked_fill(absent[:, None], torch.nan),
+        scaled.masked_fill((no_student | no_teacher)[:, None], torch.nan),
         implied * of_row[:, None],
         draft_tokens,
         offsets,

@@ -135,3 +135,24 @@ def test_out_writes_what_the_functional_form_returns() -> None:
     )  # fmt: skip
     for got, values in zip(outputs.values(), expected, strict=True):
         assert torch.equal(got.to(values.dtype).nan_to_num(7.0), values.nan_to_num(7.0))
+
+
+def test_a_request_at_fault_does_not_change_the_temperature_of_another_in_the_reference(trb: Operators) -> None:
+    student, logits = ordinary(3, 50)
+    call = ragged(student, logits, [3], direct=0.0).but(
+        teacher_logits=top_k_of(logits, 5),
+        accept_uniform=torch.zeros(3, dtype=torch.float64),
+        offsets=torch.tensor([0, 3, 1, 2]),  # the third request has a row of the first
+        temperature=torch.tensor([1.0, 1.0, 0.2]),
+    )
+    got, expected = call.by(trb.verify), call.by(reference_top_k.verify)
+    assert got.emitted.tolist() == expected.emitted.tolist() == [3, -1, -1]
+    assert torch.allclose(got.beta.double(), expected.beta, rtol=1e-3)
+
+
+def test_a_teacher_without_rows_leaves_no_row_to_the_reference_either(trb: Operators) -> None:
+    student, logits = ordinary(3, 50)
+    none = TopK(torch.empty(0, 5, dtype=torch.int64), torch.empty(0, 5))
+    call = ragged(student, logits, [2, 1]).but(teacher_logits=none, teacher_rows=torch.arange(3))
+    for verify in (trb.verify, reference_top_k.verify):
+        assert call.by(verify).emitted.tolist() == [-1, -1]

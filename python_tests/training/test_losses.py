@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -286,9 +288,41 @@ def test_cross_entropy_is_the_surprise_of_the_token_at_the_temperature() -> None
 
 def test_the_arguments_of_reverse_kl_are_checked() -> None:
     logits = torch.zeros(2, 5)
-    with pytest.raises(ValueError, match="top_k must be None or at least 1, got 0"):
-        reverse_kl(logits, logits, top_k=0)
+    for top_k, message in (
+        (0, "at least 1, got 0"),
+        (2.5, "a whole number, got 2.5"),
+        (True, "a whole number, got True"),
+        ("3", "a whole number, got '3'"),
+    ):
+        with pytest.raises(ValueError, match=f"top_k must be {message}"):
+            reverse_kl(logits, logits, top_k=top_k)  # type: ignore[arg-type]
+
+
+def of_one_token(student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
+    return sampled_reverse_kl(student, teacher, torch.zeros(2, dtype=torch.int64), torch.zeros(2), **options)
+
+
+@pytest.mark.parametrize("kl", [reverse_kl, of_one_token])
+def test_both_estimates_check_their_logits_and_their_temperature(kl: Any) -> None:
+    logits = torch.zeros(2, 5)
     with pytest.raises(ValueError, match=r"must have one shape \[..., V\], got \[2, 5\] and \[2, 4\]"):
-        reverse_kl(logits, logits[:, :4])
+        kl(logits, logits[:, :4])
     with pytest.raises(ValueError, match=r"teacher_logits must be floating-point, got torch\.int64"):
-        reverse_kl(logits, logits.long())
+        kl(logits, logits.long())
+    with pytest.raises(TypeError, match="student_logits must be a tensor, got list"):
+        kl(logits.tolist(), logits)
+    with pytest.raises(ValueError, match="temperature must be between 1e-6 and 1e6, got 0"):
+        kl(logits, logits, temperature=0.0)
+
+
+@pytest.mark.parametrize(("name", "place"), [("token", 0), ("log_weight", 1)])
+def test_an_estimate_from_one_token_needs_one_of_each_prefix(name: str, place: int) -> None:
+    logits, of_prefixes = torch.zeros(2, 5), [torch.zeros(2, dtype=torch.int64), torch.zeros(2)]
+    of_prefixes[place] = of_prefixes[place][:, None]
+    with pytest.raises(ValueError, match=rf"{name} must have shape \[2\], got \[2, 1\]"):
+        sampled_reverse_kl(logits, logits, *of_prefixes)
+
+
+def test_the_temperature_of_cross_entropy_is_checked() -> None:
+    with pytest.raises(ValueError, match="temperature must be between 1e-6 and 1e6, got 0"):
+        cross_entropy(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64), temperature=0.0)

@@ -45,7 +45,7 @@ class Policy:
 
         Args:
             step: Optimizer step, 0-based. It may differ from call to call, so nothing may be kept between calls.
-            student_logits: [n, V], any float dtype, -inf for tokens that do not exist.
+            student_logits: [n, V], float32, float16 or bfloat16, -inf for tokens that do not exist.
             teacher_logits: [n, V], likewise; None if `needs_teacher(step)` is False.
             uniforms: [uniforms_per_token + uniforms_per_row, n] float64 in [0, 1), those of the token first.
             temperature: Of the run, above 0, at which the log-probabilities of both models are reported.
@@ -106,7 +106,7 @@ class Policy:
 
 def whole_number(name: str, value: int, least: int, unit: str = "") -> int:
     """Returns `value` if it is a whole number of at least `least`, and raises ValueError if not."""
-    if not isinstance(value, Integral):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}{unit}, got {value}")

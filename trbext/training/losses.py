@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .._operators.arguments import check_temperature
+from .._operators.arguments import check_temperature, check_tensors
+from ..rollout.policy import whole_number
 
 if TYPE_CHECKING:
     from ..models.lm_head import Head, LMHead  # which needs TRL
@@ -55,9 +56,22 @@ def reverse_kl(
         common token the result is inf, with gradient 0.
 
     Raises:
-        ValueError: The shapes differ, logits are no floating-point numbers, `top_k` is below 1, or the temperature is
-            outside 1e-6 to 1e6.
+        TypeError: Logits are no tensors.
+        ValueError: The shapes differ, logits are no floating-point numbers, `top_k` is no whole number from 1, or the
+            temperature is outside 1e-6 to 1e6.
     """
+    _check_logits(student_logits, teacher_logits)
+    if top_k is not None:
+        whole_number("top_k", top_k, 1)
+    student, teacher = tempered(student_logits, temperature), tempered(teacher_logits, temperature)
+    if top_k is not None and top_k < student.shape[-1]:
+        top = student.detach().topk(top_k).indices
+        student, teacher = top_and_rest(student, top), top_and_rest(teacher, top)
+    return kl_of_logits(student, teacher)
+
+
+def _check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    check_tensors(student_logits=student_logits, teacher_logits=teacher_logits)
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"student_logits and teacher_logits must have one shape [..., V], got {list(student_logits.shape)} and "
@@ -66,14 +80,6 @@ def reverse_kl(
     for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
         if not logits.is_floating_point():
             raise ValueError(f"{name} must be floating-point, got {logits.dtype}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be None or at least 1, got {top_k}")
-    check_temperature(temperature)
-    student, teacher = tempered(student_logits, temperature), tempered(teacher_logits, temperature)
-    if top_k is not None and top_k < student.shape[-1]:
-        top = student.detach().topk(top_k).indices
-        student, teacher = top_and_rest(student, top), top_and_rest(teacher, top)
-    return kl_of_logits(student, teacher)
 
 
 def kl_of_logits(student: Tensor, teacher: Tensor) -> Tensor:
@@ -123,11 +129,20 @@ def sampled_reverse_kl(
         log_weight: `[...]` log pi_S(token) - log mu(token) when it was drawn, nats; 0 for rollouts of the student.
         weight_cap: The largest w, which biases the estimate; None sets no limit.
         log_ratio_cap: The largest |g| in the value and in the gradient, which biases both; None sets no limit.
-        temperature: Divides both logits.
+        temperature: 1e-6 to 1e6, divides both logits.
 
     Returns:
         `[...]` nats.
+
+    Raises:
+        TypeError: As `reverse_kl`.
+        ValueError: As `reverse_kl`, or the shape of `token` or `log_weight` is not [...].
     """
+    _check_logits(student_logits, teacher_logits)
+    check_tensors(token=token, log_weight=log_weight)
+    for name, values in (("token", token), ("log_weight", log_weight)):
+        if values.shape != student_logits.shape[:-1]:
+            raise ValueError(f"{name} must have shape {list(student_logits.shape[:-1])}, got {list(values.shape)}")
     student, teacher = tempered(student_logits, temperature), tempered(teacher_logits, temperature)
     student, teacher, common = with_common_tokens(student, teacher)
     some = common.any(-1, keepdim=True)
@@ -187,7 +202,8 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """`logits` divided by the temperature, in float32 or wider."""
+    """`logits` divided by the temperature, which is checked, in float32 or wider."""
+    check_temperature(temperature)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
 
 

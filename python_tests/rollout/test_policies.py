@@ -196,6 +196,16 @@ def test_the_coin_per_batch_is_a_function_of_seed_and_step_with_the_right_share(
         (lambda: InterleavedTeacher(5, 1e-39), "teacher_temperature must be .* got 1e-39"),
         (lambda: StudentTemperature(0.0, 5), r"start must be a number with 1e-06 <= start <= 1e\+06, got 0.0"),
         (lambda: LambdaCoin(2.0), "student_share must be .* got 2.0"),
+        (lambda: FixedBeta("0.5"), "beta must be a number with 0 <= beta <= 1, got '0.5'"),  # type: ignore[arg-type]
+        (lambda: ArithmeticMixture(None), "alpha must be a number .* got None"),  # type: ignore[arg-type]
+        (lambda: LambdaCoin("1"), "student_share must be a number .* got '1'"),  # type: ignore[arg-type]
+        (lambda: StudentTemperature("1", 5), "start must be a number .* got '1'"),  # type: ignore[arg-type]
+        (lambda: StudentTemperature(0.5, "5"), "steps must be a whole number, got '5'"),  # type: ignore[arg-type]
+        (lambda: StudentTemperature(0.5, -3), "steps must be at least 0, got -3"),
+        (lambda: InterleavedTeacher(4, "1"), "teacher_temperature must be .* got '1'"),  # type: ignore[arg-type]
+        (lambda: InterleavedTeacher(True), "top_k must be a whole number, got True"),
+        (lambda: Teacher("3"), "steps must be a whole number, got '3'"),  # type: ignore[arg-type]
+        (lambda: Teacher(-1), "steps must be at least 0, got -1"),
         (lambda: LambdaCoin(0.5, "token"), "per must be one of batch, sequence, got 'token'"),
     ],
 )

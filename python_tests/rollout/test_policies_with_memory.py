@@ -224,6 +224,9 @@ def test_arguments_out_of_range_are_refused() -> None:
         (lambda: Switching(2.5, 1, 1, 1, 1), r"turn must be a whole number, got 2\.5"),  # type: ignore[arg-type]
         (lambda: Switching(0, 1, 1, 1, 1), "turn must be at least 1 token, got 0"),
         (lambda: Switching(1, -1, 1, 1, 1), "drift_threshold must be a finite number of nats >= 0, got -1"),
+        (lambda: Relay(["Wait"]), "each id of words must be a whole number, got 'Wait'"),  # type: ignore[list-item]
+        (lambda: Relay([1], boundary=[-1]), "each id of boundary must be at least 0, got -1"),
+        (lambda: Switching(4, "1", 0, 0, 0), "drift_threshold must be a finite number .* got '1'"),  # type: ignore[arg-type]
         (lambda: Switching(1, 1, 1, 1, math.inf), "recovery_allowance must be a finite number of nats >= 0, got inf"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -154,9 +154,14 @@ class Teacher(TrustRegion):
 
     Args:
         steps: None is always.
+
+    Raises:
+        ValueError: steps is no whole number from 0.
     """
 
     def __init__(self, steps: int | None = None) -> None:
+        if steps is not None:
+            whole_number("steps", steps, 0)
         super().__init__(lambda step: math.inf if steps is None or step < steps else 0.0)
 
 
@@ -271,12 +276,12 @@ class StudentTemperature(Policy):
         steps: K >= 0 optimizer steps.
 
     Raises:
-        ValueError: start is out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, start: float, steps: int) -> None:
         self.start = _temperature("start", start)
-        self.steps = steps
+        self.steps = whole_number("steps", steps, 0)
 
     def tau(self, step: int) -> float:
         """Returns the factor on the run's temperature at optimizer step `step`."""
@@ -352,8 +357,8 @@ COINS = ("batch", "sequence")
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> float:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be a number with {low:g} <= {name} <= {high:g}, got {value}")
+    if not (isinstance(value, Real) and low <= value <= high):
+        raise ValueError(f"{name} must be a number with {low:g} <= {name} <= {high:g}, got {value!r:.80}")
     return value
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class Relay(Policy):
         for name, value, least in (("top_k", top_k, 1), ("legs", legs, 1), ("leg_length", leg_length, 0)):
             whole_number(name, value, least)
         self.words, self.boundary = words, boundary
-        self._words, self._boundary = _TokenSet(words), _TokenSet(boundary)
+        self._words, self._boundary = _TokenSet("words", words), _TokenSet("boundary", boundary)
         self.top_k, self.legs, self.leg_length = top_k, legs, leg_length
 
     def begin(self, rows: int, device: torch.device) -> Memory:
@@ -125,8 +126,8 @@ class Switching(Policy):
             ("recovery_threshold", recovery_threshold),
             ("recovery_allowance", recovery_allowance),
         ):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number of nats >= 0, got {value}")
+            if not (isinstance(value, Real) and 0 <= value < math.inf):
+                raise ValueError(f"{name} must be a finite number of nats >= 0, got {value!r:.80}")
         self.turn = whole_number("turn", turn, 1, " token")
         self.drift_threshold, self.drift_allowance = drift_threshold, drift_allowance
         self.recovery_threshold, self.recovery_allowance = recovery_threshold, recovery_allowance
@@ -180,11 +181,15 @@ class _TokenSet:
     """A set of token ids that is copied to a device once, because each copy would wait for it.
 
     Args:
+        name: The user's name for the set.
         ids: None holds every token.
+
+    Raises:
+        ValueError: An id is no whole number from 0.
     """
 
-    def __init__(self, ids: Sequence[int] | None) -> None:
-        self._ids = ids
+    def __init__(self, name: str, ids: Sequence[int] | None) -> None:
+        self._ids = None if ids is None else [whole_number(f"each id of {name}", token, 0) for token in ids]
         self._on: dict[torch.device, Tensor] = {}
 
     def holds(self, token: Tensor) -> Tensor:

@@ -289,6 +289,35 @@ def test_a_mask_is_repeated_for_each_returned_sequence() -> None:
         masked(student, teacher, PROMPTS[1])(PROMPTS[0].repeat(2, 1), torch.zeros((6, 64)))
 
 
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_budgets_are_repeated_for_each_returned_sequence(with_mask: bool) -> None:
+    student, teacher = tiny_llama(0), tiny_llama(1)
+    ids, mask = PROMPTS[0][:, -1:], torch.ones_like(PROMPTS[1][:, -1:])
+    budgets = torch.tensor([0.0, 0.2, 2.0])
+    firsts = []
+    for each in (1, 2):
+        config = GenerationConfig(**SETTINGS, num_return_sequences=each)
+        processor = BlendLogitsProcessor(
+            teacher,
+            budgets,
+            student=student,
+            alignment=align(student, teacher),
+            generation_config=config,
+            attention_mask=mask if with_mask else None,
+        )
+        for _ in range(2):  # a second batch begins anew
+            output = student.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=[processor],
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        firsts.append(output.scores[0])
+    torch.testing.assert_close(firsts[0].repeat_interleave(2, 0), firsts[1])
+
+
 def test_every_field_of_a_generation_config_is_plain_or_changes_no_distribution() -> None:
     """A field that transformers adds must be sorted: one that warps the logits and is not known is not refused."""
     known = {*PLAIN, "temperature", "do_sample", *HARMLESS}

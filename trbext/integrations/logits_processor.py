@@ -25,7 +25,8 @@ class BlendLogitsProcessor:
 
     Args:
         teacher: As of `trbext.lockstep`.
-        epsilon: The KL budget in nats per token, one for all rows or [B] of any float dtype.
+        epsilon: The KL budget in nats per token, one for all rows or [B] of any float dtype, with any
+            `num_return_sequences`.
         student: The model whose `generate` is called. Its own generation config fills what the other leaves open.
         alignment: The vocabulary that both models share (`trbext.align`). Both models need the same EOS ids, since the
             sequence that is generated holds ids and no merged stop event.
@@ -58,6 +59,7 @@ class BlendLogitsProcessor:
         for budget in budgets:  # a row of a negative or NaN budget would be NaN, which multinomial meets on the device
             check_epsilon(budget, torch.empty(0))
         self.epsilon = epsilon.float() if isinstance(epsilon, Tensor) else epsilon
+        self._of_rows = self.epsilon  # as many as `generate` has rows
         self.teacher, self.alignment = teacher, alignment
         self._prompt_mask = attention_mask
         self._prompts: Tensor | None = None  # [B, P] those of the mask, once `generate` has shown them
@@ -86,8 +88,7 @@ class BlendLogitsProcessor:
             teacher_logits = self._advance(input_ids)
         student = self.alignment.canonical(scores.float())
         teacher = self.alignment.canonical(teacher_logits.float())
-        epsilon = self.epsilon.to(student.device) if isinstance(self.epsilon, Tensor) else self.epsilon
-        log_mu = blend(student, teacher, epsilon, temperature=self.temperature).log_probs
+        log_mu = blend(student, teacher, self._of_rows, temperature=self.temperature).log_probs
         padding = scores.shape[1] - log_mu.shape[1]
         return torch.nn.functional.pad(log_mu * self.temperature, (0, padding), value=-torch.inf)
 
@@ -108,6 +109,10 @@ class BlendLogitsProcessor:
             logits: Tensor = self._cache.advance(token, position, mask)
             return logits
         # A new batch of prompts.
+        if isinstance(self.epsilon, Tensor):
+            prompts = input_ids if self._prompts is None else self._prompts
+            each = _returned(prompts, self.epsilon.numel())
+            self._of_rows = self.epsilon.to(input_ids.device).repeat_interleave(each)
         self._width = input_ids.shape[1]
         whole = torch.ones_like(input_ids) if mask is None else mask
         self._lengths = whole.sum(1, keepdim=True)
@@ -127,12 +132,16 @@ class BlendLogitsProcessor:
         if self._prompt_mask is None:
             return None
         if self._prompts is None:
-            each = max(1, len(input_ids) // max(1, len(self._prompt_mask)))  # num_return_sequences
-            if torch.equal(input_ids, input_ids[::each].repeat_interleave(each, 0)):
-                self._prompt_mask = self._prompt_mask.repeat_interleave(each, 0)
+            self._prompt_mask = self._prompt_mask.repeat_interleave(_returned(input_ids, len(self._prompt_mask)), 0)
             check_prompts(input_ids, self._prompt_mask)
             self._prompts = input_ids
         elif not continues and not torch.equal(input_ids[:, : self._prompts.shape[1]], self._prompts):
             raise ValueError("attention_mask must be that of the prompts, got others: make one processor per batch")
         mask = self._prompt_mask.to(input_ids.device, torch.int64)
         return torch.nn.functional.pad(mask, (0, input_ids.shape[1] - mask.shape[1]), value=1)
+
+
+def _returned(input_ids: Tensor, prompts: int) -> int:
+    """Returns `num_return_sequences`, by which `generate` has repeated so many prompts; 1 if they are no repetition."""
+    each = max(1, len(input_ids) // max(1, prompts))
+    return each if torch.equal(input_ids, input_ids[::each].repeat_interleave(each, 0)) else 1

@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 def _started(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Tally:
     if options.widest < 1 or options.rows < 1:
         parser.error("--rows and --widest must be at least 1")
+    if options.batch is not None and options.state is not None:
+        parser.error("--batch is one batch again, and --state continues with the next: give one of the two")
     if options.state is not None and options.state.exists():
         tally = Tally.load(options.state)
         if options.seed not in (None, tally.seed) or options.widest != tally.widest:

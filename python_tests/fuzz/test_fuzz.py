@@ -70,6 +70,13 @@ def test_a_run_continues_where_it_ended(tmp_path: Path) -> None:
         fuzz.main(["--seed", "6", "--widest", "3000", "--state", str(state)])
 
 
+def test_one_batch_is_not_kept_in_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fuzz.main([*FEW, "--batch", "3", "--state", str(tmp_path / "state.json")])
+    assert "give one of the two" in capsys.readouterr().err
+    assert not (tmp_path / "state.json").exists()
+
+
 def test_a_batch_is_a_function_of_seed_and_number() -> None:
     first, again, other = (batch_of(5, number, 3000, 10_000) for number in (3, 3, 4))
     assert torch.equal(first.student.double().nan_to_num(), again.student.double().nan_to_num())

@@ -158,6 +158,24 @@ def test_faults_of_such_models_are_named() -> None:
     with pytest.raises(ValueError, match=r"the teacher Short must return .* \[6, 1, V\]"):
         decoded(lockstep, student, Short(student))
 
+    class Logits(Recorded):
+        def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            return super().prefill(input_ids, attention_mask)[0][:2]  # as many as a pair has
+
+    with pytest.raises(
+        ValueError, match="the teacher Logits must return logits and prefixes after prefill, got Tensor"
+    ):
+        decoded(lockstep, student, Logits(student))
+
+    class Silent(Recorded):
+        def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            logits, prefixes = super().prefill(input_ids, attention_mask)
+            prefixes.advance = lambda *_: None  # type: ignore[method-assign]
+            return logits, prefixes
+
+    with pytest.raises(ValueError, match=r"the teacher Silent must return .* \[6, 1, V\] .* got NoneType"):
+        decoded(lockstep, student, Silent(student))
+
 
 def test_it_is_aligned_by_what_it_declares() -> None:
     student = tiny(seed=0)

@@ -182,6 +182,10 @@ def test_a_server_is_such_a_teacher(pair: tuple[Any, Any]) -> None:
         (lambda top: TopK(top.ids + 6, top.log_probs), r"ids in \[0, 6\), -1 for none, got"),
         (lambda top: TopK(top.ids, top.log_probs * 0), r"add up to at most 1, got 2\.0 in row 0"),
         (lambda top: TopK(top.ids, top.log_probs * torch.nan), "add up to at most 1, got nan"),
+        (
+            lambda top: TopK(torch.arange(6).expand(len(top.ids), -1), torch.full((len(top.ids), 6), -torch.inf)),
+            r"a probability above 0 if it lists all 6 tokens, got 0\.0 in row 0",
+        ),
     ],
 )
 def test_an_answer_that_is_no_top_k_of_the_prefixes_is_refused(

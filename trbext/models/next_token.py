@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..limits import LARGEST_EXCESS_OF_MASS
@@ -107,6 +108,7 @@ class TokenScorer(Protocol):
 
         Returns:
             [n, k] float32, nats, at temperature 1. Tokens that the student lacks keep their mass: it is not known.
+            Probabilities of different tokens that add up to more than 1, or are NaN, are refused.
         """
         ...
 
@@ -141,11 +143,47 @@ def checked_top(answer: Any, teacher: TopKTeacher, rows: int, width: int) -> Top
         (((ids < -1) | (ids >= width)).any(-1), f"ids in [0, {width}), -1 for none", ids),
         (twice.any(-1), "each id once per row", ids),
         (~(mass <= 1 + LARGEST_EXCESS_OF_MASS), "log-probs whose probabilities add up to at most 1", mass),
+        ((mass == 0) & ((ids >= 0).sum(-1) == width), f"a probability above 0 if it lists all {width} tokens", mass),
     ):
         if wrong.any():
             row = int(wrong.int().argmax())
             raise ValueError(f"the teacher {name} must return {rule}, got {shown[row].tolist()} in row {row}")
     return TopK(ids, log_probs)
+
+
+def checked_log_probs(answer: Any, teacher: TokenScorer, ids: Tensor) -> Tensor:
+    """Checks what a teacher has answered about given tokens, of which one may be asked about twice.
+
+    Args:
+        answer: What `log_probs_of` returned.
+        teacher: The error names it.
+        ids: [n, k] int64, the tokens.
+
+    Returns:
+        The answer [n, k], float32.
+
+    Raises:
+        ValueError: It holds no log-probs of these tokens.
+    """
+    name = type(teacher).__name__
+    if not isinstance(answer, Tensor) or answer.shape != ids.shape or not answer.is_floating_point():
+        got = f"{answer.dtype} {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(
+            f"the teacher {name} must return log-probs, a floating-point tensor {list(ids.shape)}, got {got}"
+        )
+    log_probs = answer.to(ids.device, torch.float32)
+    in_order, places = ids.sort(-1)
+    again = F.pad(in_order[:, 1:] == in_order[:, :-1], (1, 0))
+    probabilities = log_probs.double().exp()
+    mass = probabilities.gather(-1, places).masked_fill(again, 0.0).sum(-1)
+    wrong = ~((probabilities <= 1 + LARGEST_EXCESS_OF_MASS).all(-1) & (mass <= 1 + LARGEST_EXCESS_OF_MASS))
+    if wrong.any():
+        row = int(wrong.int().argmax())
+        raise ValueError(
+            f"the teacher {name} must return log-probs whose probabilities add up to at most 1, got "
+            f"{log_probs[row].tolist()} in row {row}"
+        )
+    return log_probs
 
 
 def is_transformers(model: Any) -> bool:
@@ -217,7 +255,7 @@ class _WholePrefixes:
         columns = lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         width = int(lengths.max()) + tokens.shape[1]  # a host read, which costs little beside a forward of all tokens
         kept = self.ids[:, :width]
-        ids = torch.nn.functional.pad(kept, (0, width - kept.shape[1]))
+        ids = F.pad(kept, (0, width - kept.shape[1]))
         every = torch.arange(width, device=tokens.device)
         self.ids = ids.masked_fill(every >= lengths[:, None], 0).scatter(1, columns, tokens)
         return self.score(columns)
@@ -243,8 +281,15 @@ class NextTokenCache:
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Feeds the prompts; as `CachedModel.prefill`."""
-        logits, self._prefixes = self._model.prefill(input_ids, attention_mask)
-        return self._checked(logits[:, None] if logits.dim() == 2 else logits, len(input_ids), 1)[:, 0]
+        answer: Any = self._model.prefill(input_ids, attention_mask)
+        if not isinstance(answer, Sequence) or len(answer) != 2:
+            raise ValueError(
+                f"the {self._name} {type(self._model).__name__} must return logits and prefixes after prefill, got "
+                f"{type(answer).__name__}"
+            )
+        logits, self._prefixes = answer
+        per_token = logits[:, None] if isinstance(logits, Tensor) and logits.dim() == 2 else logits
+        return self._checked(per_token, len(input_ids), 1)[:, 0]
 
     def advance(self, token: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Feeds one more token per row; as `CachedModel.advance`."""
@@ -274,12 +319,13 @@ class NextTokenCache:
         assert self._prefixes is not None
         return self._checked(self._prefixes.advance(tokens, lengths), *tokens.shape)
 
-    def _checked(self, logits: Tensor, rows: int, tokens: int) -> Tensor:
-        if logits.dim() != 3 or logits.shape[:2] != (rows, tokens) or not logits.is_floating_point():
+    def _checked(self, logits: Any, rows: int, tokens: int) -> Tensor:
+        is_tensor = isinstance(logits, Tensor)
+        if not is_tensor or logits.shape[:-1] != (rows, tokens) or not logits.is_floating_point():
+            got = f"{logits.dtype} of shape {list(logits.shape)}" if is_tensor else type(logits).__name__
             raise ValueError(
                 f"the {self._name} {type(self._model).__name__} must return floating-point logits of shape "
-                f"[{rows}, {tokens}, V] (without the second dimension after prefill), got {logits.dtype} of shape "
-                f"{list(logits.shape)}"
+                f"[{rows}, {tokens}, V] (without the second dimension after prefill), got {got}"
             )
         # The decoders write merged EOS ids into these logits, and the operators take no float64.
         return logits.float() if logits.dtype == torch.float64 else logits.clone()

@@ -20,7 +20,7 @@ from trbext import RemoteTeacher, TopK, TRBConfig
 from trbext.errors import EngineFailed
 from trbext.runs.folder import RunFolder
 from trbext.training.teachers.top_divergence import reverse_kl_of_top
-from trbext.training.teachers.top_k import told_at_prefixes
+from trbext.training.teachers.top_k import told_at_prefixes, told_of_tokens
 from trbext.vllm.sampler.teacher_top import TeacherTop
 from trbext.vocab import Alignment
 
@@ -167,6 +167,58 @@ def test_a_loss_of_prefixes_asks_about_no_later_token(tmp_path: Path, fields: di
     (log,) = steps(trainer)
     assert log["completions/mean_length"] > 2
     assert 0 < teacher.asked <= 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda found: found[:, :1], r"a floating-point tensor \[1, 6\], got torch.float32 \[1, 1\]"),
+        (lambda found: found[0, 0], r"got torch.float32 \[\]"),
+        (lambda found: found.tolist(), "got list"),
+        (lambda found: found.long(), "got torch.int64"),
+        (lambda found: found * torch.nan, r"add up to at most 1, got \[nan, .* in row 0"),
+        (lambda found: found * 0, r"add up to at most 1, got \["),
+        (lambda found: found + 3, r"add up to at most 1, got \["),
+    ],
+)
+def test_an_answer_without_log_probs_of_the_tokens_is_refused(tmp_path: Path, change: Any, words: str) -> None:
+    class Wrong(Counting):
+        def log_probs_of(self, prefixes: Any, ids: torch.Tensor, alignment: Alignment) -> Any:
+            return change(super().log_probs_of(prefixes, ids, alignment))
+
+    fields: dict[str, Any] = {"loss_estimator": "top_k", "loss_top_k": 5, "loss_tokens_of": "student"}
+    teacher: Any = Wrong()
+    with pytest.raises(ValueError, match=f"the teacher Wrong must return log-probs.*{words}"):
+        make_trainer(tmp_path, teacher=teacher, rollout_policy="student", **fields)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_answer_may_be_of_any_float_dtype_and_tell_a_token_twice(dtype: torch.dtype) -> None:
+    class Teacher:
+        def log_probs_of(self, prefixes: Any, ids: torch.Tensor, alignment: Alignment) -> torch.Tensor:
+            return torch.full(ids.shape, -0.5, dtype=dtype)
+
+    ids, ones = torch.tensor([[5]]), torch.ones(1, 1, dtype=torch.int64)
+    batch = {"prompt_ids": ids, "prompt_mask": ones, "completion_ids": ids, "completion_mask": ones}
+    teacher, alignment = cast(Any, Teacher()), Alignment(16, (1,), ())
+    found = told_of_tokens(teacher, batch, torch.tensor([[[5]]]), alignment)
+    assert found["teacher_log_prob"].tolist() == [[-0.5]]
+    with pytest.raises(ValueError, match=r"add up to at most 1, got \[-0.5, -0.5\] in row 0"):
+        told_of_tokens(teacher, batch, torch.tensor([[[4]]]), alignment)
+
+
+def test_a_teacher_may_tell_no_token(tmp_path: Path) -> None:
+    class Nothing(Counting):
+        def score(self, sequences: Any, starts: Any, alignment: Alignment) -> TopK:
+            return TopK(*(part[:, :0] for part in super().score(sequences, starts, alignment)))
+
+    teacher: Any = Nothing()
+    trainer = make_trainer(
+        tmp_path, teacher=teacher, rollout_policy="student", loss_estimator="top_k", loss_top_k=64, max_steps=1
+    )
+    trainer.train()
+    (log,) = steps(trainer)
+    assert log["trb/reverse_kl"] == pytest.approx(0, abs=1e-6)  # the teacher then is the student
 
 
 def test_rollouts_of_one_batch_may_have_been_told_different_numbers_of_tokens() -> None:

@@ -162,6 +162,20 @@ def test_a_model_that_yields_only_logits_teaches_as_itself(tmp_path: Path) -> No
         make_trainer(tmp_path / "c", teacher=other, beta=0.5)
 
 
+def test_a_model_that_tells_fewer_logits_than_it_was_asked_is_refused(tmp_path: Path) -> None:
+    class Last(Declared):
+        def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            logits, prefixes = super().prefill(input_ids, attention_mask)
+            advance = prefixes.advance
+            prefixes.advance = lambda *asked: advance(*asked)[:, -1:]  # type: ignore[method-assign]
+            return logits, prefixes
+
+    teacher: Any = Last(lambda ids: tiny_llama(1)(ids).logits)
+    trainer = make_trainer(tmp_path, teacher=teacher, rollout_policy="student", check_models=False)
+    with pytest.raises(ValueError, match=r"the teacher Last must return .* \[4, 7, V\] .* got .* \[4, 1, 64\]"):
+        trainer.train()
+
+
 def test_a_function_is_asked_about_no_padding_behind_the_completions(tmp_path: Path) -> None:
     teacher, widths = tiny_llama(1), []
 

@@ -8,6 +8,7 @@ here from the student itself.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.lm_head import LMHead
@@ -89,5 +90,5 @@ def _log_prob_of(token: Tensor, logits: Tensor, top: TeacherTop, temperature: fl
     rest = student.scatter(-1, ids, -torch.inf).logsumexp(-1)
     outside = top.rest_log_prob + student.gather(-1, token[:, None])[:, 0] - rest
     listed = ids == token[:, None]
-    inside = top.log_prob.masked_fill(~listed, -torch.inf).amax(-1)
+    inside = F.pad(top.log_prob.masked_fill(~listed, -torch.inf), (0, 1), value=-torch.inf).amax(-1)  # k may be 0
     return torch.where(listed.any(-1), inside, outside).float()

@@ -20,7 +20,7 @@ from ...models.cached_model import unwrap
 from ...models.completion_states import completion_states
 from ...models.eval_mode import evaluating
 from ...models.lm_head import Head, LMHead, lm_head
-from ...models.next_token import as_next_token_model, is_transformers
+from ...models.next_token import NextTokenCache, as_next_token_model, is_transformers
 from ...teachers import Mixture, SelfTeacher
 from ...teachers.mixture import mixed
 from ...vocab import Alignment
@@ -145,17 +145,14 @@ def head_of(teacher: Any, alignment: Alignment, *, gather_zero3: bool = True) ->
 def _logits(teacher: Any, batch: CompletionBatch, alignment: Alignment, device: torch.device) -> tuple[Tensor, Head]:
     modules = [teacher] if hasattr(teacher, "modules") else []
     # Columns of padding only, which `pad_to_multiple_of` adds, are left out: it may know no positions so far on.
-    prompt, completion = (int(mask.sum(1).max()) for mask in (batch.prompt_mask, batch.completion_mask))
+    prompt, completion = (max(1, int(mask.sum(1).max())) for mask in (batch.prompt_mask, batch.completion_mask))
     # It computes as in rollouts, in a precision of its own, although the loss is under autocast.
     with evaluating(modules), torch.autocast(batch.prompt_ids.device.type, enabled=False):
-        first, prefixes = as_next_token_model(teacher, "teacher").prefill(
-            batch.prompt_ids[:, -prompt:], batch.prompt_mask[:, -prompt:]
-        )
-        logits = first[:, None, : alignment.width]
-        if completion > 1:
-            more = prefixes.advance(batch.completion_ids[:, : completion - 1], batch.prompt_mask.sum(1))
-            logits = torch.cat([logits, more[..., : alignment.width]], 1)
-        logits = F.pad(logits, (0, 0, 0, batch.completion_ids.shape[1] - logits.shape[1]))
+        first = prompt - batch.prompt_mask.sum(1, keepdim=True)
+        ids = torch.cat([batch.prompt_ids[:, -prompt:], batch.completion_ids[:, : completion - 1]], 1)
+        model = NextTokenCache(as_next_token_model(teacher, "teacher"), "teacher", first)
+        logits = model.extend(ids, first, 0, logits=completion)[..., : alignment.width]
+        logits = F.pad(logits, (0, 0, 0, batch.completion_ids.shape[1] - completion))
     return logits.to(device), LogitsHead(alignment.width, device)
 
 

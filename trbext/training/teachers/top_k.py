@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import EngineFailed, UsageError
 from ...limits import ROUNDING_OF_MASS
-from ...models.next_token import TokenScorer, TopKTeacher, checked_top
+from ...models.next_token import TokenScorer, TopKTeacher, checked_log_probs, checked_top
 from ...rollout import Rollout
 from ...top_k import TopK
 from ...vocab import Alignment
@@ -63,6 +63,7 @@ def told_of_tokens(
 
     Raises:
         EngineFailed: A server gives no answer.
+        ValueError: The answer holds no log-probs of these tokens.
     """
     prompts, completions, lengths = _texts(batch)
     inside = torch.arange(ids.shape[1]) < lengths[:, None]
@@ -74,7 +75,8 @@ def told_of_tokens(
     written = emitted_as_stop(batch["completion_ids"], alignment)
     asked = torch.cat([ids, written[..., None]], -1).cpu()
     log_probs = torch.full(asked.shape, -torch.inf)
-    log_probs[inside] = teacher.log_probs_of(prefixes, asked[inside], alignment)
+    said = teacher.log_probs_of(prefixes, asked[inside], alignment)
+    log_probs[inside] = checked_log_probs(said, teacher, asked[inside])
     kept = ids.masked_fill(~inside.to(ids.device)[..., None], -1)
     of_written = log_probs[..., -1].masked_fill(~inside, 0.0)
     told = _with_rest(kept, log_probs[..., :-1].to(ids.device))
@@ -86,16 +88,18 @@ def require_token_scores(teacher: TopKTeacher, k: int, alignment: Alignment) -> 
 
     Raises:
         UsageError: It does not.
+        ValueError: It answers in another form.
     """
     if not isinstance(teacher, TokenScorer):
         raise UsageError(
             f"loss_tokens_of 'student' needs a teacher with `log_probs_of`, got {type(teacher).__name__}: leave it out"
         )
+    ids = torch.arange(min(k + 1, alignment.width))[None]  # a step asks for the token that was written as well
     try:
-        # A step asks for the token that was written as well.
-        teacher.log_probs_of([[0]], torch.arange(min(k + 1, alignment.width))[None], alignment)
+        said = teacher.log_probs_of([[0]], ids, alignment)
     except EngineFailed as error:
         raise UsageError(f"loss_tokens_of 'student' needs a server that scores given tokens: {error}") from error
+    checked_log_probs(said, teacher, ids)
     return teacher
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 
 import numpy as np
 
@@ -77,16 +79,24 @@ class EngineRollouts:
             repair: Draws a rollout again from where the engine lost its drafts, and the teacher drew; False raises.
 
         Raises:
-            EngineRefused: A budget is negative or NaN, the temperature or a prompt too small, or a rollout too long for
-                the engine.
+            EngineRefused: An argument is no number, a budget negative or NaN, the temperature or a prompt too small, or
+                a rollout too long for the engine.
             NonFiniteLogits: Logits were at fault.
             EngineFailed: The budget was not kept, or the engine keeps losing drafts.
         """
         # 1. Check what the engine would answer wrongly.
+        try:
+            prompts = [[index(token) for token in prompt] for prompt in prompts]
+        except TypeError:
+            raise EngineRefused(f"prompts must be lists of token ids, got {prompts!r:.80}") from None
+        if not isinstance(seed, Integral | None):
+            raise EngineRefused(f"seed must be a whole number, got {seed!r}")
         given = np.asarray(epsilon, np.float64)
         budgets: list[float] = [float(given)] * len(prompts) if given.ndim == 0 else given.tolist()
         check_draw(prompts, budgets, max_new_tokens, temperature, self.alignment)
         self._check_length(max(map(len, prompts)), max_new_tokens)
+        # JSON does not know the numbers of numpy.
+        max_new_tokens, temperature, seed = int(max_new_tokens), float(temperature), seed if seed is None else int(seed)
         # 2. Ask until every rollout is whole.
         preempted = self.engine.preemptions()
         self.engine.counters(clear=True)

@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save
 
 from python_tests.vllm.server.fake_server import BREAK, HANDSHAKE, FakeServer, fake_server
-from trbext.errors import EngineFailed, UsageError
+from trbext.errors import EngineFailed, EngineRefused, UsageError
 from trbext.teachers.remote.http_session import HTTPSession
 from trbext.vllm import http as http_module
+from trbext.vllm.client import EngineRollouts
 from trbext.vllm.http import KEYS, HTTPEngine
 from trbext.vllm.transport import EngineCompletion, RolloutRequest
+from trbext.vocab import Alignment
 
 
 @pytest.fixture
@@ -77,6 +80,32 @@ def test_a_rollout_of_a_prompt_that_ends_with_the_stop_token_is_cut_here(server:
     completions = HTTPEngine(server.url).generate([request(2, prompt=[5, 2])])  # the answer is of the key only
     assert completions == [EngineCompletion([2, 2], True)]
     assert server.of("/v1/completions")[0]["stop_token_ids"] == []
+
+
+def test_a_draw_of_numpy_s_numbers_is_the_one_of_python_s(server: FakeServer) -> None:
+    """JSON knows Python's numbers only."""
+    records = save({name: np.zeros(0, np.int64) for name in ("key", "teacher_key", "teacher_index", "fault_key")})
+    server.answers |= {
+        "/trb/enable": (200, {"answers": [[{"draft_length": 1, "max_model_len": 64}]]}),
+        "/trb/counters": (200, {"answers": [[{}]]}),
+        "/trb/seed": (200, {"answers": []}),
+        "/trb/records": (200, records, {"trb-lengths": str(len(records))}),
+        "/metrics": (200, b""),
+        "/v1/completions": (400, {"error": {"message": "this far", "code": 400}}),
+    }
+    rollouts = EngineRollouts(HTTPEngine(server.url), Alignment(9, (np.int64(2),), ()), pad_token_id=0)
+    for prompts in (np.array([[5, 6, 7]]), [np.array([5, 6, 7])], torch.tensor([[5, 6, 7]]), [[5, 6, 7]]):
+        with pytest.raises(EngineRefused, match="this far"):
+            rollouts.draw(
+                prompts,
+                epsilon=np.float32(0.5),
+                max_new_tokens=np.int64(6),
+                temperature=np.float32(0.5),
+                seed=np.int64(3),
+            )
+    bodies = server.of("/v1/completions")
+    assert [(body["prompt"], body["max_tokens"], body["temperature"]) for body in bodies] == [([5, 6], 7, 0.5)] * 4
+    assert server.of("/trb/seed") == [{"seed": 3}] * 4
 
 
 def test_as_many_rollouts_as_the_replicas_decode_are_under_way_and_answers_keep_their_order(server: FakeServer) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -223,6 +224,11 @@ def test_teacher_states_are_those_of_a_full_forward(decode: Callable[..., Rollou
 def test_a_draft_length_that_is_none_is_refused(draft_length: Any) -> None:
     with pytest.raises(ValueError, match="draft_length must be 'auto', 0 for lockstep, or a number of drafts k >= 1"):
         roll(tiny(seed=1), tiny(seed=2), draft_length=draft_length)
+
+
+def test_a_draft_length_may_be_a_number_of_numpy() -> None:
+    found, expected = (roll(tiny(seed=1), tiny(seed=2), draft_length=length) for length in (np.int64(2), 2))
+    assert torch.equal(found.tokens, expected.tokens)
 
 
 @pytest.mark.parametrize("culprit", ["the student", "the teacher"])

@@ -87,13 +87,17 @@ class Decoding:
     def _check_types(self) -> None:
         check_token_ids(self.prompts, self.prompt_mask)
         if not isinstance(self.alignment, Alignment):
-            raise ValueError(f"alignment must be a trbext.vocab.Alignment, got {self.alignment!r:.80}: see trbext.align")
+            raise ValueError(
+                f"alignment must be a trbext.vocab.Alignment, got {self.alignment!r:.80}: see trbext.align"
+            )
         whole_number("optimizer_step", self.optimizer_step, 0)
         if not isinstance(self.pad_token_id, Integral):
             raise ValueError(f"pad_token_id must be a whole number, got {self.pad_token_id!r}: alignment.stop will do")
-        for one in self.generator if isinstance(self.generator, Sequence) else (self.generator,):
-            if not isinstance(one, torch.Generator | None):
-                raise ValueError(f"generator must be a torch.Generator, a list of them or None, got {one!r:.80}")
+        each = self.generator if isinstance(self.generator, Sequence) else (self.generator,)
+        for one in each:
+            if self.generator is not None and not isinstance(one, torch.Generator):
+                got = f"{'a list with ' if each is self.generator else ''}{one!r:.80}"
+                raise ValueError(f"generator must be a torch.Generator, a list of them or None, got {got}")
         if not isinstance(self.teacher_states_limit, Real):
             raise ValueError(f"teacher_states_limit must be a number of bytes, got {self.teacher_states_limit!r:.80}")
 

@@ -25,6 +25,7 @@ an upper bound for the position of the farthest row, which is all that a round n
 from __future__ import annotations
 
 import warnings
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -137,12 +138,12 @@ def check_draft_length(draft_length: Any) -> int:
         The number of drafts k; 0 for "auto".
 
     Raises:
-        ValueError: It is neither "auto" nor an int of at least 0.
+        ValueError: It is neither "auto" nor a whole number of at least 0.
     """
     if draft_length == "auto":
         return 0
-    if isinstance(draft_length, bool) or not isinstance(draft_length, int) or draft_length < 0:
+    if isinstance(draft_length, bool) or not isinstance(draft_length, Integral) or draft_length < 0:
         raise ValueError(
             f"draft_length must be 'auto', 0 for lockstep, or a number of drafts k >= 1, got {draft_length!r}"
         )
-    return draft_length
+    return int(draft_length)

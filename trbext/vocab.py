@@ -9,6 +9,7 @@ maps every way of stopping to one event e* before blending and before any KL: wi
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +49,7 @@ class Alignment:
 
     Raises:
         VocabularyMismatch: The student has no EOS id, or an EOS id of either model is outside [0, width).
+        ValueError: EOS ids are no whole numbers.
     """
 
     width: int  # how many logits the two models share
@@ -55,6 +57,12 @@ class Alignment:
     teacher_eos: tuple[int, ...]  # every id that ends a sequence for the teacher; may be empty
 
     def __post_init__(self) -> None:
+        for name in ("student_eos", "teacher_eos"):
+            given = getattr(self, name)
+            try:
+                object.__setattr__(self, name, tuple(map(operator.index, given)))
+            except TypeError:
+                raise ValueError(f"{name} must be a tuple of token ids, got {given!r:.80}") from None
         if not self.student_eos:
             raise VocabularyMismatch(
                 "the student has no EOS id, so no rollout could end: set generation_config.eos_token_id"
@@ -92,7 +100,8 @@ class Alignment:
         Returns:
             [..., width], same dtype. It is a view if there is nothing to merge; else a new tensor with -inf at the
             merged EOS ids and, at `stop`, the logit whose softmax at `temperature` is the sum of theirs:
-            T log sum exp(logit / T).
+            T log sum exp(logit / T). It may exceed the largest logit by T log n for n ids, which float16 cannot hold if
+            T is above about 6e4 / log n.
 
         Raises:
             ValueError: There are fewer than `width` logits.

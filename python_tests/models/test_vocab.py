@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -180,6 +184,19 @@ def test_a_token_without_a_logit_in_the_narrower_model_is_named() -> None:
 def test_eos_ids_outside_the_common_vocabulary_are_named(arguments: tuple, message: str) -> None:
     with pytest.raises(VocabularyMismatch, match=message):
         Alignment(*arguments)
+
+
+def test_eos_ids_may_be_any_whole_numbers_and_are_a_tuple() -> None:
+    found = Alignment(4, [np.int64(1), torch.tensor(3)], range(2))  # type: ignore[arg-type, list-item]
+    assert (found.student_eos, found.teacher_eos, found.duplicates) == ((1, 3), (0, 1), (3, 0))
+    assert {type(token) for token in found.student_eos} == {int}
+
+
+@pytest.mark.parametrize("ids", [1, None, (1.0,), ("1",)])
+def test_eos_ids_that_are_none_are_refused(ids: Any) -> None:
+    for name, arguments in (("student_eos", (ids, (1,))), ("teacher_eos", ((1,), ids))):
+        with pytest.raises(ValueError, match=re.escape(f"{name} must be a tuple of token ids, got {ids!r}")):
+            Alignment(4, *arguments)
 
 
 def test_logits_narrower_than_the_alignment_are_refused() -> None:

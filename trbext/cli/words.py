@@ -10,7 +10,11 @@ from typing import NoReturn, TypeAlias
 
 from ..errors import USAGE_ERROR
 
-OF_TRAIN = ("--resume=auto", "--fields", "--help")  # options of `trb train` that are no fields
+# Options that are no fields of a run, and how many words they take.
+OPTIONS_BESIDE_FIELDS = {
+    "train": {"--resume": "", "--fields": "", "--help": ""},
+    "probe": {"--epsilon": "many", "--lengths": "many", "--limit": "one", "--output": "one", "--help": ""},
+}
 Subparsers: TypeAlias = "argparse._SubParsersAction[_OneLineParser]"
 
 
@@ -27,8 +31,8 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         SystemExit: The words are wrong (exit code 2, one line on standard error) or ask for help (exit code 0).
     """
     words, rest = _split(list(words))
-    words, fields = _fields_apart(words)
-    options, others = parser().parse_known_args(_joined(words))
+    words, fields = _fields_apart(_joined(words))
+    options, others = parser().parse_known_args(words)
     fields += others
     if options.command in ("vllm-serve", "eval"):
         options.vllm_flags = rest
@@ -246,26 +250,36 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _fields_apart(words: list[str]) -> tuple[list[str], list[str]]:
-    """Takes the fields of a run and their values out of the words of `trb train`: argparse knows no field, and would
-    take the value of the first one for CONFIG.yaml. The first word in .yaml is that file, also after --bf16."""
-    if words[:1] != ["train"]:
+    """Takes the fields of a run and their values out of the words of `trb train` and `trb probe`: argparse knows no
+    field, and would take the value of the first one for CONFIG.yaml. The first word in .yaml is that file, also after
+    --bf16 or --epsilon; it is put first."""
+    command = words[0] if words else ""
+    if command not in OPTIONS_BESIDE_FIELDS:
         return words, []
+    own = OPTIONS_BESIDE_FIELDS[command]
     kept: list[str] = []
     fields: list[str] = []
-    begun = False  # whether a word that is no option is the value of a field
-    for word in words:
-        if word.startswith("--") and not any(option.startswith(word) for option in OF_TRAIN):
-            fields.append(word)
-            begun = "=" not in word
-        elif word.endswith((".yaml", ".yml")) and all(other.startswith("-") for other in _joined(kept)[1:]):
+    configured = False
+    values = ""  # whose the next word is: a "field"'s, or that of an own option of "one" or "many"
+    for word in words[1:]:
+        name, given, _ = word.partition("=")
+        of_command = [kind for option, kind in own.items() if option.startswith(name)]
+        if word.startswith("--"):
+            (kept if of_command else fields).append(word)
+            values = "" if given else next(iter(of_command), "field")
+        elif values == "one":
             kept.append(word)
-            begun = False
-        elif begun and not word.startswith("--") and word != "-h":
+            values = ""
+        elif word.endswith((".yaml", ".yml")) and not configured:
+            kept.insert(0, word)
+            configured, values = True, ""
+        elif values == "field" and word != "-h":
             fields.append(word)
         else:
             kept.append(word)
-            begun = False
-    return kept, fields
+            configured |= values != "many" and word != "-h"
+            values = values if values == "many" else ""
+    return [command, *kept], fields
 
 
 def _path(text: str) -> Path:

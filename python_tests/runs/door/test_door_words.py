@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,24 @@ def test_a_configuration_after_a_field_may_follow_a_resumption(words: str, field
 def test_a_resumption_is_no_field() -> None:
     options, fields = parse(["train", "--seed", "3", "--resume", "auto", "c.yaml"])
     assert (options.resume, options.config, fields) == ("auto", Path("c.yaml"), ["--seed", "3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "fields"),
+    [
+        ("--trb_epsilon 0.1 c.yaml", {}, ["--trb_epsilon", "0.1"]),
+        ("--limit 2 --epsilon 0.1 0.2 c.yaml", {"limit": 2, "epsilon": [0.1, 0.2]}, []),
+        ("--output o.yaml --bf16 c.yaml --lengths 3 4", {"output": Path("o.yaml"), "lengths": [3, 4]}, ["--bf16"]),
+        ("c.yaml --seed 3 --epsilon=0.1 --output_dir x", {"epsilon": [0.1]}, ["--seed", "3", "--output_dir", "x"]),
+        ("c.yaml --epsilon 0.1 --report_to a b", {"epsilon": [0.1]}, ["--report_to", "a", "b"]),
+    ],
+)
+def test_a_flag_of_a_probe_may_stand_before_its_configuration(
+    words: str, options: dict[str, Any], fields: list[str]
+) -> None:
+    found, others = parse(["probe", *words.split()])
+    assert (found.config, others) == (Path("c.yaml"), fields)
+    assert {name: value for name, value in vars(found).items() if name in options} == options
 
 
 @pytest.mark.parametrize("command", ["eval m", "probe c.yaml", "plot run", "demo"])

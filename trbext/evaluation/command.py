@@ -12,6 +12,7 @@ from ..data.prompts import load_prompts
 from ..models.stored_digest import model_digest
 from .measure import Questions, measure
 from .outcome import Outcome
+from .record import check_record
 from .report import Report, interval
 from .subjects import OwnModels, Subjects
 from .verifiers import check_verifier, verifier_by_name
@@ -54,6 +55,8 @@ def evaluate_model(options: argparse.Namespace) -> float:
         template={},
         settings=model_settings(model) | {"prompts": options.prompts, "verifier": options.verifier},
     )
+    if options.output is not None:
+        check_record(options.output, benchmark.record_settings(""), {"decoder"})
     # 2. Measure the model.
     with closing(subjects_of(options)) as subjects:
         subject = subjects.load(model, [benchmark])

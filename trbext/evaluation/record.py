@@ -75,8 +75,7 @@ class Record:
             self._open(path)
 
     def _open(self, path: Path) -> None:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"--output {path} must be a file, got a folder or a device")
+        _check_is_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
@@ -228,18 +227,25 @@ def check_record(path: Path, settings: Mapping[str, Any], unknown: Set[str] = fr
     """Checks that the header of a file, if there is one, is that of an evaluation.
 
     Args:
-        path: The file. What `Record` refuses or cuts off is left to it.
+        path: The file. What else `Record` refuses or cuts off is left to it.
         settings: What the completions depend on.
         unknown: Names of settings that are not looked at.
 
     Raises:
         OtherEvaluation: (a ValueError) it is of another evaluation.
+        ValueError: It is a folder or a device.
         OSError: It cannot be read.
     """
-    if not path.is_file():
+    _check_is_file(path)
+    if not path.exists():
         return
     with path.open("rb") as file, suppress(json.JSONDecodeError, UnicodeDecodeError):
         _check(path, json.loads(file.readline()), settings, unknown)
+
+
+def _check_is_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--output {path} must be a file, got a folder or a device")
 
 
 def _check(path: Path, fields: Any, settings: Mapping[str, Any], unknown: Set[str] = frozenset()) -> None:

@@ -81,6 +81,14 @@ def test_other_commands_refuse_in_one_line(
     assert message in refusal(capsys, *words)
 
 
+@pytest.mark.parametrize("output", [".", "prompts.jsonl"])
+def test_the_record_of_an_evaluation_is_looked_at_before_a_model_is_loaded(
+    output: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trbext.evaluation.subjects.OwnModels.load", None)  # a call ends in another line
+    assert f"{output} " in refusal(capsys, "eval", config["model_name_or_path"], *EVAL, "--output", output)
+
+
 def test_output_that_nobody_reads_or_that_cannot_be_written_is_no_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -320,9 +320,10 @@ class NextTokenCache:
         return self._checked(self._prefixes.advance(tokens, lengths), *tokens.shape)
 
     def _checked(self, logits: Any, rows: int, tokens: int) -> Tensor:
-        is_tensor = isinstance(logits, Tensor)
-        if not is_tensor or logits.shape[:-1] != (rows, tokens) or not logits.is_floating_point():
-            got = f"{logits.dtype} of shape {list(logits.shape)}" if is_tensor else type(logits).__name__
+        if not isinstance(logits, Tensor) or logits.shape[:-1] != (rows, tokens) or not logits.is_floating_point():
+            got = type(logits).__name__
+            if isinstance(logits, Tensor):
+                got = f"{logits.dtype} of shape {list(logits.shape)}"
             raise ValueError(
                 f"the {self._name} {type(self._model).__name__} must return floating-point logits of shape "
                 f"[{rows}, {tokens}, V] (without the second dimension after prefill), got {got}"

@@ -120,11 +120,11 @@ def check_ranges(fields: Any) -> None:
         ValueError: A field is out of its range.
     """
     for name, range_ in _RANGES.items():
-        value = getattr(fields, name, None)
-        if value is not None and not (isinstance(value, Real) and range_.holds(value)):
-            raise ValueError(f"{name} must be {range_.words}, got {value!r}")
+        value: Any = getattr(fields, name, None)
         if _is_whole(value):
             setattr(fields, name, int(value))
+        if value is not None and not (isinstance(value, Real) and range_.holds(value)):
+            raise ValueError(f"{name} must be {range_.words}, got {value!r}")
     if getattr(fields, "dataloader_persistent_workers", False) and not fields.dataloader_num_workers:
         raise ValueError("dataloader_persistent_workers needs dataloader_num_workers of at least 1, got 0")
 

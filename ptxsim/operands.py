@@ -190,13 +190,40 @@ class Operands:
 
 def _elementwise(function: Callable[..., np.ndarray], dest: np.ndarray, sources: list[np.ndarray]) -> Run:
     """Returns the code that sets dest = function(*sources) for the active lanes."""
-    in_place = isinstance(function, np.ufunc) and all(source.dtype == dest.dtype for source in sources)
+    # Called for most statements: written out for each number of sources, because a list of them takes as long as numpy.
+    if isinstance(function, np.ufunc) and all(source.dtype == dest.dtype for source in sources):
+        return _in_place(function, dest, sources)
 
     def run(lanes: Lanes) -> None:
         s = lanes.sel
-        if in_place and type(s) is slice:
-            function(*[source[s] for source in sources], out=dest[s])
-        else:
-            dest[s] = function(*[source[s] for source in sources])
+        dest[s] = function(*[source[s] for source in sources])
 
     return run
+
+
+def _in_place(function: np.ufunc, dest: np.ndarray, sources: list[np.ndarray]) -> Run:
+    """Returns the code of a ufunc whose operands have one dtype, which writes into the registers themselves."""
+    a, b, c = (*sources, dest, dest)[:3]
+
+    def one(lanes: Lanes) -> None:
+        s = lanes.sel
+        if type(s) is slice:
+            function(a[s], dest[s])
+        else:
+            dest[s] = function(a[s])
+
+    def two(lanes: Lanes) -> None:
+        s = lanes.sel
+        if type(s) is slice:
+            function(a[s], b[s], dest[s])
+        else:
+            dest[s] = function(a[s], b[s])
+
+    def three(lanes: Lanes) -> None:
+        s = lanes.sel
+        if type(s) is slice:
+            function(a[s], b[s], c[s], dest[s])
+        else:
+            dest[s] = function(a[s], b[s], c[s])
+
+    return (one, two, three)[len(sources) - 1]

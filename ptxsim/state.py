@@ -48,10 +48,11 @@ class LaneState:
         return self._stack
 
     def start(self, first_cta: int, grid: tuple[int, int, int], dynamic_shared: int) -> None:
-        """Begins a wave at this block."""
-        self.first_cta, self.grid, self.dynamic_shared = first_cta, grid, dynamic_shared
-        for register in self._registers.values():
-            register.fill(0)
+        """Begins a wave at this block. Registers keep what an earlier wave left, as on a GPU."""
+        place = first_cta, grid, dynamic_shared
+        if place == (self.first_cta, self.grid, self.dynamic_shared):
+            return
+        self.first_cta, self.grid, self.dynamic_shared = place
         for name, values in self._specials.items():
             values[...] = self._special_values(name)
 

@@ -206,6 +206,39 @@ EXCHANGE(27);
 EXCHANGE(28);
 EXCHANGE(29);
 
+// Block 1 writes to block 0, which reads after a barrier of both blocks, or of its own threads only.
+extern "C" __global__ void __cluster_dims__(2) one_way(float* out, int ordered) {
+  __shared__ float value;
+  cg::cluster_group cluster = cg::this_cluster();
+  if (threadIdx.x == 0) value = 0;
+  cluster.sync();
+  if (cluster.block_rank() == 1 && threadIdx.x == 0) *cluster.map_shared_rank(&value, 0) = 1;
+  if (ordered) cluster.sync();
+  __syncthreads();
+  if (cluster.block_rank() == 0) out[threadIdx.x] = *(volatile float*)&value;
+  cluster.sync();
+}
+// A thread begins two stores to one place, or to two, before it waits for either.
+extern "C" __global__ void begun_twice(float* out, int apart) {
+  __shared__ alignas(8) float slots[2][2];
+  __shared__ alignas(8) uint64_t arrived;
+  const uint32_t to = (uint32_t)__cvta_generic_to_shared(slots), bar = (uint32_t)__cvta_generic_to_shared(&arrived);
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bar) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], 16;" ::"r"(bar) : "memory");
+  for (uint32_t i = 0, place = to; i < 2; i++, place += 8 * apart)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %1}, [%2];" ::"r"(place),
+                 "f"(1.0f + i), "r"(bar)
+                 : "memory");
+  uint32_t done = 0;
+  while (!done)
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(bar)
+                 : "memory");
+  out[0] = slots[0][0] + slots[apart][0];
+}
+
 // One thread copies a tile into shared memory, and all wait for it. A bug leaves out the wait, or the copy's bytes.
 template <int BUG>
 __global__ void bulk_kernel(const float* x, float* out, int n) {

@@ -45,13 +45,8 @@ class RaceCheck:
         self._geometry, self._stride, self._granule = geometry, stride, granule
         self._ordering, self._findings, self._name_lane = ordering, findings, name_lane
         self._writer, self._first_reader, self._last_reader = (_Accesses(count) for _ in range(3))
-        self._shared_across = np.zeros(geometry.ctas, bool)
+        self._across = np.zeros(count, bool)  # the granules that other blocks access
         self._any_across = False
-
-    def cross_block(self, ctas: np.ndarray) -> None:
-        """Notes that other blocks access the memory of these blocks."""
-        self._shared_across[ctas] = True
-        self._any_across = True
 
     def check(
         self, lanes: Lanes, place: np.ndarray, width: int, cta: np.ndarray, instruction: Instruction, kind: str
@@ -61,15 +56,19 @@ class RaceCheck:
         row = place // (per_access * self._granule)
         warp = lanes.warp_of
         ordering = self._ordering
-        floor = ordering.cta_floor[warp]
-        if self._any_across:
-            floor = np.where(self._shared_across[cta], ordering.cluster_floor[warp], floor)
         me, clock = lanes.index, ordering.clock[warp]
         if kind.endswith("atomic"):
             me = me + _ATOMIC
         if kind.startswith("async"):
             me, clock = me + _ASYNC, clock + np.int32(_LATER)
-        access = _Rows(row, per_access, floor[:, None], me[:, None], warp[:, None], clock[:, None])
+        access = _Rows(row, per_access, ordering.cta_floor[warp][:, None], me[:, None], warp[:, None], clock[:, None])
+        if cta is not lanes.cta_of and (remote := cta != lanes.cta_of).any():
+            access.mark(self._across, remote)
+            self._any_across = True
+        if self._any_across:
+            across = access.gather(self._across)
+            if np.count_nonzero(across):
+                access.floor = np.where(across, ordering.cluster_floor[warp][:, None], access.floor)
         describe = (lanes, place, cta, instruction, kind)
         clock = access.gather(self._writer.clock)
         if not kind.endswith("store") and (clock < 0).any():
@@ -106,6 +105,9 @@ class RaceCheck:
 
     def _ordered(self, access: _Rows, lane: np.ndarray, clock: np.ndarray) -> np.ndarray:
         """Returns which remembered accesses are ordered before the present ones, or made by the same thread."""
+        own = lane == access.me
+        if own.all() and not lane[0, 0] & _ASYNC:  # most accesses: of a thread to what it alone has used
+            return own
         other = lane & (_ASYNC - 1)
         slot = other // WARP % self._geometry.warps_per_cluster
         same = other == (access.me & (_ASYNC - 1))
@@ -183,6 +185,9 @@ class _Rows:
 
     def scatter(self, table: np.ndarray, values: np.ndarray | np.int32) -> None:
         table.reshape(-1, self._per_access)[self._row] = values
+
+    def mark(self, table: np.ndarray, chosen: np.ndarray) -> None:
+        table.reshape(-1, self._per_access)[self._row[chosen]] = True
 
     def backwards(self) -> _Rows:
         return _Rows(

@@ -67,7 +67,7 @@ class SharedMemory:
         bad = offset < 0
         bad |= offset > self.size - width
         crooked = (offset & (width - 1)) != 0
-        if bad.any() or crooked.any():
+        if np.count_nonzero(bad) or np.count_nonzero(crooked):
             crooked &= ~bad
             for kind_found, found in (("out_of_bounds", bad), ("misaligned", crooked)):
                 if found.any():
@@ -91,7 +91,6 @@ class SharedMemory:
         """Checks that distributed shared memory is used between the start of its block and its last thread's exit."""
         remote = target != lanes.cta_of
         warp, cta, index = lanes.warp_of[remote], target[remote], lanes.index[remote]
-        self._races.cross_block(cta)
         per_cta = self._geometry.warps_per_cta
         seen = self.ordering.seen[:, : self._geometry.warps_per_cluster]
         seen = seen.reshape(self._geometry.warps, self._geometry.cluster, per_cta)

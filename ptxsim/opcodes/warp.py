@@ -46,19 +46,24 @@ def _shfl(op: Operands) -> Run:
     fixed = all(op[i][0] not in "%" for i in (2, 3))
     everybody = Lanes(geometry, np.arange(geometry.lanes))
     fixed_source, fixed_valid = route(everybody) if fixed else (None, None)
+    all_of_all = bool(geometry.exists.all()) and op[4][0] not in "%" and not (~mask).any()
 
     # 3. The lane that is read must take part.
+    def check(lanes: Lanes, source: np.ndarray) -> None:
+        reads_active = (lanes.active_bits.astype(np.int64) & mask[lanes.sel]) >> (source % WARP) & 1
+        if not reads_active.all():
+            i = int(np.argmin(reads_active))
+            message = f"{machine.name_lane(lanes.index[i])} reads lane {source[i] % WARP}, inactive or not in the mask"
+            machine.findings.add("inactive_lane", instruction, message, int((reads_active == 0).sum()))
+
     def run(lanes: Lanes) -> None:
         s = lanes.sel
         if fixed_source is not None and fixed_valid is not None:
             source, in_range = fixed_source[s], fixed_valid[s]
         else:
             source, in_range = route(lanes)
-        reads_active = (lanes.active_bits.astype(np.int64) & mask[s]) >> (source % WARP) & 1
-        if not reads_active.all():
-            i = int(np.argmin(reads_active))
-            message = f"{machine.name_lane(lanes.index[i])} reads lane {source[i] % WARP}, inactive or not in the mask"
-            machine.findings.add("inactive_lane", instruction, message, int((reads_active == 0).sum()))
+        if not (all_of_all and lanes.whole_warps):
+            check(lanes, source)
         value = a.take(source)
         d[s] = value
         if valid is not None:

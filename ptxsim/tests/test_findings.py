@@ -203,6 +203,26 @@ def test_a_bulk_copy_is_ordered_by_its_mbarrier_and_counted_once(bugs: Module) -
         assert (traffic.bytes_loaded, traffic.load_sectors, traffic.unique_sectors) == (800, 25, 25)
 
 
+def test_a_barrier_of_a_block_does_not_order_what_another_block_writes(bugs: Module) -> None:
+    for ordered in (1, 0):
+        device = Device()
+        out = device.empty(32, np.float32, "out")
+        found = launch(device, bugs.kernels["one_way"], 2, 32, [out, ordered]).findings
+        assert [f.kind for f in found] == ([] if ordered else ["race"])
+        assert all("load of shared+0 of block 0 is not ordered after the write by block 1" in f.message for f in found)
+
+
+def test_what_a_thread_has_begun_is_not_ordered_before_what_it_begins_next(bugs: Module) -> None:
+    for apart in (1, 0):
+        device = Device()
+        out = device.empty(1, np.float32, "out")
+        found = launch(device, bugs.kernels["begun_twice"], 1, 1, [out, apart], shared=0).findings
+        assert [f.kind for f in found] == ([] if apart else ["race"])
+        assert all(
+            "async store of shared+0 of block 0 is not ordered after the asynchronous write" in f.message for f in found
+        )
+
+
 def test_every_planted_bug_is_tested() -> None:
     assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, *EXCHANGE_BUGS, "ARRIVE_WITHOUT_WAIT", "EXITED_PEER"}
 

@@ -49,10 +49,10 @@ def test_huge_logits_of_other_tokens_cost_no_digits(
     solved = trb.solve(*rows, epsilon, temperature=temperature)
     assert torch.equal(solved.beta, got.beta)
     models = [(row.double() / temperature).log_softmax(-1) for row in rows]
-    for uniform in (0.05, 0.6, 0.95):
-        u = torch.tensor([uniform], dtype=torch.float64)
-        drawn = trb.sample(*rows, epsilon, uniform=u, temperature=temperature)
-        assert_log_probs_are(drawn[1:4], [log_mu, *models], int(drawn.token))
+    uniform = torch.tensor([0.05, 0.6, 0.95], dtype=torch.float64)
+    drawn = trb.sample(*(row.expand(3, -1) for row in rows), epsilon, uniform=uniform, temperature=temperature)
+    for i, token in enumerate(drawn.token.tolist()):
+        assert_log_probs_are([values[i] for values in drawn[1:4]], [log_mu, *models], token)
     assert_a_draft_follows_the_law(trb, rows, epsilon, temperature, log_mu.exp(), models)
 
 

@@ -40,14 +40,29 @@ def test_kl_is_within_the_budget_and_uses_it(trb: Operators, vocab: int) -> None
             assert 1 <= sweeps[i] <= 64, case
 
 
+def check_betas(
+    trb: Operators,
+    vocab: int,
+    epsilons: tuple[float, ...],
+    dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32),
+    temperature: float = 1.0,
+) -> None:
+    """Compares beta of each family at each budget with the bisected one."""
+    pairs = families(vocab)
+    rows = [torch.stack([pair[i].to(dtypes[i]) for pair in pairs.values() for _ in epsilons]) for i in (0, 1)]
+    budgets = torch.tensor(epsilons).repeat(len(pairs))
+    got = trb.solve(*rows, budgets, temperature=temperature).beta
+    expected = reference.solve(*rows, budgets, temperature=temperature).beta
+    for name, epsilon, found, bisected in zip(
+        [name for name in pairs for _ in epsilons], budgets.tolist(), got.tolist(), expected.tolist(), strict=True
+    ):
+        # KL has at least the slope 2 KL / beta in log beta, so the KL tolerance bounds beta's.
+        assert math.isclose(found, bisected, rel_tol=SHORTFALL), f"{name}, epsilon={epsilon}: {found} {bisected}"
+
+
 @pytest.mark.parametrize("vocab", [2, 17, 1000])
 def test_beta_is_the_bisected_one(trb: Operators, vocab: int) -> None:
-    for name, (student, teacher) in families(vocab).items():
-        for epsilon in EPSILONS:
-            got = trb.solve(student, teacher, epsilon).beta
-            expected = reference.solve(student, teacher, epsilon).beta
-            # KL has at least the slope 2 KL / beta in log beta, so the KL tolerance bounds beta's.
-            assert math.isclose(got, expected, rel_tol=SHORTFALL), f"{name}, epsilon={epsilon}: {got} {expected}"
+    check_betas(trb, vocab, EPSILONS)
 
 
 def test_small_budgets_follow_the_expansion(trb: Operators) -> None:
@@ -64,12 +79,7 @@ def test_small_budgets_follow_the_expansion(trb: Operators) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
 def test_dtypes_and_temperature(trb: Operators, dtype: torch.dtype, temperature: float) -> None:
-    for name, (student, teacher) in families(257).items():
-        student, teacher = student.to(dtype), teacher.to(torch.float32)  # the dtypes may differ
-        for epsilon in (1e-4, 0.05, 1.0):
-            got = trb.solve(student, teacher, epsilon, temperature=temperature).beta
-            expected = reference.solve(student, teacher, epsilon, temperature=temperature).beta
-            assert math.isclose(got, expected, rel_tol=SHORTFALL), f"{name}, epsilon={epsilon}: {got} {expected}"
+    check_betas(trb, 257, (1e-4, 0.05, 1.0), (dtype, torch.float32), temperature)  # the dtypes may differ
 
 
 def test_epsilon_per_row_equals_one_epsilon_at_a_time(trb: Operators) -> None:

@@ -139,12 +139,15 @@ def test_acceptance_past_a_sliding_window_is_the_overlap_of_both_laws(
     lengths, tokens = rollout.lengths.tolist(), rollout.tokens.tolist()
     visits = Counter(tuple(row[:t]) for row, length in zip(tokens, lengths, strict=True) for t in range(length))
     mean, variance = 0.0, 0.0
-    for prefix, count in visits.items():  # by forwards of each prefix by itself, without a cache
-        row = torch.tensor([[*SECOND, *prefix]])
+    for length in range(4):  # by forwards of all prefixes of one length, without a cache
+        prefixes = [prefix for prefix in visits if len(prefix) == length]
+        ids = torch.tensor([[*SECOND, *prefix] for prefix in prefixes])
         with torch.no_grad():
-            a, b = (model(row, use_cache=False).logits[:, -1] for model in (student, teacher))
-        overlap = float(torch.minimum(reference.blend(a, b, epsilon).log_probs.exp(), a.softmax(-1)).sum())
-        mean, variance = mean + count * overlap, variance + count * overlap * (1 - overlap)
+            a, b = (model(ids, use_cache=False).logits[:, -1] for model in (student, teacher))
+        overlap = torch.minimum(reference.blend(a, b, epsilon).log_probs.exp(), a.softmax(-1)).sum(-1)
+        count = torch.tensor([visits[prefix] for prefix in prefixes])
+        mean += float((count * overlap).sum())
+        variance += float((count * overlap * (1 - overlap)).sum())
     assert rollout.speculation.drafted == sum(lengths) == visits.total()
     assert 0.5 * rollout.speculation.drafted < mean < 0.95 * rollout.speculation.drafted
     assert abs(rollout.speculation.accepted - mean) < 4 * variance**0.5

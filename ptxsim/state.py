@@ -86,7 +86,7 @@ class LaneState:
     def special(self, name: str) -> np.ndarray | None:
         """Returns a special register such as `%tid.x`; None if there is no such register."""
         if name not in self._specials:
-            values = self._special_values(name)
+            values = self._special_values(name) if name.startswith("%") else None  # no name of a variable
             if values is None:
                 return None
             self._specials[name] = np.array(np.broadcast_to(values, self.geometry.lanes).astype(np.uint32))

@@ -36,7 +36,7 @@ def test_metrics_are_means_over_all_tokens() -> None:
         "trb/beta_zero_fraction": 1 / 3,
         "trb/teacher_log_prob": -3.0,
         "trb/acceptance": 0.7,
-        "trb/tokens_per_teacher_pass": 2.0,
+        "trb/tokens_per_teacher_pass": 0.6,  # of the rollouts, not of what was cut off them
         "trb/repaired_rows": 1.0,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
@@ -115,6 +115,7 @@ def records_of(keys: list[int]) -> dict[str, Any]:
         "teacher_key": np.array(keys[:1]),
         "teacher_index": np.array([9]),
         "fault_key": np.array(keys[-1:]),
+        "fault_index": np.array([8]),
     }
 
 
@@ -128,6 +129,7 @@ def test_a_mailbox_keeps_the_records_of_open_requests_apart() -> None:
     assert [records["teacher_log_prob"].tolist() for records in mine] == [[0, -3]]
     assert [records["teacher_index"].tolist() for records in mine] == [[9]]
     assert [records["fault_key"].tolist() for records in mine] == [[0]]
+    assert [records["fault_index"].tolist() for records in mine] == [[8]]
     theirs = mailbox.close(second)
     assert [records["index"].tolist() for records in theirs] == [[2], [0]]
     assert {tuple(records["key"]) for records in theirs} == {(0,)}

@@ -49,6 +49,7 @@ class FakeEngine:
     lost: float = 0.0  # probability that the drafts of a token are lost, and the teacher draws it
     confesses: bool = True  # False: it records the teacher's tokens as if they had been drawn from mu
     faulty_key: int | None = None  # rollout of which a row is at fault
+    fault_index: int = 1  # place of that row's token in the output of the request
     holds_out: bool = True  # False: the first token is not the one that was held out
     keeps_records: bool = True  # False: it forgets the second token of each rollout
     excess: float = 0.0  # nats by which it exceeds every budget
@@ -110,6 +111,7 @@ class FakeEngine:
             keys, places = zip(*teacher, strict=True) if teacher else ((), ())
             answer["teacher_key"], answer["teacher_index"] = np.array(keys, np.int64), np.array(places, np.int64)
             answer["fault_key"] = np.array([] if self.faulty_key is None else [self.faulty_key], np.int64)
+            answer["fault_index"] = np.full_like(answer["fault_key"], self.fault_index)
             taken.append(answer)
             records.clear()
             teacher.clear()

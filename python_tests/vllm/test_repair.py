@@ -11,6 +11,7 @@ import torch
 
 from python_tests.vllm.chi_square import ChiSquare, assert_deviates, assert_follows, chi_square
 from python_tests.vllm.fake_engine import ALIGNMENT, STOP, TOP_K, VOCABULARY, FakeEngine, law_after, teacher_top
+from trbext.errors import EngineFailed, NonFiniteLogits
 from trbext.runs.exit_codes import exit_code
 from trbext.vllm.client import EngineDraw, EngineRollouts
 
@@ -131,6 +132,23 @@ def test_rollouts_of_a_prompt_that_ends_with_the_stop_token_follow_mu() -> None:
     assert_follows(against_the_law(completions(drawn), last=STOP))
     for row, tokens in enumerate(completions(drawn)):
         assert bool(drawn.rollout.finished[row]) == (tokens[-1] == STOP)
+
+
+def test_a_fault_after_the_end_of_a_completion_is_none_of_its_rollout() -> None:
+    for prompt in (PROMPT, [4, STOP]):
+        sound = draw(FakeEngine(), 1, prompts=[prompt], max_new_tokens=30, seed=0)
+        end = len(completions(sound)[0])
+        assert end < 30
+        spoilt = draw(FakeEngine(faulty_key=0, fault_index=end + 1), prompts=[prompt], max_new_tokens=30, seed=0)
+        assert torch.equal(spoilt.rollout.tokens, sound.rollout.tokens)
+        with pytest.raises(NonFiniteLogits, match="the first of prompt 0"):
+            draw(FakeEngine(faulty_key=0, fault_index=end), prompts=[prompt], max_new_tokens=30, seed=0)
+
+
+def test_a_fault_after_a_lost_draft_is_not_of_the_prefix_that_is_kept() -> None:
+    engine = FakeEngine(lost=1.0, faulty_key=0, fault_index=2)
+    with pytest.raises(EngineFailed, match="in 5 attempts: it is too small"):
+        draw(engine, 1)
 
 
 def test_records_of_an_interrupted_draw_are_dropped() -> None:

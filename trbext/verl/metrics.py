@@ -49,11 +49,11 @@ def rollout_metrics(facts: Sequence[TokenFacts], counters: Sequence[dict[str, An
         raise RuntimeError(f"all rollouts of a step must have one budget, got {sorted(budgets)}")
     values = torch.from_numpy(np.concatenate([one.values for one in facts], axis=1))
     of = dict(zip(VALUES, values, strict=True))
-    tokens, accepted, passes = (sum(one[name] for one in counters) for name in ("tokens", "accepted", "row_passes"))
+    drafted, accepted, passes = (sum(one[name] for one in counters) for name in ("tokens", "accepted", "row_passes"))
     return {
         **blend_metrics(of["beta"], of["kl"], budgets.pop()),
         "trb/teacher_log_prob": of["teacher_log_prob"].mean().item(),
-        **speculation_metrics(accepted, tokens, tokens, passes),
+        **speculation_metrics(accepted, drafted, sum(len(one.tokens) for one in facts), passes),
         "trb/repaired_rows": float(sum(one.repaired for one in facts)),
     }
 

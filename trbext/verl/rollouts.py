@@ -151,7 +151,12 @@ class ReplicaRollouts:
 
 
 # The arrays of `StepRecords.take` that are not of tokens from mu, and the one that says whose they are.
-KEY_OF = {"teacher_key": "teacher_key", "teacher_index": "teacher_key", "fault_key": "fault_key"}
+KEY_OF = {
+    "teacher_key": "teacher_key",
+    "teacher_index": "teacher_key",
+    "fault_key": "fault_key",
+    "fault_index": "fault_key",
+}
 KEYS = ("key", "teacher_key", "fault_key")
 
 

@@ -60,22 +60,14 @@ class Assembly:
             How many tokens were added, and the rows that were cut, in the order of the requests.
 
         Raises:
-            NonFiniteLogits: Logits of a rollout were at fault.
+            NonFiniteLogits: Logits of a rollout were at fault before its end.
             EngineFailed: A completion does not begin with the token that was held out, or tokens came without records.
         """
         # 1. Where to cut.
-        cuts: dict[int, int] = {}
-        for record in records:
-            for key, index in zip(record["teacher_key"].tolist(), record["teacher_index"].tolist(), strict=True):
-                cuts[key] = min(index, cuts.get(key, index))
-            if len(record["fault_key"]):
-                raise NonFiniteLogits(
-                    "logits of student or teacher were NaN, infinite or otherwise at fault in "
-                    f"{len(record['fault_key'])} rollouts, the first of prompt {record['fault_key'].min()}"
-                )
+        cuts, faults = _first(records, "teacher"), _first(records, "fault")
         # 2. Take the tokens before it.
         base, kept = self._lengths.copy(), np.zeros_like(self._lengths)
-        cut_rows = []
+        cut_rows, faulty = [], []
         for request, completion in zip(requests, completions, strict=True):
             row, tokens = request.key, completion.tokens
             if tokens[:1] != request.prompt[-1:]:
@@ -87,8 +79,15 @@ class Assembly:
                 cut_rows.append(row)
             else:
                 self._finished[row] = completion.finished
+            if faults.get(row, end) < end:  # a fault after the end is none of the completion
+                faulty.append(row)
             kept[row] = end - 1
             self._tokens[row, base[row] : base[row] + kept[row]] = tokens[1:end]
+        if faulty:
+            raise NonFiniteLogits(
+                f"logits of student or teacher were NaN, infinite or otherwise at fault in {len(faulty)} rollouts, the "
+                f"first of prompt {min(faulty)}"
+            )
         self._lengths += kept
         # 3. Take their records. The engine may have written more tokens than it delivered: past a stop token, say.
         for record in records:
@@ -163,6 +162,15 @@ class Assembly:
             return rollout, None
         parts = (self._top_ids, self._top_log_prob, self._rest_log_prob)
         return rollout, TeacherTop(*(_tensor(part[:, :longest]) for part in parts))
+
+
+def _first(records: Sequence[Records], kind: str) -> dict[int, int]:
+    """Returns the first place of a kind ("teacher" or "fault") in the output of each request that has one."""
+    first: dict[int, int] = {}
+    for record in records:
+        for key, index in zip(record[f"{kind}_key"].tolist(), record[f"{kind}_index"].tolist(), strict=True):
+            first[key] = min(index, first.get(key, index))
+    return first
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:

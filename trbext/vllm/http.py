@@ -24,7 +24,7 @@ CHANGES = ("enable", "student", "transfer")  # calls after which the server has 
 KEYS = 2**20  # rollouts of a draw, at most
 BEHIND_PROXY = (502, 503, 504)  # answers of a proxy in whose back the server is not there, or not yet
 # Arrays of the records, with the array of their keys; those that are not here have "key".
-NOT_OF_KEY = {"teacher_index": "teacher_key", "fault_key": "fault_key"}
+NOT_OF_KEY = {"teacher_index": "teacher_key", "fault_index": "fault_key"}
 
 
 class HTTPEngine:

@@ -155,6 +155,7 @@ class FakeEngine(OneOfThem):
             "teacher_key": keys[:1] if lost else keys[:0],
             "teacher_index": np.array([2] if lost else [], np.int64),
             "fault_key": keys[:0],
+            "fault_index": keys[:0],
             **values,
         }
         if self.top_k:

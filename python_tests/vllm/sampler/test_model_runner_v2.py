@@ -162,7 +162,7 @@ def test_logits_at_fault_cost_their_own_request_only() -> None:
     outputs = []
     for spoil in (False, True):
         runner, hook = hooked()
-        batch, _ = every_kind(runner)
+        batch, requests = every_kind(runner)
         logits = logits_of(runner, batch)
         if spoil:
             logits[batch.cu_num_logits[3]] = torch.nan
@@ -173,7 +173,8 @@ def test_logits_at_fault_cost_their_own_request_only() -> None:
     assert torch.equal(sound.num_sampled[others], spoilt.num_sampled[others])
     assert spoilt.num_sampled[3] == 1
     assert spoilt.sampled_token_ids[3, 0] == 0
-    assert hook.records.take()["fault_key"].tolist() == [100]
+    records = hook.records.take()
+    assert (records["fault_key"].tolist(), records["fault_index"].tolist()) == ([100], [requests[3].written])
     assert hook.counters.read()["faults"] == 1
 
 

@@ -67,12 +67,13 @@ def test_tokens_without_a_key_or_without_the_student_s_rows_are_left_out() -> No
 
 def test_a_request_at_fault_keeps_the_tokens_before_the_fault_and_is_named() -> None:
     records = StepRecords()
-    one = step([4, 6], [3, 2], [-1, -1], start=[1, 1], usable=[True, False])
+    one = step([4, 6], [3, 2], [-1, -1], start=[5, 1], usable=[True, False])
     one.accepted[0] = 2
     records.add(one)
     taken = records.take()
     assert taken["key"].tolist() == [4, 4]
     assert taken["fault_key"].tolist() == [4]  # request 6 has no rows of its own, which is no fault of its logits
+    assert taken["fault_index"].tolist() == [7]
 
 
 def test_what_was_taken_is_gone() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 BREAK = object()  # an answer of which half is sent before the connection breaks
 
-HANDSHAKE = {"trb": 1, "replicas": 2, "max_num_seqs": 4, "tensor_parallel_size": 1, "teacher": "T", "student": "S"}
+HANDSHAKE = {"trb": 2, "replicas": 2, "max_num_seqs": 4, "tensor_parallel_size": 1, "teacher": "T", "student": "S"}
 
 
 class FakeServer:

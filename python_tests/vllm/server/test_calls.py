@@ -80,7 +80,7 @@ def test_a_budget_reaches_every_replica_and_is_kept_when_the_engines_are_enabled
     for epsilon in (0.25, math.inf):
         assert ask(calls, "epsilon", {"epsilon": epsilon}).status == 200
         assert engines.of("trb_set_epsilon")[-2:] == [(0, {"epsilon": epsilon}), (1, {"epsilon": epsilon})]
-        assert json.loads(calls.handshake().body) == {"trb": 1, "replicas": 2, **HANDSHAKE, "epsilon": epsilon}
+        assert json.loads(calls.handshake().body) == {"trb": 2, "replicas": 2, **HANDSHAKE, "epsilon": epsilon}
     assert ask(calls, "enable", {"top_k": 4}).status == 200
     for rank, named in engines.of("trb_enable")[-2:]:
         seed = replica_seed(5, rank, 2)

@@ -84,7 +84,9 @@ def test_a_rollout_of_a_prompt_that_ends_with_the_stop_token_is_cut_here(server:
 
 def test_a_draw_of_numpy_s_numbers_is_the_one_of_python_s(server: FakeServer) -> None:
     """JSON knows Python's numbers only."""
-    records = save({name: np.zeros(0, np.int64) for name in ("key", "teacher_key", "teacher_index", "fault_key")})
+    records = save(
+        {name: np.zeros(0, np.int64) for name in ("key", "teacher_key", "teacher_index", "fault_key", "fault_index")}
+    )
     server.answers |= {
         "/trb/enable": (200, {"answers": [[{"draft_length": 1, "max_model_len": 64}]]}),
         "/trb/counters": (200, {"answers": [[{}]]}),
@@ -157,7 +159,7 @@ def test_the_records_of_each_replica_come_apart_and_another_clients_are_left_out
     engine = HTTPEngine(server.url)
     engine.generate([request(0)])
     first = server.of("/v1/completions")[0]["vllm_xargs"]["trb_key"]
-    others = {"teacher_key": [], "teacher_index": [], "fault_key": []}
+    others = {"teacher_key": [], "teacher_index": [], "fault_key": [], "fault_index": []}
     records = [
         {"key": [first, 5, first + 2], "beta": [0.1, 0.2, 0.3], "teacher_log_prob": [1.0, 2.0, 3.0], **others},
         {
@@ -167,6 +169,7 @@ def test_the_records_of_each_replica_come_apart_and_another_clients_are_left_out
             "teacher_key": [first + 1, 7],
             "teacher_index": [4, 5],
             "fault_key": [first + 3, first + KEYS],
+            "fault_index": [6, 7],
         },
     ]
     parts = [save({name: np.array(values) for name, values in record.items()}) for record in records]
@@ -181,6 +184,7 @@ def test_the_records_of_each_replica_come_apart_and_another_clients_are_left_out
             "teacher_key": [1],
             "teacher_index": [4],
             "fault_key": [3],
+            "fault_index": [6],
         },
     ]
 
@@ -244,7 +248,7 @@ def test_metrics_of_all_replicas_are_added(server: FakeServer) -> None:
         ((404, b"<html>"), "is no TRB server, its /trb/handshake gave status 404: start one with trb vllm-serve"),
         ((200, b"<html>"), "is no TRB server, its /trb/handshake gave status 200"),
         ((200, {"model": "m"}), "is no TRB server"),
-        ((200, {**HANDSHAKE, "trb": 0}), "must speak protocol 1 of trbext, got 0: use the same trbext on both sides"),
+        ((200, {**HANDSHAKE, "trb": 0}), "must speak protocol 2 of trbext, got 0: use the same trbext on both sides"),
         ((401, {"error": "Unauthorized"}), "wants its --api-key: set VLLM_API_KEY"),
     ],
 )

@@ -58,8 +58,8 @@ class StepRecords:
         Returns:
             key, index (place in the output of the request), token, student_log_prob, teacher_log_prob, log_prob (under
             mu), beta and kl of M tokens; with it top_ids [M, K], top_log_prob [M, K] and rest_log_prob [M] if they were
-            asked for; teacher_key and teacher_index of the tokens that the teacher drew; fault_key of the rollouts of
-            which a row was at fault.
+            asked for; teacher_key and teacher_index of the tokens that the teacher drew; fault_key and fault_index of
+            the tokens whose row was at fault.
         """
         steps, self._steps = self._steps, []
         teacher, self._teacher = self._teacher, []
@@ -73,7 +73,8 @@ class StepRecords:
         emitted = _host([step.emitted for step in steps], np.int64)
         accepted = _host([step.accepted for step in steps], np.int64)
         start = _host([step.start for step in steps], np.int64)
-        answer["fault_key"] = np.unique(keys[usable & (emitted < 0) & (keys != NO_KEY)])
+        at_fault = usable & (emitted < 0) & (keys != NO_KEY)
+        answer["fault_key"], answer["fault_index"] = keys[at_fault], (start + accepted)[at_fault]
         written = np.where(usable & (keys != NO_KEY), np.where(emitted < 0, accepted, emitted), 0)
         first_row = np.cumsum(counts) - counts
         widths = _joined([np.full(len(step.keys), step.tokens.shape[1]) for step in steps], np.int64)

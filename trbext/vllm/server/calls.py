@@ -14,7 +14,7 @@ from typing import Any
 from ..sampler.vocabulary import Vocabulary
 from .replicas import ReplicaBusy, Replicas, replica_seed
 
-PROTOCOL = 1  # of the calls; a client refuses a server of another one
+PROTOCOL = 2  # of the calls; a client refuses a server of another one
 LENGTHS = "trb-lengths"  # header of `records`: bytes of each replica's records, in the order of the body
 STATE = "trb-state"  # header of all answers: names the weights and the settings that the law depends on
 TRANSFER_STEPS = {

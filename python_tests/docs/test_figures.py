@@ -36,8 +36,8 @@ def test_each_curve_rises_to_one_at_the_divergence_of_its_prefix(figure: ModuleT
     torch.testing.assert_close(beta[:, 0].double(), (2 * epsilons[0] / variance).sqrt(), rtol=0.05, atol=0)
 
 
-def test_the_script_draws_the_picture_of_the_page(figure: ModuleType, tmp_path: Path) -> None:
+def test_the_script_plots_the_figure_of_the_page(figure: ModuleType, tmp_path: Path) -> None:
     figure.main(["--output", str(tmp_path / "figure.svg")])
-    drawn = (tmp_path / "figure.svg").read_text(encoding="utf-8")
-    assert drawn.startswith("<?xml")
+    text = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert text.startswith("<?xml")
     assert SCRIPT.with_name("beta-against-epsilon.svg").exists()

@@ -144,8 +144,8 @@ def test_a_verifier_that_was_mended_judges_again_what_is_drawn(tmp_path: Path) -
     outputs = {"A": tmp_path / "A.jsonl"}
     decoder = Numbers()
     right = []
-    for verdict in ("False", "True", "True", "False"):
-        source = f"def verifier(prompt, completion, row):\n    asked.append(completion)\n    return {verdict}\n"
+    for judgment in ("False", "True", "True", "False"):
+        source = f"def verifier(prompt, completion, row):\n    asked.append(completion)\n    return {judgment}\n"
         (tmp_path / "mine.py").write_text(source)
         scope: dict[str, Any] = {"asked": []}
         exec(compile(source, str(tmp_path / "mine.py"), "exec"), scope)
@@ -153,7 +153,7 @@ def test_a_verifier_that_was_mended_judges_again_what_is_drawn(tmp_path: Path) -
         outcome = measure(benchmark, encoded(benchmark), decoder, outputs)["A"]
         right.append((len(scope["asked"]), int(outcome.correct.sum())))
     assert decoder.drawn == 6
-    assert right == [(6, 0), (6, 6), (0, 6), (0, 0)]  # the first verifier's verdicts count again
+    assert right == [(6, 0), (6, 6), (0, 6), (0, 0)]  # the first verifier's judgments count again
 
 
 def test_a_verifier_without_a_file_has_no_digest() -> None:

@@ -105,7 +105,7 @@ def test_a_record_of_other_settings_is_refused_and_says_what_differs(tmp_path: P
         assert other.read_bytes() == content
 
 
-def test_a_verdict_of_a_verifier_that_raised_is_not_final(tmp_path: Path) -> None:
+def test_a_judgment_of_a_verifier_that_raised_is_not_final(tmp_path: Path) -> None:
     record = Record(tmp_path / "r.jsonl", SETTINGS)
     record.write(TASKS[0], completion(TASKS[0]))
     record.judge(TASKS[0], False, None, "ConnectionError: the sandbox is gone")
@@ -132,7 +132,7 @@ def test_a_line_in_the_middle_that_cannot_be_read_loses_nothing(tmp_path: Path) 
     assert path.read_bytes() == before
     drawn_again = whole[1]
     assert b'"completion"' in drawn_again
-    path.write_bytes(b"".join(line for line in whole if line != drawn_again))  # its verdict is still there
+    path.write_bytes(b"".join(line for line in whole if line != drawn_again))  # its judgment is still there
     record = Record(path, SETTINGS)
     assert len(record.found) == len(TASKS) - 1
     record.close()

@@ -90,7 +90,7 @@ def test_checkpoints_are_compared_by_the_mean_of_the_suite(tmp_path: Path, capsy
     assert "12 prompts x 2 samples" in out
     assert "12 prompts x 1 samples" in out
     lines = (tmp_path / "pass" / "demo-teacher" / "easy.jsonl").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 24  # a completion and a verdict each
+    assert len(lines) == 1 + 2 * 24  # a completion and a judgment each
     assert trb([*words, "--benchmarks", "hard", "--output", str(tmp_path / "one")]) == 0
     assert list(json.loads((tmp_path / "one" / "pass_at_1.json").read_text())["demo:student"]) == ["hard", "mean"]
 

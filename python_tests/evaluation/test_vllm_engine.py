@@ -161,7 +161,7 @@ def test_a_suite_whose_client_and_server_are_killed_has_the_shares_of_our_decode
         with eval_process(words, ENVIRONMENT, log) as client:
             drawn(client, [path], len(completions(path)) + 8, log)
             started = descendants(client.pid)
-            assert len(started) >= 3  # the tether, the API server, and its engine
+            assert len(started) >= 3  # end_with_client.py, the API server, and its engine
             os.kill(client.pid if which == "client" else started[1], signal.SIGKILL)
             code = -signal.SIGKILL if which == "client" else 1
             assert client.wait() == code, log.read_text(encoding="utf-8")[-3000:]
@@ -209,7 +209,7 @@ def test_twenty_random_kills_lose_nothing_and_draw_nothing_twice(pair: Pair, tmp
                 time.sleep(rng.uniform(0, 40))
             started = descendants(client.pid)
             with suppress(ProcessLookupError):
-                # Not the tether before its client, which would otherwise have ended the rest.
+                # Not end_with_client.py before its client, which would otherwise have ended the rest.
                 os.kill(rng.choice([client.pid, *started[0 if kill % 3 else 1 :]]), signal.SIGKILL)
             if kill % 3:
                 client.wait()  # it ends by itself: killed, or because its server was

@@ -13,7 +13,7 @@ from python_tests.models.tiny_models import EOS, PAD, tiny_llama
 from python_tests.rollout.rollout_cases import left_padded
 from trbext import FixedBeta, mixture, reference, speculative
 from trbext.integrations import BlendLogitsProcessor, blended_generate
-from trbext.integrations.plain_sampling import PLAIN
+from trbext.integrations.plain_sampling_checks import PLAIN
 from trbext.vocab import align
 
 PROMPTS = left_padded([5, 6, 7], [8], [9, 10, 11, 12])

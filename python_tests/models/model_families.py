@@ -150,7 +150,7 @@ def build(family: str, seed: int = 0) -> Any:
 
 
 def judged(family: str) -> tuple[str, str, str, str] | None:
-    """Returns the class, and the verdicts on rollouts, drafts and the loss: "right" or the reason that it is not; None
+    """Returns the class, and the judgments of rollouts, drafts and the loss: "right" or the reason that it is not; None
     for a family that cannot be built tiny."""
     try:
         student, teacher = build(family, 1), build(family, 2)

@@ -194,7 +194,7 @@ class ScalesItsHead(LlamaForCausalLM):
 def test_a_model_that_would_give_wrong_numbers_is_refused_by_class_and_reason(model_class: Any, reason: str) -> None:
     model = tiny("gpt2" if model_class is CountsColumns else "llama", seed=1)
     model.__class__ = model_class
-    for _ in range(2):  # a verdict is kept, and so is a refusal
+    for _ in range(2):  # a result is kept, and so is a refusal
         with pytest.raises(UnsupportedModel, match=f"the teacher {model_class.__name__} {reason}") as error:
             check_model(model, "teacher", loss=True)
     assert "\n" not in str(error.value)

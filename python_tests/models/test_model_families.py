@@ -1,6 +1,6 @@
 """Every family of causal LMs that transformers can build tiny agrees with uncached forwards, or is refused by name.
 
-`model_families.py` judges; docs/models.md holds the verdicts.
+`model_families.py` judges; docs/models.md holds the judgments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def test_a_family_is_right_or_refused_by_name_and_the_page_says_which(family: st
         assert not OF_THIS_VERSION or family not in ROWS
         pytest.skip("cannot be built tiny from its config alone")
     assert "WRONG" not in " ".join(found)
-    assert all(verdict == "right" or verdict.split(":")[0] in ("refused", "lockstep", "") for verdict in found[1:])
+    assert all(result == "right" or result.split(":")[0] in ("refused", "lockstep", "") for result in found[1:])
     if OF_THIS_VERSION:
         assert ROWS.get(family) == row_of(family, found), "python -m python_tests.models.model_families --write"
 

@@ -49,7 +49,8 @@ def test_each_method_is_a_schedule(method: str, budgets: list[float]) -> None:
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_sizes_are_those_of_the_recipe_for_trl(pair: str) -> None:
-    ours, theirs = read(RECIPES / "common.yaml"), read(ROOT / "recipes" / f"paper-{pair.removeprefix('qwen3-')}.yaml")
+    ours = read(RECIPES / "both_pairs.yaml")
+    theirs = read(ROOT / "recipes" / f"paper-{pair.removeprefix('qwen3-')}.yaml")
     own, optimizer = read(RECIPES / f"{pair}.yaml"), ours["actor_rollout_ref"]["actor"]["optim"]
     assert own["actor_rollout_ref"]["model"]["path"] == theirs["model_name_or_path"]
     assert own["distillation"]["teacher_models"]["teacher_model"]["model_path"] == theirs["teacher_model_name_or_path"]
@@ -61,7 +62,7 @@ def test_the_sizes_are_those_of_the_recipe_for_trl(pair: str) -> None:
     assert optimizer["lr"] == theirs["learning_rate"]
     assert optimizer["lr_warmup_steps"] == theirs["warmup_steps"]
     assert optimizer["betas"] == [theirs["adam_beta1"], theirs["adam_beta2"]]
-    assert read(GROUP / "common.yaml")["distillation"]["distillation_loss"]["topk"] == theirs["loss_top_k"]
+    assert read(GROUP / "every_run.yaml")["distillation"]["distillation_loss"]["topk"] == theirs["loss_top_k"]
 
 
 def test_the_tables_of_the_page_are_the_command_s(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,8 +98,8 @@ def test_chi_square_has_its_mean_and_sees_the_impossible() -> None:
     assert chi_square(torch.tensor([0] * 500 + [5]), probabilities).statistic == float("inf")
 
 
-def test_the_verdicts_are_far_apart() -> None:
+def test_the_two_assertions_are_far_apart() -> None:
     between = ChiSquare(statistic=60 + (FITS + REJECTED) / 2 * 120**0.5, df=60)
-    for verdict in (assert_follows, assert_deviates):
+    for assertion in (assert_follows, assert_deviates):
         with pytest.raises(AssertionError, match="df 60"):
-            verdict(between)
+            assertion(between)

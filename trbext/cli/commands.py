@@ -68,10 +68,10 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
     with uncollected_imports():
         from accelerate import PartialState
 
+        from ..runs.lora_warmup import train_warmed_up
         from ..runs.printing import printing_survives
         from ..runs.settings import parse_run, print_fields
         from ..runs.train import print_summary
-        from ..runs.warmup import train_warmed_up
 
     if options.fields:
         print_fields()
@@ -138,7 +138,7 @@ def _plot(options: argparse.Namespace, fields: list[str]) -> int:
         from ..runs.rollout_command import plot_rollout
 
         if len(options.runs) != 1:
-            raise UsageError(f"--rollout draws one run, got {len(options.runs)}")
+            raise UsageError(f"--rollout plots one run, got {len(options.runs)}")
         plot_rollout(options.runs[0], options.output, prompt=options.prompt, epsilon=options.epsilon)
 
     return exit_code(plot, also_usage=(ValueError, OSError))

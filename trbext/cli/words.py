@@ -130,7 +130,7 @@ def _add_eval(commands: Subparsers) -> None:
     evaluate.add_argument(
         "--output",
         type=_path,
-        help="write completions and verdicts to this .jsonl, of a suite to this folder; an interrupted evaluation "
+        help="write completions and judgments to this .jsonl, of a suite to this folder; an interrupted evaluation "
         "resumes",
     )
 
@@ -169,12 +169,12 @@ def _add_plot(commands: Subparsers) -> None:
     plot = commands.add_parser(
         "plot",
         help="plot the curves of runs, or one rollout token by token",
-        description="Plot the curves of runs or, with --rollout, draw one completion of a run before and after "
+        description="Plot the curves of runs or, with --rollout, one completion of a run before and after "
         "training, each token colored by the beta with which it was drawn.",
     )
     plot.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder of `trb train`")
     plot.add_argument(
-        "--rollout", action="store_true", help="draw a rollout of the one RUN, which may also be a CONFIG.yaml"
+        "--rollout", action="store_true", help="plot a rollout of the one RUN, which may also be a CONFIG.yaml"
     )
     plot.add_argument("--prompt", type=int, default=0, help="of the rollout, counted from 0 (default: %(default)s)")
     plot.add_argument("--epsilon", type=float, help="its KL budget, nats per token (default: the run's at step 0)")
@@ -195,6 +195,7 @@ def _add_demo(commands: Subparsers) -> None:
     demo.add_argument("--epsilon", type=float, default=0.5, help="KL budget at step 0, nats (default: %(default)s)")
     demo.add_argument(
         "--draft_length",
+        "--draft-length",
         default="0",
         help="tokens the student drafts ahead for one pass of the teacher: auto, 0 for lockstep, or a number; the law "
         "of the rollouts is the same, but auto measures the clock, so that no two runs are quite the same (default: "

@@ -93,7 +93,7 @@ def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
 
     Args:
         answers: Of each completion; None does not vote.
-        correct: The verdict about each.
+        correct: The judgment of each.
 
     Returns:
         The share of right completions among those of the most frequent answer. A tie is drawn by lot. 0 if none votes.

@@ -2,7 +2,7 @@
 
 The first line holds the settings. A line with "completion" follows as soon as a completion is drawn, and another one
 with "correct" as soon as it is judged. A line that a kill or a full disk has cut short is removed at the next start.
-A verdict has the digest of its verifier: if the verifier has changed, the completion is judged again.
+A judgment has the digest of its verifier: if the verifier has changed, the completion is judged again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Record:
         path: A .jsonl file; None keeps everything in memory.
         settings: What the completions depend on.
         session: Of all records that one command fills together.
-        verifier: A digest of the verifier (`verifier_digest`). Verdicts of another one do not count.
+        verifier: A digest of the verifier (`verifier_digest`). Judgments of another one do not count.
 
     Raises:
         ValueError: The file is of another evaluation or damaged, or another process writes it.
@@ -175,22 +175,22 @@ class Record:
             self.found[key] = Judged(completion.tokens, completion.finished, text=completion.text)
 
     def judge(self, task: Task, correct: bool, answer: str | None, error: str | None) -> None:
-        """Writes the verdict about a completion that is there.
+        """Writes the judgment of a completion that is there.
 
         Args:
             task: Of the completion.
-            correct: The verdict.
+            correct: The judgment.
             answer: What the completion answers, for the majority vote.
             error: Of the verifier, if it raised.
 
         Raises:
             OSError: It cannot be written.
         """
-        verdict: dict[str, Any] = {"prompt": task.prompt, "sample": task.sample, "correct": correct}
+        judgment: dict[str, Any] = {"prompt": task.prompt, "sample": task.sample, "correct": correct}
         known = {"answer": answer, "error": error, "verifier": self._verifier}
-        verdict |= {name: value for name, value in known.items() if value is not None}
+        judgment |= {name: value for name, value in known.items() if value is not None}
         with self._session.lock:
-            self._append(verdict)
+            self._append(judgment)
             self._judge((task.prompt, task.sample), correct, answer, error)
 
     def _append(self, fields: dict[str, Any]) -> None:

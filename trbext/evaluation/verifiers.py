@@ -75,14 +75,14 @@ def judge_one(row: Mapping[str, Any], completion: str, verifier: Verifier) -> tu
         Whether it is right, and what the verifier raised; if it raised, the completion is wrong.
     """
     try:
-        return _verdict(verifier(row["prompt"], completion, row)), None
+        return _judgment(verifier(row["prompt"], completion, row)), None
     except Exception as error:
         return False, error
     except SystemExit as error:  # of a verifier that calls sys.exit: no reason to end the run
         return False, RuntimeError(f"the verifier called sys.exit({error.code!r})")
 
 
-def _verdict(value: Any) -> bool:
+def _judgment(value: Any) -> bool:
     """Returns whether a verifier accepts.
 
     TypeError for what is neither True nor False, such as None, "no" or a score of 0.5: Python would make a truth of it
@@ -241,7 +241,7 @@ VERIFIER = ("prompt", "completion", "row")
 
 
 def check_verifier_signature(name: str, verifier: Callable[..., Any]) -> None:
-    """Checks that a verifier is a function of (prompt, completion, row) that returns its verdict.
+    """Checks that a verifier is a function of (prompt, completion, row) that returns its judgment.
 
     Raises:
         ValueError: It is not.

@@ -14,7 +14,7 @@ from ..rollout import DraftLength, Policy, Rollout, speculative
 from ..rollout.policies import as_policy
 from ..rollout.speculative import check_draft_length
 from ..vocab import Alignment, align
-from .plain_sampling import check_no_processors, check_plain_sampling
+from .plain_sampling_checks import check_no_processors, check_plain_sampling
 
 # What `generate` itself adds to the inputs of a model. All of it follows from the ids and their mask.
 OF_GENERATE = {

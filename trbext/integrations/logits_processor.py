@@ -13,7 +13,7 @@ from ..ops import blend
 from ..rollout.caches import named_models, one_lockstep_cache
 from ..rollout.checks import check_epsilon, check_ids, check_models, check_not_itself, check_prompts
 from ..vocab import Alignment
-from .plain_sampling import check_plain_sampling
+from .plain_sampling_checks import check_plain_sampling
 
 
 class BlendLogitsProcessor:

@@ -10,7 +10,8 @@ what the logits are. The same row must get these logits again
 - from its last hidden states and `lm_head`, for the loss only.
 
 A model that needs its own `prepare_inputs_for_generation` (recurrent ones take no mask after the prompt) is called with
-it. A model that cannot be served is refused with its class and the reason. A verdict is kept as long as the model.
+it. A model that cannot be served is refused with its class and the reason. The result of a check is kept as long as
+the model.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def _loss_fault(model: PreTrainedModel, scored: Scored) -> str:
             by_itself = _difference(
                 head(backbone(inner)(input_ids=row[None], use_cache=False)[0][0]), expected, precise=precision[0]
             )
-        except torch.OutOfMemoryError:  # which says nothing of the model, and a verdict is kept
+        except torch.OutOfMemoryError:  # which says nothing of the model, and a result is kept
             raise
         except FAILURES as error:
             return f"cannot be trained: the loss got {_line(error)}"
@@ -160,7 +161,7 @@ def _decoding_fault(model: PreTrainedModel, scored: Scored, switch: int) -> str:
                 expected = model(input_ids=row[None], **options).logits[0, -new - 1 :]
             else:
                 expected = _scored(model, row, scored, precision)[-new - 1 :]
-        except torch.OutOfMemoryError:  # which says nothing of the model, and a verdict is kept
+        except torch.OutOfMemoryError:  # which says nothing of the model, and a result is kept
             raise
         except FAILURES as error:
             return f"cannot score a plain row: {_line(error)}"
@@ -172,7 +173,7 @@ def _decoding_fault(model: PreTrainedModel, scored: Scored, switch: int) -> str:
             try:
                 found = _decoded(model, row, other, prompt, calling)
                 fault = _difference(found, expected, precise=precision[0])
-            except torch.OutOfMemoryError:  # which says nothing of the model, and a verdict is kept
+            except torch.OutOfMemoryError:  # which says nothing of the model, and a result is kept
                 raise
             except FAILURES as error:
                 fault = _line(error)

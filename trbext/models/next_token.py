@@ -75,7 +75,7 @@ class TopKTeacher(Protocol):
             alignment: The vocabulary that both models share.
 
         Returns:
-            ids and log_probs [n, k], on the CPU, over the common vocabulary at temperature 1. k may differ between
+            ids and log_probs [n, k], whole and float32 or float64, on the CPU, over the common vocabulary at temperature 1. k may differ between
             the calls of a rollout. What `trbext.TopK` calls a fault is refused.
         """
         ...
@@ -107,10 +107,14 @@ class TokenScorer(Protocol):
             alignment: The vocabulary that both models share.
 
         Returns:
-            [n, k] float32, nats, at temperature 1. Tokens that the student lacks keep their mass: it is not known.
+            [n, k] float32 or float64, nats, at temperature 1. Tokens that the student lacks keep their mass: it is not known.
             Probabilities of different tokens that add up to more than 1, or are NaN, are refused.
         """
         ...
+
+
+# Half precision rounds probabilities that add up to 1 to more than LARGEST_EXCESS_OF_MASS above it.
+_LOG_PROBS = (torch.float32, torch.float64)
 
 
 def checked_top(answer: Any, teacher: TopKTeacher, rows: int, width: int) -> TopK:
@@ -130,10 +134,12 @@ def checked_top(answer: Any, teacher: TopKTeacher, rows: int, width: int) -> Top
     """
     name, parts = type(teacher).__name__, tuple(answer) if isinstance(answer, Sequence) else (answer,)
     tensors = [part for part in parts if isinstance(part, Tensor) and part.dim() == 2 and len(part) == rows]
-    if len(parts) != 2 or len(tensors) != 2 or tensors[0].shape != tensors[1].shape or tensors[0].is_floating_point():
+    shaped = len(parts) == len(tensors) == 2 and tensors[0].shape == tensors[1].shape
+    if not shaped or tensors[0].is_floating_point() or tensors[1].dtype not in _LOG_PROBS:
         got = ", ".join(f"{p.dtype} {list(p.shape)}" if isinstance(p, Tensor) else type(p).__name__ for p in parts)
         raise ValueError(
-            f"the teacher {name} must return whole ids and log_probs, each a tensor [{rows}, k], got {got}"
+            f"the teacher {name} must return whole ids and log_probs in float32 or float64, each a tensor [{rows}, k], "
+            f"got {got}"
         )
     ids, log_probs = tensors[0].long(), tensors[1].float()
     in_order = ids.sort(-1).values
@@ -166,10 +172,10 @@ def checked_log_probs(answer: Any, teacher: TokenScorer, ids: Tensor) -> Tensor:
         ValueError: It holds no log-probs of these tokens.
     """
     name = type(teacher).__name__
-    if not isinstance(answer, Tensor) or answer.shape != ids.shape or not answer.is_floating_point():
+    if not isinstance(answer, Tensor) or answer.shape != ids.shape or answer.dtype not in _LOG_PROBS:
         got = f"{answer.dtype} {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         raise ValueError(
-            f"the teacher {name} must return log-probs, a floating-point tensor {list(ids.shape)}, got {got}"
+            f"the teacher {name} must return log-probs, a tensor {list(ids.shape)} in float32 or float64, got {got}"
         )
     log_probs = answer.to(ids.device, torch.float32)
     in_order, places = ids.sort(-1)

@@ -203,7 +203,7 @@ class RollbackModel:
             layer.batch_select_indices(rows)
 
 
-_verdicts: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+_results: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 def cannot_roll_back(model: PreTrainedModel) -> str | None:
@@ -213,10 +213,10 @@ def cannot_roll_back(model: PreTrainedModel) -> str | None:
     positions or masks of its own. Call it in eval mode and without gradients.
     """
     inner = unwrap(model)
-    if inner not in _verdicts:
+    if inner not in _results:
         reason = _declared(inner) or _tried(model)
-        _verdicts[inner] = f"{type(inner).__name__} {reason}" if reason else ""
-    return _verdicts[inner] or None
+        _results[inner] = f"{type(inner).__name__} {reason}" if reason else ""
+    return _results[inner] or None
 
 
 def _windows(inner: PreTrainedModel) -> dict[str, int | None]:

@@ -1,4 +1,4 @@
-"""Draws one rollout of a run before and after training, token by token: the command `trb plot --rollout`."""
+"""Plots one rollout of a run before and after training, token by token: the command `trb plot --rollout`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .settings import RunArguments, parse_run
 
 
 def plot_rollout(path: Path, output: Path, *, prompt: int = 0, epsilon: float | None = None) -> None:
-    """Draws completions of one prompt: of the student as it began and, if the run has ended, of the trained one.
+    """Plots completions of one prompt: of the student as it began and, if the run has ended, of the trained one.
 
     Both are drawn within the same KL budget and from the same random numbers.
 
@@ -56,7 +56,7 @@ def plot_rollout(path: Path, output: Path, *, prompt: int = 0, epsilon: float | 
         pair = load_pair(arguments, config, student)
         ids = encode_prompts(pair.tokenizer, [question], **(config.chat_template_kwargs or {}))
         texts.append(_text(name, pair, _completed(pair, ids, config, budget), budget))
-    # 3. Draw the picture.
+    # 3. Plot the completions.
     shown = question if isinstance(question, str) else "\n".join(str(message["content"]) for message in question)
     save_figure(draw_colored_texts(texts, shown), str(output))
     print(output)

@@ -1,4 +1,4 @@
-"""Draws completions token by token, each colored by its coefficient beta, and underlined if it replaced a draft."""
+"""Plots completions token by token, each colored by its coefficient beta, and underlined if it replaced a draft."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _UNDECODED = "\ufffd"
 
 @dataclass(frozen=True)
 class ColoredText:
-    """A completion to draw."""
+    """A completion to plot."""
 
     title: str
     pieces: Sequence[str]  # the text of each token
@@ -59,7 +59,7 @@ def text_of_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> li
 
 
 def draw_colored_texts(texts: Sequence[ColoredText], prompt: str) -> Figure:
-    """Draws completions of one prompt below each other.
+    """Plots completions of one prompt below each other.
 
     Args:
         texts: The completions.
@@ -72,7 +72,7 @@ def draw_colored_texts(texts: Sequence[ColoredText], prompt: str) -> Figure:
     blocks = [(text.title, _lines(text.pieces, text.beta, text.replaced or [False] * len(text.beta))) for text in texts]
     head = [[(0, line, float("nan"), False)] for line in _wrapped(prompt)]
     rows = len(head) + sum(len(lines) + 2 for _, lines in blocks) + 1
-    # 2. Draw each run of characters on a rectangle of its color.
+    # 2. Plot each run of characters on a rectangle of its color.
     height = rows * LINE_INCHES + 0.7
     figure = Figure(figsize=(COLUMNS * CHARACTER_INCHES / (1 - 2 * MARGIN), height))
     axis = figure.add_axes((MARGIN, 0.62 / height, 1 - 2 * MARGIN, 1 - 0.72 / height))
@@ -82,14 +82,14 @@ def draw_colored_texts(texts: Sequence[ColoredText], prompt: str) -> Figure:
     colors = colormaps[COLORS]
     row = 0
     for line in head:
-        _draw_line(axis, line, row, colors)
+        _plot_line(axis, line, row, colors)
         row += 1
     for title, lines in blocks:
         row += 1
         axis.text(0, row + 0.5, title, va="center", fontsize=FONT_POINTS, fontweight="bold")
         row += 1
         for line in lines:
-            _draw_line(axis, line, row, colors)
+            _plot_line(axis, line, row, colors)
             row += 1
     # 3. Say what the colors mean.
     bar = figure.add_axes((0.3, 0.42 / height, 0.4, 0.12 / height))
@@ -102,7 +102,7 @@ def draw_colored_texts(texts: Sequence[ColoredText], prompt: str) -> Figure:
 
 
 def save_figure(figure: Figure, path: str) -> None:
-    """Writes a figure. Characters that no font has are drawn as boxes, without a warning each."""
+    """Writes a figure. Characters that no font has become boxes, without a warning each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=110)
@@ -146,7 +146,7 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def _draw_line(axis: Axes, line: Sequence[_Run], row: int, colors: Colormap) -> None:
+def _plot_line(axis: Axes, line: Sequence[_Run], row: int, colors: Colormap) -> None:
     for column, text, value, underlined in line:
         colored = value == value  # NaN is the prompt's
         if colored:

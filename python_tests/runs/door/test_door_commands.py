@@ -27,7 +27,7 @@ OTHERS = [
     (["plot", "finished", "--output", "nowhere/plot.png"], "--output: there is no folder nowhere"),
     (["plot", "finished", "--output", "plot.gif"], "must end in .png or .svg"),
     (["plot", "finished", "--epsilon", "1"], "--prompt and --epsilon belong to --rollout"),
-    (["plot", "--rollout", "finished", "run"], "--rollout draws one run, got 2"),
+    (["plot", "--rollout", "finished", "run"], "--rollout plots one run, got 2"),
     (["plot", "--rollout", "finished"], "finished is neither a run folder of trb train nor a YAML file"),
     (["plot", "--rollout", "config.yaml", "--epsilon", "-1"], "--epsilon must be a KL budget of at least 0 nats"),
     (["plot", "--rollout", "config.yaml", "--prompt", "999"], "--prompt counts from 0, and there are"),

@@ -83,3 +83,8 @@ def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
         f"{Path().absolute().name}/c/run",
     ]
     assert labels_of([Path("run"), Path("run")]) == ["run", "run"]
+
+
+@pytest.mark.parametrize("word", ["--draft_length", "--draft-length"])
+def test_the_demo_takes_the_draft_length_in_the_spelling_of_fields_and_of_options(word: str) -> None:
+    assert parse(["demo", word, "3"])[0].draft_length == "3"

@@ -12,7 +12,7 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from ..statistics import p_value
+from ..p_value_text import p_value
 from .declaration import Metric
 from .figures import Picture
 from .findings import Findings

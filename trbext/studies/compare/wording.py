@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..statistics import p_value
+from ..p_value_text import p_value
 from .contrasts import LEVEL, Contrast, seeds_needed, smallest_p
 from .declaration import Metric, Study
 from .findings import Findings

@@ -66,8 +66,8 @@ def train(config: Path, keep_model: bool) -> None:
         Interrupted: As `train_warmed_up`.
     """
     with uncollected_imports():
+        from ...runs.lora_warmup import forget_warmup, train_warmed_up
         from ...runs.settings import parse_settings
-        from ...runs.warmup import forget_warmup, train_warmed_up
 
     arguments, trb_config, settings = parse_settings(read_yaml(config))
     folder = RunFolder(Path(trb_config.output_dir))

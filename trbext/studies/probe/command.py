@@ -23,7 +23,7 @@ from ...runs.inputs import sample_prompts
 from ...runs.pair import load_pair
 from ...runs.settings import RunArguments, parse_run
 from ...training.config import TRBConfig
-from ..statistics import p_value
+from ..p_value_text import p_value
 from .figure import name_of, plot_probe
 from .intervals import auroc, mean, paired_difference, share
 from .rollouts import Completions, Continuer, Probe

@@ -20,11 +20,11 @@ import requests
 from ...errors import EngineFailed
 from ...teachers.remote.http_session import HTTPSession, Role
 from ..server.serve import check_install, environment
-from . import tether
+from . import end_with_client
 from .command import PLUGINS, command
 
 POLL_SECONDS = 0.2  # between two looks whether a server has started
-END_SECONDS = tether.GRACE + 10.0
+END_SECONDS = end_with_client.GRACE + 10.0
 _ERROR = re.compile(r"\b(?:\w+(?:Error|Exception)|error): .+")
 _CONSEQUENCES = ("Engine core initialization failed", "EngineDeadError", "Worker failed with error")  # after the reason
 
@@ -61,7 +61,7 @@ class CompletionServer:
             self.log, self._failed = Path(path), False
             with os.fdopen(descriptor, "wb") as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-S", tether.__file__, *words],
+                    [sys.executable, "-S", end_with_client.__file__, *words],
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,

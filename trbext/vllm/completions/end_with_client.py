@@ -1,8 +1,8 @@
 """Runs a command, and ends it and all that it has started when its own standard input closes: when its client is gone.
 
-It is run as a file (`python -S tether.py COMMAND ...`) in a session of its own, so it imports nothing of trbext. A pipe
-closes however its other end dies, also by kill -9. vLLM's engine is a process that its API server has started, and
-would live on without it.
+It is run as a file (`python -S end_with_client.py COMMAND ...`) in a session of its own, so it imports nothing of
+trbext. A pipe closes however its other end dies, also by kill -9. vLLM's engine is a process that its API server has
+started, and would continue without it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from python_tests.runs.run_files import repeatable, same_weights, tiny_run, trained, trb, written
 from trbext.runs.callbacks import StopOnSignal
 from trbext.runs.folder import RunFolder
-from trbext.runs.warmup import cost_of, warmup_folder
+from trbext.runs.lora_warmup import cost_of, warmup_folder
 
 WARM: dict[str, Any] = {
     "lora_rank": 2,

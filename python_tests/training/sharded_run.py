@@ -25,6 +25,7 @@ from accelerate.utils import DistributedType, gather_object
 
 import trbext.training.trainer
 from python_tests.models.tiny_models import END_OF_TURN, EOS, prompts, tiny_llama, tiny_tokenizer
+from python_tests.training.trainer_cases import repeatable
 from trbext import mixture, self_teacher
 from trbext.rollout import Rollout, speculative
 from trbext.training.config import TRBConfig
@@ -288,12 +289,6 @@ def resumed(backend: str, folder: Path, state_dict_type: str | None) -> dict[str
         "weights_apart": largest_difference(weights, whole_weights(again)),
         "checkpoint": sorted(path.name for path in checkpoint.iterdir()),
     }
-
-
-def repeatable(logs: list[dict[str, float]]) -> list[dict[str, float]]:
-    timings = ("per_second", "runtime", "step_time", "compute/seconds")
-    kept = [log for log in logs if "train_runtime" not in log]
-    return [{name: value for name, value in log.items() if not name.endswith(timings)} for log in kept]
 
 
 # ---- A gradient that is NaN, of a loss that is finite ----

@@ -201,6 +201,14 @@ def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
     assert json.loads(made.to_json_string())["per_device_train_batch_size"] == 4
 
 
+def test_numbers_of_numpy_can_be_saved() -> None:
+    fields = dict.fromkeys(("learning_rate", "weight_decay", "save_steps", "temperature"), 0.5)
+    made = config(**{name: np.float32(value) for name, value in fields.items()})
+    saved = json.loads(made.to_json_string())
+    assert {name: saved[name] for name in fields} == fields
+    assert {type(getattr(made, name)) for name in fields} == {float}
+
+
 @pytest.mark.parametrize("estimator", ["sampled", "routed"])
 @pytest.mark.parametrize("altered", [{"top_p": 0.5}, {"generation_kwargs": {"temperature": 0.5}}])
 def test_a_weighted_loss_of_sampled_tokens_refuses_altered_sampling(estimator: str, altered: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -321,6 +322,17 @@ def test_an_estimate_from_one_token_needs_one_of_each_prefix(name: str, place: i
     of_prefixes[place] = of_prefixes[place][:, None]
     with pytest.raises(ValueError, match=rf"{name} must have shape \[2\], got \[2, 1\]"):
         sampled_reverse_kl(logits, logits, *of_prefixes)
+
+
+def test_cross_entropy_needs_one_token_of_each_prefix() -> None:
+    logits, token = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
+    for wrong in (token[:2], token[:, None], token[0]):
+        with pytest.raises(ValueError, match=re.escape(f"token must have shape [4], got {list(wrong.shape)}")):
+            cross_entropy(logits, wrong)
+    with pytest.raises(ValueError, match=r"student_logits must be floating-point, got torch\.int64"):
+        cross_entropy(logits.long(), token)
+    with pytest.raises(TypeError, match="token must be a tensor, got list"):
+        cross_entropy(logits, token.tolist())
 
 
 def test_the_temperature_of_cross_entropy_is_checked() -> None:

@@ -228,11 +228,33 @@ def test_workers_that_stay_are_of_one_dataset(tmp_path: Path, stream: bool) -> N
     assert trainer.args.dataloader_persistent_workers
 
 
+def test_another_held_out_dataset_is_read_by_other_workers(tmp_path: Path) -> None:
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    first, other = prompts(4), prompts(9).select(range(5, 9))
+    trainer = make_trainer(tmp_path, held_out={"x": first}, **workers)
+    kept = trainer.get_eval_dataloader("x")
+    assert trainer.get_eval_dataloader("x") is kept
+    expected = [trainer.evaluate(each)["eval_loss"] for each in (first, other)]
+    assert trainer.evaluate()["eval_x_loss"] == expected[0]
+    trainer.eval_dataset = {"x": other}
+    assert trainer.evaluate()["eval_x_loss"] == expected[1] != expected[0]
+    trainer.eval_dataset["x"] = first
+    assert trainer.evaluate()["eval_x_loss"] == expected[0]
+    assert sum(each.dataset["prompt"] == first["prompt"] for each in trainer.accelerator._dataloaders) < 4
+    for each in (first, other):
+        trainer.eval_dataset = each
+        assert list(trainer.get_eval_dataloader().dataset["prompt"]) == list(each["prompt"])
+
+
 def test_a_stream_is_read_without_workers_whatever_is_said_of_them(tmp_path: Path) -> None:
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 2}
-    trainer = make_trainer(tmp_path, rows=prompts(8).to_iterable_dataset(), max_steps=1, **workers)
+    workers["dataloader_multiprocessing_context"] = "fork"
+    rows = prompts(8).to_iterable_dataset()
+    trainer = make_trainer(tmp_path, rows=rows, held_out=rows, max_steps=1, **workers)
     trainer.train()
     assert len(steps(trainer)) == 1
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert trainer.args.dataloader_multiprocessing_context == "fork"
 
 
 def test_epochs_visit_every_prompt_in_a_new_order(tmp_path: Path) -> None:

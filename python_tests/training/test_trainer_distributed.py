@@ -15,6 +15,7 @@ from python_tests.models.tiny_models import prompts
 from python_tests.processes.two_processes import run_two_processes
 from python_tests.training import distributed_run, streamed_run
 from python_tests.training.distributed_run import ACCUMULATION, CHECKPOINT, HELD_OUT, PROMPTS_PER_PROCESS, STEPS
+from python_tests.training.trainer_cases import repeatable
 from trbext.training.sharding import check_can_unshard
 
 Rank = dict[str, Any]
@@ -34,13 +35,6 @@ def ranks(folder: Path) -> list[Rank]:
 
 def training_logs(run: dict[str, Any]) -> list[dict[str, float]]:
     return [log for log in run["logs"] if "loss" in log]
-
-
-def repeatable(logs: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Returns the logs of steps and evaluations; the summary of the run counts only the steps since the last start."""
-    timings = ("per_second", "runtime", "step_time", "compute/seconds")
-    kept = [log for log in logs if "train_runtime" not in log]
-    return [{name: value for name, value in log.items() if not name.endswith(timings)} for log in kept]
 
 
 def test_prompts_are_split_between_the_processes(ranks: list[Rank]) -> None:

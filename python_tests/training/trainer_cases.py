@@ -83,6 +83,11 @@ def without_timings(logs: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in log.items() if not name.endswith(TIMINGS)} for log in logs]
 
 
+def repeatable(logs: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Returns the logs of steps and evaluations; the summary of the run counts only the steps since the last start."""
+    return without_timings([log for log in logs if "train_runtime" not in log])
+
+
 def weights(trainer: TRBTrainer) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
 

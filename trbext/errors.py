@@ -1,5 +1,5 @@
-"""Defines errors that are no fault of the program, and the exit codes of commands. Knows a full or failed disk by its
-error."""
+"""Defines errors that are no fault of the program, and the exit codes of commands. Recognizes a full or failed disk by
+its error."""
 
 from __future__ import annotations
 

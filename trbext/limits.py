@@ -19,7 +19,7 @@ STUDENT_KINDS = {"logits": 0, "probabilities": 1, "scaled_logits": 2}
 
 
 def is_epsilon(value: float) -> bool:
-    """Returns whether `value` is a KL budget; NaN is none. A tracer may not know a number yet."""
+    """Returns whether `value` is a KL budget; NaN is not one. A tracer may not know a number yet."""
     return isinstance(value, Real | torch.SymFloat | torch.SymInt) and value >= 0
 
 

@@ -133,7 +133,8 @@ def sample(
     if uniform is None:
         if hasattr(student_logits, "placements"):  # a DTensor, of whose rows each rank would draw its own numbers
             raise ValueError("trbext.sample: uniform must be given if the logits are DTensors, got None")
-        uniform = torch.rand(shape, dtype=torch.float64, device=student_logits.device, generator=generator)
+        given = {} if generator is None else {"generator": generator}  # with None torch.compile wants a static shape
+        uniform = torch.rand(shape, dtype=torch.float64, device=student_logits.device, **given)
     elif generator is not None:
         raise ValueError("trbext.sample: give uniform or generator, not both")
     else:

@@ -1,6 +1,6 @@
 """Loads the objects of a user that a configuration names, makes them, and checks that they can be called.
 
-They are verifiers and rollout policies.
+Such objects are verifiers and rollout policies.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import errno
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -40,17 +41,19 @@ def read_dataset(source: str, split: str) -> Dataset:
     """Reads the rows of a file or a dataset.
 
     Args:
-        source: A file of one of FILE_FORMATS, or "owner/name" or "owner/name:config" on the Hub.
-        split: Of a dataset of the Hub.
+        source: A file of one of FILE_FORMATS, a folder of such files, or "owner/name" or "owner/name:config" on the
+            Hub.
+        split: Of a folder or of a dataset of the Hub.
 
     Returns:
         The rows as the file holds them now. Texts of JSON that look like dates stay texts, its numbers are not
         rounded outside of unlike objects (there to 10 digits), and all values of a .csv file are texts, as they are
-        written.
+        written. The rows of a folder or of the Hub are as datasets reads them.
 
     Raises:
-        PromptsNotFound: It cannot be read, or a value beside those of other types would be changed. The message is one
-            line that names the file or the dataset, and the line of a .jsonl file or the row.
+        PromptsNotFound: It cannot be read, or a value of JSON on this machine beside those of other types would be
+            changed. The message is one line that names the file or the dataset, and the line of a .jsonl file or the
+            row.
     """
     path = Path(source)
     is_file = path.suffix in FILE_FORMATS
@@ -86,9 +89,18 @@ def read_dataset(source: str, split: str) -> Dataset:
             f"prompts {source!r} are neither 'demo', a {formats} file, nor a {what} that can be loaded: "
             f"{_reason(error)}"
         ) from error
-    if "Json(" in str(rows.features) and (fault := _fault_of_mixed_values(rows.features, path)):
-        raise PromptsNotFound(f"prompts {source!r}: {fault}")
+    if "Json(" in str(rows.features):
+        for file in [path] if is_file else _files_of(path, configuration, split) if path.is_dir() else []:
+            if FILE_FORMATS.get(file.suffix) == "json" and (fault := _fault_of_mixed_values(rows.features, file)):
+                raise PromptsNotFound(f"prompts {source!r}: {'' if is_file else f'{file.name}: '}{fault}")
     return rows
+
+
+def _files_of(folder: Path, configuration: str, split: str) -> list[Path]:
+    """Returns the files of a folder that datasets reads for a split, such as "train[:5]+test"."""
+    files = datasets.load_dataset_builder(str(folder), configuration or None).config.data_files or {}
+    chosen = {part.strip() for part in re.split(r"[+[]", split)}
+    return [Path(file) for name, each in files.items() if {name, "all"} & chosen for file in each]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Makes models ready that a server decodes: one that the user has started, or vLLM's, which is started here."""
+"""Prepares models that a server decodes: the user's server, or vLLM's, which is started here."""
 
 from __future__ import annotations
 

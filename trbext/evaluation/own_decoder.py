@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OwnDecoder:
-    """A model of this process.
+    """Decodes completions with a model that is loaded in this process.
 
     The batches are the same whatever is missing, so that a continued evaluation draws what an uninterrupted one does
     to the last bit, if each completion has its own generator.

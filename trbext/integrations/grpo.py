@@ -48,8 +48,8 @@ def rollout_func(
 
     Args:
         teacher: As of `trbext.lockstep`.
-        policy: Draws the tokens at each optimizer step; a number is a constant KL budget in nats per token. The student
-            alone writes the completions of an evaluation.
+        policy: Draws the tokens at each optimizer step; a number is a constant KL budget in nats per token. Only the
+            student writes the completions of an evaluation.
         draft_length: 0 decodes in lockstep, a number of drafts by speculation.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Draws completions, the prefixes of training, from a behavior policy of two Hugging Face causal LMs."""
+"""Draws completions, the prefixes of training, from a behavior policy of two models."""
 
 import torch
 

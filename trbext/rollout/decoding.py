@@ -90,7 +90,7 @@ class Decoding:
             raise ValueError(
                 f"alignment must be a trbext.vocab.Alignment, got {self.alignment!r:.80}: see trbext.align"
             )
-        whole_number("optimizer_step", self.optimizer_step, 0)
+        self._set("optimizer_step", int(whole_number("optimizer_step", self.optimizer_step, 0)))
         if not isinstance(self.pad_token_id, Integral):
             raise ValueError(f"pad_token_id must be a whole number, got {self.pad_token_id!r}: alignment.stop will do")
         each = self.generator if isinstance(self.generator, Sequence) else (self.generator,)

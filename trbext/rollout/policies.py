@@ -202,8 +202,8 @@ class InterleavedTeacher(Policy):
     first, and for the replacement.
 
     Args:
-        top_k: K >= 1. Of equally probable tokens it holds those that torch.topk picks, and no token that the teacher
-            excludes.
+        top_k: K >= 1. Of equally probable tokens the top K holds those that torch.topk picks, and no token that the
+            teacher excludes.
         teacher_temperature: tau, from 1e-6 to 1e6, of the replacements only; the merged EOS counts as one token there.
 
     Raises:

@@ -74,7 +74,7 @@ class Policy:
     def begin(self, rows: int, device: torch.device) -> Memory | None:
         """Returns what a policy remembers of each of so many rows before their first token.
 
-        None, as here, is a policy without a memory, whose tokens `draw` draws.
+        Returns None, as here, if the policy has no memory; `draw` then draws its tokens.
         """
         return None
 

@@ -97,7 +97,8 @@ def speculative(
         As `lockstep`, with `Rollout.speculation` if the rollout was decoded by speculation.
 
     Raises:
-        ValueError: As `lockstep`, and for a draft length that is none.
+        ValueError: As `lockstep`, and for a draft length that is neither "auto", a `DraftLength` nor a whole number
+            >= 0.
         RuntimeError: As `lockstep`.
     """
     auto = DraftLength() if draft_length == "auto" else draft_length if isinstance(draft_length, DraftLength) else None

@@ -1,4 +1,4 @@
-"""Keeps a run going when what it prints cannot be written: a closed pipe, a full disk, an encoding without letters."""
+"""Lets a run continue if its output cannot be written: a closed pipe, a full disk, an encoding that lacks letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Ends a command well whose standard output cannot be written: `trb train --fields | head -1`, a full disk."""
+"""Ends a command without a traceback if its standard output cannot be written.
+
+Examples are `trb train --fields | head -1` and a full disk.
+"""
 
 from __future__ import annotations
 

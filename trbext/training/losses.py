@@ -82,6 +82,13 @@ def _check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
             raise ValueError(f"{name} must be floating-point, got {logits.dtype}")
 
 
+def _check_of_prefixes(logits: Tensor, **values: Tensor) -> None:
+    check_tensors(**values)
+    for name, value in values.items():
+        if value.shape != logits.shape[:-1]:
+            raise ValueError(f"{name} must have shape {list(logits.shape[:-1])}, got {list(value.shape)}")
+
+
 def kl_of_logits(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(pi_S || pi_T) `[...]` in nats of logits `[..., N]` over any N outcomes, as `reverse_kl` says."""
     student, teacher, common = with_common_tokens(student, teacher)
@@ -139,10 +146,7 @@ def sampled_reverse_kl(
         ValueError: As `reverse_kl`, or the shape of `token` or `log_weight` is not [...].
     """
     _check_logits(student_logits, teacher_logits)
-    check_tensors(token=token, log_weight=log_weight)
-    for name, values in (("token", token), ("log_weight", log_weight)):
-        if values.shape != student_logits.shape[:-1]:
-            raise ValueError(f"{name} must have shape {list(student_logits.shape[:-1])}, got {list(values.shape)}")
+    _check_of_prefixes(student_logits, token=token, log_weight=log_weight)
     student, teacher = tempered(student_logits, temperature), tempered(teacher_logits, temperature)
     student, teacher, common = with_common_tokens(student, teacher)
     some = common.any(-1, keepdim=True)
@@ -169,11 +173,18 @@ def cross_entropy(student_logits: Tensor, token: Tensor, *, temperature: float =
     Args:
         student_logits: `[..., V]`, any float dtype.
         token: `[...]` int64.
-        temperature: Divides the logits.
+        temperature: 1e-6 to 1e6, divides the logits.
 
     Returns:
         `[...]` nats.
+
+    Raises:
+        TypeError: An argument is no tensor.
+        ValueError: The logits are no floating-point numbers, the shape of `token` is not [...], or the temperature is
+            outside 1e-6 to 1e6.
     """
+    _check_logits(student_logits, student_logits)
+    _check_of_prefixes(student_logits, token=token)
     return -tempered(student_logits, temperature).log_softmax(-1).gather(-1, token[..., None])[..., 0]
 
 

@@ -1,4 +1,4 @@
-"""Checks that the verl at hand is one that trbext knows, and has what is used of it."""
+"""Checks that the installed verl is a version that trbext knows, and has the functions that trbext uses."""
 
 from __future__ import annotations
 

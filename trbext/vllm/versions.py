@@ -1,4 +1,4 @@
-"""Checks that the vLLM at hand is one that trbext knows, and has what the hook uses of it."""
+"""Checks that the installed vLLM is a version that trbext knows, and has the functions that trbext uses."""
 
 from __future__ import annotations
 

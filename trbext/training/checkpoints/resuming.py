@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +70,7 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
     compute: ComputeCount
     drafting: Drafting
     length: RolloutLength
+    _rows_of_kept: Mapping[str, Any] = MappingProxyType({})  # of each held-out dataset whose loader TRL may keep
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains as transformers' `Trainer.train`.
@@ -190,8 +192,15 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         return endless
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        # TRL keeps the loader whose workers stay, and would take it for any other dataset without a name.
-        held_out = eval_dataset is None or isinstance(eval_dataset, str)
+        # TRL keeps the loader whose workers stay, and would take it for any other dataset without a name, or of it.
+        named = isinstance(eval_dataset, str)
+        held_out = eval_dataset is None or named
+        if held_out:
+            name, rows = (eval_dataset, self.eval_dataset[eval_dataset]) if named else ("eval", self.eval_dataset)
+            kept = vars(self).get("_eval_dataloaders", {})
+            if name in kept and self._rows_of_kept[name] is not rows:
+                self.accelerator._dataloaders.remove(kept.pop(name))  # which ends its workers
+            self._rows_of_kept = {**self._rows_of_kept, name: rows}
         with _with_fields(self.args, **({} if held_out else {"dataloader_persistent_workers": False})):
             loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
         return loader
@@ -201,6 +210,7 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         rows = HeldOutStream(dataset) if isinstance(dataset, IterableDataset) else dataset
         # TRL reads streams without workers, and torch refuses what would be said of them.
         of_workers: dict[str, Any] = {"dataloader_persistent_workers": False, "dataloader_prefetch_factor": None}
+        of_workers["dataloader_multiprocessing_context"] = None
         with _with_fields(self.args, **({} if self.args.dataloader_num_workers else of_workers)):
             loader: DataLoader[Any] = super()._get_dataloader(rows, *args, **kwargs)
         return loader

@@ -131,7 +131,7 @@ def trb_engine(args: TRBConfig, models: EngineModels) -> Engine:
 
 
 def student_engine(args: TRBConfig, models: EngineModels, alignment: Alignment) -> StudentEngine:
-    """Makes an engine of the student alone in this process."""
+    """Makes an engine of only the student in this process."""
     common = _arguments(args, models, room=0)
     common.pop("speculative_config", None)
     revision = (args.model_init_kwargs or {}).get("revision")

@@ -1,4 +1,4 @@
-"""Walks over the student's whole weights by their names on the Hugging Face hub, for an engine that takes them."""
+"""Iterates over the student's whole weights by their names on the Hugging Face hub, for an engine that takes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StudentWeights:
-    """The weights of a student, one at a time. Every process walks, because FSDP2's are gathered from all.
+    """The weights of a student, one at a time. Every process iterates, because FSDP2's are gathered from all.
 
     Args:
         model: The student, out of DDP and DeepSpeed, without an adapter.

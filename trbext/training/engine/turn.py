@@ -18,7 +18,7 @@ class EngineTurn:
     """Completions of the prompts of one process, and their cost."""
 
     completion_ids: list[list[int]]
-    draw: EngineDraw | None  # what is known of each token; None of an engine of the student alone
+    draw: EngineDraw | None  # what is known of each token; None of an engine of only the student
     student_tokens: int  # positions that went through the engine's student, those of cached prefixes too
     teacher_tokens: int  # the same of its teacher
     seconds: float = 0.0  # of drawing
@@ -26,7 +26,7 @@ class EngineTurn:
 
     @classmethod
     def of_student(cls, prompts: Sequence[Sequence[int]], completion_ids: list[list[int]]) -> EngineTurn:
-        """Returns the turn of an engine of the student alone."""
+        """Returns the turn of an engine of only the student."""
         return cls(completion_ids, None, sum(map(len, [*prompts, *completion_ids])), 0)
 
     @classmethod

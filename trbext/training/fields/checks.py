@@ -114,7 +114,7 @@ _OF_THE_TRAINER = {"conversation", "tools", "add_generation_prompt", "tokenize",
 def check_ranges(fields: Any) -> None:
     """Checks the fields of the dataclass `fields`; None is left to its default.
 
-    Whole numbers of numpy become int, which can be saved.
+    Numbers of numpy become int or float, which can be saved.
 
     Raises:
         ValueError: A field is out of its range.
@@ -123,6 +123,8 @@ def check_ranges(fields: Any) -> None:
         value: Any = getattr(fields, name, None)
         if _is_whole(value):
             setattr(fields, name, int(value))
+        elif isinstance(value, Real) and not isinstance(value, bool | float):
+            setattr(fields, name, float(value))
         if value is not None and not (isinstance(value, Real) and range_.holds(value)):
             raise ValueError(f"{name} must be {range_.words}, got {value!r}")
     if getattr(fields, "dataloader_persistent_workers", False) and not fields.dataloader_num_workers:

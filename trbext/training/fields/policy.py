@@ -39,7 +39,10 @@ ROLLOUT_POLICIES = (
 
 @dataclass
 class PolicyFields(TurnFields):
-    """The rollout policy and the parameters of each; formulas and sources are in `trbext/rollout/policies.py`."""
+    """The rollout policy and the parameters of each.
+
+    Formulas and sources are in `trbext/rollout/policies.py` and `policies_with_memory.py` beside it.
+    """
 
     rollout_policy: str = field(
         default="trb",

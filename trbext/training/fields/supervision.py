@@ -1,4 +1,4 @@
-"""Defines the fields of a run that take their loss from methods of the field: TOP-D, IW-OPD, prefix distillation."""
+"""Defines the fields of a run that take their loss from SAKI, TOP-D, IW-OPD or prefix distillation."""
 
 from __future__ import annotations
 

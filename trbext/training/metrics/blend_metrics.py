@@ -1,4 +1,4 @@
-"""Computes what rollouts are logged by from the values of their tokens, whoever drew and gathered them."""
+"""Computes the metrics of rollouts from the values of their tokens, for the trainer and for verl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Computes what the rollouts of an optimizer step are logged by: means over every token of every process.
+"""Computes the metrics of the rollouts of an optimizer step: means over every token of every process.
 
 A mean of the means of processes would weight a token by how few tokens its process happened to generate.
 """

@@ -1,4 +1,4 @@
-"""Collects what a loss reads of the tokens of a rollout, beside the tokens."""
+"""Collects the log-weights and labels of a rollout's tokens that a loss reads."""
 
 from __future__ import annotations
 

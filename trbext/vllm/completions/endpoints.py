@@ -1,4 +1,6 @@
-"""Adds two calls to vLLM's API server of one model (entry point `vllm.endpoint_plugins`): load weights, and tell them.
+"""Adds two calls to vLLM's API server of one model (entry point `vllm.endpoint_plugins`).
+
+They load weights, and report their digest.
 
 | call | body | answer |
 |---|---|---|

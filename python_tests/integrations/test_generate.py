@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from python_tests.models.tiny_models import EOS, PAD, tiny_llama
 from python_tests.rollout.rollout_cases import left_padded
-from trbext import FixedBeta, mixture, reference, speculative
+from trbext import FixedBeta, Rollout, TrustRegion, mixture, reference, speculative
 from trbext.integrations import BlendLogitsProcessor, blended_generate
 from trbext.integrations.plain_sampling_checks import PLAIN
 from trbext.vocab import align
@@ -316,6 +316,36 @@ def test_budgets_are_repeated_for_each_returned_sequence(with_mask: bool) -> Non
             )
         firsts.append(output.scores[0])
     torch.testing.assert_close(firsts[0].repeat_interleave(2, 0), firsts[1])
+
+
+@pytest.mark.parametrize("every", [1, 2])  # weights for each returned sequence, or for each prompt
+def test_weights_of_a_mixture_are_repeated_for_each_returned_sequence(every: int) -> None:
+    student, teachers = tiny_llama(0), [tiny_llama(1), tiny_llama(2)]
+    weights = torch.tensor([[1.0, 0.0], [0.3, 0.7], [0.0, 1.0]]).repeat_interleave(2, 0)
+    rows = [part.repeat_interleave(2, 0) for part in PROMPTS]
+    found = [
+        student.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(**SETTINGS, num_return_sequences=returned),
+            logits_processor=[masked(student, mixture(teachers, of_rows), mask)],
+            output_scores=True,
+            return_dict_in_generate=True,
+        ).scores[0]
+        for (ids, mask), returned, of_rows in ((PROMPTS, 2, weights[::every]), (rows, 1, weights))
+    ]
+    torch.testing.assert_close(*found)
+
+
+def test_rows_of_a_blended_generate_have_their_own_budgets_and_weights() -> None:
+    student, teachers = tiny_llama(0), [tiny_llama(1), tiny_llama(2)]
+    rollouts: list[Rollout] = []
+    budgets = torch.tensor([0.0, 0.01, 0.1, 0.0, 0.3, 0.02])
+    blended = blended_generate(mixture(teachers, torch.rand(6, 2)), TrustRegion(budgets), on_rollout=rollouts.append)
+    generated(student, custom_generate=blended, num_return_sequences=2, **SETTINGS)
+    spent = rollouts[0].kl.amax(1)
+    assert (spent <= budgets * (1 + 1e-4) + 1e-7).all()
+    assert (spent[budgets > 0] > 0).all()
 
 
 def test_every_field_of_a_generation_config_is_plain_or_changes_no_distribution() -> None:

@@ -41,7 +41,8 @@ def blended_generate(
 
     The generation config must sample the whole softmax: `do_sample=True, top_k=0`, and have the EOS ids of the models,
     of which rows show the student's first one. Its temperature, `max_new_tokens`, pad id and `num_return_sequences` are
-    used.
+    used. Budgets of a policy and weights of a mixture that differ by row are given for each returned sequence, those of
+    one prompt beside each other.
 
     Args:
         teacher: As of `trbext.lockstep`.

@@ -12,6 +12,7 @@ from ..models.model_check import probe_models
 from ..ops import blend
 from ..rollout.caches import named_models, one_lockstep_cache
 from ..rollout.checks import check_epsilon, check_ids, check_models, check_not_itself, check_prompts
+from ..teachers.mixture import Mixture
 from ..vocab import Alignment
 from .plain_sampling_checks import check_plain_sampling
 
@@ -24,7 +25,7 @@ class BlendLogitsProcessor:
     `generate(custom_generate=...)` is possible, `blended_generate` costs less.
 
     Args:
-        teacher: As of `trbext.lockstep`.
+        teacher: As of `trbext.lockstep`. Weights of a mixture may be of B rows, with any `num_return_sequences`.
         epsilon: The KL budget in nats per token, one for all rows or [B] of any float dtype, with any
             `num_return_sequences`.
         student: The model whose `generate` is called. Its own generation config fills what the other leaves open.
@@ -109,10 +110,13 @@ class BlendLogitsProcessor:
             logits: Tensor = self._cache.advance(token, position, mask)
             return logits
         # A new batch of prompts.
+        prompts, teacher = input_ids if self._prompts is None else self._prompts, self.teacher
         if isinstance(self.epsilon, Tensor):
-            prompts = input_ids if self._prompts is None else self._prompts
             each = _returned(prompts, self.epsilon.numel())
             self._of_rows = self.epsilon.to(input_ids.device).repeat_interleave(each)
+        if isinstance(teacher, Mixture) and teacher.weights.dim() == 2:
+            each = _returned(prompts, len(teacher.weights))
+            teacher = teacher.with_weights(teacher.weights.repeat_interleave(each, 0))
         self._width = input_ids.shape[1]
         whole = torch.ones_like(input_ids) if mask is None else mask
         self._lengths = whole.sum(1, keepdim=True)
@@ -123,7 +127,7 @@ class BlendLogitsProcessor:
         check_ids(named, input_ids)
         probe_models(named, int(lengths.max()) + new)
         self._cache = one_lockstep_cache(
-            "teacher", self.teacher, len(input_ids), self.alignment, self.temperature, input_ids.device
+            "teacher", teacher, len(input_ids), self.alignment, self.temperature, input_ids.device
         )
         first: Tensor = self._cache.prefill(input_ids, whole)
         return first

@@ -215,6 +215,23 @@ def test_a_value_that_others_of_another_type_would_change_is_refused(
     assert list(load_prompts(str(tmp_path / name))) == rows  # none of these is changed
 
 
+def test_such_values_are_refused_in_a_folder_of_json_too(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        rows_of([5, "five"], tmp_path / name, as_list=False)
+    folder = str(tmp_path)
+    assert load_prompts(folder)["answer"][:] == [5, "five"]
+    rows_of([5, "007"], tmp_path / "test.jsonl", as_list=False)
+    assert load_prompts(folder, split="train[:1]")["answer"][:] == [5]  # another split does not matter
+    with pytest.raises(PromptsNotFound, match=r"test.jsonl: row 2: 'answer' holds '007' beside .* as 7$"):
+        load_prompts(folder, split="train+test")
+
+
+def test_values_of_several_types_of_a_parquet_file_are_as_it_holds_them(tmp_path: Path) -> None:
+    rows = {"prompt": ["a", "b", "c"], "answer": [5, "five", {"a": "007"}]}
+    Dataset.from_dict(rows, on_mixed_types="use_json").to_parquet(tmp_path / "rows.parquet")
+    assert load_prompts(str(tmp_path / "rows.parquet"))[:] == rows
+
+
 @FORMS
 def test_a_whole_number_of_more_than_64_bits_is_named(name: str, as_list: bool, tmp_path: Path) -> None:
     for of in (lambda x: x, lambda x: {"a": [x]}):

@@ -70,6 +70,19 @@ def test_compile_fullgraph_static_and_dynamic() -> None:
                 assert torch.equal(got, expected)
 
 
+def test_compiled_draws_need_no_uniform_of_the_caller() -> None:
+    def step(student: Tensor, teacher: Tensor, epsilon: float) -> Tensor:
+        return trbext.sample(student * 1.0, teacher, epsilon).token + 1
+
+    student, teacher, *_ = arguments("sample", "default")
+    for dynamic in (None, True):
+        compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for rows in (4, 3):
+            tokens = compiled(student[:rows], teacher[:rows], 0.05)
+            assert tokens.shape == (rows,)
+            assert ((tokens >= 1) & (tokens <= 50)).all()
+
+
 def test_export_with_a_dynamic_batch() -> None:
     class Step(torch.nn.Module):
         def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

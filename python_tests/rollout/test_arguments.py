@@ -12,6 +12,8 @@ import torch
 from python_tests.rollout.rollout_cases import PROMPTS, assert_same, tiny
 from python_tests.rollout.test_lockstep import roll
 from trbext.models.cached_model import cache_argument
+from trbext.rollout import TrustRegion
+from trbext.training.schedule import Schedule
 from trbext.vocab import Alignment
 
 
@@ -71,6 +73,12 @@ def test_ids_of_any_whole_dtype_are_the_same_prompts() -> None:
         usual = roll(student, each, (ids, mask))
         for dtype, mask_dtype in ((torch.int32, torch.bool), (torch.uint8, torch.float32)):
             assert_same(usual, roll(student, each, (ids.to(dtype), mask.to(mask_dtype))))
+
+
+def test_a_step_of_numpy_is_a_step() -> None:
+    options = {"epsilon": None, "policy": TrustRegion(Schedule("linear", 0.5, 10))}
+    student, teacher = tiny(seed=1), tiny(seed=2)
+    assert_same(*(roll(student, teacher, optimizer_step=step, **options) for step in (3, np.int64(3))))
 
 
 def test_a_budget_needs_a_teacher_on_the_same_device() -> None:

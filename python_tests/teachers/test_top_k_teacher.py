@@ -178,6 +178,13 @@ def test_a_server_is_such_a_teacher(pair: tuple[Any, Any]) -> None:
         (lambda top: tuple(each.tolist() for each in top), r"each a tensor \[\d, k\], got list, list"),
         (lambda top: top.ids, r"each a tensor \[\d, k\], got torch.int64 \["),
         (lambda top: TopK(top.ids.float(), top.log_probs), "whole ids and log_probs"),
+        *(
+            (
+                lambda top, dtype=dtype: TopK(top.ids, top.log_probs.to(dtype)),
+                rf"log_probs in float32 or float64, .* got torch.int64 \[\d, 2\], {dtype} \[\d, 2\]",
+            )
+            for dtype in (torch.bfloat16, torch.float16)
+        ),
         (lambda top: TopK(top.ids[:, :1].expand(-1, 2), top.log_probs), r"each id once per row, got \[.*\] in row 0"),
         (lambda top: TopK(top.ids + 6, top.log_probs), r"ids in \[0, 6\), -1 for none, got"),
         (lambda top: TopK(top.ids, top.log_probs * 0), r"add up to at most 1, got 2\.0 in row 0"),

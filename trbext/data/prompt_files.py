@@ -63,15 +63,18 @@ def read_dataset(source: str, split: str) -> Dataset:
         raise PromptsNotFound(f"prompts {source!r} must be a file, got a folder")
     name, _, configuration = source.partition(":")
     try:
-        if not is_file:
+        if is_file:
+            options = _as_text(path) if path.suffix == ".csv" else {}
+            options["description"] = _digest(path)  # or datasets takes a file of equal path and time from its cache
+            with quietly():  # data_files are patterns, to which run[1].csv would be run1.csv
+                rows = load_dataset(
+                    FILE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", **options
+                )
+                if FILE_FORMATS[path.suffix] == "json" and _was_changed(rows, path):
+                    rows = _json_rows(path)
+        else:
             with quietly() if path.is_dir() else nullcontext():  # a bar is for downloads
-                return load_dataset(name, configuration or None, split=split)
-        options = _as_text(path) if path.suffix == ".csv" else {}
-        options["description"] = _digest(path)  # or datasets takes a file of equal path and time from its cache
-        with quietly():  # data_files are patterns, to which run[1].csv would be run1.csv
-            rows = load_dataset(FILE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", **options)
-            if FILE_FORMATS[path.suffix] == "json" and _was_changed(rows, path):
-                rows = _json_rows(path)
+                rows = load_dataset(name, configuration or None, split=split)
     except Exception as error:  # of any kind: StopIteration for an empty file, ArrowInvalid, UnicodeDecodeError, ...
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
             raise PromptsNotFound(
@@ -90,15 +93,15 @@ def read_dataset(source: str, split: str) -> Dataset:
             f"{_reason(error)}"
         ) from error
     if "Json(" in str(rows.features):
-        for file in [path] if is_file else _files_of(path, configuration, split) if path.is_dir() else []:
+        for file in [path] if is_file else _files_of(name, configuration, split) if Path(name).is_dir() else []:
             if FILE_FORMATS.get(file.suffix) == "json" and (fault := _fault_of_mixed_values(rows.features, file)):
                 raise PromptsNotFound(f"prompts {source!r}: {'' if is_file else f'{file.name}: '}{fault}")
     return rows
 
 
-def _files_of(folder: Path, configuration: str, split: str) -> list[Path]:
+def _files_of(folder: str, configuration: str, split: str) -> list[Path]:
     """Returns the files of a folder that datasets reads for a split, such as "train[:5]+test"."""
-    files = datasets.load_dataset_builder(str(folder), configuration or None).config.data_files or {}
+    files = datasets.load_dataset_builder(folder, configuration or None).config.data_files or {}
     chosen = {part.strip() for part in re.split(r"[+[]", split)}
     return [Path(file) for name, each in files.items() if {name, "all"} & chosen for file in each]
 

@@ -75,8 +75,8 @@ class TopKTeacher(Protocol):
             alignment: The vocabulary that both models share.
 
         Returns:
-            ids and log_probs [n, k], whole and float32 or float64, on the CPU, over the common vocabulary at temperature 1. k may differ between
-            the calls of a rollout. What `trbext.TopK` calls a fault is refused.
+            ids and log_probs [n, k], the latter float32 or float64, on the CPU, over the common vocabulary at
+            temperature 1. k may differ between the calls of a rollout. What `trbext.TopK` calls a fault is refused.
         """
         ...
 
@@ -107,8 +107,8 @@ class TokenScorer(Protocol):
             alignment: The vocabulary that both models share.
 
         Returns:
-            [n, k] float32 or float64, nats, at temperature 1. Tokens that the student lacks keep their mass: it is not known.
-            Probabilities of different tokens that add up to more than 1, or are NaN, are refused.
+            [n, k] float32 or float64, nats, at temperature 1. Tokens that the student lacks keep their mass: it is not
+            known. Probabilities of different tokens that add up to more than 1, or are NaN, are refused.
         """
         ...
 

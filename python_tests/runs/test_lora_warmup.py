@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from python_tests.runs.run_files import repeatable, same_weights, tiny_run, trained, trb, written
+from trbext.runs import lora_warmup
 from trbext.runs.callbacks import StopOnSignal
 from trbext.runs.folder import RunFolder
 from trbext.runs.lora_warmup import cost_of, warmup_folder
+from trbext.runs.settings import RunArguments, parse_settings
+from trbext.training.config import TRBConfig
 
 WARM: dict[str, Any] = {
     "lora_rank": 2,
@@ -161,6 +164,26 @@ def test_a_warmup_does_not_take_over_what_needs_evaluations_or_alters_sampling(t
     settings["eval_prompts"] = settings["prompts"]
     assert trb("train", written(tmp_path / "config.yaml", settings)) == 0
     assert RunFolder(tmp_path / "run").is_finished()
+
+
+def test_a_warmup_pushes_nothing_to_the_repository_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or that would hold an adapter beside the trained model, of which from_pretrained would load the adapter."""
+    made: list[TRBConfig] = []
+
+    def train_run(arguments: RunArguments, config: TRBConfig, *_: Any, **__: Any) -> None:
+        made.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lora_warmup, "train_run", train_run)
+    hub = {"hub_model_id": "me/mine", "hub_strategy": "all_checkpoints", "hub_revision": "x", "hub_always_push": True}
+    settings = tiny_run(tmp_path, **WARM, push_to_hub=True, **hub)
+    with pytest.raises(KeyboardInterrupt):
+        lora_warmup.train_warmed_up(*parse_settings(settings))
+    (config,) = made
+    assert config.output_dir == str(tmp_path / "run-warmup")
+    assert not config.push_to_hub
+    plain = TRBConfig(output_dir="unused", use_cpu=True)
+    assert {name: getattr(config, name) for name in hub} == {name: getattr(plain, name) for name in hub}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from .resume_rules import LENGTH, changes
 from .settings import RunArguments, parse_settings
 from .train import Resume, check_folder, first_line, train_run
 
-# Fields of a run that its warmup does not take over, of its evaluation, its loss and who writes its rollouts.
+# Fields of a run that its warmup does not take over: of its evaluation, its loss, who writes its rollouts, and its
+# repository on the Hub.
 OF_THE_RUN = (
     *("eval_prompts", "eval_prompts_split", "eval_prompts_limit", "eval_verifier", "eval_samples", "eval_strategy"),
     *("eval_steps", "eval_on_start", "eval_delay", "load_best_model_at_end", "metric_for_best_model"),
@@ -28,7 +29,7 @@ OF_THE_RUN = (
     *("proximal_alpha", "position_gamma", "veto_start", "veto_steps", "use_vllm", "teacher_from_engine"),
     *("rollout_length_points", "rollout_length_start", "rollout_policy_kwargs", "lora_sft_steps", "run_name"),
     *("lora_learning_rate", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"),
-    "cache_implementation",
+    *("cache_implementation", "push_to_hub", "hub_model_id", "hub_strategy", "hub_revision", "hub_always_push"),
 )
 # Values that ask for evaluations, of which a warmup has none.
 BY_EVALUATIONS = {"save_strategy": ("best",), "lr_scheduler_type": ("reduce_lr_on_plateau", "greedy")}

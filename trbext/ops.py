@@ -17,6 +17,7 @@ epsilon (1 - 3e-4) - 1e-9. How this is checked is in docs/operators.md.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +134,8 @@ def sample(
     if uniform is None:
         if hasattr(student_logits, "placements"):  # a DTensor, of whose rows each rank would draw its own numbers
             raise ValueError("trbext.sample: uniform must be given if the logits are DTensors, got None")
-        given = {} if generator is None else {"generator": generator}  # with None torch.compile wants a static shape
+        # With generator=None torch.compile takes static shapes only.
+        given: dict[str, Any] = {} if generator is None else {"generator": generator}
         uniform = torch.rand(shape, dtype=torch.float64, device=student_logits.device, **given)
     elif generator is not None:
         raise ValueError("trbext.sample: give uniform or generator, not both")

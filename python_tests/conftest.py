@@ -32,7 +32,6 @@ def pytest_collection_finish() -> None:
     """Leaves what the imports made out of the garbage collector's sight. Each trainer collects at the end of its
     training, which took 0.8 s of the 1.5 s of a tiny one."""
     gc.freeze()
-    gc.set_threshold(10_000, 20, 100)  # a search of all that the interpreter of PTX has decoded takes a quarter second
     gc.enable()
 
 

@@ -224,6 +224,9 @@ def test_such_values_are_refused_in_a_folder_of_json_too(tmp_path: Path) -> None
     assert load_prompts(folder, split="train[:1]")["answer"][:] == [5]  # another split does not matter
     with pytest.raises(PromptsNotFound, match=r"test.jsonl: row 2: 'answer' holds '007' beside .* as 7$"):
         load_prompts(folder, split="train+test")
+    (tmp_path / "test.jsonl").rename(tmp_path / "test.ndjson")
+    with pytest.raises(PromptsNotFound, match=r"test.ndjson: row 2: 'answer' holds '007' beside"):
+        load_prompts(folder, split="test")
 
 
 def test_values_of_several_types_of_a_parquet_file_are_as_it_holds_them(tmp_path: Path) -> None:

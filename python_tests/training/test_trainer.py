@@ -241,6 +241,9 @@ def test_another_held_out_dataset_is_read_by_other_workers(tmp_path: Path) -> No
     trainer.eval_dataset["x"] = first
     assert trainer.evaluate()["eval_x_loss"] == expected[0]
     assert kept not in trainer.accelerator._dataloaders  # which would keep its workers
+    trainer.train()  # accelerate forgets its loaders, and TRL does not
+    trainer.eval_dataset = {"x": other}
+    assert trainer.evaluate()["eval_x_loss"] > 0
     for each in (first, other):
         trainer.eval_dataset = each
         assert list(trainer.get_eval_dataloader().dataset["prompt"]) == list(each["prompt"])

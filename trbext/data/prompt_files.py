@@ -30,6 +30,7 @@ from datasets import (
 )
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+_OF_JSON = {".jsonl", ".json", ".ndjson"}  # datasets reads the last one in a folder too
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC}
 
 
@@ -93,8 +94,15 @@ def read_dataset(source: str, split: str) -> Dataset:
             f"{_reason(error)}"
         ) from error
     if "Json(" in str(rows.features):
-        for file in [path] if is_file else _files_of(name, configuration, split) if Path(name).is_dir() else []:
-            if FILE_FORMATS.get(file.suffix) == "json" and (fault := _fault_of_mixed_values(rows.features, file)):
+        files = [path] if is_file else _files_of(name, configuration, split) if Path(name).is_dir() else []
+        for file in files:
+            if file.suffix not in _OF_JSON or not file.is_file():
+                continue
+            try:
+                fault = _fault_of_mixed_values(rows.features, file)
+            except ValueError as error:  # no UTF-8, as a folder's card may say
+                fault = f"its values of several types cannot be checked: {_reason(error)}"
+            if fault is not None:
                 raise PromptsNotFound(f"prompts {source!r}: {'' if is_file else f'{file.name}: '}{fault}")
     return rows
 

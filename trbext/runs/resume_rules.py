@@ -7,13 +7,14 @@ from typing import Any
 
 from ..training.config import TRBConfig
 
-# They say how often and to which place the run is logged, evaluated and saved, and where its server is. No step depends
-# on them, but for `_OF_EVALUATIONS`.
+# They say how often and to which places the run is logged, evaluated and saved, and where its server is. No step
+# depends on them, but for `_OF_EVALUATIONS`.
 FREE_ON_RESUME = {
     *("output_dir", "save_steps", "save_total_limit", "save_strategy", "report_to", "run_name", "disable_tqdm"),
     *("logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_completions"),
     *("num_completions_to_print", "eval_steps", "eval_strategy", "eval_on_start", "eval_delay"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_revision", "hub_always_push"),
     *("vllm_max_model_length", "vllm_gpu_memory_utilization"),
     *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "teacher_url"),
 }

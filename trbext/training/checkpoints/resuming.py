@@ -199,7 +199,8 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
             name, rows = (eval_dataset, self.eval_dataset[eval_dataset]) if named else ("eval", self.eval_dataset)
             kept = vars(self).get("_eval_dataloaders", {})
             if name in kept and self._rows_of_kept[name] is not rows:
-                self.accelerator._dataloaders.remove(kept.pop(name))  # which ends its workers
+                old = kept.pop(name)  # accelerate, which forgets its loaders when a training begins, may have it too
+                self.accelerator._dataloaders = [each for each in self.accelerator._dataloaders if each is not old]
             self._rows_of_kept = {**self._rows_of_kept, name: rows}
         with _with_fields(self.args, **({} if held_out else {"dataloader_persistent_workers": False})):
             loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
@@ -209,8 +210,8 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
         # Only a held-out stream comes as it is. accelerate would give each process another share of it.
         rows = HeldOutStream(dataset) if isinstance(dataset, IterableDataset) else dataset
         # TRL reads streams without workers, and torch refuses what would be said of them.
-        of_workers: dict[str, Any] = {"dataloader_persistent_workers": False, "dataloader_prefetch_factor": None}
-        of_workers["dataloader_multiprocessing_context"] = None
+        names = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
+        of_workers = dict(zip(names, (False, None, None), strict=True))
         with _with_fields(self.args, **({} if self.args.dataloader_num_workers else of_workers)):
             loader: DataLoader[Any] = super()._get_dataloader(rows, *args, **kwargs)
         return loader
@@ -264,10 +265,10 @@ class ResumableTrainer(DistillationTrainer):  # type: ignore[misc]  # TRL is unt
 
 @contextmanager
 def _with_fields(args: TrainingArguments, **values: Any) -> Iterator[None]:
-    """Sets fields for a while."""
-    before = {name: getattr(args, name) for name in values}
+    """Sets fields for a while, of those that this version of transformers has."""
+    before = {name: getattr(args, name) for name in values if hasattr(args, name)}
     try:
-        vars(args).update(values)
+        vars(args).update({name: values[name] for name in before})
         yield
     finally:
         vars(args).update(before)

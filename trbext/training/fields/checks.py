@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from transformers import Trainer, get_scheduler
@@ -114,17 +115,16 @@ _OF_THE_TRAINER = {"conversation", "tools", "add_generation_prompt", "tokenize",
 def check_ranges(fields: Any) -> None:
     """Checks the fields of the dataclass `fields`; None is left to its default.
 
-    Numbers of numpy become int or float, which can be saved.
+    Numbers of numpy become those of Python, which can be saved, in all fields.
 
     Raises:
         ValueError: A field is out of its range.
     """
+    for name, value in list(vars(fields).items()):
+        if isinstance(value, np.generic):
+            setattr(fields, name, value.item())
     for name, range_ in _RANGES.items():
-        value: Any = getattr(fields, name, None)
-        if _is_whole(value):
-            setattr(fields, name, int(value))
-        elif isinstance(value, Real) and not isinstance(value, bool | float):
-            setattr(fields, name, float(value))
+        value = getattr(fields, name, None)
         if value is not None and not (isinstance(value, Real) and range_.holds(value)):
             raise ValueError(f"{name} must be {range_.words}, got {value!r}")
     if getattr(fields, "dataloader_persistent_workers", False) and not fields.dataloader_num_workers:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from python_tests.models.tiny_models import EOS, PAD, tiny_llama
 from python_tests.rollout.rollout_cases import left_padded
@@ -270,18 +270,27 @@ def test_a_mask_of_other_prompts_is_refused() -> None:
             masked(student, teacher, wrong)(ids, scores)
 
 
+def first_scores(
+    student: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, processor: BlendLogitsProcessor, returned: int
+) -> torch.Tensor:
+    """Returns the scores [B * returned, V] from which `generate` draws the first tokens."""
+    output = student.generate(
+        ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(**SETTINGS, num_return_sequences=returned),
+        logits_processor=[processor],
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    scores: torch.Tensor = output.scores[0]
+    return scores
+
+
 def test_a_mask_is_repeated_for_each_returned_sequence() -> None:
     student, teacher = tiny_llama(0), tiny_llama(1)
     rows = [part.repeat_interleave(2, 0) for part in PROMPTS]
     found = [
-        student.generate(
-            ids,
-            attention_mask=mask,
-            generation_config=GenerationConfig(**SETTINGS, num_return_sequences=each),
-            logits_processor=[masked(student, teacher, mask)],
-            output_scores=True,
-            return_dict_in_generate=True,
-        ).scores[0]
+        first_scores(student, ids, mask, masked(student, teacher, mask), each)
         for ids, mask, each in ((*PROMPTS, 2), (*rows, 1))
     ]
     torch.testing.assert_close(*found)
@@ -306,15 +315,8 @@ def test_budgets_are_repeated_for_each_returned_sequence(with_mask: bool) -> Non
             attention_mask=mask if with_mask else None,
         )
         for _ in range(2):  # a second batch begins anew
-            output = student.generate(
-                ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=[processor],
-                output_scores=True,
-                return_dict_in_generate=True,
-            )
-        firsts.append(output.scores[0])
+            scores = first_scores(student, ids, mask, processor, each)
+        firsts.append(scores)
     torch.testing.assert_close(firsts[0].repeat_interleave(2, 0), firsts[1])
 
 
@@ -324,14 +326,7 @@ def test_weights_of_a_mixture_are_repeated_for_each_returned_sequence(every: int
     weights = torch.tensor([[1.0, 0.0], [0.3, 0.7], [0.0, 1.0]]).repeat_interleave(2, 0)
     rows = [part.repeat_interleave(2, 0) for part in PROMPTS]
     found = [
-        student.generate(
-            ids,
-            attention_mask=mask,
-            generation_config=GenerationConfig(**SETTINGS, num_return_sequences=returned),
-            logits_processor=[masked(student, mixture(teachers, of_rows), mask)],
-            output_scores=True,
-            return_dict_in_generate=True,
-        ).scores[0]
+        first_scores(student, ids, mask, masked(student, mixture(teachers, of_rows), mask), returned)
         for (ids, mask), returned, of_rows in ((PROMPTS, 2, weights[::every]), (rows, 1, weights))
     ]
     torch.testing.assert_close(*found)

@@ -134,10 +134,8 @@ def _loss_fault(model: PreTrainedModel, scored: Scored) -> str:
             by_itself = _difference(
                 head(backbone(inner)(input_ids=row[None], use_cache=False)[0][0]), expected, precise=precision[0]
             )
-        except torch.OutOfMemoryError:  # which says nothing of the model, and a result is kept
-            raise
         except FAILURES as error:
-            return f"cannot be trained: the loss got {_line(error)}"
+            return f"cannot be trained: the loss got {_fault_of(error)}"
     if by_itself:
         return f"makes logits of its hidden states by more than its lm_head, and those of the loss differ {by_itself}"
     return f"gives a row other logits when tokens follow it, {fault}: it is not causal"
@@ -161,10 +159,8 @@ def _decoding_fault(model: PreTrainedModel, scored: Scored, switch: int) -> str:
                 expected = model(input_ids=row[None], **options).logits[0, -new - 1 :]
             else:
                 expected = _scored(model, row, scored, precision)[-new - 1 :]
-        except torch.OutOfMemoryError:  # which says nothing of the model, and a result is kept
-            raise
         except FAILURES as error:
-            return f"cannot score a plain row: {_line(error)}"
+            return f"cannot score a plain row: {_fault_of(error)}"
         if expected.isnan().any() or expected.isposinf().any():
             return ""
         # 3. Decode the row from a cache, in each way of calling until one gives the same logits.
@@ -173,10 +169,8 @@ def _decoding_fault(model: PreTrainedModel, scored: Scored, switch: int) -> str:
             try:
                 found = _decoded(model, row, other, prompt, calling)
                 fault = _difference(found, expected, precise=precision[0])
-            except torch.OutOfMemoryError:  # which says nothing of the model, and a result is kept
-                raise
             except FAILURES as error:
-                fault = _line(error)
+                fault = _fault_of(error)
             if not fault:
                 remember_calling(inner, calling)
                 return ""
@@ -226,5 +220,11 @@ def _difference(found: Tensor, expected: Tensor, *, precise: bool) -> str:
     return "" if size <= (1e-3 if precise else 0.1) else f"by {size:.2g} of their spread"
 
 
-def _line(error: BaseException) -> str:
+def _fault_of(error: Exception) -> str:
+    """Returns an error of a model in one line.
+
+    Running out of memory is raised again: it says nothing of the model, and the result of a check is kept.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

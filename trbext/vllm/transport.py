@@ -30,7 +30,7 @@ class RolloutRequest:
         """The ids at which the engine is to stop.
 
         vLLM takes the held-out token for one that it drew. It would end the rollout of a prompt that ends with `stop`
-        at once, and min_tokens, which masks ids, would not help. Such a rollout goes on to its length, and
+        at once, and min_tokens, which masks ids, would not help. Such a rollout continues to its length, and
         `EngineCompletion.of` cuts it.
         """
         return [] if self.prompt[-1] == self.stop else [self.stop]

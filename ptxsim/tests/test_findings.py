@@ -17,10 +17,6 @@ _DEFINED = re.findall(r"^#define (\w+) (\d+)$", (KERNELS / "planted_bugs.cu").re
 BUGS = {"NONE": 0, **{name: int(number) for name, number in _DEFINED}}
 
 
-def kinds(result: Result) -> set[str]:
-    return {f.kind for f in result.findings}
-
-
 @pytest.fixture(scope="module")
 def bugs() -> Module:
     return Module.parse(compile_ptx(KERNELS / "planted_bugs.cu", 90))
@@ -102,7 +98,7 @@ def test_a_planted_bug_in_a_block_is_found(bugs: Module, bug: str, seed: int | N
 def test_a_planted_bug_in_a_cluster_is_found(bugs: Module, bug: str, seed: int | None) -> None:
     result, _ = run_cluster_kernel(bugs, bug, seed)
     # Under a random schedule a peer may also read what its neighbor has not written yet.
-    assert kinds(result) - ({"uninitialized"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
+    assert result.kinds - ({"uninitialized"} if seed else set()) == {kind for kind, _ in CLUSTER_BUGS[bug]}
     for kind, words in CLUSTER_BUGS[bug]:
         assert any(f.kind == kind and words in f.message for f in result.findings)
 
@@ -122,7 +118,7 @@ def test_named_barriers_order_those_who_wait_but_not_those_who_only_arrive(bugs:
     np.testing.assert_array_equal(device.download(out), [expected, expected + 1])
     result = launch(device, variant(bugs, "named_barrier_kernel", "ARRIVE_WITHOUT_WAIT"), 1, 128, [out], seed=seed)
     # Arrivals of both rounds may also add up to one full barrier, and then the consumers wait forever.
-    assert kinds(result) & ({"race"} if seed is None else {"race", "deadlock"})
+    assert result.kinds & ({"race"} if seed is None else {"race", "deadlock"})
 
 
 def test_an_earlier_reader_is_not_forgotten_over_a_later_one(bugs: Module) -> None:
@@ -227,16 +223,6 @@ def test_every_planted_bug_is_tested() -> None:
     assert set(BUGS) == {"NONE", *BLOCK_BUGS, *CLUSTER_BUGS, *EXCHANGE_BUGS, "ARRIVE_WITHOUT_WAIT", "EXITED_PEER"}
 
 
-@pytest.fixture(scope="module")
-def module() -> Module:
-    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 90))
-
-
-@pytest.fixture(scope="module")
-def module80() -> Module:
-    return Module.parse(compile_ptx(KERNELS / "cooperation.cu", 80))
-
-
 def launch_findings(kernel: Kernel, arguments: int, **options: object) -> list[str]:
     device = Device()
     pointers = [device.upload(np.zeros(4096, np.float32)) for _ in range(arguments)]
@@ -245,17 +231,17 @@ def launch_findings(kernel: Kernel, arguments: int, **options: object) -> list[s
 
 
 @pytest.mark.parametrize(("arch", "limit"), [(80, 163), (86, 99), (90, 227), (100, 227), (120, 99)])
-def test_too_much_shared_memory_is_refused(module80: Module, arch: int, limit: int) -> None:
-    kernel = module80.kernels["neighbors"]  # 256 bytes of static shared memory
+def test_too_much_shared_memory_is_refused(sm_80: Module, arch: int, limit: int) -> None:
+    kernel = sm_80.kernels["neighbors"]  # 256 bytes of static shared memory
     bytes_left = limit * 1024 - kernel.shared_bytes
     assert kernel.shared_bytes == 256
     assert launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left) == []
     assert "bytes of shared memory per block" in launch_findings(kernel, 1, grid=1, arch=arch, shared=bytes_left + 1)[0]
 
 
-def test_a_launch_sees_no_shared_memory_beyond_its_own_size(module: Module) -> None:
+def test_a_launch_sees_no_shared_memory_beyond_its_own_size(sm_90: Module) -> None:
     """Launches of unlike sizes share a machine, whose memory is larger."""
-    kernel = module.kernels["split_cluster_barrier"]  # 32 floats of static and 32 of dynamic shared memory
+    kernel = sm_90.kernels["split_cluster_barrier"]  # 32 floats of static and 32 of dynamic shared memory
 
     def findings(shared: int) -> list[tuple[str, str]]:
         device = Device()
@@ -270,8 +256,8 @@ def test_a_launch_sees_no_shared_memory_beyond_its_own_size(module: Module) -> N
     assert findings(2048) == findings(128) == []
 
 
-def test_launch_limits(module: Module, module80: Module) -> None:
-    shuffles, cluster_sum = module80.kernels["shuffles"], module.kernels["cluster_sum"]
+def test_launch_limits(sm_90: Module, sm_80: Module) -> None:
+    shuffles, cluster_sum = sm_80.kernels["shuffles"], sm_90.kernels["cluster_sum"]
     assert launch_findings(shuffles, 1, grid=1) == []
     assert "clusters begin with sm_90" in launch_findings(shuffles, 1, arch=80, cluster=2)[0]
     assert "at most 1024" in launch_findings(shuffles, 1, block=1056)[0]

@@ -14,13 +14,6 @@ from python_tests.operators.devices import Operators
 from python_tests.operators.row_families import families
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("vocab", [17, 5000])
 def test_a_row_does_not_depend_on_its_batch(trb: Operators, vocab: int, threads: None) -> None:
     pairs = [pair for name, pair in families(vocab).items() if "bfloat16" not in name]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,13 +75,6 @@ def test_equal_rows_may_be_shared(trb: Operators) -> None:
     copied = call.but(student_logits=call.student_logits[:1].repeat(10, 1), student_rows=None)
     assert same(call.by(trb.verify), copied.by(trb.verify))
     assert_follows_the_law(call, call.by(trb.verify))
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", [0, 1])

@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from python_tests.models.tiny_models import VOCABULARY, tiny_tokenizer
+from python_tests.runs.complaint import one_line
 from python_tests.runs.run_files import tiny_run, trb
 from trbext.build_info import build_info
 from trbext.runs.callbacks import StopOnSignal
@@ -35,13 +36,6 @@ def write(tmp_path: Path, config: dict[str, Any]) -> str:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return str(path)
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("trb: ")
-    return lines[0]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

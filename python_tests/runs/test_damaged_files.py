@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from python_tests.runs.complaint import one_line
 from python_tests.runs.run_files import tiny_run, trb, written
 from trbext.runs.folder import RunFolder
 
@@ -34,12 +35,6 @@ def unfinished(tmp_path: Path, whole: Run) -> Run:
 
 def resumed(run: Run, *words: str) -> int:
     return trb("train", written(run[0].path.parent / "run.yaml", run[1]), "--resume", *words)
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 import trbext.runs.launch
 import trbext.runs.plots
+from python_tests.runs.complaint import one_line
 from python_tests.runs.run_files import repeatable, same_weights, tiny_run, trained, trb, written
 from trbext.runs.folder import RunFolder
 from trbext.runs.launch import check_one_group
@@ -25,13 +26,6 @@ from trbext.runs.printing import printing_survives
 from trbext.runs.resume_rules import check_changes
 from trbext.runs.settings import parse_settings
 from trbext.training.trainer import TRBTrainer
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("trb: ")
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

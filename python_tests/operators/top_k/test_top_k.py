@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -290,13 +289,6 @@ def test_padding_order_dtype_and_strides_of_the_k_tokens_change_nothing(trb: Ope
     log_probs = torch.cat([top.log_probs, torch.tensor([[NAN, 5.0]]).expand(4, -1)], -1)[:, order]
     for padded in (TopK(ids, log_probs), TopK(ids.int(), log_probs.t().contiguous().t())):
         assert same(outcome(trb, student, padded, 0.05), expected)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

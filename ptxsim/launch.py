@@ -37,6 +37,10 @@ class Result:
     lines: Counter[int] = field(default_factory=Counter)  # how often warps executed each line of the PTX text
     trace: list[Instruction] = field(default_factory=list)
 
+    @property
+    def kinds(self) -> set[str]:
+        return {finding.kind for finding in self.findings}
+
 
 def launch(
     device: Device,
@@ -130,7 +134,8 @@ def _machine(kernel: Kernel, block: tuple[int, int, int], ctas: int, cluster: in
     machine.shared.size = size
     _machines[key] = machine
     while len(_machines) > 1 and sum(kept.geometry.lanes for kept in _machines.values()) > KEPT_LANES:
-        _machines.popitem(last=False)
+        _, dropped = _machines.popitem(last=False)
+        vars(dropped).clear()  # its code refers to it, and a program may have hidden it from the garbage collector
     return machine
 
 

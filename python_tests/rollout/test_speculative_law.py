@@ -179,12 +179,17 @@ def mutated(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return plant
 
 
+SCHEME: dict[str, Any] = {"epsilon": 0.3, "vocab": 5, "length": 3, "rollouts": 50_000}
+
+
+def test_the_scheme_in_which_faults_are_planted_follows_the_law() -> None:
+    assert holm(list(p_values_of_batches(3, 25_000, **SCHEME))) > 0.01
+
+
 @pytest.mark.parametrize(
     "fault",
     ["a rejected draft stands", "the replacement is drawn from mu", "the same uniform accepts and draws"],
 )
 def test_a_planted_fault_of_the_scheme_is_seen(fault: str, mutated: Callable[[str], None]) -> None:
-    settings: dict[str, Any] = {"epsilon": 0.3, "vocab": 5, "length": 3, "rollouts": 50_000}
-    assert holm(list(p_values_of_batches(3, 25_000, **settings))) > 0.01
     mutated(fault)
-    assert holm(list(p_values_of_batches(3, 25_000, **settings))) < 1e-6
+    assert holm(list(p_values_of_batches(3, 25_000, **SCHEME))) < 1e-6

@@ -61,6 +61,7 @@ def test_every_peer_finds_the_reference_beta(
         assert (beta == 1).all() == (epsilon == LOOSE)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a C++ compiler")
 def test_the_compiled_newton_finds_the_reference_beta() -> None:
     student, teacher = logits(torch.float32)

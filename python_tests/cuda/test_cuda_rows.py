@@ -24,6 +24,7 @@ pytestmark = [
 
 EPSILONS = (1e-6, 1e-4, 1e-2, 0.02, 0.1, 1.0)
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
+NIGHTLY = pytest.mark.nightly
 
 
 def family_rows(vocab: int, dtype: torch.dtype) -> tuple[list[str], Tensor, Tensor]:
@@ -57,13 +58,13 @@ def check_solution(
     ("kernels", "vocab", "dtype"),
     [
         (PtxOperators(80, streamed=True), 4099, BFLOAT16),
-        (PtxOperators(80), 2048, FLOAT16),
+        pytest.param(PtxOperators(80), 2048, FLOAT16, marks=NIGHTLY),
         (PtxOperators(90, ranks=2), 5000, FLOAT32),
         (PtxOperators(90, ranks=8), 4099, BFLOAT16),
-        (PtxOperators(90, ranks=4, approx_error=2.0**-22), 16384, BFLOAT16),
+        pytest.param(PtxOperators(90, ranks=4, approx_error=2.0**-22), 16384, BFLOAT16, marks=NIGHTLY),
         (PtxOperators(100, ranks=4), 4099, BFLOAT16),
-        (PtxOperators(100, streamed=True), 3001, FLOAT32),
-        (PtxOperators(120, streamed=True), 3001, FLOAT32),
+        pytest.param(PtxOperators(100, streamed=True), 3001, FLOAT32, marks=NIGHTLY),
+        pytest.param(PtxOperators(120, streamed=True), 3001, FLOAT32, marks=NIGHTLY),
     ],
     ids=lambda value: None if isinstance(value, int) else str(value),
 )
@@ -170,7 +171,7 @@ def test_schedules_of_warps_change_nothing(kernels: PtxOperators) -> None:
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), seed
 
 
-@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=NIGHTLY), 8])
 def test_a_cluster_that_solves_many_rows_solves_each_as_if_by_itself(ranks: int) -> None:
     _, student, teacher = family_rows(1000, BFLOAT16)
     student, teacher = student[::2].clone(), teacher[::2].clone()
@@ -192,7 +193,12 @@ def test_a_cluster_that_solves_many_rows_solves_each_as_if_by_itself(ranks: int)
 
 @pytest.mark.parametrize(
     ("arch", "vocab", "dtype", "ranks"),
-    [(90, 1000, BFLOAT16, 1), (90, 2999, FLOAT32, 3), (90, 9001, BFLOAT16, 8), (100, 2999, BFLOAT16, 2)],
+    [
+        (90, 1000, BFLOAT16, 1),
+        pytest.param(90, 2999, FLOAT32, 3, marks=NIGHTLY),
+        (90, 9001, BFLOAT16, 8),
+        pytest.param(100, 2999, BFLOAT16, 2, marks=NIGHTLY),
+    ],
 )
 def test_twice_the_blocks_give_the_same_bits(arch: int, vocab: int, dtype: torch.dtype, ranks: int) -> None:
     """How many blocks hold a row depends on N, and no result may."""
@@ -210,6 +216,7 @@ def test_twice_the_blocks_give_the_same_bits(arch: int, vocab: int, dtype: torch
     assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*answers, strict=True))
 
 
+@NIGHTLY
 def test_without_the_prefetch_of_the_next_row_nothing_else_changes() -> None:
     """Tests what TRB_CUDA_PREFETCH=0 launches, which exists to time what the prefetch gains. Rows begin anywhere."""
     _, student, teacher = family_rows(1001, BFLOAT16)
@@ -233,7 +240,7 @@ def test_rows_too_large_for_the_chip_are_streamed_in_the_same_order() -> None:
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-3, 0.1, float("inf")])
-@pytest.mark.parametrize(("vocab", "ranks"), [(17, 1), (300, 1), (2500, 4)])
+@pytest.mark.parametrize(("vocab", "ranks"), [(17, 1), pytest.param(300, 1, marks=NIGHTLY), (2500, 4)])
 def test_a_grid_of_uniforms_reproduces_mu_to_two_counts(vocab: int, ranks: int, epsilon: float) -> None:
     trb, grid = PtxOperators(90, ranks=ranks), 512 if vocab < 1000 else 128
     uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
@@ -371,6 +378,8 @@ PLANTED = (
 )
 
 
+# A barrier is left out at random on each change too: `python -m python_tests.cuda.without_barriers --random`.
+@NIGHTLY
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
 def test_a_bug_planted_in_the_kernels_is_found(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

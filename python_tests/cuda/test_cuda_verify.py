@@ -81,7 +81,7 @@ def test_every_decision_follows_the_law_over_row_families(kernels: PtxOperators,
     assert_follows_the_law(call, got)
 
 
-@pytest.mark.parametrize("vocab", [300, 2500])
+@pytest.mark.parametrize("vocab", [pytest.param(300, marks=pytest.mark.nightly), 2500])
 @pytest.mark.parametrize("epsilon", [1e-4, 0.05, 0.5])
 def test_a_grid_of_uniforms_reproduces_the_residual_to_two_counts(vocab: int, epsilon: float) -> None:
     """All rows are one row, by indirection; mu lowers the probability of the draft, so that the draft is rejected."""
@@ -378,6 +378,7 @@ PLANTED = (
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
 def test_a_bug_planted_in_the_kernels_is_found(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

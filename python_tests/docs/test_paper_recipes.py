@@ -266,6 +266,7 @@ def test_every_command_of_the_table_in_the_docs_parses_with_the_recipe() -> None
         parse_run(ROOT / "recipes" / "paper-1.7b-8b.yaml", [*command.split(), "--use_cpu", "true"])
 
 
+@pytest.mark.nightly
 def test_the_launch_configuration_shards_both_models_and_leaves_checkpoints_that_load(
     tmp_path: Path, pair: tuple[str, str]
 ) -> None:

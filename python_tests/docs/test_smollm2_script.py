@@ -259,26 +259,50 @@ def test_steps_of_the_recipe_keep_the_budget(out: Path) -> None:
         assert line["trb/kl_max"] <= line["trb/epsilon"] * (1 + 1e-4) + 1e-7
 
 
-@pytest.mark.real_model
-@needs_packages
-def test_the_notebook_runs_and_was_saved_with_its_pictures(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    cells = json.loads((SCRIPT.parents[1] / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
-    pictures = [data for cell in cells for found in cell.get("outputs", []) for data in found.get("data", {})]
-    assert pictures.count("image/png") == 3
-    (out.parent / "runs").mkdir()
-    (out.parent / "runs" / "smollm2-models").symlink_to(out)
-    monkeypatch.chdir(out.parent)
+def cells_of_the_notebook() -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads((SCRIPT.parents[1] / "docs" / "quickstart.ipynb").read_text())["cells"]
+    return cells
+
+
+def run_notebook(folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs the cells of the notebook in this folder, with these models, and returns their variables."""
+    pytest.importorskip("matplotlib").use("Agg")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "smollm2-models").symlink_to(models)
+    monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
-    for number, cell in enumerate(cells):
+    for number, cell in enumerate(cells_of_the_notebook()):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
-    (_, before), (_, after) = names["held_out"]
-    assert after < 0.7 * before
     assert (names["found"].kl <= names["epsilon"] * (1 + 1e-4)).all()
     for text in names["texts"]:
-        assert len(text.pieces) == len(text.beta) > 1
+        assert len(text.pieces) == len(text.beta) > 0
+    return names
+
+
+def test_the_notebook_was_saved_with_its_pictures_and_runs_on_tiny_models(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [data for cell in cells_of_the_notebook() for of in cell.get("outputs", []) for data in of.get("data", {})]
+    assert pictures.count("image/png") == 3
+    models = tmp_path / "models"
+    assert script.main(["--output", str(models), "--train-prompts", "32", "--eval-prompts", "8"]) == 0
+    for name in ("student", "teacher"):
+        tokenizer = AutoTokenizer.from_pretrained(models / name)
+        tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}="
+        tokenizer.save_pretrained(models / name)
+    names = run_notebook(tmp_path, models, monkeypatch)
+    assert [step for step, _ in names["held_out"]] == [0, 6]
+
+
+@pytest.mark.nightly
+@pytest.mark.real_model
+@needs_packages
+def test_the_notebook_lowers_the_loss_of_the_real_student(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_notebook(out.parent, out, monkeypatch)
+    (_, before), (_, after) = names["held_out"]
+    assert after < 0.7 * before
+    assert all(len(text.beta) > 1 for text in names["texts"])
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -15,8 +17,19 @@ ROWS = {line.split(" | ")[0].removeprefix("| "): line for line in PAGE.read_text
 OF_THIS_VERSION = f"transformers {transformers.__version__}, " in PAGE.read_text(encoding="utf-8")
 
 
+# One of each kind of cache, positions or experts; the others nightly.
+ON_EACH_CHANGE = (
+    *("bloom", "cohere2", "deepseek_v3", "falcon_h1", "falcon_mamba", "gemma2", "gemma3_text", "gpt2", "gpt_oss"),
+    *("jamba", "llama", "mistral", "opt", "qwen2", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "rwkv", "bert"),
+)
+
+
+def chosen_families() -> list[Any]:
+    return [pytest.param(name, marks=() if name in ON_EACH_CHANGE else pytest.mark.nightly) for name in families()]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", chosen_families())
 def test_a_family_is_right_or_refused_by_name_and_the_page_says_which(family: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -85,7 +85,7 @@ def p_values_of_batches(
     [
         (0.02, 6, 3, [(1, 35_000), (2, 2_000), (4, 70_000)]),
         (0.3, 5, 4, [(2, 35_000), (3, 2_000), (8, 70_000)]),
-        (3.0, 7, 3, [(1, 35_000), (2, 70_000), (3, 10_000)]),
+        pytest.param(3.0, 7, 3, [(1, 35_000), (2, 70_000), (3, 10_000)], marks=pytest.mark.nightly),
     ],
 )
 def test_completions_follow_mu_at_any_draft_length_and_batch(

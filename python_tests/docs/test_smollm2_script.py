@@ -283,7 +283,8 @@ def run_notebook(folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_notebook_was_saved_with_its_pictures_and_runs_on_tiny_models(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = [data for cell in cells_of_the_notebook() for of in cell.get("outputs", []) for data in of.get("data", {})]
+    outputs = [output for cell in cells_of_the_notebook() for output in cell.get("outputs", [])]
+    pictures = [kind for output in outputs for kind in output.get("data", {})]
     assert pictures.count("image/png") == 3
     models = tmp_path / "models"
     assert script.main(["--output", str(models), "--train-prompts", "32", "--eval-prompts", "8"]) == 0

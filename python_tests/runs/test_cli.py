@@ -104,7 +104,9 @@ def test_train_writes_a_run_folder_and_resumes_exactly(
     assert "killed" in (tmp_path / "both.svg").read_text()
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.nightly)]
+)
 def test_an_interrupted_run_resumes_to_the_same_end(
     number: signal.Signals, exit_code: int, tmp_path: Path, config: dict[str, Any]
 ) -> None:

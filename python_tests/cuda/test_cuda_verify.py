@@ -378,8 +378,7 @@ PLANTED = (
 )
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
+@pytest.mark.parametrize("planted", [pytest.param(bug, id=bug.name, marks=pytest.mark.nightly) for bug in PLANTED])
 def test_a_bug_planted_in_the_kernels_is_found(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

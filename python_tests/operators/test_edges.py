@@ -289,6 +289,7 @@ def test_a_vocabulary_of_one_token(op: Operator, overload: Overload, epsilon: fl
         assert got.log_probs.tolist() == [[0.0], [0.0]]
 
 
+@pytest.mark.nightly_if(case=lambda trb, vocab, **_: trb.interpreted and vocab not in (1, 1023, 2049))
 @pytest.mark.parametrize("vocab", [1, 2, 3, 1023, 1024, 1025, 2049])
 def test_odd_vocabularies_misaligned_storage_and_transposed_inputs(
     op: Operator, overload: Overload, vocab: int

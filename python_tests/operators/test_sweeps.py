@@ -123,8 +123,14 @@ def test_instruction_sets_agree(tmp_path: Path) -> None:
             )  # a cell's edge may fall between them
 
 
+# The grid of uniforms shows the law, to two counts; one overload of the budget is enough.
+CASES = "not 2_to_the_31 and not 151936 and not chi_square and not per_row"
+GRIDS = "grid_of_uniforms and (cpu-2- or cpu-300-)"  # they take as long as all the others
+
+
+@pytest.mark.parametrize("cases", [f"{CASES} and not ({GRIDS})", pytest.param(GRIDS, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set_keeps_the_edges_the_law_and_the_bits(isa: str, tmp_path: Path) -> None:
+def test_every_instruction_set_keeps_the_edges_the_law_and_the_bits(isa: str, cases: str, tmp_path: Path) -> None:
     if isa == trbext._C.cpu_isa or not runs_here(isa):
         pytest.skip(f"{isa} is what the whole suite runs on, or cannot run here")
     files = [str(TESTS / name) for name in ("test_edges.py", "test_precision.py", "test_bitwise.py", "test_sample.py")]
@@ -137,8 +143,7 @@ def test_every_instruction_set_keeps_the_edges_the_law_and_the_bits(isa: str, tm
         "-m",
         "not ptx",
         "-k",
-        # The grid of uniforms shows the law, to two counts; one overload of the budget is enough.
-        "not 2_to_the_31 and not 151936 and not chi_square and not per_row",
+        cases,
         *files,
     ]
     if sys.version_info < (3, 11):  # has no -P; a plain install then needs another way to hide the source folder

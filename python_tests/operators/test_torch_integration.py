@@ -60,14 +60,18 @@ def sampling_step(student: Tensor, teacher: Tensor, epsilon: Tensor, uniform: Te
     return drawn.token + 1, drawn.log_prob + log_probs.gather(1, drawn.token[:, None])[:, 0], beta
 
 
-def test_compile_fullgraph_static_and_dynamic() -> None:
+DYNAMIC = pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.nightly), True])
+
+
+@DYNAMIC
+def test_compile_fullgraph(dynamic: bool) -> None:
     student, teacher, epsilon, uniform = arguments("sample", "per_row")
-    for dynamic in (False, True):
-        compiled = torch.compile(sampling_step, fullgraph=True, dynamic=dynamic)
-        for rows in (4, 3):
-            inputs = student[:rows], teacher[:rows], epsilon[:rows], uniform[:rows]
-            for got, expected in zip(compiled(*inputs), sampling_step(*inputs), strict=True):
-                assert torch.equal(got, expected)
+    torch._dynamo.reset()  # it would take a graph of the other test
+    compiled = torch.compile(sampling_step, fullgraph=True, dynamic=dynamic)
+    for rows in (4, 3):
+        inputs = student[:rows], teacher[:rows], epsilon[:rows], uniform[:rows]
+        for got, expected in zip(compiled(*inputs), sampling_step(*inputs), strict=True):
+            assert torch.equal(got, expected)
 
 
 def test_compiled_draws_need_no_uniform_of_the_caller() -> None:
@@ -153,15 +157,16 @@ def verifying_step(student: Tensor, teacher: Tensor, drafts: Tensor, offsets: Te
     return kept.tokens + 1, kept.accepted.sum(), -kept.beta.nan_to_num()
 
 
-def test_compile_verify_fullgraph_static_and_dynamic() -> None:
+@DYNAMIC
+def test_compile_verify_fullgraph(dynamic: bool) -> None:
     student, teacher, drafts, offsets, _, _, accept, draw = verify_arguments()
-    for dynamic in (False, True):
-        compiled = torch.compile(verifying_step, fullgraph=True, dynamic=dynamic)
-        for rows, requests in ((6, 2), (5, 1)):
-            inputs = student[:rows], teacher[:rows], drafts[:rows], offsets[: requests + 1], accept[:rows]
-            inputs = (*inputs, draw[:rows])
-            for got, expected in zip(compiled(*inputs), verifying_step(*inputs), strict=True):
-                assert torch.equal(got, expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(verifying_step, fullgraph=True, dynamic=dynamic)
+    for rows, requests in ((6, 2), (5, 1)):
+        inputs = student[:rows], teacher[:rows], drafts[:rows], offsets[: requests + 1], accept[:rows]
+        inputs = (*inputs, draw[:rows])
+        for got, expected in zip(compiled(*inputs), verifying_step(*inputs), strict=True):
+            assert torch.equal(got, expected)
 
 
 def test_one_graph_serves_verify_at_every_width() -> None:

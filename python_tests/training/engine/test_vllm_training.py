@@ -46,26 +46,29 @@ def run(task: str, folder: Path, status: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Returns the folder and the report of a run, and of one that was killed after its fifth step and resumed."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Returns the folder of the models and runs, and the report of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("vllm")
+    run("whole", folder, 0)
+    return folder, json.loads((folder / "whole.json").read_text())
+
+
+@pytest.mark.nightly
+def test_a_run_that_was_killed_and_resumed_is_bitwise_the_uninterrupted_one(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = whole
     run("killed", folder, -signal.SIGKILL)
     assert (folder / "killed" / "checkpoint-5").is_dir()
-    run("whole-and-resumed", folder, 0)
-    return folder, json.loads((folder / "report.json").read_text())
+    run("resumed", folder, 0)
+    resumed = json.loads((folder / "resumed.json").read_text())
+    assert resumed["steps"] == found["steps"]
+    assert resumed["evaluations"] == found["evaluations"]
+    weights, expected = (torch.load(folder / name / "weights.pt") for name in ("killed", "whole"))
+    assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
 
 
-def test_a_run_that_was_killed_and_resumed_is_bitwise_the_uninterrupted_one(runs: tuple[Path, dict[str, Any]]) -> None:
-    folder, found = runs
-    assert len(found["whole"]["steps"]) == STEPS
-    assert found["killed"]["steps"] == found["whole"]["steps"]
-    assert found["killed"]["evaluations"] == found["whole"]["evaluations"]
-    resumed, whole = (torch.load(folder / name / "weights.pt") for name in ("killed", "whole"))
-    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
-
-
-def test_rollouts_keep_the_budget_and_the_loss_falls(runs: tuple[Path, dict[str, Any]]) -> None:
-    logs = runs[1]["whole"]["steps"]
+def test_rollouts_keep_the_budget_and_the_loss_falls(whole: tuple[Path, dict[str, Any]]) -> None:
+    logs = whole[1]["steps"]
+    assert len(logs) == STEPS
     for log in logs[:WARMUP]:
         assert 0 < log["trb/kl_max"] <= log["trb/epsilon"] * (1 + 1e-4) + 1e-7
         assert 0.5 < log["trb/acceptance"] <= 1
@@ -74,30 +77,30 @@ def test_rollouts_keep_the_budget_and_the_loss_falls(runs: tuple[Path, dict[str,
     assert sum(log["loss"] for log in logs[-3:]) < 0.9 * sum(log["loss"] for log in logs[:3])
 
 
-def test_the_engine_has_the_weights_of_each_step_and_its_teacher_stays(runs: tuple[Path, dict[str, Any]]) -> None:
-    digests = runs[1]["whole"]["digests"]
+def test_the_engine_has_the_weights_of_each_step_and_its_teacher_stays(whole: tuple[Path, dict[str, Any]]) -> None:
+    digests = whole[1]["digests"]
     assert len({each["teacher"] for each in digests}) == 1
     assert len({each["student"] for each in digests}) == WARMUP  # those of an evaluation are of a step
     # What the engine says of each token is what the trainer's own models find.
-    assert max(runs[1]["whole"]["student_gap"]) < 1e-3
-    logged = [log["trb/teacher_log_prob"] for log in runs[1]["whole"]["steps"][:WARMUP]]
-    assert runs[1]["whole"]["teacher_log_prob"] == pytest.approx(logged, abs=1e-4)
+    assert max(whole[1]["student_gap"]) < 1e-3
+    logged = [log["trb/teacher_log_prob"] for log in whole[1]["steps"][:WARMUP]]
+    assert whole[1]["teacher_log_prob"] == pytest.approx(logged, abs=1e-4)
 
 
-def test_the_teacher_is_freed_with_the_budget(runs: tuple[Path, dict[str, Any]]) -> None:
-    assert runs[1]["whole"]["teacher is gone"]
-    for log in runs[1]["whole"]["steps"][WARMUP:]:
+def test_the_teacher_is_freed_with_the_budget(whole: tuple[Path, dict[str, Any]]) -> None:
+    assert whole[1]["teacher is gone"]
+    for log in whole[1]["steps"][WARMUP:]:
         assert "trb/acceptance" not in log
         assert log["trb/kl_max"] == 0
 
 
 @pytest.mark.nightly
-def test_the_recipe_of_the_page_trains_a_tiny_pair(runs: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_recipe_of_the_page_trains_a_tiny_pair(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"{n}+{n}="}) + "\n" for n in range(3, 35)))
     small = {
-        "model_name_or_path": runs[0] / "models" / "student",
-        "teacher_model_name_or_path": runs[0] / "models" / "teacher",
+        "model_name_or_path": whole[0] / "models" / "student",
+        "teacher_model_name_or_path": whole[0] / "models" / "teacher",
         "prompts": prompts,
         "eval_prompts": prompts,
         "output_dir": tmp_path / "run",

@@ -2,8 +2,8 @@
 
     python vllm_run.py TASK FOLDER
 
-TASK is killed (ends itself by SIGKILL at the checkpoint of step 5) or whole-and-resumed (trains without an
-interruption, then continues the run that was killed).
+TASK is whole (saves the models and trains without an interruption), killed (ends itself by SIGKILL at the checkpoint of
+step 5) or resumed (continues the run that was killed).
 """
 
 from __future__ import annotations
@@ -114,21 +114,19 @@ def report(trainer: TRBTrainer, seen: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     task, folder = sys.argv[1], Path(sys.argv[2])
     models = folder / "models"
-    if task == "killed":
+    if task == "whole":
         save_models(models)
-        trainer = trainer_in(folder / "killed", models)
+    trainer = trainer_in(folder / ("whole" if task == "whole" else "killed"), models)
+    if task == "killed":
         trainer.add_callback(KillAtCheckpoint())
-        trainer.train()
-    elif task == "whole-and-resumed":
-        found = {}
-        for name, checkpoint in (("whole", None), ("killed", str(folder / "killed" / f"checkpoint-{KILLED_AT}"))):
-            trainer = trainer_in(folder / name, models)
-            seen = watched(trainer)
-            trainer.train(resume_from_checkpoint=checkpoint)
-            found[name] = report(trainer, seen)
-            assert trainer.engines is not None
-            trainer.engines.end()
-        (folder / "report.json").write_text(json.dumps(found))
+    seen = watched(trainer)
+    trainer.train(
+        resume_from_checkpoint=str(folder / "killed" / f"checkpoint-{KILLED_AT}") if task == "resumed" else None
+    )
+    found = report(trainer, seen)
+    assert trainer.engines is not None
+    trainer.engines.end()
+    (folder / f"{task}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

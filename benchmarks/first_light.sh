@@ -12,9 +12,10 @@
 #   --output DIR   default runs/first_light
 #   --limit S      seconds of all stages together, default 560 (cpu: an hour); later stages are cut to what is left
 #   --wheel FILE   trbext for this Python, torch and GPU, used if the build fails or is too slow
+#   --build no     builds nothing: takes the trbext that is installed, which must be of these sources
 set -uo pipefail
 
-device=cuda output=runs/first_light limit= wheel=
+device=cuda output=runs/first_light limit= wheel= build=yes
 usage() { echo "first_light.sh: $1; usage: [--device cuda|cpu] [--output DIR] [--limit S] [--wheel FILE]" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     [ $# -ge 2 ] || usage "$1 needs a value"
@@ -23,6 +24,7 @@ while [ $# -gt 0 ]; do
         --output) output=$2 ;;
         --limit) limit=$2; [[ $2 =~ ^[0-9]+$ ]] || usage "--limit must be whole seconds, got $2" ;;
         --wheel) wheel=$2; [ -f "$2" ] || usage "--wheel must be a file, got $2" ;;
+        --build) build=$2; [ "$2" = yes ] || [ "$2" = no ] || usage "--build must be yes or no, got $2" ;;
         *) usage "unknown option $1" ;;
     esac
     shift 2
@@ -127,7 +129,11 @@ if command -v nvcc >/dev/null; then
 else
     left_out chip "no nvcc on PATH"
 fi
-if stage build 150 3 bash -c build || { [ -n "$wheel" ] && stage wheel 30 3 bash -c take_wheel; }; then
+built() {
+    if [ "$build" = no ]; then left_out build "as --build no says"; return 0; fi
+    stage build 150 3 bash -c build
+}
+if built || { [ -n "$wheel" ] && stage wheel 30 3 bash -c take_wheel; }; then
     stage smoke 60 26 "$python" -m benchmarks.first_light smoke --device "$device"
     stage time 75 30 "$python" -m benchmarks.first_light time --device "$device" --output "$output"
     if on_gpu peers; then

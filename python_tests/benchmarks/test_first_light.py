@@ -57,6 +57,21 @@ def test_a_stage_that_is_too_slow_is_ended(tmp_path: Path) -> None:
     assert outcomes(tmp_path / "out")["build"] == "left out: no time left"
 
 
+def test_what_is_installed_is_tried_without_a_build(tmp_path: Path) -> None:
+    log = tmp_path / "calls"
+    recording = tmp_path / "python"
+    recording.write_text(
+        f'#!/bin/sh\ncase "$*" in *first_light.report*) exec {sys.executable} "$@";; esac\necho "$*" >>{log}\n'
+    )
+    recording.chmod(0o755)
+    done = run_script("--device", "cpu", "--build", "no", "--output", str(tmp_path / "out"), python=recording)
+    assert done.returncode == 0
+    found = outcomes(tmp_path / "out")
+    assert found["build"] == "left out: as --build no says"
+    assert found["smoke"] == found["operator_tests"] == "ok"
+    assert "pip" not in log.read_text()
+
+
 def test_a_chip_probe_that_fails_leaves_no_chip_file(tmp_path: Path) -> None:
     """A stand-in for nvcc makes a probe that stops halfway, as a probe does on a machine without a driver."""
     tools = tmp_path / "tools"
@@ -86,6 +101,7 @@ def test_a_chip_probe_that_fails_leaves_no_chip_file(tmp_path: Path) -> None:
         (("--device", "tpu"), "--device must be cuda or cpu, got tpu"),
         (("--limit", "long"), "--limit must be whole seconds, got long"),
         (("--wheel", "absent.whl"), "--wheel must be a file, got absent.whl"),
+        (("--build", "never"), "--build must be yes or no, got never"),
         (("--output",), "--output needs a value"),
         (("--fast", "1"), "unknown option --fast"),
     ],

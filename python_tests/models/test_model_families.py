@@ -19,8 +19,9 @@ OF_THIS_VERSION = f"transformers {transformers.__version__}, " in PAGE.read_text
 
 # One of each kind of cache, positions or experts; the others nightly.
 ON_EACH_CHANGE = (
-    *("bloom", "cohere2", "deepseek_v3", "falcon_h1", "falcon_mamba", "gemma2", "gemma3_text", "gpt2", "gpt_oss"),
-    *("jamba", "llama", "mistral", "opt", "qwen2", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "rwkv", "bert"),
+    *("bert", "bloom", "cohere2", "deepseek_v3", "falcon_h1", "falcon_mamba", "gemma2", "gemma3_text"),
+    *("gpt2", "gpt_oss", "jamba", "llama", "mistral", "opt", "qwen2", "qwen3"),
+    *("qwen3_5_text", "qwen3_moe", "qwen3_next", "rwkv"),
 )
 
 

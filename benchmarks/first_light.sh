@@ -16,7 +16,7 @@
 set -uo pipefail
 
 device=cuda output=runs/first_light limit= wheel= build=yes
-usage() { echo "first_light.sh: $1; usage: [--device cuda|cpu] [--output DIR] [--limit S] [--wheel FILE]" >&2; exit 2; }
+usage() { echo "first_light.sh: $1; usage: [--device cuda|cpu] [--output DIR] [--limit S] [--wheel FILE] [--build yes|no]" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     [ $# -ge 2 ] || usage "$1 needs a value"
     case $1 in
@@ -29,6 +29,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+[ -z "$wheel" ] || [ "$build" = yes ] || usage "--build no takes no --wheel, got $wheel"
 
 # A machine without a GPU may be slow, so its stages get more time.
 patience=1
@@ -36,11 +37,12 @@ patience=1
 limit=${limit:-$((patience == 1 ? 560 : 3600))}
 root=$(cd "$(dirname "$0")/.." && pwd) work=$(mktemp -d) python=${PYTHON:-python3} began=$(date +%s)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$output/logs" && output=$(cd "$output" && pwd)
+mkdir -p "$output/logs" 2>/dev/null && output=$(cd "$output" && pwd) || usage "--output must be a folder that can be made, got $output"
 rm -f "$output"/stages.tsv "$output"/chip.* "$output"/rows.ncu-rep "$output"/blend_cuda.* "$output"/*.md "$output"/logs/*.log
 cd "$root"
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
-# The package is built into its own folder, which Python searches before the source folder of the same name.
+# A build or wheel goes into a folder of its own, which Python searches before the source folder of the same name. That
+# one takes the binaries of an install, if they are of the same sources.
 export PYTHONSAFEPATH=1 PYTHONPATH="$work/site:$root${PYTHONPATH:+:$PYTHONPATH}"
 failures=0
 
@@ -102,6 +104,15 @@ chip() { # its output stays in chip.partial if it fails or is ended
 
 build() { "$python" -m pip install -q --no-build-isolation --no-deps --no-index --target "$work/site" .; }
 
+installed() { # an editable install of another checkout would come before these sources
+    "$python" - "$root" <<'PYTHON'
+import pathlib, sys, trbext
+found, root = (pathlib.Path(path).resolve() for path in (trbext.__file__, sys.argv[1]))
+if root not in found.parents:
+    sys.exit(f"trbext must be of {root}, got that of {found.parent}")
+PYTHON
+}
+
 take_wheel() {
     rm -rf "$work/site"
     "$python" -m pip install -q --no-deps --no-index --target "$work/site" "$wheel"
@@ -116,8 +127,8 @@ ncu_text() {
         grep -E 'rows<|Duration|SM Frequency|DRAM (Throughput|Frequency)|Memory Throughput|L2 Hit|Issue|No Eligible|Eligible Warps|(Theoretical|Achieved) Occupancy|[Ss]tall|Registers Per Thread|Cluster Size|Max Active Clusters|Executed Ipc'
 }
 
-export -f machine chip build take_wheel tests ncu_text # `timeout` runs them in a shell of their own
-export device output work python wheel
+export -f machine chip build installed take_wheel tests ncu_text # `timeout` runs them in a shell of their own
+export device output root work python wheel
 
 export CMAKE_BUILD_PARALLEL_LEVEL=$(nproc)
 echo "unknown device" >"$output/gpu.txt"
@@ -130,8 +141,7 @@ else
     left_out chip "no nvcc on PATH"
 fi
 built() {
-    if [ "$build" = no ]; then left_out build "as --build no says"; return 0; fi
-    stage build 150 3 bash -c build
+    if [ "$build" = yes ]; then stage build 150 3 bash -c build; else stage installed 60 1 bash -c installed; fi
 }
 if built || { [ -n "$wheel" ] && stage wheel 30 3 bash -c take_wheel; }; then
     stage smoke 60 26 "$python" -m benchmarks.first_light smoke --device "$device"

@@ -50,8 +50,9 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks as nightly the cases of a test for which its `nightly_if` is true."""
     for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
         for mark in item.iter_markers("nightly_if"):
-            if mark.kwargs["case"](**getattr(item, "callspec").params):  # noqa: B009  (of parametrized functions only)
+            if mark.kwargs["case"](**parameters):
                 item.add_marker(pytest.mark.nightly)
 
 

@@ -22,6 +22,11 @@ def cuda_missing() -> str | None:
     return None
 
 
+def other_overload_on_ptx(trb: Any = None, overload: str | None = None, **_: object) -> bool:
+    """Tells whether a case is nightly: on each change the slow interpreter runs one overload on each architecture."""
+    return overload is not None and trb.interpreted and (trb.arch == 80) != (overload == "float")
+
+
 def on(device: str, tensor: Tensor) -> Tensor:
     """Returns `tensor` on the device with the same strides and the same offset into its storage; `tensor` itself if it
     is there.

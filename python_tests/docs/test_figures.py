@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,18 +9,14 @@ import pytest
 import torch
 
 from python_tests.docs.pages import ROOT
+from python_tests.docs.scripts import load_script
 
 SCRIPT = ROOT / "docs" / "figures" / "beta_against_epsilon.py"
 
 
 @pytest.fixture(scope="module")
 def figure() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_each_curve_rises_to_one_at_the_divergence_of_its_prefix(figure: ModuleType) -> None:

@@ -14,11 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from python_tests.docs.scripts import load_script
 from python_tests.docs.smollm2_recipe import (
     MISSING,
+    SCRIPT,
     cells_of_the_notebook,
     held_out_of_two_steps,
-    load_script,
     load_script_and_run,
     run_notebook,
 )
@@ -31,7 +32,7 @@ STUDENT_LAYERS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 22, 23, 24, 25, 26, 27, 28, 29]
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """Returns the script with a tiny 30-layer Llama for SmolLM2 and sums for word problems; the rest is the real
     script."""
-    module = load_script()
+    module = load_script(SCRIPT)
     weights = tmp_path / "tiny.gguf"
     weights.write_bytes(b"weights")
     teacher = tiny_llama(layers=30, sharpness=0.1)
@@ -176,7 +177,7 @@ def test_a_missing_package_is_named_with_its_remedy(
 
 @pytest.mark.skipif("reasoning_gym" in MISSING, reason="needs the package reasoning-gym")
 def test_word_problems_are_distinct_reproducible_and_held_out(tmp_path: Path) -> None:
-    script = load_script()
+    script = load_script(SCRIPT)
     for folder in ("first", "second"):
         script.write_prompts(tmp_path / folder, 300, 100)
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
@@ -196,7 +197,7 @@ def test_word_problems_are_distinct_reproducible_and_held_out(tmp_path: Path) ->
 def test_repeated_word_problems_are_drawn_once_and_too_few_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [{"question": f"{n % 3}?", "answer": str(n % 3)} for n in range(9)]
     monkeypatch.setitem(sys.modules, "reasoning_gym", SimpleNamespace(create_dataset=lambda *_, **__: items))
-    script = load_script()
+    script = load_script(SCRIPT)
     assert [row["answer"] for row in script.gsm_symbolic(3, 0, set())] == ["0", "1", "2"]
     assert [row["answer"] for row in script.gsm_symbolic(2, 0, {"0?"})] == ["1", "2"]
     with pytest.raises(script.RecipeError, match="only 2 different prompts for seed 0, 3 were asked for"):

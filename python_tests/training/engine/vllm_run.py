@@ -116,13 +116,12 @@ def main() -> None:
     models = folder / "models"
     if task == "whole":
         save_models(models)
-    trainer = trainer_in(folder / ("whole" if task == "whole" else "killed"), models)
+    run = folder / ("whole" if task == "whole" else "killed")
+    trainer = trainer_in(run, models)
     if task == "killed":
         trainer.add_callback(KillAtCheckpoint())
     seen = watched(trainer)
-    trainer.train(
-        resume_from_checkpoint=str(folder / "killed" / f"checkpoint-{KILLED_AT}") if task == "resumed" else None
-    )
+    trainer.train(resume_from_checkpoint=str(run / f"checkpoint-{KILLED_AT}") if task == "resumed" else None)
     found = report(trainer, seen)
     assert trainer.engines is not None
     trainer.engines.end()
